@@ -70,7 +70,7 @@ impl Document {
     /// # Errors
     /// [`Error::Document`], with file, line and column.
     pub fn check(&self) -> Result<()> {
-        self.source.check(&self.state)
+        self.source.check(&self.state, &|_, _| false)
     }
 
     /// An error of a call that was given this state, or one that was made of it, as [`Error::Document`] with file, line

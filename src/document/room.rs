@@ -21,6 +21,7 @@ use crate::types::Encapsulation;
 use crate::types::ProbeSource;
 use crate::types::Real;
 use crate::types::RealFlags;
+use crate::types::Vip;
 
 /// The first thing that is more than its own settings allow.
 pub(super) fn beyond(state: &State) -> Option<Conflict> {
@@ -28,10 +29,14 @@ pub(super) fn beyond(state: &State) -> Option<Conflict> {
 }
 
 /// The first thing that cannot be where these settings are all that there are.
-pub(super) fn beyond_all(state: &State, settings: &BalancerState) -> Option<Conflict> {
+pub(super) fn beyond_all(
+    state: &State,
+    settings: &BalancerState,
+    is_probed: &dyn Fn(Vip, IpAddr) -> bool,
+) -> Option<Conflict> {
     with(state, settings)
         .or_else(|| without_interface(state, settings))
-        .or_else(|| without_source(state, settings))
+        .or_else(|| without_source(state, settings, is_probed))
         .or_else(|| in_a_circle(state))
 }
 
@@ -182,7 +187,11 @@ fn without_interface(state: &State, settings: &BalancerState) -> Option<Conflict
 }
 
 /// GUE, and probes whose source is not made up, need an outer source address of the real's family.
-fn without_source(state: &State, settings: &BalancerState) -> Option<Conflict> {
+fn without_source(
+    state: &State,
+    settings: &BalancerState,
+    is_probed: &dyn Fn(Vip, IpAddr) -> bool,
+) -> Option<Conflict> {
     let missing = |real: IpAddr| match real {
         IpAddr::V4(_) => settings.source_v4.is_none().then_some("source_v4"),
         IpAddr::V6(_) => settings.source_v6.is_none().then_some("source_v6"),
@@ -201,6 +210,12 @@ fn without_source(state: &State, settings: &BalancerState) -> Option<Conflict> {
     };
     of_traffic.or_else(|| match is_made_up {
         true => None,
-        false => find("a probe of", Box::new(probed(state))),
+        false => {
+            let of_vips = reals(state).filter(|(real, place)| match place {
+                Place::Real { vip, .. } => is_probed(state.vips[*vip].vip, *real),
+                _ => false,
+            });
+            find("a probe of", Box::new(probed(state).chain(of_vips)))
+        }
     })
 }

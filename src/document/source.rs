@@ -18,6 +18,7 @@ use crate::config::BalancerState;
 use crate::config::SETTING_KEYS;
 use crate::error::Error;
 use crate::error::Result;
+use crate::types::Vip;
 
 /// The text that a state was read from, and where everything stands in it.
 #[derive(Clone, Debug, Default)]
@@ -33,12 +34,17 @@ impl Source {
         Self { file, text, places }
     }
 
-    pub(crate) fn check(&self, state: &State) -> Result<()> {
+    /// With reals of VIPs that are probed through the tunnel, besides those with marks.
+    pub(crate) fn check(
+        &self,
+        state: &State,
+        is_probed: &dyn Fn(Vip, IpAddr) -> bool,
+    ) -> Result<()> {
         let settings = state
             .builder()
             .and_then(|builder| BalancerState::alone(&builder));
         let settings = settings.map_err(|error| self.placed(state, error))?;
-        match beyond_all(state, &settings) {
+        match beyond_all(state, &settings, is_probed) {
             None => Ok(()),
             Some(conflict) => Err(self.refuse(state, conflict)),
         }
@@ -58,13 +64,22 @@ impl Source {
         self.refuse(state, wrong(Place::Mark(mark), message))
     }
 
+    /// An error of what stands at a place.
+    #[cfg(feature = "health")]
+    pub(crate) fn refuse_at(&self, at: usize, error: &Error) -> Error {
+        self.page().refuse(at, message(error))
+    }
+
     fn refuse(&self, state: &State, conflict: Conflict) -> Error {
-        let page = Page {
+        self.page().refuse_conflict(state, &self.places, conflict)
+    }
+
+    fn page(&self) -> Page<'_> {
+        Page {
             file: self.file.as_deref(),
             text: &self.text,
             start: 0,
-        };
-        page.refuse_conflict(state, &self.places, conflict)
+        }
     }
 }
 

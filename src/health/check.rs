@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use hyper::Uri;
+use hyper::header::HeaderName;
 use rustls::pki_types::ServerName;
 
 use crate::error::Error;
@@ -12,6 +14,11 @@ use crate::types::Protocol;
 
 /// The longest body of which the beginning is looked at, in bytes.
 const MAX_BODY: usize = 1 << 20;
+/// The longest path, in bytes.
+const MAX_PATH: usize = 65_534;
+/// Words of ALPN, and the longest of them in bytes (RFC 7301, 3.1).
+const MAX_WORDS: usize = 64;
+const MAX_WORD: usize = 255;
 
 /// What a real is asked, and what counts as an answer. The [time-out](super::Policy::timeout) is for all of it, so a
 /// server that hangs, or sends its answer byte by byte, has failed.
@@ -68,7 +75,7 @@ impl Check {
     pub(super) fn validate(&self) -> Result<()> {
         match self {
             Self::Tcp | Self::Syn => Ok(()),
-            Self::Quic(quic) => quic.tls.validate(),
+            Self::Quic(quic) => quic.validate(),
             Self::Http(http) => http.validate(),
             Self::Udp(udp) => udp.validate(),
             Self::Dns(dns) => dns.validate(),
@@ -113,7 +120,7 @@ pub enum Method {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Http {
-    /// The path, and the query if there is one: begins with `/`, without spaces. Default: `/`.
+    /// The path, and the query if there is one: begins with `/`, up to 65,534 bytes, without spaces, `#`, `<` and `>`. Default: `/`.
     pub path: String,
     /// How it is asked for. Default: [`Method::Get`].
     pub method: Method,
@@ -151,12 +158,19 @@ impl Http {
     }
 
     fn validate(&self) -> Result<()> {
-        let graphic = self.path.bytes().all(|byte| byte.is_ascii_graphic());
-        if !self.path.starts_with('/') || !graphic {
+        if self.path.len() > MAX_PATH {
+            let found = format!("{} bytes", self.path.len());
+            return Err(invalid("path", found, "at most 65,534 bytes"));
+        }
+        let has_other = |byte: u8| !byte.is_ascii_graphic() || b"#<>".contains(&byte);
+        if !self.path.starts_with('/')
+            || self.path.bytes().any(has_other)
+            || self.path.parse::<Uri>().is_err()
+        {
             return Err(invalid(
                 "path",
                 &self.path,
-                "it begins with / and has no spaces: write %20",
+                "it begins with / and has no spaces, #, < or >: write %20, %23, %3C, %3E",
             ));
         }
         if self.max_body > MAX_BODY {
@@ -178,7 +192,9 @@ impl Http {
             return Err(invalid("answer_body", self.max_body, reason));
         }
         for (name, value) in &self.headers {
-            let is_name = !name.is_empty() && name.bytes().all(is_token);
+            let is_name = !name.is_empty()
+                && name.bytes().all(is_token)
+                && name.parse::<HeaderName>().is_ok();
             let is_value = value
                 .bytes()
                 .all(|byte| byte == b' ' || byte.is_ascii_graphic());
@@ -308,7 +324,8 @@ impl Dns {
 pub struct Quic {
     /// Who the server is.
     pub tls: Tls,
-    /// The protocols above it that are offered; the server must take one. Default: `h3`.
+    /// The protocols above it that are offered; the server must take one. Range: up to 64 words of 1 to 255 bytes; default:
+    /// `h3`.
     pub alpn: Vec<String>,
 }
 
@@ -319,6 +336,18 @@ impl Quic {
             tls,
             alpn: vec!["h3".to_owned()],
         }
+    }
+
+    fn validate(&self) -> Result<()> {
+        let range = "up to 64 words of 1 to 255 bytes";
+        if self.alpn.len() > MAX_WORDS {
+            return Err(invalid("alpn", format!("{} words", self.alpn.len()), range));
+        }
+        let lengths = 1..=MAX_WORD;
+        if let Some(word) = self.alpn.iter().find(|word| !lengths.contains(&word.len())) {
+            return Err(invalid("alpn", format!("`{word}`"), range));
+        }
+        self.tls.validate()
     }
 }
 
@@ -438,6 +467,27 @@ mod tests {
         };
         assert!(with(|http| http.path = "a".to_owned()).contains("begins with /"));
         assert!(with(|http| http.path = "/a\r\nHost: b".to_owned()).contains("path"));
+        for path in ["/a<b", "/a>b", "/?a<b", "/a#b", "/?a#b", "/ä"] {
+            let mut http = good.clone();
+            http.path = path.to_owned();
+            assert!(http.validate().is_err(), "{path}");
+        }
+        let long = |length: usize| {
+            let mut http = good.clone();
+            http.path = format!("/{}", "a".repeat(length - 1));
+            http.validate()
+        };
+        assert!(long(MAX_PATH).is_ok());
+        assert!(
+            long(MAX_PATH + 1)
+                .unwrap_err()
+                .to_string()
+                .contains("65,534")
+        );
+        assert!(
+            with(|http| http.headers = vec![("a".repeat(70_000), String::new())])
+                .contains("a name")
+        );
         assert!(with(|http| http.max_body = MAX_BODY + 1).contains("1,048,576"));
         assert!(with(|http| http.statuses.clear()).contains("at least one"));
         assert!(with(|http| http.statuses = vec![99..=200]).contains("99"));
@@ -459,5 +509,24 @@ mod tests {
             http.method = Method::Head;
         };
         assert!(with(nothing_read).contains("no body is read"));
+    }
+
+    #[test]
+    fn what_tls_has_no_room_for_is_refused() {
+        let offering = |alpn: Vec<String>| {
+            let mut quic = Quic::new(Tls::any());
+            quic.alpn = alpn;
+            Check::from(quic)
+                .validate()
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(offering(vec!["a".repeat(255); 64]), Ok(()));
+        for wrong in [
+            vec![String::new()],
+            vec!["h3".to_owned(), "a".repeat(256)],
+            vec!["h3".to_owned(); 65],
+        ] {
+            assert!(offering(wrong).unwrap_err().contains("1 to 255 bytes"));
+        }
     }
 }

@@ -13,6 +13,7 @@ use super::policy::Policy;
 use super::policy::RealPolicy;
 use super::read_check::Asked;
 use super::read_check::asked;
+use super::read_check::authorities;
 use super::settings::Settings;
 use super::table::checked;
 use super::table::given;
@@ -71,7 +72,11 @@ pub struct Document {
     /// How reals are probed; `None`: the document says nothing of that.
     pub settings: Option<Settings>,
     source: Source,
+    authorities: Authorities,
 }
+
+/// Where files with authorities are named first.
+type Authorities = BTreeMap<String, usize>;
 
 impl PartialEq for Document {
     /// By what they say; not by where.
@@ -103,25 +108,45 @@ impl Document {
         reading.finish(state, source)
     }
 
-    /// Checks what a balancer that is loaded with it would refuse; see [`state::Document::check`](crate::state::Document::check).
-    /// Change nothing of its state before.
+    /// Checks what a balancer that is loaded with it would refuse, see [`state::Document::check`](crate::state::Document::check),
+    /// and what checks would that start with it: certificates that cannot be read on this host, a source address that probes
+    /// through the tunnel lack. Change nothing of its state before.
     ///
     /// # Errors
     /// [`Error::Document`], with file, line and column.
     pub fn check(&self) -> Result<()> {
-        self.source.check(&self.state)
+        let Some(settings) = &self.settings else {
+            return self.source.check(&self.state, &|_, _| false);
+        };
+        let is_probed = |vip, real| settings.is_by_tunnel(vip, real);
+        self.source.check(&self.state, &is_probed)?;
+        settings.check().map_err(|error| self.placed(error))
     }
 
     /// An error of a call that was given this state, with file, line and column; see
     /// [`state::Document::placed`](crate::state::Document::placed). Change nothing of its state before, but copies of it.
     #[must_use]
     pub fn placed(&self, error: Error) -> Error {
-        self.source.placed(&self.state, error)
+        match &error {
+            Error::InvalidConfig { setting, value, .. } if *setting == "authorities" => {
+                match self.authorities.get(value) {
+                    Some(at) => self.source.refuse_at(*at, &error),
+                    None => error,
+                }
+            }
+            _ => self.source.placed(&self.state, error),
+        }
     }
 
     /// The programs that it has run, with their arguments.
     pub fn commands(&self) -> impl Iterator<Item = &super::Command> {
         self.settings.iter().flat_map(Settings::commands)
+    }
+
+    /// The files with authorities that it names, each as often as it does. They are opened by the process that checks, and an
+    /// error tells whether there is one: think of that where somebody else hands you the document.
+    pub fn authorities(&self) -> impl Iterator<Item = &Path> {
+        self.settings.iter().flat_map(Settings::authorities)
     }
 }
 
@@ -135,6 +160,7 @@ struct Reading {
     udp: Option<Asked>,
     vips: BTreeMap<Vip, Given>,
     reals: BTreeMap<Vip, BTreeMap<IpAddr, RealPolicy>>,
+    authorities: Authorities,
 }
 
 impl Beside for Reading {
@@ -142,6 +168,7 @@ impl Beside for Reading {
         self.is_there = true;
         let keys = Keys::new(page, &ALL, value)?;
         self.all = Given::read(&keys)?;
+        self.note(&keys);
         self.tcp = asked(&keys, "tcp_check")?;
         self.udp = asked(&keys, "udp_check")?;
         let numbers: [(&str, &mut u32); 4] = [
@@ -160,7 +187,9 @@ impl Beside for Reading {
 
     fn of_vip(&mut self, vip: Vip, page: &Page<'_>, value: &Value<'_>) -> Result<()> {
         self.is_there = true;
-        let given = Given::read(&Keys::new(page, &OF_VIP, value)?)?;
+        let keys = Keys::new(page, &OF_VIP, value)?;
+        let given = Given::read(&keys)?;
+        self.note(&keys);
         self.vips.insert(vip, given);
         Ok(())
     }
@@ -173,7 +202,9 @@ impl Beside for Reading {
         value: &Value<'_>,
     ) -> Result<()> {
         self.is_there = true;
-        let given = Given::read(&Keys::new(page, &OF_REAL, value)?)?;
+        let keys = Keys::new(page, &OF_REAL, value)?;
+        let given = Given::read(&keys)?;
+        self.note(&keys);
         let of_vip = self.reals.entry(vip).or_default();
         of_vip.insert(real, given.of_real());
         Ok(())
@@ -181,6 +212,13 @@ impl Beside for Reading {
 }
 
 impl Reading {
+    /// Remembers where files are named.
+    fn note(&mut self, keys: &Keys<'_, '_, '_>) {
+        for (path, at) in authorities(keys) {
+            self.authorities.entry(path).or_insert(at);
+        }
+    }
+
     /// Puts together what was said in any order.
     fn finish(self, state: State, source: Source) -> Result<Document> {
         if !self.is_there {
@@ -188,6 +226,7 @@ impl Reading {
                 state,
                 settings: None,
                 source,
+                authorities: Authorities::new(),
             });
         }
         let mut settings = self.settings;
@@ -225,6 +264,7 @@ impl Reading {
             state,
             settings: Some(settings),
             source,
+            authorities: self.authorities,
         })
     }
 }

@@ -352,7 +352,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@health = { check = { kind = \"http\", path = \"healthz\" } }\n",
-        "line 5, column 44: path = \"healthz\": it begins with / and has no spaces: write %20",
+        "line 5, column 44: path = \"healthz\": it begins with / and has no spaces, #, < or >: write %20",
     ),
     (
         "@health = { check = { kind = \"http\", statuses = [200, \"99-200\"] } }\n",
@@ -448,4 +448,33 @@ fn mutated_documents_are_refused_or_right() {
             settings.validate().unwrap();
         }
     });
+}
+
+#[test]
+fn what_checks_need_of_this_host_is_checked() {
+    let check = |balancer: &str, health: &str| {
+        let text = format!(
+            "[balancer]\ngateway_mac = \"0a:00:00:00:00:fe\"\n{balancer}\n{health}\n[[vip]]\naddress = \"203.0.113.1\"\nport = 443\n\
+             protocol = \"tcp\"\nreals = [ {{ address = \"198.51.100.1\" }}, {{ address = \"2001:db8::1\" }} ]\n"
+        );
+        let checked = Document::from_toml(&text).unwrap().check();
+        checked.map_err(|error| error.to_string())
+    };
+    let sources = "source_v4 = \"10.0.0.1\"\nsource_v6 = \"2001:db8::2\"";
+    assert_eq!(check(sources, "[health]"), Ok(()));
+    assert_eq!(check("", ""), Ok(()));
+    assert_eq!(check("", "[health]\nvia = \"direct\""), Ok(()));
+    assert_eq!(check("", "[health]\ntcp_check = \"none\""), Ok(()));
+    assert_eq!(
+        check("healthcheck_source = \"made-up\"", "[health]"),
+        Ok(())
+    );
+    assert_eq!(
+        check("source_v4 = \"10.0.0.1\"", "[health]").unwrap_err(),
+        "configuration document: line 9, column 41: a probe of the real 2001:db8::1 needs source_v6 in [balancer]"
+    );
+    let missing = "[health]\nvia = \"direct\"\ntcp_check = { kind = \"https\", authorities = \"/nowhere/ca.pem\" }";
+    let said = check("", missing).unwrap_err();
+    let expected = "line 6, column 45: authorities = /nowhere/ca.pem: No such file";
+    assert!(said.contains(expected), "{said}");
 }

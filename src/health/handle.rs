@@ -180,7 +180,7 @@ impl Health {
     /// As they.
     pub fn changes_to(&self, wanted: &State, settings: Option<Settings>) -> Result<Changes> {
         if let Some(settings) = &settings {
-            settings.validate()?;
+            settings.check()?;
         }
         let told = self.shared.with_katran(|katran| {
             let mut board = self.shared.known().board.clone();

@@ -97,7 +97,7 @@ sections! {
         /// The word `http`.
         kind: "choice", NEEDED, "`http`";
         /// The path, and the query if there is one.
-        path: "text", Some("`/`"), "begins with `/`, without spaces";
+        path: "text", Some("`/`"), "begins with `/`, up to 65,534 bytes, without spaces, `#`, `<` and `>`";
         /// How it is asked for.
         method: "choice", Some("`get`"), "`get` or `head`";
         /// The header `Host`.
@@ -119,7 +119,7 @@ sections! {
         /// The word `https`.
         kind: "choice", NEEDED, "`https`";
         /// The path, and the query if there is one.
-        path: "text", Some("`/`"), "begins with `/`, without spaces";
+        path: "text", Some("`/`"), "begins with `/`, up to 65,534 bytes, without spaces, `#`, `<` and `>`";
         /// How it is asked for.
         method: "choice", Some("`get`"), "`get` or `head`";
         /// The header `Host`.
@@ -178,7 +178,7 @@ sections! {
         /// The word `quic`.
         kind: "choice", NEEDED, "`quic`";
         /// The protocols above it that are offered.
-        alpn: "list", Some("`h3`"), "a list of words";
+        alpn: "list", Some("`h3`"), "a list of up to 64 words of 1 to 255 bytes";
         /// The server's name: it is asked for (SNI), and the certificate must be for it.
         server_name: "text", Some("the address"), "a DNS name or an address";
         /// Whose certificates are good: a file with certificates in PEM, which is read when the document is applied.

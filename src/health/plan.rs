@@ -38,6 +38,16 @@ impl Probes {
     }
 }
 
+impl Settings {
+    /// As [`validate`](Self::validate), and reads the certificates that checks need, as they do when they start.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig), also for certificates that cannot be read.
+    pub fn check(&self) -> Result<()> {
+        Probes::new(self).map(drop)
+    }
+}
+
 /// What is asked of one real, and how often.
 #[derive(Clone)]
 pub(super) struct Question {

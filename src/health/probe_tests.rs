@@ -371,12 +371,25 @@ fn what_is_no_certificate_or_name_is_refused() {
     assert!(refused(with("")).contains("at least one"));
     let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     assert!(refused(with(empty)).contains("no certificate"));
+    // Whoever opens a socket is told otherwise: what is no file is not opened.
+    let socket = std::env::temp_dir().join(format!("katran-no-file-{}", std::process::id()));
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let of_socket = refused(Tls {
+        server_name: None,
+        trust: Trust::File(socket.clone()),
+    });
+    std::fs::remove_file(&socket).unwrap();
+    assert!(of_socket.contains("it is no file"), "{of_socket}");
     for path in ["/nowhere/to/be/found", "/", "/dev/zero"] {
         let tls = Tls {
             server_name: None,
             trust: Trust::File(path.into()),
         };
-        assert!(refused(tls).contains(path));
+        let said = refused(tls);
+        assert!(
+            said.starts_with(&format!("configuration: authorities = {path}: ")),
+            "{said}"
+        );
     }
     let mut named = Tls::any();
     named.server_name = Some("a b".to_owned());

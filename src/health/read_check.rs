@@ -40,6 +40,23 @@ pub(super) fn asked(keys: &Keys<'_, '_, '_>, key: &str) -> Result<Option<Asked>>
     value.map(|value| check(keys.page, key, value)).transpose()
 }
 
+/// The files with authorities of a table's checks, and where in the document they stand.
+pub(super) fn authorities(keys: &Keys<'_, '_, '_>) -> Vec<(String, usize)> {
+    let names = ["check", "tcp_check", "udp_check"];
+    let checks = names
+        .iter()
+        .filter_map(|name| keys.value(keys.key_of(name)?));
+    let files = checks.filter_map(|check| match check.get_ref() {
+        DeValue::Table(table) => table.get("authorities"),
+        _ => None,
+    });
+    let files = files.filter_map(|value| {
+        let at = keys.page.start + value.span().start;
+        Some((value.get_ref().as_str()?.to_owned(), at))
+    });
+    files.collect()
+}
+
 /// What stands for a check: `"tcp"`, or `{ kind = "http", path = "/healthz" }`.
 fn check(page: &Page<'_>, key: &str, value: &Value<'_>) -> Result<Asked> {
     let refuse =

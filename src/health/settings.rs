@@ -1,12 +1,20 @@
 //! The settings of all health checks.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "serde")]
+use std::net::IpAddr;
+#[cfg(feature = "serde")]
+use std::path::Path;
 use std::time::Duration;
 
 use super::check::Check;
 #[cfg(feature = "serde")]
 use super::check::Command;
+#[cfg(feature = "serde")]
+use super::check::Trust;
 use super::policy::Policy;
+#[cfg(feature = "serde")]
+use super::policy::Via;
 use super::policy::lasts;
 use super::policy::within;
 use crate::error::Result;
@@ -79,6 +87,27 @@ impl Settings {
         lasts("pause", self.pause, pauses, "10 ms to 10 s")?;
         let mut all = self.vips.values().chain([&self.tcp, &self.udp]);
         all.try_for_each(Policy::validate)
+    }
+
+    /// Whether a real of a VIP is probed through the tunnel.
+    #[cfg(feature = "serde")]
+    pub(super) fn is_by_tunnel(&self, vip: Vip, real: IpAddr) -> bool {
+        let probing = self.of(vip).of_real(vip, real);
+        probing.is_some_and(|probing| probing.via == Via::Tunnel)
+    }
+
+    /// The files with authorities that it names, some of them many times.
+    #[cfg(feature = "serde")]
+    pub(super) fn authorities(&self) -> impl Iterator<Item = &Path> {
+        let tls = self.checks().filter_map(|check| match check {
+            Check::Http(http) => http.tls.as_ref(),
+            Check::Quic(quic) => Some(&quic.tls),
+            _ => None,
+        });
+        tls.filter_map(|tls| match &tls.trust {
+            Trust::File(path) => Some(path.as_path()),
+            _ => None,
+        })
     }
 
     /// The programs that it has run.

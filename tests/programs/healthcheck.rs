@@ -508,7 +508,25 @@ fn what_cannot_be_checked_is_refused_at_the_start() {
     refused(&["--interface", "lo"], place);
     let pem = "{ kind = \"https\", authorities = \"/nowhere/ca.pem\" }";
     file.write(&format!("{SETTINGS}[health]\ntcp_check = {pem}\n"));
-    refused(&["--interface", "lo"], "/nowhere/ca.pem");
+    let place = "healthcheck-refused.toml:7:45: authorities = /nowhere/ca.pem: No such file";
+    refused(&["--interface", "lo"], place);
+    let checked = |says: &str| {
+        let mut check = katran("check");
+        let output = host.output({
+            check.arg(&file.0);
+            check
+        });
+        let output = output.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(says), "{text}");
+    };
+    checked(place);
+    file.write(&format!(
+        "[balancer]\ngateway_mac = \"0a:00:00:00:00:fe\"\n{HEALTH}{}",
+        service(80, "tcp")
+    ));
+    checked("a probe of the real 198.51.100.1 needs source_v4 in [balancer]");
+    refused(&["--interface", "lo"], "source_v4");
     file.write(&format!("{SETTINGS}{HEALTH}"));
     let shared = ["--shared", "/sys/fs/bpf/nothing"];
     refused(&shared, "set healthcheck_interface in [balancer]");
@@ -665,9 +683,38 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
     let taken = post(&with("one"));
     assert!(taken.contains(" 200 "), "{taken}");
     assert!(!ran("two"));
+    // Nor do files come in, of which an answer would tell whether there are any.
+    for path in ["/etc/passwd", "/nowhere/ca.pem"] {
+        let check = format!("{{ kind = \"https\", authorities = \"{path}\" }}");
+        let document = format!(
+            "{SETTINGS}{HEALTH}tcp_check = {check}\n{}",
+            service(80, "tcp")
+        );
+        let refused = post(&document);
+        let why = format!("takes authorities of {path}, as the document in force does not");
+        assert!(
+            refused.contains(" 422 ") && refused.contains(&why),
+            "{refused}"
+        );
+    }
     file.write(&with("two"));
     let (worked, text) = running.say(host, "apply", &[file.0.to_str().unwrap()]);
     assert!(worked, "{text}");
     eventually("the other one has run", || ran("two"));
+    // What would be refused is refused as well when it is only looked at.
+    let missing = "{ kind = \"https\", authorities = \"/nowhere/ca.pem\" }";
+    file.write(&format!(
+        "{SETTINGS}{HEALTH}tcp_check = {missing}\n{}",
+        service(80, "tcp")
+    ));
+    for options in [&["--dry-run"][..], &[]] {
+        let arguments = [options, &[file.0.to_str().unwrap()]].concat();
+        let (worked, text) = running.say(host, "apply", &arguments);
+        assert!(
+            !worked && text.contains("authorities = /nowhere/ca.pem: No such"),
+            "{text}"
+        );
+        assert!(text.contains("line 9, column 45"), "{text}");
+    }
     running.balancer.end(SIGTERM);
 }

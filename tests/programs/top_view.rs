@@ -35,6 +35,37 @@ use report::Slots;
 use report::Vip;
 use view::Status;
 
+#[test]
+fn many_reals_of_a_vip_are_shown_at_once() {
+    let address = |number: u32| std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string();
+    let named = |name: String, reals: Vec<OfVip>| Traffic {
+        name,
+        place: 0,
+        rate: Rate::default(),
+        packets: 0,
+        down: None,
+        reals,
+        slots: None,
+        entries: None,
+    };
+    let reals = (0..30_000).map(|number| of_vip(&address(number), false));
+    let vip = named("203.0.113.1:80/tcp".to_owned(), reals.collect());
+    let mut rates = Rates {
+        reals: (0..30_000)
+            .map(|number| named(address(number), Vec::new()))
+            .collect(),
+        ..Rates::default()
+    };
+    rates.reals[29_999].rate.packets = 7.0;
+    let began = std::time::Instant::now();
+    let table = panes::reals_of(&rates, &vip, panes::plain);
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+    assert_eq!(table.rows.len(), 30_000);
+    assert_eq!(table.rows[29_999].figures[2].shown, "7");
+    assert_eq!(table.rows[0].figures[2].shown, "0");
+}
+
 fn count(packets: u64, bytes: u64) -> Count {
     Count { packets, bytes }
 }

@@ -1,6 +1,7 @@
 //! The thread that owns the balancer: all that changes it, and its clocks.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -232,11 +233,19 @@ impl Owner {
         changes
     }
 
-    /// Refuses a document of somebody who may not have programs run: those of the one in force, and no others.
+    /// Refuses a document of somebody who may not have programs run or files read: those of the one in force, and no others.
     pub(crate) fn check_commands(&self, document: &Document) -> Result<()> {
         let other = document
             .commands()
             .find(|command| !self.wanted.commands.contains(command));
+        let mut files = document.authorities();
+        if let Some(file) = files.find(|file| !self.wanted.authorities.iter().any(|of| of == file))
+        {
+            anyhow::bail!(
+                "a check takes authorities of {}, as the document in force does not: by HTTP no files come in; use `katran apply`",
+                file.display()
+            );
+        }
         match other {
             None => Ok(()),
             Some(command) => anyhow::bail!(
@@ -253,7 +262,10 @@ impl Owner {
         let state = self.introspected(state);
         let changes = match (&self.health, wanted.settings) {
             (Some(health), Some(settings)) => health.changes_to(&state, Some(settings)),
-            _ => self.katran().changes_to(&state),
+            (None, Some(settings)) => settings
+                .check()
+                .and_then(|()| self.katran().changes_to(&state)),
+            (_, None) => self.katran().changes_to(&state),
         };
         Ok(changes.map_err(|error| document.placed(error))?)
     }
@@ -452,6 +464,8 @@ struct Wanted {
     settings: Option<Settings>,
     /// The programs that checks run.
     commands: Vec<health::Command>,
+    /// The files with authorities that they name.
+    authorities: Vec<PathBuf>,
 }
 
 /// A document with checks if they are asked for, and an interface for them to leave by.
@@ -460,6 +474,7 @@ fn prepared(arguments: &Arguments, document: &Document) -> Result<Wanted> {
         state: document.state.clone(),
         settings: document.settings.clone(),
         commands: document.commands().cloned().collect(),
+        authorities: document.authorities().map(PathBuf::from).collect(),
     };
     if arguments.probe {
         wanted.settings.get_or_insert_default();

@@ -1,6 +1,9 @@
 //! What `top` shows, as tables: VIPs, reals, what was dropped, CPUs, traffic, the flow tables; and what belongs to one VIP or
 //! one real.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+
 use super::rates::Rates;
 use super::rates::Traffic;
 use super::report::Health;
@@ -231,9 +234,11 @@ fn reals(rates: &Rates, number: Number) -> Table {
 /// The reals of a VIP. What they get is for all VIPs that have them.
 pub(crate) fn reals_of(rates: &Rates, vip: &Traffic, number: Number) -> Table {
     let weights = weights(vip);
+    let all = rates.reals.iter();
+    let all: HashMap<&str, &Traffic> = all.map(|real| (&*real.name, real)).collect();
     let rows = vip.reals.iter().enumerate().map(|(place, of)| {
         let name = of.real.to_string();
-        let real = rates.reals.iter().find(|real| real.name == name);
+        let real = all.get(&*name).copied();
         pair(place, name, of, weights, real, number)
     });
     Table {
@@ -245,9 +250,10 @@ pub(crate) fn reals_of(rates: &Rates, vip: &Traffic, number: Number) -> Table {
 
 /// The VIPs that have a real. What they get is for all their reals.
 pub(crate) fn vips_of(rates: &Rates, real: &str, number: Number) -> Table {
+    let address = real.parse::<IpAddr>().ok();
     let rows = rates.vips.iter().filter_map(|vip| {
         let mut reals = vip.reals.iter();
-        let of = reals.find(|of| of.real.to_string() == real)?;
+        let of = reals.find(|of| Some(of.real) == address)?;
         let name = vip.name.clone();
         Some(pair(vip.place, name, of, weights(vip), Some(vip), number))
     });

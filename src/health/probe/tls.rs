@@ -1,5 +1,7 @@
 //! TLS of probes: whose certificates are good.
 
+use std::fmt::Display;
+use std::fs;
 use std::fs::File;
 use std::io;
 use std::io::Read;
@@ -51,7 +53,7 @@ impl Authorities {
                 "this host trusts nobody ({}): install its package of CA certificates, or name authorities",
                 errors.join("; ")
             );
-            return Err(invalid("trust", "system", reason));
+            return Err(invalid("authorities", "this host's", reason));
         }
         let store = Arc::new(store);
         self.0 = Some(Arc::clone(&store));
@@ -79,8 +81,8 @@ pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientC
         .map_err(|error| invalid("tls", "ring", error.to_string()))?;
     let builder = match &tls.trust {
         Trust::System => builder.with_root_certificates(authorities.of_system()?),
-        Trust::Authorities(pem) => builder.with_root_certificates(of_pem(pem)?),
-        Trust::File(path) => builder.with_root_certificates(of_pem(&read(path)?)?),
+        Trust::Authorities(pem) => builder.with_root_certificates(of_pem(pem, "given as text")?),
+        Trust::File(path) => builder.with_root_certificates(of_pem(&read(path)?, path.display())?),
         Trust::Any => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody(algorithms))),
@@ -90,13 +92,18 @@ pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientC
     Ok(config)
 }
 
-/// The text of a file. What is no file could keep one waiting, or be endless.
+/// The text of a file. What is no file could keep one waiting, be endless, or do something when it is opened, as a watchdog does.
 fn read(path: &Path) -> Result<String> {
     let read = || {
+        let no_file = || io::Error::other("it is no file");
+        if !fs::metadata(path)?.is_file() {
+            return Err(no_file());
+        }
         let mut options = File::options();
         let file = options.read(true).custom_flags(O_NONBLOCK).open(path)?;
+        // Another one may have come to be there.
         if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is no file"));
+            return Err(no_file());
         }
         let mut pem = String::new();
         let length = file.take(MAX_PEM).read_to_string(&mut pem)? as u64;
@@ -105,11 +112,11 @@ fn read(path: &Path) -> Result<String> {
             false => Err(io::Error::other("it is longer than certificates are")),
         }
     };
-    read().map_err(|error: io::Error| invalid("trust", path.display(), error.to_string()))
+    read().map_err(|error: io::Error| invalid("authorities", path.display(), error.to_string()))
 }
 
-fn of_pem(pem: &str) -> Result<RootCertStore> {
-    let bad = |reason: String| invalid("trust", "authorities", reason);
+fn of_pem(pem: &str, whose: impl Display) -> Result<RootCertStore> {
+    let bad = |reason: String| invalid("authorities", &whose, reason);
     let mut store = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|error| bad(format!("no PEM: {error}")))?;
