@@ -386,6 +386,7 @@ fn check(found: &RealHealth) -> Option<Check> {
     Some(Check {
         time: seconds(found.last?),
         result: found.last_result.clone()?,
+        unsent: found.last_unsent,
         cause: found.last_cause.map(|cause| cause.to_string()),
         history: history.collect(),
     })

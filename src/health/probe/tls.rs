@@ -1,10 +1,12 @@
 //! TLS of probes: whose certificates are good.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::libc::O_NONBLOCK;
@@ -33,13 +35,25 @@ use crate::error::Result;
 /// Files with certificates are shorter, in bytes.
 const MAX_PEM: u64 = 16 << 20;
 
-/// The authorities of this host, read once for all checks.
+/// The authorities of this host and of files, read once for all checks.
 #[derive(Default)]
-pub(in crate::health) struct Authorities(Option<Arc<RootCertStore>>);
+pub(in crate::health) struct Authorities {
+    system: Option<Arc<RootCertStore>>,
+    files: HashMap<PathBuf, Arc<RootCertStore>>,
+}
 
 impl Authorities {
+    fn of_file(&mut self, path: &Path) -> Result<Arc<RootCertStore>> {
+        if let Some(store) = self.files.get(path) {
+            return Ok(Arc::clone(store));
+        }
+        let store = Arc::new(of_pem(&read(path)?)?);
+        self.files.insert(path.to_owned(), Arc::clone(&store));
+        Ok(store)
+    }
+
     fn of_system(&mut self) -> Result<Arc<RootCertStore>> {
-        if let Some(store) = &self.0 {
+        if let Some(store) = &self.system {
             return Ok(Arc::clone(store));
         }
         let found = rustls_native_certs::load_native_certs();
@@ -54,7 +68,7 @@ impl Authorities {
             return Err(invalid("trust", "system", reason));
         }
         let store = Arc::new(store);
-        self.0 = Some(Arc::clone(&store));
+        self.system = Some(Arc::clone(&store));
         Ok(store)
     }
 }
@@ -80,7 +94,7 @@ pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientC
     let builder = match &tls.trust {
         Trust::System => builder.with_root_certificates(authorities.of_system()?),
         Trust::Authorities(pem) => builder.with_root_certificates(of_pem(pem)?),
-        Trust::File(path) => builder.with_root_certificates(of_pem(&read(path)?)?),
+        Trust::File(path) => builder.with_root_certificates(authorities.of_file(path)?),
         Trust::Any => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody(algorithms))),
