@@ -556,7 +556,8 @@ settings! {
     /// The first packet of a pair takes a place, and gives it back when the VIP or the real has gone. So there should be as many
     /// places as the VIPs have reals together, drained ones included; where ids in packets choose reals
     /// ([`VipFlags::QUIC`](crate::VipFlags::QUIC) and such), each of these VIPs times all reals that have ids. Packets of
-    /// pairs beyond are forwarded and counted as ever, and besides as those without a pair.
+    /// pairs beyond are forwarded and counted as ever, and besides as those without a pair. They take one lookup more, and one of 256
+    /// looks for a place, under a lock: clients who send ids that lead to all reals can bring that about.
     ///
     /// A place takes 24 bytes for each possible CPU, and some 80 more. Packets of all VIPs take 61 instructions more then,
     /// and a lookup in a hash. With another number the counts of pairs begin at 0.
