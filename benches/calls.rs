@@ -127,7 +127,8 @@ fn balancer(directory: &Path, vips: u16, rounds: usize) {
             .time("add_real", || katran.add_real(new, real(1)))
             .unwrap();
         times.time("remove_vip", || katran.remove_vip(new)).unwrap();
-        times.time("diagnose", || katran.diagnose("eth0")).unwrap();
+        let found = times.time("diagnose", || katran.diagnose("eth0"));
+        assert!(found.unwrap().works());
         times.time("counters", || katran.counters()).unwrap();
         let features = Features::default() | Features::INTROSPECTION;
         times.time("reload", || katran.reload(features)).unwrap();
@@ -161,9 +162,8 @@ fn decapsulator(rounds: usize) {
         times
             .time("attach", || decap.attach("eth0", XdpMode::Auto))
             .unwrap();
-        times
-            .time("diagnose", || decap.diagnose("eth0", &[]))
-            .unwrap();
+        let found = times.time("diagnose", || decap.diagnose("eth0", &[]));
+        assert!(found.unwrap().works());
         times.time("drop", || drop(decap));
     }
     times.report("Decap");

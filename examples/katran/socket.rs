@@ -13,7 +13,7 @@
 //! A line has at most 64 MiB, and one client at a time a line of more than 64 KiB. A request takes at most ten seconds to
 //! come, answers at most ten seconds to be taken, and there are at most 16 clients. Only root and the user that the
 //! balancer runs as are heard, by the kernel's word (`SO_PEERCRED`): a document may have programs run as that user. By HTTP the
-//! same requests bring in no other commands than there are.
+//! same requests bring in no other commands and files than there are.
 //!
 //! The balancer that listens has `PATH.lock` locked, so a socket that a dead process has left is replaced, and another balancer's
 //! is not.

@@ -447,9 +447,9 @@ fn a_mistake_of_the_embedder_ends_the_checks_and_nothing_else() {
     drop(probed.health.take());
     let mut settings = Settings::default();
     settings.tcp = policy();
-    let panics = |event: &Event| match event {
-        Event::Applied { .. } => panic!("a mistake"),
-        _ => (),
+    let panics = |event: &Event| {
+        let is_applied = matches!(event, Event::Applied { .. });
+        assert!(!is_applied, "a mistake");
     };
     let health = host.run(|| Health::start_with(&probed.katran, settings, panics).unwrap());
     health.apply(&probed.wanted([1, 1])).unwrap();

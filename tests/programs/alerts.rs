@@ -48,7 +48,7 @@ fn each_alert_fires_when_it_should() {
 
 #[test]
 fn alerts_ask_for_what_is_served() {
-    let documented = read("docs/metrics.md");
+    let documented = read("docs/metrics.md") + &read("docs/health.md");
     let mut names = BTreeSet::new();
     for file in ["alerts.yml", "alerts_test.yml"] {
         let text = read(&format!("examples/prometheus/{file}"));

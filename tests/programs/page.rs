@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
 
 use katran_lab::Host;
 use katran_lab::Lab;
@@ -40,7 +42,7 @@ fn json_of(host: &Host, path: &str) -> Value {
 
 fn post(host: &Host, token: Option<&str>, body: &str) -> (u16, Value) {
     let mut stream = host.run(|| TcpStream::connect(PAGE)).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(3 * PATIENCE)).unwrap();
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n"));
     write!(
         stream,
@@ -119,9 +121,7 @@ fn only_the_token_gives_commands() {
         let (status, answer) = post(host, Some(TOKEN), &drain);
         assert_eq!(status, 403, "{answer}");
     }
-    let token = Scratch::new("page.token");
-    token.write(&format!("{TOKEN}\n"));
-    std::fs::set_permissions(&token.0, PermissionsExt::from_mode(0o600)).unwrap();
+    let token = secret("page.token");
     let path = token.0.to_str().unwrap();
     let (_file, balancer) = start("page_token", &lab, &configuration, &["--token-file", path]);
     for wrong in [
@@ -201,6 +201,89 @@ fn nothing_of_the_page_comes_from_elsewhere() {
         let (id, _) = labelled.split_once('"').unwrap();
         assert!(page.contains(&format!("id=\"{id}\"")), "{id}");
     }
+}
+
+/// A client that sends only the head of a command.
+fn head(host: &Host, token: &str, length: usize) -> TcpStream {
+    let mut stream = host.run(|| TcpStream::connect(PAGE)).unwrap();
+    stream.set_read_timeout(Some(3 * PATIENCE)).unwrap();
+    write!(
+        stream,
+        "POST /api/commands HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\nAuthorization: Bearer {token}\r\n\r\n",
+    )
+    .unwrap();
+    stream
+}
+
+fn answer(mut stream: TcpStream) -> String {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn secret(name: &str) -> Scratch {
+    let token = Scratch::new(name);
+    token.write(&format!("{TOKEN}\n"));
+    std::fs::set_permissions(&token.0, PermissionsExt::from_mode(0o600)).unwrap();
+    token
+}
+
+#[test]
+fn nothing_is_read_without_the_token_and_one_command_at_a_time() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let host = &lab.balancers[0].host;
+    let configuration = configuration(&lab);
+    {
+        let (_file, _balancer) = start("page_unread_closed", &lab, &configuration, &[]);
+        let refused = answer(head(host, TOKEN, 60 << 20));
+        assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    }
+    let token = secret("page_unread.token");
+    let options = ["--token-file", token.0.to_str().unwrap()];
+    let (_file, _balancer) = start("page_unread", &lab, &configuration, &options);
+    let refused = answer(head(host, "0123456789abcdef0123456789abcdee", 60 << 20));
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    let refused = answer(head(host, TOKEN, (64 << 20) + 1));
+    assert!(refused.starts_with("HTTP/1.1 413"), "{refused}");
+
+    // One that sends nothing more has its time, and only then it is another one's turn.
+    let began = Instant::now();
+    let slow = head(host, TOKEN, 60 << 20);
+    std::thread::sleep(Duration::from_millis(500));
+    let status = json!({ "command": "status" }).to_string();
+    let (taken, _) = post(host, Some(TOKEN), &status);
+    assert_eq!(taken, 200);
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(9), "{took:?}");
+    let late = answer(slow);
+    assert!(late.starts_with("HTTP/1.1 408"), "{late}");
+}
+
+#[test]
+fn scrapes_are_answered_while_a_command_takes_long() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let host = &lab.balancers[0].host;
+    let token = secret("page_long.token");
+    let options = ["--token-file", token.0.to_str().unwrap()];
+    let (_file, _balancer) = start("page_long", &lab, &configuration(&lab), &options);
+    // It takes seconds to read, and is refused.
+    let document = format!("x = [{}]", "1,".repeat(4 << 20));
+    let long = json!({ "command": "apply", "document": document }).to_string();
+    let answered = std::thread::scope(|scope| {
+        let command = scope.spawn(|| post(host, Some(TOKEN), &long));
+        let mut answered = 0;
+        while !command.is_finished() {
+            for path in ["/metrics", "/api/status", "/readyz"] {
+                get(host, path);
+            }
+            answered += u32::from(!command.is_finished());
+        }
+        assert_eq!(command.join().unwrap().0, 422);
+        answered
+    });
+    assert!(answered >= 5, "{answered} rounds");
 }
 
 /// The page as a browser has it after so many seconds.

@@ -31,7 +31,7 @@ use crate::run::Handle;
 /// For requests under way when it ends.
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// Two threads answer requests; a snapshot takes no longer the more flows there are.
+/// One thread hears requests; up to four others do what they ask for, one of which a command keeps at most, however long it takes.
 ///
 /// With a token, clients that send it may give commands, too.
 pub(crate) fn serve(
@@ -41,7 +41,7 @@ pub(crate) fn serve(
 ) -> Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        .max_blocking_threads(1)
+        .max_blocking_threads(4)
         .enable_all()
         .build()?;
     listener.set_nonblocking(true)?;

@@ -1,15 +1,14 @@
 //! The page of the running balancer, and the JSON that it shows: no build step, and nothing from other hosts.
 
+mod commands;
 mod token;
 mod view;
 
 use axum::Json;
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::DefaultBodyLimit;
 use axum::extract::Query;
+use axum::extract::Request;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::http::HeaderName;
 use axum::http::StatusCode;
 use axum::http::header::CACHE_CONTROL;
@@ -20,17 +19,13 @@ use axum::response::IntoResponse;
 use axum::response::Response;
 use axum::routing::get;
 use axum::routing::post;
+use commands::Commands;
 use serde::Deserialize;
-use serde_json::json;
 pub(crate) use token::Token;
 
 use crate::common::with_causes;
 use crate::report::Report;
 use crate::run::Handle;
-use crate::socket::By;
-use crate::socket::LONGEST;
-use crate::socket::Request;
-use crate::socket::done;
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -42,12 +37,12 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 /// With a token, commands as well, which are requests of the socket (`socket.rs`).
 pub(crate) fn routes(token: Option<Token>) -> Router<Handle> {
-    let commands = move |State(handle): State<Handle>, headers: HeaderMap, body: Bytes| {
-        command(token.clone(), handle, headers, body)
+    let commands = Commands::new(token);
+    let command = move |State(handle): State<Handle>, request: Request| async move {
+        commands.answer(handle, request).await
     };
     Router::new()
-        .route("/api/commands", post(commands))
-        .layer(DefaultBodyLimit::max(LONGEST))
+        .route("/api/commands", post(command))
         .route("/", get(async || file("text/html; charset=utf-8", PAGE)))
         .route(
             "/page.css",
@@ -97,37 +92,6 @@ async fn status(State(handle): State<Handle>) -> Response {
     match report(handle, true).await {
         Ok(report) => Json(view::status(&report)).into_response(),
         Err(answer) => answer,
-    }
-}
-
-/// The body is a request, as the socket takes one in a line. Clients without the token change nothing.
-async fn command(
-    token: Option<Token>,
-    handle: Handle,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    let refuse =
-        |status: StatusCode, why: &str| (status, Json(json!({ "error": why }))).into_response();
-    let Some(token) = token else {
-        return refuse(
-            StatusCode::FORBIDDEN,
-            "no commands by HTTP: run with --token-file",
-        );
-    };
-    if !token.is_in(&headers) {
-        return refuse(
-            StatusCode::UNAUTHORIZED,
-            "send the token: Authorization: Bearer TOKEN",
-        );
-    }
-    let request: Request = match serde_json::from_slice(&body) {
-        Ok(request) => request,
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, &format!("no request: {error}")),
-    };
-    match beside(move || done(request, &handle, By::Http)).await {
-        Ok(answer) => Json(json!({ "ok": answer })).into_response(),
-        Err(error) => refuse(StatusCode::UNPROCESSABLE_ENTITY, &with_causes(&error)),
     }
 }
 
