@@ -536,7 +536,7 @@ settings! {
         constants: (orphan_limit = |limit, tick| ticks(*limit, tick).into()),
     }
 
-    /// Whether SYNs are counted for each VIP ([`Stats::syns`](crate::stats::Stats::syns)): about as many as
+    /// Whether SYNs are counted for each VIP ([`Stats::vip_details`](crate::stats::Stats::vip_details)): about as many as
     /// connections that are opened, however few of them are remembered.
     ///
     /// Packets of all VIPs take 36 instructions more then, of some 380. Where pairs are counted
