@@ -227,7 +227,6 @@ fn faults_of_the_place_are_told() {
     site.is_well(&silent);
 
     router.tag_leaving("bal0", &[(0x8100, 7)]).unwrap();
-    site.send(1, 1, 100);
     let vlan = warning(
         "vlan",
         &[
@@ -236,6 +235,17 @@ fn faults_of_the_place_are_told() {
             "tcpdump -eni eth0",
         ],
     );
+    // What is for the host may have any tag.
+    let passed = || {
+        let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
+        metrics.get("katran_frames_total", &[("verdict", "pass")])
+    };
+    let before = passed();
+    let socket = router.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.send_to(&[0; 100], ("10.0.0.2", 9)).unwrap();
+    eventually("it has passed", || passed() > before);
+    assert_eq!(site.is_said(&vlan), None);
+    site.send(1, 1, 100);
     site.tells("wrong VLAN", &vlan);
 
     router.strip("bal0");
