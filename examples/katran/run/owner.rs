@@ -174,7 +174,9 @@ impl Owner {
     /// Takes what is true now, for those who ask while it is busy.
     fn publish(&self) {
         match Snapshot::diagnosed(self) {
-            Ok(snapshot) => self.handle.publish(snapshot),
+            Ok(snapshot) => {
+                let _ = self.handle.publish(snapshot);
+            }
             Err(error) => eprintln!("{}", with_causes(&error)),
         }
     }
