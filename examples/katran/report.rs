@@ -132,6 +132,9 @@ pub(crate) struct Check {
     pub(crate) time: f64,
     /// `answers`, or why it failed, or why it says nothing.
     pub(crate) result: String,
+    /// It says nothing: it was not sent, or not through the tunnel.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) unsent: bool,
     /// Why it failed, in a word, as `katran_health_failures_total` has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cause: Option<String>,

@@ -13,13 +13,19 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* The counters of a VIP with one of its reals, which the first packet makes; NULL: there is no room for more pairs. */
-static __always_inline struct vip_real_counters *counters_of_pair(const struct vip_real *pair)
+/* Of so many packets without a pair one tries to make it: with no room that takes locks and looks for a place with all CPUs.
+ * A power of two. */
+enum { UNPAIRED_TRIES = 256 };
+
+/* The counters of a VIP with one of its reals, which the first packet makes; NULL: there is no room for more pairs, or there
+ * was none a moment ago. */
+static __always_inline struct vip_real_counters *counters_of_pair(const struct vip_real *pair,
+								  __u64 unpaired)
 {
 	const struct vip_real_counters none = {};
 	struct vip_real_counters *found = bpf_map_lookup_elem(&vip_reals, pair);
 
-	if (likely(found))
+	if (likely(found) || (unpaired & (UNPAIRED_TRIES - 1)))
 		return found;
 	/* Another CPU may make it meanwhile: then this one is refused, and finds it. */
 	bpf_map_update_elem(&vip_reals, pair, &none, BPF_NOEXIST);
@@ -41,7 +47,7 @@ LOOKED_AT_ONCE int count_in_detail(__u32 vip, __u32 real, __u32 bytes, __u32 ope
 	of_vip->syns += opens;
 	if (max_vip_reals) {
 		const struct vip_real pair = { .vip = vip, .real = real };
-		struct vip_real_counters *of_pair = counters_of_pair(&pair);
+		struct vip_real_counters *of_pair = counters_of_pair(&pair, of_vip->unpaired);
 
 		if (of_pair) {
 			count_frame(&of_pair->forwarded, bytes);

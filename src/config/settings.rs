@@ -536,7 +536,7 @@ settings! {
         constants: (orphan_limit = |limit, tick| ticks(*limit, tick).into()),
     }
 
-    /// Whether SYNs are counted for each VIP ([`Stats::syns`](crate::stats::Stats::syns)): about as many as
+    /// Whether SYNs are counted for each VIP ([`Stats::vip_details`](crate::stats::Stats::vip_details)): about as many as
     /// connections that are opened, however few of them are remembered.
     ///
     /// Packets of all VIPs take 36 instructions more then, of some 380. Where pairs are counted
@@ -556,7 +556,8 @@ settings! {
     /// The first packet of a pair takes a place, and gives it back when the VIP or the real has gone. So there should be as many
     /// places as the VIPs have reals together, drained ones included; where ids in packets choose reals
     /// ([`VipFlags::QUIC`](crate::VipFlags::QUIC) and such), each of these VIPs times all reals that have ids. Packets of
-    /// pairs beyond are forwarded and counted as ever, and besides as those without a pair.
+    /// pairs beyond are forwarded and counted as ever, and besides as those without a pair. They take one lookup more, and one of 256
+    /// looks for a place, under a lock: clients who send ids that lead to all reals can bring that about.
     ///
     /// A place takes 24 bytes for each possible CPU, and some 80 more. Packets of all VIPs take 61 instructions more then,
     /// and a lookup in a hash. With another number the counts of pairs begin at 0.

@@ -377,7 +377,7 @@ counters! {
         }
         Counter vip_unpaired_packets, "packets" {
             /// Packets to the VIP that went on, and whose real is not among the pairs that are counted, as there are
-            /// `max_vip_reals` others; 0 without that setting.
+            /// `max_vip_reals` others, or were up to 255 such packets ago; 0 without that setting.
             unpaired = sum(unpaired);
         }
     }

@@ -46,6 +46,9 @@ const ETHERNET: u32 = 14;
 /// Every link of IPv6 carries packets of so many bytes, so no sender is asked for shorter ones (RFC 8200).
 const LEAST_OF_IPV6: u32 = 1280;
 
+/// Of so many packets that are sent on, one that is answered as too big is path MTU discovery at work, and no trouble.
+const FEW_ANSWERS: u64 = 1000;
+
 /// The name of the root program.
 const ROOT: &str = "katran_root";
 
@@ -358,13 +361,23 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     let message = |fate: &str| {
         format!("{mtu}: packets above {longest} bytes are {fate}, as {needed} come around them")
     };
-    match (facts.answers_too_big, facts.answered_too_big) {
+    let answered = facts.answered_too_big;
+    let many = answered > 0 && answered >= facts.packets / FEW_ANSWERS;
+    match (facts.answers_too_big, answered) {
+        // By one a client finds out what fits.
+        (true, 1..) if !many => found.note(
+            Subject::Mtu,
+            format!(
+                "{}, {answered} so far, which few clients need",
+                message("answered with an ICMP error")
+            ),
+            advice,
+        ),
         (true, 1..) => found.warn(
             Subject::Mtu,
             format!(
-                "{}, {} so far: clients whose networks keep ICMP from them hang",
-                message("answered with an ICMP error"),
-                facts.answered_too_big
+                "{}, {answered} so far: clients whose networks keep ICMP from them hang",
+                message("answered with an ICMP error")
             ),
             advice,
         ),

@@ -8,7 +8,7 @@ use crate::types::MacAddr;
 /// What is known of tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Vlans {
-    /// The VLANs of the last frames with tags, one for each CPU at most; none: no frame had any.
+    /// The VLANs of the last frames that left with tags, one for each CPU at most; none: no frame did.
     pub(crate) seen: Vec<u16>,
     /// VLAN interfaces that next hops are behind.
     pub(crate) of_hops: Vec<String>,
@@ -33,7 +33,7 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
          port; tcpdump -eni {name} shows tags of what passes, `ip neighbour` where the next hop is"
     );
     match (&seen[..], &of_hops[..]) {
-        ([], []) => found.ok(about, "no frames with tags"),
+        ([], []) => found.ok(about, "no frames have left with tags"),
         ([], [of_hop, ..]) => match around.packets {
             0 => found.ok(about, "no frames yet"),
             _ => found.warn(

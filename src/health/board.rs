@@ -98,12 +98,15 @@ impl Board {
         self.share_out_marks()
     }
 
-    /// How rings are filled of VIPs that say nothing of it.
-    pub(super) fn set_hash(&mut self, hash: HashFunction) {
-        self.hash = hash;
+    /// How rings are filled of VIPs that say nothing of it; a state that does not say so either leaves it as it is.
+    pub(super) fn follow_hash(&mut self, state: &State) {
+        let balancer = state.balancer.as_ref();
+        if let Some(hash) = balancer.and_then(|balancer| balancer.hash_function) {
+            self.hash = hash;
+        }
     }
 
-    /// A mark for each real that is probed through the tunnel; one that has a mark keeps it.
+    /// A mark for each real that is probed through the tunnel; one that has a mark keeps it, if that is the checks' still.
     fn share_out_marks(&mut self) -> Result<()> {
         let mut reals = BTreeSet::new();
         let counted_before = std::mem::take(&mut self.counted);
@@ -118,7 +121,9 @@ impl Board {
         }
         self.uncounted.extend(counted_before);
         self.uncounted.retain(|vip| !self.counted.contains(vip));
-        self.marks.retain(|real, _| reals.contains(real));
+        let is_own = |mark: u32| self.settings.is_own_mark(mark);
+        self.marks
+            .retain(|real, mark| reals.contains(real) && is_own(*mark));
         let taken: BTreeSet<u32> = self.marks.values().copied().collect();
         let all = self.settings.first_mark..=self.settings.first_mark + (MARKS - 1);
         let mut free = all.filter(|mark| !taken.contains(mark));
@@ -179,10 +184,14 @@ impl Board {
         let before = View::of(service);
         let policy = self.settings.of(vip);
         let effects = service.record(real, outcome, policy, self.settings.history, now);
-        if !effects.turned && !effects.tell {
-            return (effects, Vec::new());
-        }
         let mut events = Vec::new();
+        if effects.unsent {
+            let why = reason.clone();
+            events.push(Event::NotSent { vip, real, why });
+        }
+        if !effects.turned && !effects.tell {
+            return (effects, events);
+        }
         if effects.turned
             && let Some(member) = service.members.get(&real)
         {

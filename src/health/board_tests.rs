@@ -620,3 +620,74 @@ fn one_that_is_probed_no_more_is_in_use_again() {
     assert!(scene.told.vips[0].down.is_empty());
     assert!(scene.board.is_clear());
 }
+
+#[test]
+fn other_marks_take_the_place_of_those_of_before() {
+    let mut scene = Scene::up(Policy::new(Check::Tcp), &[1, 1]);
+    let reals = |scene: &Scene| -> Vec<_> {
+        let marks = scene.told.marks.iter();
+        marks.map(|state| (state.mark, state.real)).collect()
+    };
+    assert_eq!(reals(&scene), [(100, real(1)), (101, real(2))]);
+    // One mark is in both ranges, and stays with its real.
+    let settings = Settings {
+        first_mark: 101,
+        ..Settings::clone(&scene.board.settings)
+    };
+    scene.board.settings = Arc::new(settings);
+    scene.follow(&wanted(&[1, 1]));
+    for _ in 0..2 {
+        assert_eq!(reals(&scene), [(102, real(1)), (101, real(2))]);
+        scene.round(|_| ());
+    }
+    assert!(scene.told.check().is_ok());
+}
+
+#[test]
+fn a_state_that_says_how_rings_are_filled_is_heard() {
+    let mut policy = Policy::new(Check::Tcp);
+    policy.slow_start = Duration::from_secs(10);
+    let mut scene = Scene::up(policy, &[1, 1]);
+    let by = |hash| {
+        let mut state = State::default();
+        state.balancer.get_or_insert_default().hash_function = hash;
+        state
+    };
+    scene.times(3, 1, &failed());
+    scene.is(2, Outcome::Passed);
+    scene.times(2, 1, &Outcome::Passed);
+    assert_eq!(scene.weights(), [1, 8]);
+    scene.board.follow_hash(&by(Some(HashFunction::Maglev)));
+    scene.round(|_| ());
+    assert_eq!(scene.weights(), [1, 1]);
+    scene.board.follow_hash(&by(Some(HashFunction::MaglevV2)));
+    for silent in [by(None), State::default()] {
+        scene.board.follow_hash(&silent);
+        scene.round(|_| ());
+        assert_eq!(scene.weights(), [1, 8]);
+    }
+}
+
+/// Once, and not again within a minute if they come and go.
+#[test]
+fn it_is_said_that_probes_are_not_sent() {
+    let mut scene = Scene::up(Policy::new(Check::Tcp), &[1, 1]);
+    let not_sent = || Outcome::NotSent("no such file".to_owned());
+    let lines = |events: Vec<Event>| -> Vec<_> { events.iter().map(Event::to_string).collect() };
+    let said = "203.0.113.1:80/tcp: whether real 198.51.100.1 answers is not known: probe not sent: no such file";
+    assert_eq!(lines(scene.is(1, not_sent())), [said]);
+    for outcome in [not_sent(), Outcome::Passed, not_sent()] {
+        assert!(scene.is(1, outcome).is_empty());
+    }
+    scene.now += Duration::from_secs(60);
+    assert!(scene.is(1, not_sent()).is_empty(), "it goes on");
+    scene.is(1, Outcome::Passed);
+    assert_eq!(lines(scene.is(1, not_sent())), [said]);
+    // Of those that miss the tunnel their VIP has told.
+    assert!(
+        scene
+            .is(2, Outcome::Missed("no route".to_owned()))
+            .is_empty()
+    );
+    assert_eq!(scene.weights(), [1, 1]);
+}

@@ -68,6 +68,8 @@ pub(super) struct Known {
     pub(super) ended: Option<String>,
     /// The balancer is to be told something.
     pub(super) pending: bool,
+    /// Nothing of the checks is at work any more.
+    pub(super) gone: bool,
 }
 
 /// What the thread and the handle share. To change the board, hold the balancer; to take both, take the
@@ -98,6 +100,7 @@ impl Shared {
             refused: None,
             ended: None,
             pending: false,
+            gone: false,
         };
         Self {
             katran,
@@ -136,6 +139,12 @@ impl Shared {
     /// Waits for a change that is under way, and lets none begin.
     pub(super) fn stop(&self) {
         *lock(&self.stopped) = true;
+    }
+
+    /// The last thing that the thread does.
+    pub(super) fn be_gone(&self) {
+        self.known().gone = true;
+        self.changed.notify_all();
     }
 
     /// Does something with the balancer; `None`: it is gone. A panic does not poison it for others.
@@ -304,13 +313,13 @@ impl Driver {
                     continue;
                 };
                 let outcome = match question.counted.and_then(|to| tunnels.missed(to, started)) {
-                    Some(why) => Outcome::NotSent(why),
+                    Some(why) => Outcome::Missed(why),
                     None => outcome,
                 };
                 match &outcome {
                     Outcome::Passed => known.passed += 1,
                     Outcome::Failed(..) => known.failed += 1,
-                    Outcome::NotSent(_) => known.not_sent += 1,
+                    Outcome::NotSent(_) | Outcome::Missed(_) => known.not_sent += 1,
                 }
                 known.board.count(target, &outcome, took);
                 let (effects, more) = known.board.record(target, outcome, now);
@@ -338,8 +347,9 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let told = shared.with_katran(|katran| {
             let mut state = katran.state();
-            state.balancer = None;
             let mut board = shared.known().board.clone();
+            board.follow_hash(&state);
+            state.balancer = None;
             board.follow_balancer(&state)?;
             let before = Arc::clone(&shared.known().questions);
             let changes = shared.tell(katran, board, state, None)?;

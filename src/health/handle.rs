@@ -42,6 +42,8 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
 
+/// For threads that probe, when checks end.
+const LAST_PROBES: Duration = Duration::from_secs(5);
 /// Results that wait for the balancer, at most.
 const WAITING: usize = 16_384;
 
@@ -109,7 +111,7 @@ impl Health {
             }
             let mut state = katran.state();
             let mut board = shared.known().board.clone();
-            note_hash(&mut board, &state);
+            board.follow_hash(&state);
             state.balancer = None;
             board.follow_balancer(&state)?;
             shared.tell(katran, board, state, None)
@@ -141,9 +143,11 @@ impl Health {
         };
         health.shared.follow(&health.orders);
         let thread = thread::Builder::new().name("katran-health".to_owned());
+        let ending = Arc::clone(&health.shared);
         let work = move || {
             driver.run();
-            drop(runtime);
+            runtime.end();
+            ending.be_gone();
         };
         thread.spawn(work).map_err(no_thread)?;
         Ok(health)
@@ -187,7 +191,8 @@ impl Health {
             if let Some(settings) = settings {
                 board.settings = Arc::new(settings);
             }
-            note_hash(&mut board, &katran.state());
+            board.follow_hash(&katran.state());
+            board.follow_hash(wanted);
             board.follow_document(wanted)?;
             let mut state = wanted.clone();
             board.put_into(&mut state, Instant::now());
@@ -206,7 +211,8 @@ impl Health {
                 board.settings = settings;
                 probes
             });
-            note_hash(&mut board, &katran.state());
+            board.follow_hash(&katran.state());
+            board.follow_hash(wanted);
             board.follow_document(wanted)?;
             let changes = shared.tell(katran, board, wanted.clone(), probes)?;
             Ok((changes, before))
@@ -248,6 +254,16 @@ impl Health {
             known.ended.is_some() || (!known.pending && known.board.is_clear())
         };
         self.shared.wait(limit, ended_or_clear) && self.shared.known().ended.is_none()
+    }
+
+    /// Ends the checks as dropping them does, and waits until nothing of them is at work: no thread, and no program of
+    /// a [`Check::Command`](super::Check::Command). For as long at most; whether it is so. It blocks, and the caller must not hold the balancer.
+    pub fn stop(self, limit: Duration) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let is_ours = self.process == std::process::id();
+        drop(self);
+        // A child has nothing of them.
+        !is_ours || shared.wait(limit, |known| known.gone)
     }
 
     /// What is known. It does not wait for the balancer.
@@ -304,21 +320,21 @@ impl Drop for Health {
 /// itself asynchronous may not wait.
 struct Background(Option<Runtime>);
 
+impl Background {
+    /// Waits for the end of its probes, which is near: they are dropped where they wait for something.
+    fn end(mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(LAST_PROBES);
+        }
+    }
+}
+
 impl Drop for Background {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
-}
-
-fn note_hash(board: &mut Board, state: &State) {
-    let balancer = state.balancer.as_ref();
-    board.set_hash(
-        balancer
-            .and_then(|balancer| balancer.hash_function)
-            .unwrap_or_default(),
-    );
 }
 
 fn real_health(real: IpAddr, probed: bool, member: &Member, clock: &Clock) -> RealHealth {
@@ -337,6 +353,7 @@ fn real_health(real: IpAddr, probed: bool, member: &Member, clock: &Clock) -> Re
         told_weight: member.told_weight(),
         last: last.map(|(at, _)| clock.time(*at)),
         last_result: last.map(|(_, outcome)| outcome.to_string()),
+        last_unsent: last.is_some_and(|(_, outcome)| !outcome.is_sent()),
         last_cause: last.and_then(|(_, outcome)| match outcome {
             Outcome::Failed(cause, _) => Some(*cause),
             _ => None,

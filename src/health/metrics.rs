@@ -300,6 +300,7 @@ mod tests {
             told_weight: Some(1),
             last: None,
             last_result: None,
+            last_unsent: false,
             last_cause: None,
             transitions: last.into(),
             climbs: false,

@@ -8,8 +8,10 @@ pub(super) enum Outcome {
     Passed,
     /// Why, in a word and in words.
     Failed(Cause, String),
-    /// It was never sent, or not by the way that it has to go: that says nothing of the real.
+    /// It was never sent: that says nothing of the real.
     NotSent(String),
+    /// It did not go by the way that it has to go, as others of its VIP: neither does that.
+    Missed(String),
 }
 
 impl fmt::Display for Outcome {
@@ -17,8 +19,15 @@ impl fmt::Display for Outcome {
         match self {
             Self::Passed => write!(f, "answers"),
             Self::Failed(_, why) => write!(f, "{why}"),
-            Self::NotSent(why) => write!(f, "not sent: {why}"),
+            Self::NotSent(why) | Self::Missed(why) => write!(f, "not sent: {why}"),
         }
+    }
+}
+
+impl Outcome {
+    /// Whether it says something of the real.
+    pub(super) fn is_sent(&self) -> bool {
+        matches!(self, Self::Passed | Self::Failed(..))
     }
 }
 

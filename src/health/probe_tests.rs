@@ -357,6 +357,32 @@ async fn failures_have_a_cause() {
     }
 }
 
+/// Both of this moment, and whatever becomes of the file meanwhile.
+#[tokio::test]
+async fn a_file_is_read_once_for_all_checks() {
+    let (_, pem) = secure("www.example.com").await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), pem).unwrap();
+    let check = |path: &str| {
+        let mut check = Http::new(path);
+        check.tls = Some(Tls {
+            server_name: None,
+            trust: Trust::File(file.path().to_owned()),
+        });
+        Check::from(check)
+    };
+    let mut authorities = Authorities::default();
+    Probe::new(&check("/one"), &mut authorities)
+        .map(drop)
+        .unwrap();
+    std::fs::write(file.path(), "").unwrap();
+    Probe::new(&check("/two"), &mut authorities)
+        .map(drop)
+        .unwrap();
+    let mut others = Authorities::default();
+    assert!(Probe::new(&check("/two"), &mut others).is_err());
+}
+
 #[test]
 fn what_is_no_certificate_or_name_is_refused() {
     let refused = |tls: Tls| {

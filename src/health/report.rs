@@ -69,6 +69,8 @@ pub struct RealHealth {
     pub last: Option<SystemTime>,
     /// What became of it, in words.
     pub last_result: Option<String>,
+    /// Whether the last probe says nothing of the real: it could not be sent, or did not go through the tunnel.
+    pub last_unsent: bool,
     /// Why the last probe failed; `None`: it did not.
     pub last_cause: Option<Cause>,
     /// How often it has come up or gone down.
@@ -136,6 +138,16 @@ pub enum Event {
         /// Why.
         why: Option<String>,
     },
+    /// A probe of a real could not be sent, so nothing is known of it until one can: of those in a row the first one,
+    /// and once a minute at most.
+    NotSent {
+        /// Of this VIP.
+        vip: Vip,
+        /// The real.
+        real: IpAddr,
+        /// Why, as [`RealHealth::last_result`] has it.
+        why: String,
+    },
     /// The balancer was changed.
     Applied {
         /// What has changed.
@@ -190,6 +202,12 @@ impl fmt::Display for Event {
                 "{vip}: probes do not go through the tunnel, so their results count for nothing: {why}"
             ),
             Self::Missed { vip, .. } => write!(f, "{vip}: probes go through the tunnel again"),
+            Self::NotSent { vip, real, why } => {
+                write!(
+                    f,
+                    "{vip}: whether real {real} answers is not known: probe {why}"
+                )
+            }
             Self::Applied { changes } => write!(f, "applied: {changes}"),
             Self::Refused { why } => write!(f, "{why}: it is tried again"),
             Self::Ended { why } => write!(f, "health checks have ended: {why}"),

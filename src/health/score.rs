@@ -100,7 +100,7 @@ impl Score {
         let passed = match &outcome {
             Outcome::Passed => true,
             Outcome::Failed(..) => false,
-            Outcome::NotSent(_) => {
+            Outcome::NotSent(_) | Outcome::Missed(_) => {
                 self.last = Some((now, outcome));
                 return false;
             }

@@ -19,6 +19,9 @@ use crate::document::VipState;
 use crate::types::HashFunction;
 use crate::types::Real;
 
+/// For so long it is not said again of a real that its probes are not sent.
+const SAID: Duration = Duration::from_secs(60);
+
 /// A real of a VIP: what the operator says, and what probes have found.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
@@ -31,6 +34,8 @@ pub(super) struct Member {
     pub(super) out: bool,
     /// Its weight climbs since then.
     climbing: Option<Instant>,
+    /// When it was last said that its probes are not sent.
+    unsent: Option<Instant>,
     /// What the balancer was told last: weight, and whether it is down.
     told: Option<(u32, bool)>,
 }
@@ -43,6 +48,7 @@ impl Member {
             score: Score::new(),
             out: false,
             climbing: None,
+            unsent: None,
             told: None,
         }
     }
@@ -63,6 +69,18 @@ impl Member {
         self.score.status() == status
     }
 
+    /// Whether it is to be said that its probes are not sent: at the first one, and seldom if they come and go.
+    fn is_news(&mut self, outcome: &Outcome, now: Instant) -> bool {
+        let not_sent = |outcome: &Outcome| matches!(outcome, Outcome::NotSent(_));
+        let goes_on = self.score.last().is_some_and(|(_, last)| not_sent(last));
+        let said = |at: Instant| now.saturating_duration_since(at) < SAID;
+        let is_news = not_sent(outcome) && !goes_on && !self.unsent.is_some_and(said);
+        if is_news {
+            self.unsent = Some(now);
+        }
+        is_news
+    }
+
     /// Down, and not out: it is not known yet whether the checker is to blame.
     fn is_suspect(&self) -> bool {
         self.is(Status::Down) && !self.out
@@ -76,6 +94,8 @@ pub(super) struct Effects {
     pub(super) turned: bool,
     /// The balancer has to be told.
     pub(super) tell: bool,
+    /// It is news that its probes are not sent.
+    pub(super) unsent: bool,
     /// An answer of this one would show that the checker is not cut off.
     pub(super) ask: Option<IpAddr>,
 }
@@ -199,7 +219,8 @@ impl Service {
             return effects;
         };
         let passed = outcome == Outcome::Passed;
-        let not_sent = matches!(outcome, Outcome::NotSent(_));
+        let not_sent = !outcome.is_sent();
+        effects.unsent = member.is_news(&outcome, now);
         let thresholds = policy.thresholds(real);
         effects.turned = member.score.record(outcome, thresholds, remembered, now);
         if member.out && (member.is(Status::Up) || (not_sent && member.is(Status::Unknown))) {

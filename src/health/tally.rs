@@ -43,7 +43,7 @@ impl Tally {
                 }
             }
             Outcome::Failed(cause, _) => *self.failed.entry(*cause).or_default() += 1,
-            Outcome::NotSent(_) => self.not_sent += 1,
+            Outcome::NotSent(_) | Outcome::Missed(_) => self.not_sent += 1,
         }
     }
 }

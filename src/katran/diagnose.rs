@@ -28,6 +28,7 @@ use crate::diagnose::judge_balancer;
 use crate::diagnose::sysctl;
 use crate::error::Result;
 use crate::kernel::kernel_error;
+use crate::maps::TABLES_DECIDE;
 use crate::next_hop::NextHop;
 use crate::next_hop::preview;
 use crate::rtnetlink::Requests;
@@ -40,7 +41,10 @@ use crate::types::Family;
 use crate::types::FlowTracking;
 use crate::types::Gateway;
 use crate::types::NextHops;
+use crate::types::Protocol;
 use crate::types::RealFlags;
+use crate::types::Vip;
+use crate::types::VipFlags;
 
 /// Drops that a setting, of ours or of the network's, is to blame for.
 const TELLING: [(DropReason, &str); 9] = [
@@ -240,10 +244,12 @@ impl Katran {
         records: &[types::cpu],
         cpus: &[CpuCounters],
     ) -> Result<FlowTableFacts> {
-        let wanted = match self.config.flow_tracking {
-            FlowTracking::Changed => self.config.flow_idle_timeout.max(self.config.udp_timeout),
-            FlowTracking::All => SILENT.max(self.config.udp_timeout),
+        let vips = self.table.vips().map(|(vip, entry)| (*vip, entry.flags));
+        let wanted = match (self.config.flow_tracking, hold_changed_tcp(vips)) {
+            (FlowTracking::Changed, true) => self.config.flow_idle_timeout,
+            _ => SILENT,
         };
+        let wanted = wanted.max(self.config.udp_timeout);
         let mut facts = FlowTableFacts {
             flows: self.config.flow_table_size.unwrap_or_default(),
             wanted,
@@ -359,15 +365,27 @@ impl Katran {
     }
 }
 
-/// The VLANs of the last frames with tags, one for each CPU. The program leaves the tags of a frame in its CPU's record.
+/// Whether tables with [`FlowTracking::Changed`] hold nothing but flows that changed, some of them of TCP, which are silent for
+/// long. The others come as fast as clients like, and fill tables of any size: what has been silent for a minute has ended.
+fn hold_changed_tcp(vips: impl Iterator<Item = (Vip, VipFlags)>) -> bool {
+    let mut any_tcp = false;
+    for (vip, flags) in vips {
+        if flags.intersects(TABLES_DECIDE) {
+            return false;
+        }
+        any_tcp |= vip.protocol() == Protocol::Tcp;
+    }
+    any_tcp
+}
+
+/// The VLANs of the last frames that left with tags, one for each CPU: the program writes them into its CPU's record. A
+/// priority tag (number 0) is of no VLAN.
 fn vlans_seen(records: &[types::cpu]) -> Vec<u16> {
-    let tags = records.iter().map(|record| record.scratch.rare.tags[0]);
-    let tags = tags.filter(|word| *word != 0);
-    // As they lie in the frame: the identifier, then the tag, whose low 12 bits are the number.
-    let vlans = tags.map(|word| {
-        let bytes = word.to_ne_bytes();
-        u16::from_be_bytes([bytes[2], bytes[3]]) & 0xfff
-    });
+    // As it lies in the frame; the low 12 bits are the number.
+    let sent = records
+        .iter()
+        .map(|of| u16::from_be(of.scratch.rare.sent_tag));
+    let vlans = sent.map(|tag| tag & 0xfff).filter(|vlan| *vlan != 0);
     vlans.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
@@ -383,4 +401,27 @@ fn vlans_of(next_hops: &[NextHop], interface: &str) -> io::Result<Vec<String>> {
     };
     let vlans = others.into_iter().filter(is_vlan);
     Ok(vlans.map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_with_flows_that_come_and_go_need_not_hold_them_for_an_hour() {
+        let tcp = ("203.0.113.1:80/tcp", VipFlags::empty());
+        let udp = ("203.0.113.1:53/udp", VipFlags::empty());
+        let quic = ("203.0.113.1:443/udp", VipFlags::QUIC);
+        let hold = |vips: &[(&str, VipFlags)]| {
+            hold_changed_tcp(
+                vips.iter()
+                    .map(|(vip, flags)| (vip.parse().unwrap(), *flags)),
+            )
+        };
+        assert!(hold(&[tcp]));
+        assert!(hold(&[tcp, udp]));
+        for vips in [&[udp][..], &[tcp, quic], &[]] {
+            assert!(!hold(vips), "{vips:?}");
+        }
+    }
 }

@@ -68,7 +68,9 @@ impl Katran {
                 katran.maps.vip_counters.clear(number.0.into()),
             )?;
             if let Some(details) = &katran.maps.details {
-                let cleared = details.clear(number.0);
+                let vips = katran.table.vips();
+                let in_use = || vips.map(|(_, of)| of.number.0.into()).collect();
+                let cleared = details.clear(number.0, in_use);
                 katran
                     .kernel
                     .check("clear the counters of", "vip_details", cleared)?;
@@ -140,6 +142,9 @@ impl Katran {
                 katran.end_watch();
             }
             katran.maps.voids.vip_gone(number.0, entries);
+            if let Some(details) = &katran.maps.details {
+                details.vip_gone();
+            }
             katran.drop_history(usize::from(number.0));
             let ring = katran.rings[usize::from(number.0)].take();
             Ok((Left::Ring(ring), ()))

@@ -1,10 +1,13 @@
 //! What few balancers count: more of each VIP than packets and bytes, and the packets of each pair of a VIP and a real. Packets
 //! make the pairs; the library forgets those whose VIP or real is there no more.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
@@ -15,6 +18,8 @@ pub(crate) struct Details {
     of_vips: PerCpuArray<types::vip_details>,
     /// `None`: no pairs are counted.
     pairs: Option<PerCpuHash<types::vip_real, types::vip_real_counters>>,
+    /// There may be pairs of VIPs that have gone.
+    may_have_former: AtomicBool,
 }
 
 impl Details {
@@ -22,6 +27,8 @@ impl Details {
         Ok(Self {
             of_vips: PerCpuArray::new(of_vips)?,
             pairs: pairs.map(PerCpuHash::new).transpose()?,
+            // The owner before may have left some.
+            may_have_former: AtomicBool::new(true),
         })
     }
 
@@ -40,16 +47,32 @@ impl Details {
         })
     }
 
-    /// Begins at 0 for the VIP that gets a number.
-    pub(crate) fn clear(&self, number: u16) -> io::Result<()> {
+    /// A VIP has gone: its pairs stay until a VIP comes, or somebody reads them.
+    pub(crate) fn vip_gone(&self) {
+        self.may_have_former.store(true, Ordering::Relaxed);
+    }
+
+    /// Begins at 0 for the VIP that gets a number. If VIPs have gone since, one walk forgets the pairs of all that are not in
+    /// use.
+    pub(crate) fn clear(
+        &self,
+        number: u16,
+        in_use: impl FnOnce() -> BTreeSet<u32>,
+    ) -> io::Result<()> {
         self.of_vips.clear(number.into())?;
+        if !self.may_have_former.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let in_use = in_use();
         let mut former = Vec::new();
         self.pairs(|vip, real, _| {
-            if vip == u32::from(number) {
+            if vip == u32::from(number) || !in_use.contains(&vip) {
                 former.push((vip, real));
             }
         })?;
-        self.forget(&former)
+        self.forget(&former)?;
+        self.may_have_former.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives the places of pairs back: numbers of VIPs, and ids of reals.

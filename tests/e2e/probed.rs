@@ -11,15 +11,18 @@ use std::time::Duration;
 use std::time::Instant;
 
 use katran::Decap;
+use katran::HashFunction;
 use katran::Katran;
 use katran::Real;
 use katran::State;
 use katran::Vip;
 use katran::XdpMode;
 use katran::health::Check;
+use katran::health::Command;
 use katran::health::Event;
 use katran::health::Health;
 use katran::health::Policy;
+use katran::health::RealPolicy;
 use katran::health::Settings;
 use katran::health::Status;
 use katran::health::Via;
@@ -291,6 +294,42 @@ fn a_weight_climbs_under_traffic() {
     probed.until(&["backend0", "backend1"]);
 }
 
+/// Marks are others, and one ring has no ratios: what is in force is that of the state that is applied.
+#[test]
+fn marks_and_hash_function_change_at_once() {
+    let mut climbing = policy();
+    (climbing.rise, climbing.slow_start) = (1, Duration::from_secs(3600));
+    let probed = Probed::new(climbing.clone());
+    let _second = probed.serve(1);
+    let mut wanted = probed.wanted([1, 1]);
+    probed.health().apply(&wanted).unwrap();
+    assert!(probed.health().wait(PATIENCE));
+    let _first = probed.serve(0);
+    eventually("its return", || probed.down().is_empty());
+    let state = || probed.katran.lock().unwrap().state();
+    let weights = || -> Vec<u32> {
+        let state = state();
+        let reals = state.vips[0].reals.iter();
+        reals.map(Real::get_weight).collect()
+    };
+    assert_eq!(weights(), [1, 8]);
+    let mut settings = Settings::default();
+    (settings.tcp, settings.first_mark) = (climbing, 1000);
+    probed.health().reconfigure(&wanted, settings).unwrap();
+    let passed = probed.health().report().passed;
+    probed.health().look();
+    eventually("probes by other marks", || {
+        probed.health().report().passed > passed + 10
+    });
+    assert_eq!(probed.health().report().refused, None);
+    let marks = state().marks.iter().map(|of| of.mark).collect::<Vec<_>>();
+    assert_eq!(marks, [1000, 1001]);
+    let balancer = wanted.balancer.get_or_insert_default();
+    balancer.hash_function = Some(HashFunction::Maglev);
+    probed.health().apply(&wanted).unwrap();
+    assert_eq!(weights(), [1, 1]);
+}
+
 #[test]
 fn probes_that_miss_the_tunnel_count_for_nothing() {
     let probed = Probed::new(policy());
@@ -408,7 +447,10 @@ fn a_mistake_of_the_embedder_ends_the_checks_and_nothing_else() {
     drop(probed.health.take());
     let mut settings = Settings::default();
     settings.tcp = policy();
-    let panics = |_: &Event| panic!("a mistake");
+    let panics = |event: &Event| {
+        let is_applied = matches!(event, Event::Applied { .. });
+        assert!(!is_applied, "a mistake");
+    };
     let health = host.run(|| Health::start_with(&probed.katran, settings, panics).unwrap());
     health.apply(&probed.wanted([1, 1])).unwrap();
     eventually("the end", || health.report().ended.is_some());
@@ -416,6 +458,14 @@ fn a_mistake_of_the_embedder_ends_the_checks_and_nothing_else() {
     let ended = health.report().ended.unwrap();
     assert!(ended.contains("a mistake"), "{ended}");
     assert!(!probed.katran.is_poisoned());
+    // What they have found stays, also for those that come after them.
+    assert_eq!(probed.down(), [probed.real(0)]);
+    health.apply(&probed.wanted([1, 2])).unwrap();
+    assert_eq!(probed.down(), [probed.real(0)]);
+    let next = host.run(|| Health::start(&probed.katran, Settings::default()).unwrap());
+    next.apply(&probed.wanted([1, 1])).unwrap();
+    assert_eq!(probed.down(), [probed.real(0)]);
+    drop(next);
     // A balancer that is gone is one that nobody can change.
     let Probed { katran, .. } = probed;
     drop(katran);
@@ -461,7 +511,9 @@ fn a_real_that_a_router_calls_unreachable_is_down() {
     });
     let [own, routers] = unreachable.map(found);
     assert_eq!(own.status, Status::Unknown, "{own:?}");
-    assert!(own.last_result.unwrap().starts_with("not sent: "));
+    assert!(own.last_unsent && own.last_result.unwrap().starts_with("not sent: "));
+    probed.says("whether real 198.18.0.66 answers is not known: probe not sent: ");
+    assert!(!routers.last_unsent);
     assert_eq!(routers.status, Status::Down, "{routers:?}");
     let why = routers.last_result.unwrap();
     assert!(why.contains("unreachable"), "{why}");
@@ -524,4 +576,48 @@ fn a_refusal_changes_nothing() {
     );
     assert!(probed.health().wait(PATIENCE));
     assert_eq!(probed.health().report().vips.len(), 1);
+}
+
+/// A command that hangs, while the thread of the checks waits for the balancer.
+#[test]
+fn the_end_can_be_waited_for() {
+    let mut probed = Probed::new(policy());
+    let said = tempfile::NamedTempFile::new().unwrap();
+    let script = format!("echo $$ >{}; exec sleep 1000", said.path().display());
+    let mut command = Command::new("/bin/sh");
+    command.arguments = vec!["-c".to_owned(), script];
+    let mut settings = Settings::default();
+    settings.tcp = policy();
+    let mut hangs = RealPolicy::default();
+    (hangs.check, hangs.timeout) = (Some(command.into()), Some(Duration::from_secs(500)));
+    settings.tcp.reals.insert(probed.real(0), hangs);
+    let wanted = probed.wanted([1, 1]);
+    probed.health().reconfigure(&wanted, settings).unwrap();
+    let mut leader = String::new();
+    eventually("a command", || {
+        leader = std::fs::read_to_string(said.path()).unwrap();
+        leader.ends_with('\n')
+    });
+    let status = format!("/proc/{}/stat", leader.trim());
+    // Whoever is dead is there until its parent has waited for it.
+    let lives = || {
+        let found = std::fs::read_to_string(&status);
+        found.is_ok_and(|found| !found.contains(") Z "))
+    };
+    assert!(lives());
+    let katran = Arc::clone(&probed.katran);
+    let (held, holds) = channel();
+    let holder = std::thread::spawn(move || {
+        let _katran = katran.lock().unwrap();
+        held.send(()).unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+    });
+    holds.recv().unwrap();
+    // By then the other real has been found dead.
+    std::thread::sleep(Duration::from_millis(500));
+    let began = Instant::now();
+    assert!(probed.health.take().unwrap().stop(PATIENCE));
+    assert!(began.elapsed() > Duration::from_secs(1));
+    assert!(!lives());
+    holder.join().unwrap();
 }

@@ -145,10 +145,12 @@ fn documentation_lists_every_metric_and_every_counter() {
             .samples
             .is_empty()
     );
-    let entries = of_shared.families.remove("katran_shared_entry_info");
-    let name = "katran_shared_entry_info".to_owned();
-    assert!(page.families[&name].samples.is_empty());
-    page.families.insert(name, entries.unwrap());
+    assert_eq!(of_shared.get("katran_shared_entry_attached", &labels), 1.0);
+    for name in ["katran_shared_entry_attached", "katran_shared_entry_info"] {
+        let entries = of_shared.families.remove(name).unwrap();
+        assert!(page.families[name].samples.is_empty());
+        page.families.insert(name.to_owned(), entries);
+    }
     let name = "katran_next_hop_silent_seconds".to_owned();
     assert!(page.families[&name].samples.is_empty());
     let silent = of_shared.families.remove(&name).unwrap();

@@ -196,7 +196,12 @@ fn faults_of_the_place_are_told() {
     let (host, router) = (site.host(), &site.lab.router);
 
     host.ip("link set eth0 mtu 1500").unwrap();
-    site.send(1, 1, 1472);
+    // The balancer hears of the MTU a moment later.
+    eventually("a packet is too big", || {
+        site.send(1, 1, 1472);
+        let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
+        metrics.sum("katran_icmp_too_big_sent_total", &[]) > 0.0
+    });
     let mtu = warning(
         "mtu",
         &[
@@ -222,7 +227,6 @@ fn faults_of_the_place_are_told() {
     site.is_well(&silent);
 
     router.tag_leaving("bal0", &[(0x8100, 7)]).unwrap();
-    site.send(1, 1, 100);
     let vlan = warning(
         "vlan",
         &[
@@ -231,6 +235,17 @@ fn faults_of_the_place_are_told() {
             "tcpdump -eni eth0",
         ],
     );
+    // What is for the host may have any tag.
+    let passed = || {
+        let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
+        metrics.get("katran_frames_total", &[("verdict", "pass")])
+    };
+    let before = passed();
+    let socket = router.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    socket.send_to(&[0; 100], ("10.0.0.2", 9)).unwrap();
+    eventually("it has passed", || passed() > before);
+    assert_eq!(site.is_said(&vlan), None);
+    site.send(1, 1, 100);
     site.tells("wrong VLAN", &vlan);
 
     router.strip("bal0");
@@ -255,10 +270,8 @@ fn faults_of_the_place_are_told() {
     let (_, text) = site.running.say(host, "status", &["--over", "0.1"]);
     assert!(text.contains("gone eth0"), "{text}");
     let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
-    assert_eq!(
-        metrics.sum("katran_attached", &[("interface", "eth0")]),
-        0.0
-    );
+    let attached = metrics.get("katran_attached", &[("interface", "eth0")]);
+    assert_eq!(attached, 0.0);
 }
 
 #[test]
@@ -404,6 +417,12 @@ fn an_entry_that_is_taken_over_is_told() {
         running.says("balancing as entry 2");
         running
     };
+    let has_entry = || {
+        let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
+        let labels = [("path", path.as_str()), ("position", "2")];
+        metrics.get("katran_shared_entry_attached", &labels)
+    };
+    assert_eq!(has_entry(), 1.0);
     let mut second = start(&["--lost", "exit"]);
     let lost = problem(
         "program",
@@ -414,6 +433,7 @@ fn an_entry_that_is_taken_over_is_told() {
         ],
     );
     site.tells("taken over by another", &lost);
+    assert_eq!(has_entry(), 0.0);
     let (_, text) = site.running.say(site.host(), "status", &["--over", "0.1"]);
     assert!(
         text.contains("replaced by another program entry 2 of"),

@@ -718,3 +718,62 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
     }
     running.balancer.end(SIGTERM);
 }
+
+/// In an emergency nothing else has to be in order; what is read again has to.
+#[test]
+fn a_real_is_drained_whatever_has_become_of_certificates() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let host = &lab.balancers[0].host;
+    let authorities = Scratch::new("healthcheck-authorities.pem");
+    let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap();
+    authorities.write(&made.cert.pem());
+    let path = authorities.0.display().to_string();
+    let check = format!("tcp_check = {{ kind = \"https\", authorities = \"{path}\" }}\n");
+    let file = configuration("healthcheck-drain.toml", &(check + &service(443, "tcp")));
+    let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    authorities.write("-----BEGIN CERTIF");
+    running.balancer.process.signal(SIGHUP).unwrap();
+    running.balancer.says("nothing was changed");
+    for (options, weight) in [(&["198.51.100.1"][..], 1), (&["198.51.100.1", "--undo"], 0)] {
+        let (worked, text) = running.say(host, "drain", options);
+        assert!(worked, "{weight}: {text}");
+    }
+    let probed = status(host, &running, &["no whole answer"]);
+    assert!(!probed.contains("drained"), "{probed}");
+    running.balancer.end(SIGTERM);
+}
+
+/// Nothing else tells that a real is not probed which was up before.
+#[test]
+fn checks_that_cannot_be_made_are_found() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let host = &lab.balancers[0].host;
+    let program = Scratch::new("healthcheck-program");
+    program.write("#!/bin/sh\nexit 0\n");
+    std::fs::set_permissions(&program.0, Permissions::from_mode(0o755)).unwrap();
+    let path = program.0.display();
+    let check = format!("tcp_check = {{ kind = \"command\", program = \"{path}\" }}\n");
+    let file = configuration("healthcheck-found.toml", &(check + &service(80, "tcp")));
+    let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
+    let well = status(host, &running, &["; up"]);
+    assert!(!well.contains("cannot be sent"), "{well}");
+    std::fs::remove_file(&program.0).unwrap();
+    running
+        .balancer
+        .says("answers is not known: probe not sent: No such file");
+    let found = status(host, &running, &["and of 1 more, as probes cannot be sent"]);
+    let line = "warning  health: nothing is known of real 198.51.100.1 of 203.0.113.1:80/tcp, and of 1 more, as \
+                probes cannot be sent (not sent: No such file";
+    assert!(found.contains(line), "{found}");
+    program.write("#!/bin/sh\nexit 0\n");
+    std::fs::set_permissions(&program.0, Permissions::from_mode(0o755)).unwrap();
+    eventually("the end of it", || {
+        !running
+            .say(host, "status", &[])
+            .1
+            .contains("cannot be sent")
+    });
+    running.balancer.end(SIGTERM);
+}

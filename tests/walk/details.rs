@@ -120,8 +120,15 @@ fn a_pair_without_room_is_forwarded_and_counted_as_such() {
     // The place of a pair whose real has gone is free for the next one, once somebody has read them.
     katran.remove_vip(of).unwrap();
     assert!(pairs(&katran).is_empty());
+    // One of 256 packets without a pair looks for a place, the first, too.
+    for _ in 3..256 {
+        sent(&katran, &syn(flow_v6()));
+        assert!(pairs(&katran).is_empty());
+    }
     sent(&katran, &syn(flow_v6()));
     assert_eq!(pairs(&katran), BTreeMap::from([((other, ip(B)), (1, 1))]));
+    let details = katran.stats().vip_details().unwrap();
+    assert_eq!(details[&other].unpaired, 256);
 }
 
 #[test]
@@ -204,4 +211,26 @@ fn the_counts_go_on_with_the_next_owner_and_in_a_replacement() {
 fn more_pairs_than_can_be_are_refused() {
     let refused = builder().max_vip_reals(1_048_577).load().unwrap_err();
     assert!(matches!(refused, Error::InvalidConfig { .. }), "{refused}");
+}
+
+#[test]
+fn vips_with_numbers_of_others_have_none_of_their_pairs_though_one_walk_forgets_all() {
+    let mut katran = load(builder().max_vips(2).max_vip_reals(16));
+    let ids = [katran::ServerId::new(1, ip(A))];
+    let mut before = Vec::new();
+    for vip in [VIP4, VIP6] {
+        before.push(serve(&mut katran, vip, VipFlags::empty(), &[A]));
+    }
+    katran.server_ids_mut().add(&ids).unwrap();
+    for frame in [syn(flow_v4()), syn(flow_v6())] {
+        sent(&katran, &frame);
+    }
+    assert_eq!(pairs(&katran).len(), 2);
+    before
+        .iter()
+        .for_each(|vip| katran.remove_vip(*vip).unwrap());
+    for vip in [VIP4, VIP6] {
+        serve(&mut katran, vip, VipFlags::empty(), &[A]);
+    }
+    assert!(pairs(&katran).is_empty());
 }

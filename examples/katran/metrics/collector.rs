@@ -163,6 +163,13 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     )
 }
 
+fn labels_of(entry: &SharedEntry) -> Vec<(&'static str, String)> {
+    vec![
+        ("path", entry.path.display().to_string()),
+        ("position", entry.position.to_string()),
+    ]
+}
+
 /// What is no counter of the balancer's, but explains them.
 fn host(
     page: &mut Page<'_>,
@@ -198,14 +205,16 @@ fn host(
         "An interface on which packets are balanced, and the XDP mode in force.",
         series,
     )?;
+    let series = shared
+        .iter()
+        .map(|entry| (labels_of(entry), there(entry.state).into()));
+    page.gauge(
+        "shared_entry_attached",
+        "1: the entry of the root program has the balancer's program; 0: it is gone, or another balancer has it.",
+        series,
+    )?;
     let entries = shared.iter().filter(|of| there(of.state));
-    let series = entries.map(|entry| {
-        let labels = vec![
-            ("path", entry.path.display().to_string()),
-            ("position", entry.position.to_string()),
-        ];
-        (labels, 1)
-    });
+    let series = entries.map(|entry| (labels_of(entry), 1));
     page.gauge(
         "shared_entry_info",
         "An entry of a root program by which packets are balanced.",

@@ -11,12 +11,23 @@ use crate::report::Health;
 use crate::report::Problem;
 use crate::report::Vip;
 
+const HERE: &str = "on this host: is the check's program there, does a route lead to the reals, may the process have \
+                    more descriptors (`ulimit -n`)? Until then a real that dies stays in use";
+
 /// What is found: how bad, and of how many.
 struct Found<'a> {
     severity: Severity,
     message: String,
     /// A VIP of which it is so.
     vip: &'a Vip,
+    place: Place,
+}
+
+/// Where to look.
+#[derive(Clone, Copy)]
+enum Place {
+    Backend,
+    Here,
 }
 
 /// What probes have found that is not as it should be.
@@ -25,7 +36,10 @@ pub(super) fn findings(vips: &[Vip]) -> Vec<Problem> {
         severity: found.severity.to_string(),
         subject: Subject::Health.to_string(),
         message: found.message,
-        advice: advice(found.vip),
+        advice: match found.place {
+            Place::Backend => advice(found.vip),
+            Place::Here => HERE.to_owned(),
+        },
         ..Problem::default()
     });
     findings.collect()
@@ -41,8 +55,8 @@ pub(super) fn counts(vips: &[Vip]) -> BTreeMap<(Subject, Severity), u64> {
     counts.into()
 }
 
-/// VIPs of which no real answers, as one finding; and one for each other real that does not, with all its VIPs.
-fn found(vips: &[Vip]) -> Vec<Found<'_>> {
+/// VIPs of which no real answers, as one finding, and all reals whose probes are not sent, as another; and one for each other real that does not, with all its VIPs.
+fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
     let is_down = |of: &&crate::report::OfVip| of.health == Health::Down;
     let is_dead = |vip: &&Vip| !vip.reals.is_empty() && vip.reals.iter().all(|of| is_down(&of));
     let (dead, others): (Vec<_>, Vec<_>) = vips.iter().partition(is_dead);
@@ -56,6 +70,29 @@ fn found(vips: &[Vip]) -> Vec<Found<'_>> {
             severity: Severity::Problem,
             message,
             vip,
+            place: Place::Backend,
+        });
+    }
+    let of_all = |vip: &'a Vip| vip.reals.iter().map(move |of| (vip, of));
+    let mut unsent = vips.iter().flat_map(of_all).filter_map(|(vip, of)| {
+        let check = of.check.as_ref().filter(|check| check.unsent);
+        let is_probed = of.health != Health::NotProbed;
+        Some((vip, of.real, check.filter(|_| is_probed)?))
+    });
+    if let Some((vip, real, check)) = unsent.next() {
+        let more = match unsent.count() {
+            0 => String::new(),
+            more => format!(", and of {more} more"),
+        };
+        let message = format!(
+            "nothing is known of real {real} of {}{more}, as probes cannot be sent ({})",
+            vip.vip, check.result
+        );
+        found.push(Found {
+            severity: Severity::Warning,
+            message,
+            vip,
+            place: Place::Here,
         });
     }
     let mut silent: BTreeMap<IpAddr, Vec<(&Vip, Option<&Check>)>> = BTreeMap::new();
@@ -76,6 +113,7 @@ fn found(vips: &[Vip]) -> Vec<Found<'_>> {
             severity: Severity::Warning,
             message,
             vip,
+            place: Place::Backend,
         }
     }));
     found

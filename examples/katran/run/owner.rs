@@ -1,5 +1,6 @@
 //! The thread that owns the balancer: all that changes it, and its clocks.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +51,9 @@ use crate::report::Applied;
 
 /// For the first answers of reals before the balancer is attached: as long as they may take, and no longer than this.
 const FIRST_ROUND: Duration = Duration::from_secs(5);
+
+/// For probes that are on their way in the end.
+const LAST_PROBES: Duration = Duration::from_secs(5);
 
 /// The balancer, and what is known of it.
 pub(crate) struct Owner {
@@ -171,7 +175,9 @@ impl Owner {
     /// Takes what is true now, for those who ask while it is busy.
     fn publish(&self) {
         match Snapshot::diagnosed(self) {
-            Ok(snapshot) => self.handle.publish(snapshot),
+            Ok(snapshot) => {
+                let _ = self.handle.publish(snapshot);
+            }
             Err(error) => eprintln!("{}", with_causes(&error)),
         }
     }
@@ -216,7 +222,8 @@ impl Owner {
                 result: with_causes(error),
             });
         })?;
-        let changes = self.apply(wanted, self.drains.clone()).map_err(|error| {
+        let changes = self.apply(wanted, self.drains.clone(), Checks::Read);
+        let changes = changes.map_err(|error| {
             let error = placed(&document, error);
             if let Some(refused) = &mut self.refused {
                 refused.result = with_causes(&error);
@@ -239,8 +246,7 @@ impl Owner {
             .commands()
             .find(|command| !self.wanted.commands.contains(command));
         let mut files = document.authorities();
-        if let Some(file) = files.find(|file| !self.wanted.authorities.iter().any(|of| of == file))
-        {
+        if let Some(file) = files.find(|file| !self.wanted.authorities.contains(*file)) {
             anyhow::bail!(
                 "a check takes authorities of {}, as the document in force does not: by HTTP no files come in; use `katran apply`",
                 file.display()
@@ -270,13 +276,13 @@ impl Owner {
         Ok(changes.map_err(|error| document.placed(error))?)
     }
 
-    fn apply(&mut self, wanted: Wanted, mut drains: Drains) -> Result<Changes> {
+    fn apply(&mut self, wanted: Wanted, mut drains: Drains, checks: Checks) -> Result<Changes> {
         self.publish();
         let state = drains.applied(wanted.state.clone());
         let state = self.introspected(state);
         let mut health = self.health.take();
         let (changes, applied) = timed(|| match &wanted.settings {
-            Some(settings) => self.apply_checked(&mut health, &state, settings.clone()),
+            Some(settings) => self.apply_checked(&mut health, &state, settings, checks),
             None => {
                 let changes = self.katran().apply(&state)?;
                 // What the checks have said meanwhile is over as well.
@@ -303,39 +309,46 @@ impl Owner {
         &self,
         health: &mut Option<Health>,
         state: &State,
-        settings: Settings,
+        settings: &Settings,
+        checks: Checks,
     ) -> katran::Result<Changes> {
-        // After a mistake of theirs they begin again.
-        if let Some(health) = health.as_ref().filter(|of| of.report().ended.is_none()) {
-            return health.reconfigure(state, settings);
-        }
-        // They need what the document says, such as the interface that they leave by.
         let before = self.katran().state();
-        let changes = self.katran().apply(state)?;
-        let started = start_checks(&self.katran, settings);
+        // Checks need what the document says, such as the interface that they leave by. Those that have ended still
+        // know which reals are down.
+        let changes = match (&*health, checks) {
+            (None, _) => self.katran().apply(state)?,
+            (Some(health), Checks::Keep) => health.apply(state)?,
+            (Some(health), Checks::Read) => health.reconfigure(state, settings.clone())?,
+        };
+        let goes_on = |health: &Health| health.report().ended.is_none();
+        if health.as_ref().is_some_and(goes_on) {
+            return Ok(changes);
+        }
+        // After a mistake of theirs they begin again.
+        let started = start_checks(&self.katran, settings.clone());
         let started = started.and_then(|started| {
             started.apply(state)?;
             Ok(started)
         });
-        match started {
-            Ok(started) => {
-                *health = Some(started);
-                Ok(changes)
-            }
-            Err(error) => {
+        match (started, checks) {
+            (Ok(started), _) => *health = Some(started),
+            // Packets do not wait for them.
+            (Err(error), Checks::Keep) => eprintln!("checks do not begin again: {error}"),
+            (Err(error), Checks::Read) => {
                 if let Err(other) = self.katran().apply(&before) {
                     eprintln!("the document before could not be applied again: {other}");
                 }
-                Err(error)
+                return Err(error);
             }
         }
+        Ok(changes)
     }
 
     /// Drains a real of a VIP, or of all that have it, or takes that back. Returns the VIPs.
     pub(crate) fn drain(&mut self, vip: Option<Vip>, real: IpAddr, undo: bool) -> Result<Vec<Vip>> {
         let mut drains = self.drains.clone();
         let vips = drains.set(&self.wanted.state, vip, real, undo)?;
-        let changes = self.apply(self.wanted.clone(), drains)?;
+        let changes = self.apply(self.wanted.clone(), drains, Checks::Keep)?;
         say(described(&changes, "applied"));
         let _ = self.silences.look(&lock(&self.katran));
         Ok(vips)
@@ -420,7 +433,9 @@ impl Owner {
             ..
         } = self;
         let probed = health.is_some();
-        drop(health);
+        if !health.is_none_or(|health| health.stop(LAST_PROBES)) {
+            eprintln!("probes are still on their way");
+        }
         // The thread of the checks may have it for another moment.
         let katran = loop {
             match Arc::try_unwrap(shared) {
@@ -457,15 +472,24 @@ fn start_checks(katran: &Arc<Mutex<Katran>>, settings: Settings) -> katran::Resu
     })
 }
 
+/// What becomes of checks when something is applied.
+#[derive(Clone, Copy)]
+enum Checks {
+    /// Their settings, and the files with certificates, are read again.
+    Read,
+    /// They stay as they are, whatever has become of files.
+    Keep,
+}
+
 /// What a document says, and options. Where it says that is forgotten.
 #[derive(Clone, Debug)]
 struct Wanted {
     state: State,
     settings: Option<Settings>,
     /// The programs that checks run.
-    commands: Vec<health::Command>,
+    commands: HashSet<health::Command>,
     /// The files with authorities that they name.
-    authorities: Vec<PathBuf>,
+    authorities: HashSet<PathBuf>,
 }
 
 /// A document with checks if they are asked for, and an interface for them to leave by.

@@ -68,8 +68,13 @@ impl Handle {
         }
     }
 
-    pub(super) fn publish(&self, snapshot: Snapshot) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(snapshot));
+    /// Makes it the one that others get while the owner is busy. One without a diagnosis has that of the one before.
+    pub(super) fn publish(&self, mut snapshot: Snapshot) -> Arc<Snapshot> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = last.as_ref().filter(|_| snapshot.problems.is_empty()) {
+            snapshot.problems.clone_from(&last.problems);
+        }
+        Arc::clone(last.insert(Arc::new(snapshot)))
     }
 
     /// What is true now, or was before the change that goes on, as others are told; with the owner's findings on its
@@ -92,8 +97,13 @@ impl Handle {
     }
 
     fn snapshot(&self, take: fn(&Owner) -> Result<Snapshot>) -> Result<Arc<Snapshot>> {
-        match self.ask_for(PATIENCE, move |owner| take(owner)) {
-            Ok(snapshot) => snapshot.map(Arc::new),
+        let handle = self.clone();
+        // Though it may come too late for this client: the next one gets it if he does not wait, either.
+        let taken = self.ask_for(PATIENCE, move |owner| {
+            take(owner).map(|snapshot| handle.publish(snapshot))
+        });
+        match taken {
+            Ok(snapshot) => snapshot,
             Err(error) => {
                 let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
                 last.clone().ok_or(error)
@@ -386,6 +396,7 @@ fn check(found: &RealHealth) -> Option<Check> {
     Some(Check {
         time: seconds(found.last?),
         result: found.last_result.clone()?,
+        unsent: found.last_unsent,
         cause: found.last_cause.map(|cause| cause.to_string()),
         history: history.collect(),
     })

@@ -1,5 +1,6 @@
 //! TLS of probes: whose certificates are good.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs;
 use std::fs::File;
@@ -7,6 +8,7 @@ use std::io;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::libc::O_NONBLOCK;
@@ -35,13 +37,25 @@ use crate::error::Result;
 /// Files with certificates are shorter, in bytes.
 const MAX_PEM: u64 = 16 << 20;
 
-/// The authorities of this host, read once for all checks.
+/// The authorities of this host and of files, read once for all checks.
 #[derive(Default)]
-pub(in crate::health) struct Authorities(Option<Arc<RootCertStore>>);
+pub(in crate::health) struct Authorities {
+    system: Option<Arc<RootCertStore>>,
+    files: HashMap<PathBuf, Arc<RootCertStore>>,
+}
 
 impl Authorities {
+    fn of_file(&mut self, path: &Path) -> Result<Arc<RootCertStore>> {
+        if let Some(store) = self.files.get(path) {
+            return Ok(Arc::clone(store));
+        }
+        let store = Arc::new(of_pem(&read(path)?, path.display())?);
+        self.files.insert(path.to_owned(), Arc::clone(&store));
+        Ok(store)
+    }
+
     fn of_system(&mut self) -> Result<Arc<RootCertStore>> {
-        if let Some(store) = &self.0 {
+        if let Some(store) = &self.system {
             return Ok(Arc::clone(store));
         }
         let found = rustls_native_certs::load_native_certs();
@@ -56,7 +70,7 @@ impl Authorities {
             return Err(invalid("authorities", "this host's", reason));
         }
         let store = Arc::new(store);
-        self.0 = Some(Arc::clone(&store));
+        self.system = Some(Arc::clone(&store));
         Ok(store)
     }
 }
@@ -82,7 +96,7 @@ pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientC
     let builder = match &tls.trust {
         Trust::System => builder.with_root_certificates(authorities.of_system()?),
         Trust::Authorities(pem) => builder.with_root_certificates(of_pem(pem, "given as text")?),
-        Trust::File(path) => builder.with_root_certificates(of_pem(&read(path)?, path.display())?),
+        Trust::File(path) => builder.with_root_certificates(authorities.of_file(path)?),
         Trust::Any => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody(algorithms))),

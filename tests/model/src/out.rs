@@ -28,7 +28,10 @@ use crate::ip::Family;
 use crate::transport::Packet;
 use crate::walk::Run;
 
-/// What few balancers count. A pair has its place from its first packet on, if one is left.
+/// Of so many packets of a VIP without a pair one looks for a place.
+const UNPAIRED_TRIES: u64 = 256;
+
+/// What few balancers count. A pair has its place from its first packet on, if one is left and the packet looks for it.
 fn count_in_detail(run: &mut Run<'_>, number: VipNumber, packet: &Packet, real: RealId) {
     let balancer = &mut *run.balancer;
     let most = balancer.config.max_vip_reals;
@@ -41,7 +44,8 @@ fn count_in_detail(run: &mut Run<'_>, number: VipNumber, packet: &Packet, real: 
         return;
     }
     let pair = (number, real);
-    if balancer.pairs.len() == most && !balancer.pairs.contains_key(&pair) {
+    let looks = of_vip.unpaired.is_multiple_of(UNPAIRED_TRIES);
+    if (balancer.pairs.len() == most || !looks) && !balancer.pairs.contains_key(&pair) {
         of_vip.unpaired += 1;
         return;
     }
