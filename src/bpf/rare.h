@@ -10,7 +10,7 @@
 #include "maps.h"
 
 /* Hands the frame to that program, with so many bytes of tags that are put aside. */
-static __always_inline int walk_rarely(const struct run *run, __u64 arrived, __u16 tag_bytes)
+static __always_inline int walk_rarely(const struct run *run, __u64 arrived, __u32 tag_bytes)
 {
 	struct rare_frame *rare = &run->cpu->scratch.rare;
 

@@ -454,7 +454,9 @@ struct id_query {
 	__u8 unchecked;
 	__u8 explain;
 	__u8 untagged;
-	__u8 reserved[2];
+	/* Of no query, but where there was room: the outer VLAN tag of the last frame that left with any. No frame takes it
+	 * away. */
+	__be16 sent_tag;
 };
 
 /* What a walk tells the program for rare frames. */
@@ -463,8 +465,7 @@ struct rare_frame {
 	/* VLAN tags that have been taken off and will be put back: identifier and tag, as they lie in the
 	 * frame. */
 	__u32 tags[2];
-	__u16 tag_bytes; /* of all tags: 0, 4 or 8 */
-	__be16 sent_tag; /* the outer one of the last frame that left with any; no frame takes it away */
+	__u32 tag_bytes; /* of all tags: 0, 4 or 8 */
 	__u32 unwrapped; /* it came in a tunnel that ended here */
 };
 

@@ -80,7 +80,7 @@ static __always_inline int walk_untagged(const struct run *run, struct cursor cu
 /* Puts the tags back, unless the frame goes nowhere. The verdict, for it may fail. */
 static __always_inline int tag_again(const struct run *run, int verdict)
 {
-	struct rare_frame *rare = &run->cpu->scratch.rare;
+	const struct rare_frame *rare = &run->cpu->scratch.rare;
 	struct cursor cursor = cursor_of(run->ctx);
 	const bool two = rare->tag_bytes == 2 * sizeof(struct vlan_header);
 	__u64 destination, source;
@@ -109,6 +109,6 @@ static __always_inline int tag_again(const struct run *run, int verdict)
 		word[1] = rare->tags[1];
 	/* What the host gets has any VLAN, and a simulated frame goes nowhere. */
 	if (verdict != XDP_PASS && !is(run, EXPLAINS))
-		rare->sent_tag = rare->tags[0] >> 16;
+		run->cpu->scratch.query.sent_tag = rare->tags[0] >> 16;
 	return verdict;
 }

@@ -384,7 +384,7 @@ fn vlans_seen(records: &[types::cpu]) -> Vec<u16> {
     // As it lies in the frame; the low 12 bits are the number.
     let sent = records
         .iter()
-        .map(|of| u16::from_be(of.scratch.rare.sent_tag));
+        .map(|of| u16::from_be(of.scratch.query.sent_tag));
     let vlans = sent.map(|tag| tag & 0xfff).filter(|vlan| *vlan != 0);
     vlans.collect::<BTreeSet<_>>().into_iter().collect()
 }
