@@ -143,6 +143,8 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
 #[test]
 fn the_verifier_does_not_come_to_its_limit() {
     const MOST: u32 = 250_000;
+    // Among the process's programs are those of tests beside this one, in any configuration.
+    const MOST_OF_ANY: u32 = 500_000;
     // The kernel keeps 15 characters: the fourth is `katran_explain_full`.
     let mut missing = BTreeSet::from([
         "katran",
@@ -157,7 +159,7 @@ fn the_verifier_does_not_come_to_its_limit() {
     ]);
     let mut look_at_own = || {
         for (name, size) in bpf::own_programs() {
-            assert!(size.verified < MOST, "{name}: {}", size.verified);
+            assert!(size.verified < MOST_OF_ANY, "{name}: {}", size.verified);
             if missing.remove(name.as_str()) {
                 println!("{name}: {}", size.verified);
             }
@@ -186,6 +188,14 @@ fn the_verifier_does_not_come_to_its_limit() {
                 assert!(verified.iter().all(|count| *count < MOST), "{verified:?}");
                 look_at_own();
             }
+            // The most there is to look at.
+            let settings = settings.flow_tracking(FlowTracking::Changed);
+            let katran = load(settings.features(all).max_vip_reals(100));
+            let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
+            let verified: Vec<u32> = special.into_iter().map(|size| size.verified).collect();
+            println!("{kind} {encapsulation}, counted in detail: {verified:?}");
+            assert!(verified.iter().all(|count| *count < MOST), "{verified:?}");
+            look_at_own();
         }
     }
     let limits: [Prefix; 1] = ["198.51.100.0/24".parse().unwrap()];
