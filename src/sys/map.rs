@@ -222,13 +222,58 @@ impl ProgramArray {
     /// Empties an entry; an empty one stays empty.
     pub(crate) fn clear(&self, index: u32) -> io::Result<()> {
         // SAFETY: as above.
-        let cleared =
-            check(unsafe { libbpf_sys::bpf_map_delete_elem(self.fd.as_raw_fd(), as_ptr(&index)) });
-        match cleared {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        unsafe { delete(self.fd.as_fd(), &index) }.map(drop)
     }
+}
+
+/// Removes an element; `false` if there was none.
+///
+/// # Safety
+/// The map's keys are as long as `K`.
+unsafe fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    // SAFETY: the key is as long as the map's, as the caller says.
+    let deleted = check(unsafe { libbpf_sys::bpf_map_delete_elem(map.as_raw_fd(), as_ptr(key)) });
+    match deleted {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads elements of a hash from a place in it on (`None`: its beginning), whole buckets, at most as many as there is room
+/// for keys. How many; and the place where they end, `None` after the last. What is there all the time is met, whatever
+/// comes and goes meanwhile.
+///
+/// # Safety
+/// The map's keys are as long as `K`, and `values` has room for all that it has of as many elements.
+unsafe fn read_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    from: Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, Option<u32>)> {
+    let mut count = checked_count(keys, keys.len())?;
+    let mut place = from.unwrap_or_default();
+    let start = from.as_ref().map_or(std::ptr::null(), as_ptr);
+    // SAFETY: there is room for `count` keys and their values, as the caller says; places in a hash are 32-bit numbers of
+    // buckets; NULL asks for the beginning.
+    let read = check(unsafe {
+        libbpf_sys::bpf_map_lookup_batch(
+            map.as_raw_fd(),
+            start.cast_mut(),
+            as_mut_ptr(&mut place),
+            keys.as_mut_ptr().cast(),
+            values.as_mut_ptr().cast(),
+            &mut count,
+            std::ptr::null(),
+        )
+    });
+    let next = match read {
+        Ok(_) => Some(place),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok((count as usize, next))
 }
 
 /// The kernel's number of what is in a place of an array of programs or maps.
@@ -321,13 +366,7 @@ impl<K: Pod, V: Pod> Typed<K, V> {
     /// Removes an element; `false` if there was none.
     pub(crate) fn delete(&self, key: &K) -> io::Result<bool> {
         // SAFETY: the key is as long as the map's, compared in `new`.
-        let result =
-            check(unsafe { libbpf_sys::bpf_map_delete_elem(self.fd.as_raw_fd(), as_ptr(key)) });
-        match result {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        unsafe { delete(self.fd.as_fd(), key) }
     }
 
     /// Adds or replaces elements by one call. After an error some of them may have been.
@@ -373,29 +412,11 @@ impl<K: Pod, V: Pod> Typed<K, V> {
     pub(crate) fn elements(&self, from: Option<u32>, room: u32) -> io::Result<Elements<K, V>> {
         let mut keys = vec![K::default(); room as usize];
         let mut values = vec![V::default(); room as usize];
-        let mut count = room;
-        let mut place = from.unwrap_or_default();
-        let start = from.as_ref().map_or(std::ptr::null(), as_ptr);
-        // SAFETY: there is room for `count` keys and values, as long as the map's, compared in
-        // `new`; places in a hash are 32-bit numbers of buckets; NULL asks for the beginning.
-        let result = check(unsafe {
-            libbpf_sys::bpf_map_lookup_batch(
-                self.fd.as_raw_fd(),
-                start.cast_mut(),
-                as_mut_ptr(&mut place),
-                keys.as_mut_ptr().cast(),
-                values.as_mut_ptr().cast(),
-                &mut count,
-                std::ptr::null(),
-            )
-        });
-        let next = match result {
-            Ok(_) => Some(place),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        keys.truncate(count as usize);
-        values.truncate(count as usize);
+        // SAFETY: keys and values are as long as the map's, and it has one value an element, compared in `new`.
+        let read = unsafe { read_batch(self.fd.as_fd(), from, &mut keys, &mut values) };
+        let (count, next) = read?;
+        keys.truncate(count);
+        values.truncate(count);
         Ok(Elements { keys, values, next })
     }
 
