@@ -62,6 +62,8 @@ pub(crate) use sections::NEEDED;
 #[cfg(all(feature = "serde", feature = "health"))]
 pub(crate) use sections::Section;
 #[cfg(all(feature = "serde", feature = "health"))]
+pub(crate) use sections::key_rows;
+#[cfg(all(feature = "serde", feature = "health"))]
 pub(crate) use sections::sections;
 #[cfg(all(feature = "serde", feature = "health"))]
 pub(crate) use source::Source;

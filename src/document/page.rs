@@ -251,8 +251,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
             .map(|value| {
                 T::of(value).map_err(|wrong| {
                     // The table of sections knows what the number is for.
-                    let range = self.section.keys.iter().find(|row| row.name == key);
-                    let wrong = match range {
+                    let wrong = match self.section.key(key) {
                         Some(row) if wrong.is_range => Wrong {
                             reason: format!("must be {}", plain(row.range)),
                             ..wrong
@@ -271,7 +270,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
     }
 
     fn missing(&self, key: &str) -> Error {
-        let row = self.section.keys.iter().find(|row| row.name == key);
+        let row = self.section.key(key);
         let range = row.map_or("", |row| row.range);
         let message = format!("{} without {key}: give one ({range})", self.section.title);
         self.page.refuse(self.at - self.page.start, message)

@@ -95,7 +95,7 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
              | --- | --- | --- | --- | --- | --- |\n"
         )
         .unwrap();
-        for key in section.keys {
+        for key in section.keys() {
             let Key {
                 name,
                 meaning,

@@ -11,7 +11,9 @@ pub(crate) struct Section {
     pub(crate) title: &'static str,
     #[cfg(test)]
     pub(crate) meaning: &'static str,
-    pub(crate) keys: &'static [Key],
+    pub(crate) own: &'static [Key],
+    /// Those that other sections have, too.
+    pub(crate) shared: &'static [&'static [Key]],
 }
 
 /// A key of a section.
@@ -28,38 +30,53 @@ pub(crate) struct Key {
 }
 
 impl Section {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'static Key> + Clone {
+        self.own.iter().chain(self.shared.iter().copied().flatten())
+    }
+
+    pub(crate) fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys().find(|key| key.name == name)
+    }
+
     pub(crate) fn has(&self, key: &str) -> bool {
-        self.keys.iter().any(|row| row.name == key)
+        self.key(key).is_some()
     }
 
     pub(crate) fn key_names(&self) -> impl Iterator<Item = &'static str> + Clone {
-        self.keys.iter().map(|key| key.name)
+        self.keys().map(|key| key.name)
     }
+}
+
+macro_rules! key_rows {
+    ($(
+        $(#[doc = $meaning:literal])+
+        $key:ident: $unit:literal, $default:expr, $range:literal;
+    )+) => {
+        &[$(Key {
+            name: stringify!($key),
+            #[cfg(test)]
+            meaning: concat!($($meaning),+),
+            #[cfg(test)]
+            unit: $unit,
+            #[cfg(test)]
+            default: $default,
+            range: $range,
+        }),+]
+    };
 }
 
 macro_rules! sections {
     ($(
         $(#[doc = $doc:literal])+
-        $constant:ident = $name:literal as $title:literal {$(
-            $(#[doc = $meaning:literal])+
-            $key:ident: $unit:literal, $default:expr, $range:literal;
-        )+}
+        $constant:ident = $name:literal as $title:literal {$($rows:tt)+} $(with $($shared:ident),+)?
     )+) => {
         $(pub(super) const $constant: Section = Section {
             name: $name,
             title: $title,
             #[cfg(test)]
             meaning: concat!($($doc),+),
-            keys: &[$(Key {
-                name: stringify!($key),
-                #[cfg(test)]
-                meaning: concat!($($meaning),+),
-                #[cfg(test)]
-                unit: $unit,
-                #[cfg(test)]
-                default: $default,
-                range: $range,
-            }),+],
+            own: key_rows! { $($rows)+ },
+            shared: &[$($($shared),+)?],
         };)+
 
         /// All of them, in the order in which they are written.
@@ -67,6 +84,8 @@ macro_rules! sections {
     };
 }
 
+#[cfg(feature = "health")]
+pub(crate) use key_rows;
 #[cfg(feature = "health")]
 pub(crate) use sections;
 

@@ -4,7 +4,36 @@ use crate::document::Key;
 #[cfg(test)]
 use crate::document::NEEDED;
 use crate::document::Section;
+use crate::document::key_rows;
 use crate::document::sections;
+
+/// Of a request by HTTP, with TLS or without.
+const HTTP_KEYS: &[Key] = key_rows! {
+    /// The path, and the query if there is one.
+    path: "text", Some("`/`"), "begins with `/`, up to 65,534 bytes, without spaces, `#`, `<` and `>`";
+    /// How it is asked for.
+    method: "choice", Some("`get`"), "`get` or `head`";
+    /// The header `Host`.
+    host: "text", Some("`server_name` if there is one, else the address and port that are probed"), "a name or address, and a port if need be";
+    /// More headers of the request.
+    headers: "list", Some("none"), "a list of lines such as `Accept: text/plain`";
+    /// The statuses that are an answer.
+    statuses: "list", Some("200 to 299"), "a list of numbers (`204`) and ranges (`\"200-299\"`), 100 to 999";
+    /// A header that the answer must have, and text that must be in its value.
+    answer_header: "text", Some("none"), "a line such as `X-State: ready`";
+    /// Text that must be in the body.
+    answer_body: "text", Some("none"), "any";
+    /// How much of the body is read.
+    max_body: "bytes", Some("65,536"), "0 to 1,048,576";
+};
+
+/// Of what is asked by TLS.
+const TRUST_KEYS: &[Key] = key_rows! {
+    /// Whose certificates are good: a file with certificates in PEM, which is read when the document is applied.
+    authorities: "text", Some("whom this host trusts"), "a path from the root";
+    /// Whether the certificate is looked at.
+    verify: "true or false", Some("true"), "any";
+};
 
 sections! {
     /// How the reals of all VIPs are probed, but for what a VIP or a real says itself. Where this section or any other key `health` stands, reals
@@ -96,51 +125,15 @@ sections! {
     HTTP = "http" as "`kind = \"http\"`" {
         /// The word `http`.
         kind: "choice", NEEDED, "`http`";
-        /// The path, and the query if there is one.
-        path: "text", Some("`/`"), "begins with `/`, up to 65,534 bytes, without spaces, `#`, `<` and `>`";
-        /// How it is asked for.
-        method: "choice", Some("`get`"), "`get` or `head`";
-        /// The header `Host`.
-        host: "text", Some("the address and port that are probed"), "a name or address, and a port if need be";
-        /// More headers of the request.
-        headers: "list", Some("none"), "a list of lines such as `Accept: text/plain`";
-        /// The statuses that are an answer.
-        statuses: "list", Some("200 to 299"), "a list of numbers (`204`) and ranges (`\"200-299\"`), 100 to 999";
-        /// A header that the answer must have, and text that must be in its value.
-        answer_header: "text", Some("none"), "a line such as `X-State: ready`";
-        /// Text that must be in the body.
-        answer_body: "text", Some("none"), "any";
-        /// How much of the body is read.
-        max_body: "bytes", Some("65,536"), "0 to 1,048,576";
-    }
+    } with HTTP_KEYS
 
     /// The same with TLS 1.2 or 1.3.
     HTTPS = "https" as "`kind = \"https\"`" {
         /// The word `https`.
         kind: "choice", NEEDED, "`https`";
-        /// The path, and the query if there is one.
-        path: "text", Some("`/`"), "begins with `/`, up to 65,534 bytes, without spaces, `#`, `<` and `>`";
-        /// How it is asked for.
-        method: "choice", Some("`get`"), "`get` or `head`";
-        /// The header `Host`.
-        host: "text", Some("`server_name`, or the address and port that are probed"), "a name or address, and a port if need be";
-        /// More headers of the request.
-        headers: "list", Some("none"), "a list of lines such as `Accept: text/plain`";
-        /// The statuses that are an answer.
-        statuses: "list", Some("200 to 299"), "a list of numbers (`204`) and ranges (`\"200-299\"`), 100 to 999";
-        /// A header that the answer must have, and text that must be in its value.
-        answer_header: "text", Some("none"), "a line such as `X-State: ready`";
-        /// Text that must be in the body.
-        answer_body: "text", Some("none"), "any";
-        /// How much of the body is read.
-        max_body: "bytes", Some("65,536"), "0 to 1,048,576";
         /// The server's name: it is asked for (SNI), and the certificate must be for it.
         server_name: "text", Some("none is asked for, and the certificate must be for the address"), "a DNS name or an address";
-        /// Whose certificates are good: a file with certificates in PEM, which is read when the document is applied.
-        authorities: "text", Some("whom this host trusts"), "a path from the root";
-        /// Whether the certificate is looked at.
-        verify: "true or false", Some("true"), "any";
-    }
+    } with HTTP_KEYS, TRUST_KEYS
 
     /// A datagram is answered. Others than the answer that is wanted are passed over. Bytes are written as text, in which `\xNN` is a byte in
     /// hexadecimal digits and `\\` a backslash: in single quotes.
@@ -181,11 +174,7 @@ sections! {
         alpn: "list", Some("`h3`"), "a list of up to 64 words of 1 to 255 bytes";
         /// The server's name: it is asked for (SNI), and the certificate must be for it.
         server_name: "text", Some("the address"), "a DNS name or an address";
-        /// Whose certificates are good: a file with certificates in PEM, which is read when the document is applied.
-        authorities: "text", Some("whom this host trusts"), "a path from the root";
-        /// Whether the certificate is looked at.
-        verify: "true or false", Some("true"), "any";
-    }
+    } with TRUST_KEYS
 
     /// A program of this host ends with status 0.
     COMMAND = "command" as "`kind = \"command\"`" {
