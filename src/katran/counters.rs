@@ -469,7 +469,7 @@ impl Katran {
         Ok(records.iter().map(|record| record.counters).collect())
     }
 
-    fn cpus(&self, records: &[types::cpu]) -> Result<Vec<CpuCounters>> {
+    pub(super) fn cpus(&self, records: &[types::cpu]) -> Result<Vec<CpuCounters>> {
         let threshold = u64::from(self.config.flood_threshold.unwrap_or(u32::MAX));
         let is_flooded = |record: &types::cpu| record.flood.new_flows > threshold;
         // A window stays in the record when it is over; only then the clock is worth a call.

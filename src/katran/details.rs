@@ -79,9 +79,7 @@ impl Stats<'_> {
         katran.forget_pairs(&former.into_iter().collect::<Vec<_>>());
         Ok(pairs)
     }
-}
 
-impl Stats<'_> {
     /// The [next hops](crate::attachments::Gateways::next_hops) that packets may take, by what is known of them.
     pub fn next_hops(&self) -> NextHopCounts {
         let katran = self.katran;
@@ -102,9 +100,8 @@ impl Stats<'_> {
             let count = match (hop.here, hop.mac) {
                 (true, _) => &mut counts.here,
                 (false, None) => &mut counts.unknown,
-                // Without an address the Ethernet address was given.
-                (false, Some(_)) if hop.answers || hop.address.is_none() => &mut counts.answering,
-                (false, Some(_)) => &mut counts.silent,
+                (false, Some(_)) if hop.is_silent() => &mut counts.silent,
+                (false, Some(_)) => &mut counts.answering,
             };
             *count += 1;
         }
@@ -115,6 +112,9 @@ impl Stats<'_> {
 impl Katran {
     /// Gives the places of pairs back that are not there any more. Another owner may know them, so only while this one is.
     fn forget_pairs(&self, former: &[(u32, u32)]) {
+        if former.is_empty() {
+            return;
+        }
         let (Some(details), Ok(_call)) = (&self.maps.details, self.call()) else {
             return;
         };

@@ -12,6 +12,8 @@ use crate::config::Features;
 use crate::config::Topology;
 use crate::counters::CpuCounters;
 use crate::counters::DropReason;
+use crate::counters::DropReasons;
+use crate::counters::IcmpCounters;
 use crate::diagnose::Balancer;
 use crate::diagnose::Diagnosis;
 use crate::diagnose::EmptyVip;
@@ -142,11 +144,12 @@ impl Katran {
             None => Vec::new(),
         };
         let config = &self.config;
-        let cpus = self.stats().cpus()?;
-        let icmp = self.stats().icmp()?;
         let records = self.per_cpu()?;
+        let cpus = self.cpus(&records)?;
+        let counted: Vec<_> = records.iter().map(|record| record.counters).collect();
+        let icmp = IcmpCounters::sum(&counted);
+        let drops = DropReasons::sum(&counted);
         let forwarding_cpus: BTreeSet<u32> = self.forwarding_cpus().into_iter().collect();
-        let drops = self.stats().drop_reasons()?;
         let has_reals = |family| {
             let mut reals = self.table.reals();
             reals.any(|(address, _)| Family::of(address) == family)

@@ -45,6 +45,15 @@ pub struct NextHop {
     pub here: bool,
 }
 
+impl NextHop {
+    /// Whether there is no way to it, or it does not answer: packets to it are dropped, or go to the Ethernet address that
+    /// was known last.
+    pub fn is_silent(&self) -> bool {
+        // Without an address the Ethernet address was given.
+        !self.here && !self.answers && (self.mac.is_none() || self.address.is_some())
+    }
+}
+
 /// All next hops and what was known of them at one moment: [`Gateways::next_hops`](crate::attachments::Gateways::next_hops).
 ///
 /// A slice of [`NextHop`]s, in the order of the reals' numbers, that does not change any more. To ask for a list,

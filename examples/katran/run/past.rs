@@ -74,13 +74,11 @@ impl Past {
 
 fn silent(katran: &Katran) -> Vec<Silent> {
     let hops = katran.gateways().next_hops();
-    let is_silent =
-        |hop: &NextHop| !hop.here && !hop.answers && (hop.mac.is_none() || hop.address.is_some());
     let address = |hop: &NextHop| hop.address.map_or("none".to_owned(), |of| of.to_string());
     let mut found = Vec::new();
     // The gateways come by family.
     for (hop, family) in hops.iter().zip(Family::ALL) {
-        if hop.real.is_none() && is_silent(hop) && has_reals(katran, family) {
+        if hop.real.is_none() && hop.is_silent() && has_reals(katran, family) {
             let real = match family {
                 Family::V4 => "ipv4",
                 Family::V6 => "ipv6",
@@ -91,7 +89,7 @@ fn silent(katran: &Katran) -> Vec<Silent> {
             });
         }
     }
-    let of_reals = hops.iter().filter(|hop| is_silent(hop));
+    let of_reals = hops.iter().filter(|hop| hop.is_silent());
     let of_reals = of_reals.filter_map(|hop| {
         Some(Silent {
             real: hop.real?.to_string(),
