@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 #[cfg(feature = "serde")]
 use std::net::IpAddr;
-#[cfg(feature = "serde")]
 use std::path::Path;
 use std::time::Duration;
 
 use super::check::Check;
-#[cfg(feature = "serde")]
 use super::check::Command;
-#[cfg(feature = "serde")]
 use super::check::Trust;
 use super::policy::Policy;
 #[cfg(feature = "serde")]
@@ -96,9 +93,9 @@ impl Settings {
         probing.is_some_and(|probing| probing.via == Via::Tunnel)
     }
 
-    /// The files with authorities that it names, some of them many times.
-    #[cfg(feature = "serde")]
-    pub(super) fn authorities(&self) -> impl Iterator<Item = &Path> {
+    /// The files with authorities that checks name, each as often as they do. They are opened by the process that checks, and an
+    /// error tells whether there is one: think of that where the settings are somebody else's.
+    pub fn authorities(&self) -> impl Iterator<Item = &Path> {
         let tls = self.checks().filter_map(|check| match check {
             Check::Http(http) => http.tls.as_ref(),
             Check::Quic(quic) => Some(&quic.tls),
@@ -110,9 +107,8 @@ impl Settings {
         })
     }
 
-    /// The programs that it has run.
-    #[cfg(feature = "serde")]
-    pub(super) fn commands(&self) -> impl Iterator<Item = &Command> {
+    /// The programs that checks run, with their arguments, each as often as they do.
+    pub fn commands(&self) -> impl Iterator<Item = &Command> {
         let checks = self.checks();
         checks.filter_map(|check| match check {
             Check::Command(command) => Some(command.as_ref()),

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -215,8 +214,7 @@ impl Owner {
         let wanted =
             read.and_then(|document| Ok((prepared(&self.arguments, &document)?, document)));
         let (wanted, document) = wanted.inspect_err(|error| {
-            self.past.refused += 1;
-            self.refused = Some(Applied {
+            self.refuse(Applied {
                 time: now(),
                 took: 0.0,
                 result: with_causes(error),
@@ -240,18 +238,25 @@ impl Owner {
         changes
     }
 
+    fn refuse(&mut self, applied: Applied) {
+        self.past.refused += 1;
+        self.refused = Some(applied);
+    }
+
     /// Refuses a document of somebody who may not have programs run or files read: those of the one in force, and no others.
     pub(crate) fn check_commands(&self, document: &Document) -> Result<()> {
-        let other = document
-            .commands()
-            .find(|command| !self.wanted.commands.contains(command));
-        let mut files = document.authorities();
-        if let Some(file) = files.find(|file| !self.wanted.authorities.contains(*file)) {
+        let current = self.wanted.settings.iter();
+        let files: HashSet<_> = current.clone().flat_map(Settings::authorities).collect();
+        if let Some(file) = document.authorities().find(|file| !files.contains(file)) {
             anyhow::bail!(
                 "a check takes authorities of {}, as the document in force does not: by HTTP no files come in; use `katran apply`",
                 file.display()
             );
         }
+        let commands: HashSet<_> = current.flat_map(Settings::commands).collect();
+        let other = document
+            .commands()
+            .find(|command| !commands.contains(command));
         match other {
             None => Ok(()),
             Some(command) => anyhow::bail!(
@@ -293,10 +298,7 @@ impl Owner {
             }
         });
         self.health = health;
-        let changes = changes.inspect_err(|_| {
-            self.past.refused += 1;
-            self.refused = Some(applied.clone());
-        })?;
+        let changes = changes.inspect_err(|_| self.refuse(applied.clone()))?;
         self.past.applied += 1;
         (self.last_apply, self.refused) = (Some(applied), None);
         (self.wanted, self.drains) = (wanted, drains);
@@ -486,10 +488,6 @@ enum Checks {
 struct Wanted {
     state: State,
     settings: Option<Settings>,
-    /// The programs that checks run.
-    commands: HashSet<health::Command>,
-    /// The files with authorities that they name.
-    authorities: HashSet<PathBuf>,
 }
 
 /// A document with checks if they are asked for, and an interface for them to leave by.
@@ -497,8 +495,6 @@ fn prepared(arguments: &Arguments, document: &Document) -> Result<Wanted> {
     let mut wanted = Wanted {
         state: document.state.clone(),
         settings: document.settings.clone(),
-        commands: document.commands().cloned().collect(),
-        authorities: document.authorities().map(PathBuf::from).collect(),
     };
     if arguments.probe {
         wanted.settings.get_or_insert_default();
