@@ -359,18 +359,24 @@ fn exporter_counts_what_the_traffic_made() {
 
 /// A host with an exporter without traffic.
 pub(super) fn idle(name: &str) -> (Host, Scratch, Running) {
+    idle_with(name, "", &[])
+}
+
+/// The same with more settings, and more options.
+pub(super) fn idle_with(name: &str, settings: &str, options: &[&str]) -> (Host, Scratch, Running) {
     require_root();
     let host = Host::new("host").unwrap();
     host.ip("link add eth0 type veth peer name eth1").unwrap();
     let file = Scratch::new(name);
-    file.write(
+    file.write(&format!(
         "[balancer]\ngateway_mac = \"02:00:00:00:00:01\"\nflow_table_size = 10_000\nflow_tracking = \"changed\"\n\
-         count_syns = true\nhealthcheck_interface = \"eth0\"\n\
+         count_syns = true\nhealthcheck_interface = \"eth0\"\n{settings}\
          [[probe]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
          [[vip]]\naddress = \"203.0.113.1\"\nport = 443\nprotocol = \"tcp\"\n\
-         reals = [{ address = \"198.51.100.1\" }]\n",
-    );
-    let exporter = exporter(&host, &file, &["--mode", "generic"]);
+         reals = [{{ address = \"198.51.100.1\" }}]\n",
+    ));
+    let options = [&["--mode", "generic"], options].concat();
+    let exporter = exporter(&host, &file, &options);
     (host, file, exporter)
 }
 

@@ -22,6 +22,7 @@ use super::exporter::PATIENCE;
 use super::exporter::SIGINT;
 use super::exporter::SIGTERM;
 use super::exporter::idle;
+use super::exporter::idle_with;
 use super::exporter::scrape;
 use crate::exposition::Dialect;
 use crate::exposition::Page;
@@ -308,9 +309,10 @@ fn metrics_of(query: &str) -> Vec<(String, Vec<String>)> {
 
 #[test]
 fn dashboard_asks_for_what_is_served() {
-    let (host, _file, mut exporter) = idle("dashboard.toml");
+    let probing = "source_v4 = \"10.0.0.1\"\n";
+    let (host, _file, mut exporter) = idle_with("dashboard.toml", probing, &["--probe"]);
     let page = scrape(&host);
-    let documented = read("docs/metrics.md");
+    let documented = read("docs/metrics.md") + &read("docs/health.md");
     let dashboard: Value = serde_json::from_str(&read("examples/grafana/katran.json")).unwrap();
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let names: Vec<_> = variables
@@ -355,6 +357,8 @@ fn dashboard_asks_for_what_is_served() {
         "vip_unsettled_slots",
         "vip_oldest_unsettled_slot_seconds",
         "vip_flow_entries",
+        "health_reals",
+        "health_failures_total",
     ] {
         let name = format!("katran_{metric}{{");
         assert!(
