@@ -42,7 +42,7 @@ pub(crate) struct Keep {
     lost: IfLost,
 }
 
-/// An attachment that is not in force.
+/// An attachment that is lost.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Lost {
     place: String,
@@ -85,7 +85,7 @@ impl Lost {
 
 /// What is kept attached.
 pub(crate) trait Attached {
-    /// What is not in force.
+    /// What is lost.
     fn lost(&self) -> BTreeSet<Lost>;
 
     /// Who has a place, or what became of it, if that can be told.

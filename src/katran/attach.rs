@@ -45,7 +45,7 @@ impl Katran {
     /// tells. Attaching to the next one of that name, or [`reattach`](Self::reattach), puts it back; the
     /// library does not do that by itself. An interface that is renamed keeps its attachment.
     ///
-    /// It blocks for 10 to 20 ms on veth; a network card may set up its queues anew, which takes as long as the driver needs. A
+    /// It blocks for 10 to 20 ms on veth; a network card may set up its queues again, which takes as long as the driver needs. A
     /// gateway that is to be found out is waited for, for three seconds at most.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ impl Katran {
     /// root program at an entry's path; and the path of health checks. What has no interface yet stays as
     /// it is, which [`interfaces`](Self::interfaces), [`shared_entries`](Self::shared_entries) and
     /// [`Probes::attachment`] tell. On interfaces where somebody has put another program in the place of ours
-    /// ([`AttachmentState::Replaced`](crate::attachments::AttachmentState::Replaced)) ours is in force again. An entry of another
+    /// ([`AttachmentState::Replaced`](crate::attachments::AttachmentState::Replaced)) ours runs again. An entry of another
     /// root program is put back only if it is empty: what another balancer has moved into stays that one's. Of what is there
     /// nothing else changes, but that probes leave by the first interface that there is.
     ///

@@ -243,7 +243,7 @@ impl Owner {
         self.refused = Some(applied);
     }
 
-    /// Refuses a document of somebody who may not have programs run or files read: those of the one in force, and no others.
+    /// Refuses a document of somebody who may not have programs run or files read: those of the current one, and no others.
     pub(crate) fn check_commands(&self, document: &Document) -> Result<()> {
         let current = self.wanted.settings.iter();
         let files: HashSet<_> = current.clone().flat_map(Settings::authorities).collect();

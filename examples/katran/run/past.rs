@@ -24,7 +24,7 @@ pub(crate) struct Past {
     /// Documents and drains that have been applied, and those that have not.
     pub(crate) applied: u64,
     pub(crate) refused: u64,
-    /// Where the document in force is from: a file, or `command`.
+    /// Where the current document is from: a file, or `command`.
     pub(crate) source: String,
     silent: BTreeMap<Silent, Instant>,
 }
