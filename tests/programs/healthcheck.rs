@@ -611,7 +611,9 @@ fn checks_change_with_the_document() {
     running.balancer.says("1 real's health changed");
     write(HEALTH, "");
     running.balancer.process.signal(SIGHUP).unwrap();
+    // The report of the probes comes first, then the change: a document before it takes it over.
     running.balancer.says("198.51.100.1 gets no flows");
+    running.balancer.says("1 real's health changed");
     // And so are all of them when nothing is said of checks any more.
     write("", "");
     running.balancer.process.signal(SIGHUP).unwrap();
