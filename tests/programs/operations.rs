@@ -217,7 +217,7 @@ fn calls(text: &str) -> Vec<(String, Vec<String>)> {
             word.rsplit('/').next() == Some("katran")
         };
         // A unit's name, a user, or a directory is no call.
-        let before = ["sudo", "setpriv", "exec"];
+        let before = ["sudo", "setpriv", "exec", "ip"];
         let Some(start) = words.iter().position(is_program) else {
             continue;
         };
