@@ -81,9 +81,9 @@ struct Shell {
 
 impl Shell {
     fn open(host: &Host) -> Self {
-        let mut command = Command::new("timeout");
-        command.args(["--kill-after=5", "240", "unshare", "--mount", "--pid"]);
-        command.args(["--fork", "--kill-child", "--mount-proc", "sh"]);
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command.args(["timeout", "240", "sh"]);
         let program = example("katran").get_program().to_owned();
         let programs = Path::new(&program).parent().unwrap().display().to_string();
         let path = std::env::var("PATH").unwrap();
