@@ -152,7 +152,10 @@ fn the_tutorial_shows_what_one_sees() {
         }
     }
     // Nothing is left: what was killed may take a moment to end.
-    assert_eq!(shell.run("ls -A /run/lab /run/netns 2>/dev/null"), "");
+    assert_eq!(
+        shell.run("find /run/lab /run/netns -mindepth 1 2>/dev/null"),
+        ""
+    );
     eventually("its programs end", || {
         shell.run("ps -A -o comm= | grep -E 'katran|python' || true") == ""
     });
