@@ -1,4 +1,5 @@
-//! Where a balancer can be pinned: in a BPF file system, in a directory that nobody else can open, change or replace.
+//! Checks where a balancer is to be pinned: in a BPF file system, in a directory that no other user
+//! can open, change or replace.
 
 use std::fs;
 use std::fs::File;
@@ -18,7 +19,7 @@ use crate::sys::pin;
 const NO_BPF_FS: &str =
     "it is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
 
-/// The path from the root on, whatever becomes of the working directory; symbolic links on the way are followed.
+/// The absolute path, which stays valid if the working directory changes. Follows symbolic links.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     if let Ok(path) = path.canonicalize() {
         return Ok(path);
@@ -29,7 +30,7 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
             "it is a symbolic link to what is not there".to_owned(),
         ));
     }
-    // It is still to be made.
+    // It does not exist yet.
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -42,7 +43,7 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(parent.join(name))
 }
 
-/// Whether a directory of this path could be in a BPF file system, before it is made.
+/// Checks, before a directory is made, that a BPF file system could have one of this path.
 pub(super) fn check_name(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default();
     let exists = path.exists();
@@ -61,7 +62,7 @@ pub(super) fn check_name(path: &Path) -> Result<()> {
     }
 }
 
-/// Opens the directory of a balancer, which nobody else can write to; `None`: it is not there.
+/// Opens the directory of a balancer, which no other user can write to; `None`: it is not there.
 pub(super) fn open_directory(path: &Path) -> Result<Option<File>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -70,10 +71,10 @@ pub(super) fn open_directory(path: &Path) -> Result<Option<File>> {
     check_safe(path, &file).map(|()| Some(file))
 }
 
-/// Whether only this user can change what is in a directory.
+/// Checks that only this user can change what is in a directory.
 fn check_safe(path: &Path, directory: &File) -> Result<()> {
     let failed = |error| file_error("look at", path, error);
-    // Of what was opened: there may be another one at the path by now.
+    // Asks about the open directory, because another one may be at the path by now.
     let is_bpf_fs = pin::is_on_bpf_fs(directory).map_err(failed)?;
     let metadata = directory.metadata().map_err(failed)?;
     let reason = if !is_bpf_fs {
@@ -100,7 +101,7 @@ fn check_safe(path: &Path, directory: &File) -> Result<()> {
     Err(refused(path, reason))
 }
 
-/// Whether nobody else can put another directory in the place of one, by what it is in.
+/// Checks that no other user can replace a directory, through the directory above it.
 fn check_above(path: &Path, above: &Path) -> Result<()> {
     let metadata = fs::metadata(above).map_err(|error| file_error("look at", above, error))?;
     let (user, mode) = (metadata.st_uid(), metadata.st_mode());
@@ -113,7 +114,7 @@ fn check_above(path: &Path, above: &Path) -> Result<()> {
             ),
         ));
     }
-    // Where the sticky bit is set only its user can move what is there.
+    // With the sticky bit only their owner can move entries.
     if mode & 0o022 != 0 && mode & libc::S_ISVTX == 0 {
         return Err(refused(
             path,
