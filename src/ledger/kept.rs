@@ -160,7 +160,7 @@ impl Kept {
                 return self.routes(add).map_err(|Nonsense(what)| what.to_owned());
             }
             Record::Part(change) => return self.change(change),
-            _ => Err(Nonsense("records are in an order that they cannot have")),
+            _ => Err(Nonsense("its records are in an impossible order")),
         };
         taken.map_err(|Nonsense(what)| what.to_owned())
     }
@@ -219,7 +219,7 @@ impl Kept {
         let [before, after] = [&self.config, &config].map(BalancerState::of);
         match before.load_changes(&after)[..] {
             [] => Ok(config),
-            [setting, ..] => Err(format!("{setting} changes, which takes another load")),
+            [setting, ..] => Err(format!("changing {setting} takes another load")),
         }
     }
 
@@ -278,7 +278,7 @@ impl Kept {
         let mut ids = self.invalid_ids.iter();
         match names_there && ids.all(|id| self.server_ids.get(*id).is_some()) {
             true => Ok(()),
-            false => Err("a server id or a source route names a real that is not there".to_owned()),
+            false => Err("a server id or a source route names a missing real".to_owned()),
         }
     }
 

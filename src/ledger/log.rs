@@ -56,7 +56,7 @@ pub(crate) enum Unreadable {
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoLedger => f.write_str("it does not begin as a ledger does"),
+            Self::NoLedger => f.write_str("it is not a ledger"),
             Self::Layout(layout) => write!(
                 f,
                 "it has layout {layout}, and this version reads layout {LAYOUT}"
@@ -166,9 +166,7 @@ impl Log {
         let half = check_head(words)?;
         let roots = ROOTS.map(|at| Root::of(words[at].load(Ordering::Acquire)));
         let root = roots.into_iter().flatten().max();
-        let root = root.ok_or(Unreadable::Spoiled(
-            "both copies of the word that says which half is current are spoiled",
-        ))?;
+        let root = root.ok_or(Unreadable::Spoiled("both copies of its root are corrupt"))?;
         let records = &words[half_range(half, root.half)];
         let (mut at, mut count) = (0, 0);
         let mut bytes = Vec::new();
@@ -430,7 +428,7 @@ fn check_head(words: &[AtomicU64]) -> Result<usize, Unreadable> {
     }
     match words[HALF].load(Ordering::Relaxed) == half as u64 {
         true => Ok(half),
-        false => Err(Unreadable::Spoiled("its size is another than it says")),
+        false => Err(Unreadable::Spoiled("its size does not match its header")),
     }
 }
 

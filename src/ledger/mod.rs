@@ -104,7 +104,7 @@ struct Group {
 }
 
 /// The call that makes a change of several steps.
-#[must_use = "a change of many steps is over when this is dropped"]
+#[must_use = "dropping this ends the change of several steps"]
 #[derive(Debug)]
 pub(crate) struct Steps {
     _call: Arc<()>,
@@ -146,8 +146,8 @@ impl Ledger {
         let mut replay = Replay::default();
         let log = Log::open(ground, |bytes| {
             let record = postcard::from_bytes(bytes);
-            let record =
-                record.map_err(|_| Refused("a record is none that this version has".to_owned()))?;
+            let record = record
+                .map_err(|_| Refused("this version does not know a record's type".to_owned()))?;
             replay.take(record).map_err(Refused)
         })?;
         let replayed = replay.finish().map_err(Refused)?;
@@ -187,7 +187,7 @@ impl Ledger {
             self.group = None;
         }
         if mem::take(&mut self.is_open) || is_over {
-            ::log::error!("a change has not come to its end, and another one begins");
+            ::log::error!("a change begins before the previous one has ended");
             self.is_behind = true;
         }
     }
@@ -272,7 +272,7 @@ impl Ledger {
         if !self.is_behind {
             self.close(&Record::End);
         } else if let Err(error) = view().and_then(|view| self.compact(0, &view)) {
-            ::log::warn!("the steps back from a change are not written down: {error}");
+            ::log::warn!("cannot record the rollback of a change: {error}");
         }
     }
 
@@ -290,7 +290,7 @@ impl Ledger {
         if self.group.is_some() {
             if self.is_behind {
                 // A step back is missing before it, so what is read must end there.
-                return Err(io::Error::other("a step before it is not written down"));
+                return Err(io::Error::other("a previous step is not recorded"));
             }
             if !self.log.fits(bytes.len()) {
                 self.log.grow(bytes.len())?;
@@ -315,7 +315,7 @@ impl Ledger {
             Ok(bytes) => self.log.append(&bytes),
             // Encoding a byte or two into our own memory cannot fail.
             Err(error) => {
-                ::log::error!("a change is not known to be made: {error}");
+                ::log::error!("cannot record the end of a change: {error}");
                 self.is_behind = true;
             }
         }
@@ -361,7 +361,7 @@ enum Ended {
 
 impl Replay {
     fn take(&mut self, record: Record) -> Result<(), String> {
-        let order = || "records are in an order that they cannot have".to_owned();
+        let order = || "its records are in an impossible order".to_owned();
         let is_open = self.under_way.is_some();
         match record {
             Record::Start(settings, drawn) if self.kept.is_none() => {

@@ -135,7 +135,7 @@ impl Carrier {
             .set(cpu)
             .and_then(|()| sched_setaffinity(Pid::from_raw(0), &only))
         {
-            log::debug!("CPU {cpu} cannot be run on: {error}");
+            log::debug!("cannot run on CPU {cpu}: {error}");
         }
         self.run(cpu)
     }

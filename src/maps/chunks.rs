@@ -241,7 +241,7 @@ fn make(
             Err(error) => {
                 // Some of the last ones may be in place as well.
                 if let Err(error) = set(outer, &all_like(numbers, first)) {
-                    log::warn!("the memory of rings that are not used stays: {error}");
+                    log::warn!("cannot free the memory of unused rings: {error}");
                 }
                 return Err(error);
             }

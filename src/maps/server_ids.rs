@@ -112,7 +112,7 @@ impl Table {
                     let places = (first..).take(chunks.len());
                     let like: Vec<_> = places.map(|at| (at, sample.as_fd())).collect();
                     if let Err(error) = outer.set(&like) {
-                        log::warn!("the memory of a server-id table stays: {error}");
+                        log::warn!("cannot free the memory of a server-id table: {error}");
                     }
                 }
                 return Err(error);
@@ -343,9 +343,11 @@ impl ServerIdStore {
             match self.rebuild(live, self.ids, &[]) {
                 Ok(()) => match self.grace_periods.wait() {
                     Ok(()) => self.release_former(),
-                    Err(error) => log::warn!("the memory of removed server ids stays: {error}"),
+                    Err(error) => {
+                        log::warn!("cannot free the memory of removed server ids: {error}")
+                    }
                 },
-                Err(error) => log::warn!("the memory of removed server ids stays: {error}"),
+                Err(error) => log::warn!("cannot free the memory of removed server ids: {error}"),
             }
         } else {
             self.release_former();
@@ -417,7 +419,9 @@ impl ServerIdStore {
                 self.left = [0; PARTS];
                 self.left[self.part] = table.chunks.len();
             }
-            Err(error) => log::warn!("the memory of a former server-id table stays: {error}"),
+            Err(error) => {
+                log::warn!("cannot free the memory of a previous server-id table: {error}")
+            }
         }
     }
 }

@@ -242,7 +242,7 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
         match self.task.start(move || shared.follow()) {
             Ok(()) => state.running = true,
             // Meanwhile their packets ask the tables; the next change tries again.
-            Err(error) => log::warn!("slots are not settled before the next change: {error}"),
+            Err(error) => log::warn!("cannot settle slots until the next change: {error}"),
         }
     }
 

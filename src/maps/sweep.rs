@@ -278,7 +278,7 @@ impl Shared {
             let done = removed.and_then(|_| self.finish(&mut state, &jobs));
             if let Err(error) = done {
                 if !refused {
-                    log::warn!("void flows stay in the flow tables for now: {error}");
+                    log::warn!("cannot remove void flow entries yet: {error}");
                 }
                 refused = true;
                 drop(permit);

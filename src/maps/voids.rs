@@ -406,7 +406,7 @@ impl VoidFlows {
         match self.task.start(move || shared.follow()) {
             Ok(()) => state.running = true,
             // They are void; the next change tries again.
-            Err(error) => log::warn!("void flows stay in the flow tables: {error}"),
+            Err(error) => log::warn!("cannot remove void flow entries: {error}"),
         }
     }
 }

@@ -178,7 +178,7 @@ impl Drop for Request {
             present => present.map(drop),
         };
         if let Err(error) = removed {
-            log::warn!("{REQUEST} stays: {error}");
+            log::warn!("cannot remove {REQUEST}: {error}");
         }
     }
 }

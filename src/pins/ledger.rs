@@ -161,7 +161,7 @@ impl PinnedSet {
                 && elements_of(map.as_fd())?.is_some();
             match is_ours {
                 true => pin::remove(&path)?,
-                false => log::warn!("{} is not a balancer's and stays", path.display()),
+                false => log::warn!("{} is not a balancer's: leaving it", path.display()),
             }
         }
         Ok(())

@@ -176,7 +176,7 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
     let file = open_directory(&path)?.ok_or_else(missing)?;
     let identity = identity_in(&path)?.ok_or_else(missing)?;
     let kind = PinnedKind::of(tenant_of(&path, &identity)?);
-    let failed = |error| file_error("look whose it is:", &path, error);
+    let failed = |error| file_error("find the owner of", &path, error);
     let owner = match holder(&file) {
         Some(id) => PinnedOwner::Process(id),
         None if is_locked(&file).map_err(failed)? => PinnedOwner::Unseen,

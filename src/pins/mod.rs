@@ -92,7 +92,7 @@ pub(crate) const CONSTANTS: &str = "constants";
 pub(crate) const SPECIAL: &str = "special_programs";
 
 /// What adoption wants to do, for error messages.
-const GO_ON: &str = "to go on with what is pinned";
+const GO_ON: &str = "adopting what is pinned";
 
 /// Objects, by the names of their pins.
 pub(crate) type Objects<'a> = Vec<(&'static str, BorrowedFd<'a>)>;
@@ -164,8 +164,8 @@ impl Home {
     fn describe(&self, identity: &Identity) -> String {
         let how_far = match identity.stage() {
             Stage::Whole => "",
-            Stage::Making => " that was never loaded to the end",
-            Stage::Removing => " that was not removed to the end",
+            Stage::Making => " that was not fully loaded",
+            Stage::Removing => " that was not fully removed",
         };
         let age = identity.age().map(|age| age.as_secs()).unwrap_or(0);
         format!(
@@ -179,7 +179,7 @@ impl Home {
     /// Nothing was pinned: removes the directory if it is empty.
     pub(crate) fn give_up(mut self) {
         if let Err(error) = self.remove() {
-            log::warn!("{} stays: {error}", self.path.display());
+            log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 
@@ -192,8 +192,8 @@ impl Home {
             false => Ok(()),
             true => Err(refused(
                 &self.path,
-                "somebody has removed its pin `identity`: what is attached forwards on, and nobody can go on with it; \
-                 `rm -r` of the directory ends it, and then it can be loaded again"
+                "something has removed its pin `identity`: what is attached continues to forward, but no process can \
+                 adopt it; `rm -r` the directory to detach it, then load it again"
                     .to_owned(),
             )),
         }
@@ -225,7 +225,7 @@ impl Home {
             Some(other) => Err(refused(
                 &self.path,
                 format!(
-                    "there is something else in it, such as {}: choose another directory",
+                    "it contains something else, such as {}: choose another directory",
                     other.display()
                 ),
             )),
@@ -238,7 +238,7 @@ impl Home {
         if filled.is_err()
             && let Err(error) = self.remove()
         {
-            log::error!("{}: something stays: {error}", self.path.display());
+            log::error!("{}: cannot remove everything: {error}", self.path.display());
         }
         filled
     }
@@ -333,7 +333,7 @@ fn remove_directory(path: &Path) -> Result<()> {
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
             io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy => {
-                log::warn!("{} stays: {error}", path.display());
+                log::warn!("cannot remove {}: {error}", path.display());
                 Ok(())
             }
             _ => Err(file_error("remove", path, error)),
@@ -355,12 +355,12 @@ fn known(path: &Path, identity: &Identity, to: &str) -> Result<()> {
         true => Ok(()),
         false => Err(Error::Unsupported {
             what: format!(
-                "{to} in {}, which is arranged in the way {found} (katran {})",
+                "{to} in {} (arrangement {found}, katran {})",
                 path.display(),
                 identity.version()
             ),
-            reason: "this version of the crate does not know that: it forwards on; use the version that has made \
-                     it, or have that remove it and load it again",
+            reason: "this version of the crate does not know that arrangement, and what is attached continues to \
+                     forward: use the version that made it, or let that remove it and load it again",
         }),
     }
 }

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::sys::pin;
 
 const NO_BPF_FS: &str =
-    "it is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
+    "it is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
 
 /// The absolute path, which stays valid if the working directory changes. Follows symbolic links.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
@@ -25,10 +25,7 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
         return Ok(path);
     }
     if path.is_symlink() {
-        return Err(refused(
-            path,
-            "it is a symbolic link to what is not there".to_owned(),
-        ));
+        return Err(refused(path, "it is a dangling symbolic link".to_owned()));
     }
     // It does not exist yet.
     let parent = match path.parent() {
@@ -36,10 +33,13 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
         _ => Path::new("."),
     };
     let Some(name) = path.file_name() else {
-        return Err(refused(path, "it is no path of a directory".to_owned()));
+        return Err(refused(
+            path,
+            "it is not the path of a directory".to_owned(),
+        ));
     };
     let parent = parent.canonicalize();
-    let parent = parent.map_err(|error| refused(path, format!("what it is in: {error}")))?;
+    let parent = parent.map_err(|error| refused(path, format!("its parent directory: {error}")))?;
     Ok(parent.join(name))
 }
 
@@ -55,7 +55,7 @@ pub(super) fn check_name(path: &Path) -> Result<()> {
         Ok(true) if exists || !name.to_string_lossy().contains('.') => Ok(()),
         Ok(true) => Err(refused(
             path,
-            "a BPF file system takes no names with dots".to_owned(),
+            "names in a BPF file system must not contain dots".to_owned(),
         )),
         Ok(false) => Err(refused(path, format!("{}: {NO_BPF_FS}", place.display()))),
         Err(error) => Err(file_error("look at", place, error)),
@@ -80,7 +80,7 @@ fn check_safe(path: &Path, directory: &File) -> Result<()> {
     let reason = if !is_bpf_fs {
         NO_BPF_FS.to_owned()
     } else if !metadata.is_dir() {
-        "it is no directory".to_owned()
+        "it is not a directory".to_owned()
     } else if metadata.st_uid() != geteuid().as_raw() {
         format!(
             "it belongs to user {}, and this process runs as user {}: choose another one, or run as that user",

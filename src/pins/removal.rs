@@ -48,7 +48,7 @@ pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
         });
     }
     if let Some(identity) = &home.identity {
-        known(&home.path, identity, "to remove what is pinned")?;
+        known(&home.path, identity, "removing what is pinned")?;
     }
     home.remove()
 }
@@ -115,7 +115,7 @@ impl Home {
         let attached = entries(&self.attached)?;
         for path in &attached {
             if !end_kept(path, &sets, &filters)? {
-                log::warn!("{} is not ours and stays", path.display());
+                log::warn!("{} is not this crate's: leaving it", path.display());
             }
         }
         if !attached.is_empty()

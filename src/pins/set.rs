@@ -111,7 +111,7 @@ impl PinnedSet {
         match self.tenant {
             Tenant::Balancer => self.check_ledger(&contents)?,
             _ if contents.knows(Part::State) => {}
-            _ => return Err(self.unreadable(&contents, "what it knows has another form")),
+            _ => return Err(self.unreadable(&contents, "its state has another layout")),
         }
         Ok(contents)
     }
@@ -123,9 +123,9 @@ impl PinnedSet {
             return self.missing(CONTENTS);
         }
         Error::Unsupported {
-            what: format!("to go on with what {} tells of", path.display()),
-            reason: "it says that in a form which this version of the crate does not know: what is there works on; use the \
-                     version that has made it, or remove it and load it again",
+            what: format!("adopting what {} describes", path.display()),
+            reason: "this version of the crate does not know its format, and what is attached continues to work: use the \
+                     version that made it, or remove it and load it again",
         }
     }
 
@@ -133,12 +133,12 @@ impl PinnedSet {
     pub(crate) fn unreadable(&self, contents: &Contents, why: &str) -> Error {
         Error::Unsupported {
             what: format!(
-                "to go on with what is in {} (layout {}, katran {}): {why}",
+                "adopting what is in {} (layout {}, katran {}; {why})",
                 self.path.display(),
                 contents.layout(),
                 contents.version()
             ),
-            reason: "what is there works on: use the version of the crate that has made it, or remove it and load it again",
+            reason: "what is attached continues to work: use the version of the crate that made it, or remove it and load it again",
         }
     }
 
@@ -184,7 +184,7 @@ impl PinnedSet {
         if pinned.is_err()
             && let Err(error) = self.remove_part(PROBES)
         {
-            log::warn!("what was pinned of health checks stays: {error}");
+            log::warn!("cannot remove the pins of health checks: {error}");
         }
         pinned
     }
@@ -219,7 +219,7 @@ impl PinnedSet {
     pub(crate) fn missing(&self, name: &str) -> Error {
         Error::NotFound {
             what: format!(
-                "the pin {} in {} (somebody has removed it: what is attached forwards on, and nobody can go on with it; remove the rest, and load it again)",
+                "the pin {} in {} (something has removed it: what is attached continues to forward, but no process can adopt it; remove the rest, and load it again)",
                 file_name(name),
                 self.path.display()
             ),
@@ -235,7 +235,7 @@ impl PinnedSet {
         if pinned.is_err()
             && let Err(error) = self.unstage_programs()
         {
-            log::warn!("programs of a reload that has failed stay pinned: {error}");
+            log::warn!("cannot remove the pins of a failed reload: {error}");
         }
         pinned
     }
@@ -284,7 +284,7 @@ impl PinnedSet {
         for path in pins {
             match is_object(&path)? {
                 true => pin::remove(&path).map_err(|error| file_error("remove", &path, error))?,
-                false => log::warn!("{} is not a balancer's and stays", path.display()),
+                false => log::warn!("{} is not a balancer's: leaving it", path.display()),
             }
         }
         inside
@@ -302,7 +302,7 @@ impl PinnedSet {
             if is_ours(part, &path)? {
                 pin::remove(&path).map_err(|error| file_error("remove", &path, error))?;
             } else {
-                log::warn!("{} is not a balancer's and stays", path.display());
+                log::warn!("{} is not a balancer's: leaving it", path.display());
             }
         }
         remove_directory(&directory)

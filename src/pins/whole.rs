@@ -20,7 +20,7 @@ use crate::sys::pin;
 pub(super) fn tenant_of(path: &Path, identity: &Identity) -> Result<Tenant> {
     identity.tenant().ok_or_else(|| Error::Unsupported {
         what: format!("what is pinned in {}", path.display()),
-        reason: "this version of the crate does not know it: use the version that has made it",
+        reason: "this version of the crate does not know it: use the version that made it",
     })
 }
 
@@ -98,7 +98,7 @@ impl Home {
     /// Removes the pins of the set that is not current.
     pub(crate) fn unstage_next(&self) {
         if let Err(error) = self.next_set().remove() {
-            log::warn!("what is pinned for another program stays: {error}");
+            log::warn!("cannot remove the pins of the other set: {error}");
         }
     }
 

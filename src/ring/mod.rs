@@ -131,7 +131,7 @@ impl Ring {
             return Err(Error::InvalidConfig {
                 setting: "endpoint number",
                 value: "0".to_owned(),
-                reason: "0 stands for no real: number endpoints from 1".to_owned(),
+                reason: "0 means no real: number endpoints from 1".to_owned(),
             });
         }
         let mut endpoints: Vec<Endpoint> = endpoints

@@ -76,7 +76,7 @@ impl TryFrom<u32> for RingSize {
         Err(Error::InvalidConfig {
             setting: "ring_size",
             value: size.to_string(),
-            reason: format!("must be a prime from {min} to {max}; {nearest} would be one"),
+            reason: format!("must be a prime from {min} to {max}, such as {nearest}"),
         })
     }
 }
@@ -127,7 +127,10 @@ mod tests {
                     reason,
                 } => {
                     assert_eq!(value, size.to_string());
-                    assert!(reason.contains(&format!("; {suggestion} ")), "{reason}");
+                    assert!(
+                        reason.ends_with(&format!("such as {suggestion}")),
+                        "{reason}"
+                    );
                 }
                 other => panic!("{other}"),
             }

@@ -140,7 +140,7 @@ pub(super) fn frames(mut rest: &[u8]) -> impl Iterator<Item = io::Result<Frame<'
             .filter(|_| frame.is_some())
             .unwrap_or_default();
         Some(frame.map(Frame).ok_or_else(|| {
-            let message = format!("a message says it has {length} bytes where there are {left}");
+            let message = format!("a message claims to have {length} bytes, but there are {left}");
             io::Error::new(io::ErrorKind::InvalidData, message)
         }))
     })

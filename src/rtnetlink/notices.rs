@@ -103,7 +103,7 @@ impl Notices {
             if let Err(error) = self.0.drop_membership(group)
                 && group != libc::RTNLGRP_NEXTHOP
             {
-                log::warn!("notices of the kernel go on to come: {error}");
+                log::warn!("cannot stop the kernel's notices: {error}");
             }
         }
         while !self.take().is_empty() {}

@@ -335,7 +335,7 @@ impl Requests {
             NsidAttribute::Id(number) if *number != UNNUMBERED => Some(*number),
             _ => None,
         });
-        number.ok_or_else(|| io::Error::other("the kernel tells no number of the namespace"))
+        number.ok_or_else(|| io::Error::other("the kernel gave the namespace no number"))
     }
 
     /// All interfaces, by their indexes.

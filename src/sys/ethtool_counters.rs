@@ -76,7 +76,7 @@ impl Ethtool {
         let told = begin[last * size_of::<u32>()..].first_chunk();
         if told.map(|number| u32::from_ne_bytes(*number)) != command.last().copied() {
             return Err(io::Error::other(
-                "the driver counts something else meanwhile",
+                "the driver has changed its counters meanwhile",
             ));
         }
         Ok(begin[head..head + bytes].to_vec())
@@ -122,7 +122,7 @@ impl Drop for Room {
     fn drop(&mut self) {
         // SAFETY: the whole mapping, to which `drop` proves that no reference is left.
         if let Err(error) = unsafe { munmap(self.start, self.usable + self.page) } {
-            log::debug!("a mapping stays: {error}");
+            log::debug!("cannot unmap memory: {error}");
         }
     }
 }

@@ -139,7 +139,7 @@ impl Namespace {
         }
         elsewhere(|| {
             if let Err(error) = self.enter() {
-                log::info!("a thread stays in its network namespace: {error}");
+                log::info!("a thread cannot enter the network namespace: {error}");
             }
             f()
         })

@@ -81,7 +81,7 @@ pub(crate) fn replace(object: BorrowedFd<'_>, path: &Path, meanwhile: &Path) -> 
     pin(object, meanwhile)?;
     fs::rename(meanwhile, path).inspect_err(|_| {
         if let Err(error) = remove(meanwhile) {
-            log::warn!("{} stays: {error}", meanwhile.display());
+            log::warn!("cannot remove {}: {error}", meanwhile.display());
         }
     })
 }

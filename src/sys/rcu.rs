@@ -77,7 +77,7 @@ fn membarrier(command: libc::c_int) -> io::Result<libc::c_int> {
         // Say that this is not bpf(2), so that its refusal is not reported as one of BPF.
         Some(libc::ENOSYS | libc::EINVAL | libc::EPERM) => io::Error::new(
             io::ErrorKind::Unsupported,
-            "the kernel has begun to refuse membarrier(2) (a seccomp filter?)",
+            "the kernel no longer allows membarrier(2) (a seccomp filter?)",
         ),
         _ => errno,
     })
