@@ -242,7 +242,7 @@ int katran_explain_full(struct xdp_md *ctx)
 }
 
 /* Hands the frame as it arrived, except for a tunnel that ended here, to the program that this one
- * replaced. Returns if that program has just gone; if tags were put back, with a verdict. */
+ * replaced. If that program has just gone, returns CONTINUE, or a verdict if tags were put back. */
 static __always_inline int hand_back(const struct run *run)
 {
 	if (run->untagged && tag_again(run, XDP_TX) != XDP_TX)
@@ -251,8 +251,9 @@ static __always_inline int hand_back(const struct run *run)
 	return run->untagged ? drop(run, DROP_PROGRAM_MISSING) : CONTINUE;
 }
 
-/* Hands the frame as it arrived, except for a tunnel that ended here, to the program that this one
- * replaced. If that program has just gone, returns CONTINUE, or a verdict if tags were put back. */
+/* Looks for an id in the packet, unless the replaced program may know its flow. If the id leads to
+ * a real, the program that sends continues, otherwise the walk. The walk also continues for the
+ * explaining twin. */
 SEC("xdp")
 int katran_ids(struct xdp_md *ctx)
 {

@@ -19,6 +19,6 @@ static __always_inline int walk_rarely(const struct run *run, __u64 arrived, __u
 	rare->unwrapped = run->unwrapped;
 	bpf_tail_call(run->ctx, &special_programs,
 		      is(run, EXPLAINS) ? PROGRAM_EXPLAIN_RARE : PROGRAM_RARE);
-	/* The programs are there since load, unless somebody empties the array. */
+	/* The programs are there since load, unless something empties the array. */
 	return drop(run, DROP_PROGRAM_MISSING);
 }

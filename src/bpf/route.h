@@ -392,7 +392,7 @@ static __always_inline int walk_quic(const struct run *run, const struct packet 
 	return drop(run, DROP_PROGRAM_MISSING);
 }
 
-/* Hands the packet to those programs. They are there since load, unless somebody empties the
+/* Hands the packet to those programs. They are there since load, unless something empties the
  * array. */
 static __always_inline int walk_specially(const struct run *run, const struct packet *packet,
 					   const struct choice *choice, __u64 arrived)
