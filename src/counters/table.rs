@@ -410,7 +410,8 @@ counters! {
             "New flows of the watched VIP to the real; 0 while none is watched."
         {
             /// New flows of the watched VIP that went to this real since
-            /// [`StatsMut::watch_misses`](crate::stats::StatsMut::watch_misses); 0 while none is watched.
+            /// [`StatsMut::watch_misses`](crate::stats::StatsMut::watch_misses); 0 while none is
+            /// watched.
             misses = sum(misses);
         }
     }

@@ -151,8 +151,8 @@ impl Pinned {
     }
 }
 
-/// Inspects the balancer, decapsulator or server id option that is pinned in a directory, whoever
-/// owns it. Changes nothing.
+/// Inspects the balancer, decapsulator or server id option pinned in a directory, whatever its
+/// owner. Changes nothing.
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is none; [`Error::InvalidConfig`] if others can open, change or

@@ -237,8 +237,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_datagram_tells_what_has_changed() {
-        // RTM_NEWROUTE 198.51.100.0/24 dev 3, table main; RTM_DELROUTE ::/0; RTM_NEWNEIGH; RTM_NEWLINK;
-        // RTM_DELADDR; RTM_NEWRULE; RTM_NEWNEXTHOP, which the parser does not know.
+        // RTM_NEWROUTE 198.51.100.0/24 dev 3, table main; RTM_DELROUTE ::/0; RTM_NEWNEIGH;
+        // RTM_NEWLINK; RTM_DELADDR; RTM_NEWRULE; RTM_NEWNEXTHOP, which the parser does not know.
         let route = [
             &[2, 24, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0][..],
             &attribute(1, &[198, 51, 100, 0]),

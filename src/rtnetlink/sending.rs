@@ -34,8 +34,8 @@ pub(crate) struct OtherEnd {
 }
 
 impl Requests {
-    /// An interface by its index, perhaps in another network namespace, by its number in this one; `None`: there is
-    /// none.
+    /// An interface by its index, perhaps in another network namespace, by its number in this one;
+    /// `None`: there is none.
     pub(crate) fn sending(
         &mut self,
         namespace: Option<i32>,
