@@ -58,7 +58,8 @@ const PICTURE: &str = "
        |            |  |  |  |
        |           b0 b1 b2 b3    backend0 to backend3: nginx, and a
        |            |  |  |  |    decapsulator on native XDP
-       +------------+--+--+--+    answers go to the client directly
+       +------------+--+--+--+    answers go past the balancer to the client
+
 ";
 
 const INTRODUCTION: &str = "\

@@ -169,11 +169,12 @@ fn commands(line: &str) -> Vec<Vec<String>> {
     let mut quote = None;
     for character in line.chars() {
         let command = commands.last_mut().unwrap();
+        let is_first = command.iter().all(String::is_empty);
         let word = command.last_mut().unwrap();
         match (quote, character) {
             (Some(open), _) if character == open => quote = None,
             (None, '\'' | '"') => quote = Some(character),
-            (None, '#') if word.is_empty() && !command.iter().all(String::is_empty) => break,
+            (None, '#') if word.is_empty() && !is_first => break,
             (None, ' ' | '[' | ']' | ',') => command.push(String::new()),
             (None, ';' | '|' | '&' | '(' | ')') => commands.push(vec![String::new()]),
             _ => word.push(character),

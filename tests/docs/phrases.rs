@@ -5,7 +5,7 @@ use crate::texts;
 use crate::texts::Kind;
 
 /// What is not wanted anywhere, and what to write.
-const PHRASES: [(&str, &str); 24] = [
+const PHRASES: [(&str, &str); 23] = [
     ("a matter of", "name the matter"),
     ("affair", "name it"),
     ("affairs", "name them"),
@@ -22,7 +22,6 @@ const PHRASES: [(&str, &str); 24] = [
     ("is told by", "who tells what"),
     ("of one's own", "your own"),
     ("on one's own", "alone"),
-    ("one's", "your"),
     ("tells of", "reports, shows"),
     ("the like", "name them"),
     ("the same goes for", "so does"),

@@ -51,8 +51,11 @@ fn words_are_spelled_as_in_the_dictionary_or_in_the_list() {
 /// What has a spelling.
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
-    for token in text.split(|c: char| c.is_whitespace() || "/—–…()[]\"“”,;!?|".contains(c))
-    {
+    let tokens = text.split(|c: char| c.is_whitespace() || "—–…()[]\"“”,;!?|".contains(c));
+    let is_path =
+        |token: &str| token.starts_with('/') || token.contains('/') && token.contains('.');
+    let tokens = tokens.filter(|token| !is_path(token));
+    for token in tokens.flat_map(|token| token.split('/')) {
         let token = token.trim_matches(|c: char| !c.is_alphanumeric());
         // Names of files and items, addresses, numbers; and what code is part of.
         if token.contains(|c: char| !(c.is_alphabetic() || "-'’".contains(c))) {

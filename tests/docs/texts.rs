@@ -66,7 +66,12 @@ pub(crate) fn all() -> Vec<Text> {
 fn last_of_messages(source: &str) -> usize {
     let before = match source.split_once("\n#[cfg(test)]\nmod tests {") {
         Some((before, _)) => before,
-        None if source.contains("#[test]") => "",
+        None if ["#[test]", "#[tokio::test"]
+            .iter()
+            .any(|mark| source.contains(mark)) =>
+        {
+            ""
+        }
         None => source,
     };
     before.lines().count()
