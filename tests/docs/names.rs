@@ -316,7 +316,7 @@ fn names_that_do_not_exist_are_seen() {
         "Katran::add_vip",
         "katran::Error",
         "Error::NotFound",
-        "VipFlags::QUIC_VIP",
+        "Protocol::Tcp",
         "Builder::flow_table_size(1_000_000)",
         "bpf/config.h",
         "katran_vip_packets_total",
