@@ -96,7 +96,7 @@ docs: ## the parts of docs/ that come from tables in the sources (a test fails w
 picture: ## docs/img/demo.svg, from a run of the demo (root)
 	scripts/demo-svg $(ARGS)
 
-diagrams: ## the diagrams of docs/architecture.md (a test fails when one is stale)
+diagrams: ## the diagrams of docs/architecture.md (a test fails if stale)
 	@scripts/setup diagrams
 	scripts/diagrams
 
