@@ -235,8 +235,9 @@ fn calls(text: &str) -> Vec<(String, Vec<String>)> {
 #[test]
 fn guides_call_the_program_with_options_that_it_has() {
     let mut found = BTreeMap::<String, usize>::new();
-    for document in ["docs/operations.md", "docs/tutorial.md", "docs/metrics.md"] {
-        for (name, arguments) in calls(&guide(document)) {
+    let documents = ["operations", "tutorial", "embedding", "metrics"];
+    for document in documents.map(|name| format!("docs/{name}.md")) {
+        for (name, arguments) in calls(&guide(&document)) {
             let mut help = katran(&name);
             if name == "root" {
                 help.arg(&arguments[0]);
