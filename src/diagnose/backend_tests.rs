@@ -116,7 +116,7 @@ fn each_trouble_is_one_finding_with_advice() {
             },
             Note,
             Subject::Program,
-            "attach it",
+            "attach one",
         ),
         (
             |f| {
@@ -156,7 +156,7 @@ fn each_trouble_is_one_finding_with_advice() {
             |f| f.interface.program.as_mut().unwrap().mode = XdpMode::Generic,
             Warning,
             Subject::Mode,
-            "it was asked for",
+            "generic mode was requested",
         ),
         (
             |f| f.rp_filter = Some(1),
@@ -177,7 +177,7 @@ fn each_trouble_is_one_finding_with_advice() {
             |f| f.rp_filter = None,
             Note,
             Subject::ReversePathFilter,
-            "makes sure",
+            "to be sure",
         ),
         (
             |f| f.vips[0].1 = false,

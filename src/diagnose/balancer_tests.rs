@@ -192,7 +192,7 @@ fn what_the_driver_can_do_is_told_before_attaching() {
     let mode = found.about(Subject::Mode).next().expect("one is there");
     assert_eq!(
         mode.message,
-        "the driver has native XDP, sends what is redirected to it"
+        "the driver has native XDP, sends frames redirected to it"
     );
     facts.interface.xdp_features = None;
     let found = judge(&facts);
