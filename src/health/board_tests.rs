@@ -674,7 +674,7 @@ fn it_is_said_that_probes_are_not_sent() {
     let mut scene = Scene::up(Policy::new(Check::Tcp), &[1, 1]);
     let not_sent = || Outcome::NotSent("no such file".to_owned());
     let lines = |events: Vec<Event>| -> Vec<_> { events.iter().map(Event::to_string).collect() };
-    let said = "203.0.113.1:80/tcp: whether real 198.51.100.1 answers is not known: probe not sent: no such file";
+    let said = "203.0.113.1:80/tcp: real 198.51.100.1: probe not sent: no such file";
     assert_eq!(lines(scene.is(1, not_sent())), [said]);
     for outcome in [not_sent(), Outcome::Passed, not_sent()] {
         assert!(scene.is(1, outcome).is_empty());

@@ -405,7 +405,7 @@ fn what_is_no_certificate_or_name_is_refused() {
         trust: Trust::File(socket.clone()),
     });
     std::fs::remove_file(&socket).unwrap();
-    assert!(of_socket.contains("it is no file"), "{of_socket}");
+    assert!(of_socket.contains("not a regular file"), "{of_socket}");
     for path in ["/nowhere/to/be/found", "/", "/dev/zero"] {
         let tls = Tls {
             server_name: None,

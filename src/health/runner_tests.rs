@@ -171,7 +171,7 @@ async fn one_that_hangs_is_given_up_and_holds_up_nobody() {
     let finished = seen.finished.lock().unwrap();
     assert!(finished.len() > 20, "{}", finished.len());
     for Finished { outcome, .. } in finished.iter() {
-        let why = "no whole answer within 0.3 s".to_owned();
+        let why = "no complete answer within 0.3 s".to_owned();
         assert_eq!(*outcome, Outcome::Failed(Cause::Timeout, why));
     }
 }

@@ -306,7 +306,7 @@ fn what_is_found_late_has_a_line() {
             format!("{balancer}forwarding_cpus = [99999]\n"),
             "4:19: forwarding_cpus = [99999]: this machine",
         ),
-        (vips(1), "1:1: gateway_mac is not given"),
+        (vips(1), "1:1: gateway_mac is missing"),
     ] {
         file.write(&text);
         let said = stops("check", &[&name]);

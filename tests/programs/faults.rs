@@ -295,7 +295,7 @@ fn faults_of_backends_are_told() {
         "health",
         &[
             "real 198.51.100.2 does not answer probes of 203.0.113.1:53/udp and 1 more VIP",
-            "no whole answer within 1 s",
+            "no complete answer within 1 s",
             "decap --interface eth0 --check --vip 203.0.113.1",
         ],
     );

@@ -205,7 +205,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     drop(servers.remove(0));
     running
         .balancer
-        .says("203.0.113.1:80/tcp: too few reals answer: those in use stay so");
+        .says("203.0.113.1:80/tcp: too few reals answer: no more are taken out");
     status(host, &running, &["TOO FEW REALS ANSWER"]);
     let mut servers = lab.serve_tcp(80).unwrap();
     running
@@ -344,7 +344,7 @@ fn a_checker_that_is_cut_off_changes_nothing() {
     lab.router.ip("route add blackhole 10.0.0.2/32").unwrap();
     let is_told = |line: &str| line.contains("those in use stay so") || line.contains("applied");
     let line = checker.line("either", is_told);
-    let kept = "203.0.113.1:80/tcp: too few reals answer: those in use stay so";
+    let kept = "203.0.113.1:80/tcp: too few reals answer: no more are taken out";
     assert_eq!(line, kept);
     until(&lab, vip, &["backend0", "backend1"]);
     lab.router.ip("route del blackhole 10.0.0.2/32").unwrap();
@@ -382,7 +382,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     host.ip(&format!("route add {vip}/32 dev other")).unwrap();
     let line = checker.says("203.0.113.1:80/tcp: probes do not go through the tunnel");
     assert!(
-        line.contains("no packet left by eth0 (no whole answer within 0.5 s)"),
+        line.contains("no packet left through eth0 (no complete answer within 0.5 s)"),
         "{line}"
     );
     host.ip(&format!("route del {vip}/32 dev other")).unwrap();
@@ -504,7 +504,7 @@ fn what_cannot_be_checked_is_refused_at_the_start() {
     };
     let unsaid = service(80, "tcp") + "health = { check = \"udp\" }\n";
     file.write(&format!("{SETTINGS}{unsaid}"));
-    let place = "healthcheck-refused.toml:11:20: check = \"udp\": it has to be said what is asked";
+    let place = "healthcheck-refused.toml:11:20: check = \"udp\": this check needs more keys";
     refused(&["--interface", "lo"], place);
     let pem = "{ kind = \"https\", authorities = \"/nowhere/ca.pem\" }";
     file.write(&format!("{SETTINGS}[health]\ntcp_check = {pem}\n"));
@@ -741,7 +741,7 @@ fn a_real_is_drained_whatever_has_become_of_certificates() {
         let (worked, text) = running.say(host, "drain", options);
         assert!(worked, "{weight}: {text}");
     }
-    let probed = status(host, &running, &["no whole answer"]);
+    let probed = status(host, &running, &["no complete answer"]);
     assert!(!probed.contains("drained"), "{probed}");
     running.balancer.end(SIGTERM);
 }
@@ -762,9 +762,7 @@ fn checks_that_cannot_be_made_are_found() {
     let well = status(host, &running, &["; up"]);
     assert!(!well.contains("cannot be sent"), "{well}");
     std::fs::remove_file(&program.0).unwrap();
-    running
-        .balancer
-        .says("answers is not known: probe not sent: No such file");
+    running.balancer.says(": probe not sent: No such file");
     let found = status(host, &running, &["and of 1 more, as probes cannot be sent"]);
     let line = "warning  health: nothing is known of real 198.51.100.1 of 203.0.113.1:80/tcp, and of 1 more, as \
                 probes cannot be sent (not sent: No such file";
