@@ -59,20 +59,20 @@ use nix::unistd::geteuid;
 use crate::common::say;
 use crate::run::Handle;
 
-/// Where a balancer listens unless it is told otherwise.
+/// The default path.
 pub(crate) const PATH: &str = "/run/katran.sock";
 
-/// For a request to come, and for an answer to be taken.
+/// How long to wait for a request, and for the client to take an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_CLIENTS: usize = 16;
 
-/// A socket that nobody is listened to at yet.
+/// A socket that does not listen yet.
 pub(crate) struct Bound {
     listener: UnixListener,
     place: Place,
 }
 
-/// The socket's file while it is this process's.
+/// The socket's file while this process owns it.
 struct Place {
     path: PathBuf,
     /// Held while the process lives.
@@ -87,7 +87,7 @@ struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // A process that has opened it meanwhile finds that the name leads elsewhere.
+        // A process that opened it in the meantime finds that the name leads elsewhere.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -99,7 +99,7 @@ impl Drop for Place {
 }
 
 impl Bound {
-    /// Takes a path. One that another process has is tried again for some time.
+    /// Takes a path; retries for some time if another process has it.
     pub(crate) fn new(path: &Path, patience: Duration) -> Result<Self> {
         let cannot = || format!("cannot take commands at {}", path.display());
         let beside = |ending: &str| {
@@ -111,11 +111,11 @@ impl Bound {
         if let Ok(there) = fs::symlink_metadata(path) {
             anyhow::ensure!(
                 there.file_type().is_socket(),
-                "{}: there is something that is no socket: remove it, or choose another --socket",
+                "{}: the file there is not a socket: remove it, or choose another --socket",
                 cannot()
             );
         }
-        // Nobody connects before its mode is right.
+        // Clients connect only after its mode is right.
         let new = beside(".new");
         match fs::remove_file(&new) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -133,17 +133,17 @@ impl Bound {
         Ok(Self { listener, place })
     }
 
-    /// Answers clients, on threads, until what is returned is dropped.
+    /// Answers clients, on threads, until the returned value is dropped.
     pub(crate) fn serve(self, handle: Handle) -> Result<impl Drop> {
         let Self { listener, place } = self;
         say(format!("commands at {}", place.path.display()));
-        // One more than there may be: each other holder is a client.
+        // One more than the limit: all other holders are clients.
         let clients = Arc::new(());
         let long = Arc::default();
         let accept = move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else {
-                    // No descriptors: those who are there may end.
+                    // Out of descriptors: wait until clients end.
                     thread::sleep(Duration::from_millis(100));
                     continue;
                 };
@@ -154,11 +154,11 @@ impl Bound {
                     let _client = client;
                     // A client that is gone hears nothing of it.
                     let _ = match is_full {
-                        true => refuse(&stream, "there are too many clients: try again later"),
+                        true => refuse(&stream, "too many clients: try again later"),
                         false => serve(&stream, &handle, long),
                     };
                 };
-                // A thread that cannot be made drops the client.
+                // If no thread can start, the client is dropped.
                 let _ = thread::Builder::new().spawn(serve);
             }
         };
@@ -173,7 +173,7 @@ fn lock(path: PathBuf, patience: Duration) -> Result<Lock> {
     let end = Instant::now() + patience;
     loop {
         match Flock::lock(options.open(&path)?, FlockArg::LockExclusiveNonblock) {
-            // One that has ended meanwhile has removed it.
+            // A client that ended in the meantime removed it.
             Ok(file) => {
                 let same = |there: fs::Metadata| Ok(there.ino() == file.metadata()?.ino());
                 if fs::metadata(&path).and_then(same).unwrap_or(false) {
@@ -183,7 +183,7 @@ fn lock(path: PathBuf, patience: Duration) -> Result<Lock> {
             Err((_, nix::Error::EWOULDBLOCK)) => {
                 anyhow::ensure!(
                     Instant::now() < end,
-                    "another balancer listens there: choose another --socket, or --no-socket"
+                    "another balancer listens there: choose another --socket, or use --no-socket"
                 );
                 thread::sleep(Duration::from_millis(10));
             }
@@ -202,7 +202,10 @@ fn refuse(mut stream: &UnixStream, why: &str) -> Result<()> {
 fn serve(stream: &UnixStream, handle: &Handle, long: line::Long) -> Result<()> {
     let peer = getsockopt(stream, PeerCredentials)?;
     if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
-        return refuse(stream, "only root and the balancer's own user are heard");
+        return refuse(
+            stream,
+            "only root and the balancer's user may send commands",
+        );
     }
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut lines = Lines::new(stream, long);

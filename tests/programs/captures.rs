@@ -228,7 +228,7 @@ fn mutated_headers_are_refused_with_a_reason() {
         let (ok, said) = run(&scratch, &bytes);
         assert!(!ok && said.contains("in.pcap"), "{said}");
         assert!(
-            said.contains("no pcap file") || said.contains("not Ethernet"),
+            said.contains("not a pcap file") || said.contains("not Ethernet"),
             "{said}"
         );
         assert!(!scratch.path("out.pcap").exists());

@@ -269,7 +269,7 @@ fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
     assert_eq!(names(&lab, web), BTreeSet::from(["backend1".to_owned()]));
 
     let mut next = start();
-    next.says("goes on with the balancer in");
+    next.says("continuing with the balancer in");
     next.says("no changes");
     next.says("balancing on eth0 in native mode");
     assert_eq!(names(&lab, web), BTreeSet::from(["backend1".to_owned()]));
@@ -282,7 +282,7 @@ fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
     // Of all three.
     let sent = next.says("packets of probes sent");
     assert!(!sent.starts_with("0 "), "{sent}");
-    next.says("balancing on without this program");
+    next.says("balancing continues without this program");
     until(&lab, web, &["backend0", "backend1"]);
     katran::remove(&directory).unwrap();
     drop((servers, decaps));
@@ -342,7 +342,7 @@ fn a_checker_that_is_cut_off_changes_nothing() {
     until(&lab, vip, &["backend0", "backend1"]);
     // Answers to the checker are lost, those to clients are not.
     lab.router.ip("route add blackhole 10.0.0.2/32").unwrap();
-    let is_told = |line: &str| line.contains("those in use stay so") || line.contains("applied");
+    let is_told = |line: &str| line.contains("no more are taken out") || line.contains("applied");
     let line = checker.line("either", is_told);
     let kept = "203.0.113.1:80/tcp: too few reals answer: no more are taken out";
     assert_eq!(line, kept);
@@ -414,7 +414,7 @@ fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
     file.write(&format!("{SETTINGS}max_reals = 1\n{HEALTH}{other}"));
     checker.process.signal(SIGHUP).unwrap();
     checker.says("max_reals");
-    checker.says("nothing was changed: the old configuration stays in force");
+    checker.says("nothing was changed: the current configuration stays");
     drop(servers.remove(0));
     checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows");
     checker.says("applied: 1 real's health changed");
@@ -693,7 +693,7 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
             service(80, "tcp")
         );
         let refused = post(&document);
-        let why = format!("takes authorities of {path}, as the document in force does not");
+        let why = format!("has authorities of {path}, which the current document does not");
         assert!(
             refused.contains(" 422 ") && refused.contains(&why),
             "{refused}"
@@ -763,8 +763,12 @@ fn checks_that_cannot_be_made_are_found() {
     assert!(!well.contains("cannot be sent"), "{well}");
     std::fs::remove_file(&program.0).unwrap();
     running.balancer.says(": probe not sent: No such file");
-    let found = status(host, &running, &["and of 1 more, as probes cannot be sent"]);
-    let line = "warning  health: nothing is known of real 198.51.100.1 of 203.0.113.1:80/tcp, and of 1 more, as \
+    let found = status(
+        host,
+        &running,
+        &["and 1 more is unknown: probes cannot be sent"],
+    );
+    let line = "warning  health: the health of real 198.51.100.1 of 203.0.113.1:80/tcp and 1 more is unknown: \
                 probes cannot be sent (not sent: No such file";
     assert!(found.contains(line), "{found}");
     program.write("#!/bin/sh\nexit 0\n");

@@ -384,7 +384,7 @@ fn captures_that_are_none_are_refused() {
     write(&capture, whole, &[packet(0, &frame), packet(1, &frame)]);
     let content = fs::read(&capture).unwrap();
     fs::write(&capture, &content[..content.len() - 10]).unwrap();
-    complaint("breaks off; whole frames before that: 1");
+    complaint("ends within a frame, after 1 whole ones");
     assert_eq!(scratch.report().len(), 2);
     assert_eq!(read(&scratch.path("out.pcap")).1.len(), 1);
 
@@ -392,6 +392,6 @@ fn captures_that_are_none_are_refused() {
     let before = fs::read(&capture).unwrap();
     fs::remove_file(scratch.path("out.pcap")).unwrap();
     fs::hard_link(&capture, scratch.path("out.pcap")).unwrap();
-    complaint("it is being read");
+    complaint("it is the input");
     assert_eq!(fs::read(&capture).unwrap(), before);
 }
