@@ -1,12 +1,11 @@
-//! The load balancer at work: a client, a router, a balancer and four web servers, each a network
-//! namespace of this process, and what one would want to see before believing it.
+//! The load balancer at work: a client, a router, a balancer and four web servers, each in a
+//! network namespace of this process, and a check of everything it claims.
 //!
-//! `make demo` installs what it needs and runs it, as root. It ends by itself with a one-line
-//! verdict and exit status 0 only if everything it shows was true. Nothing it makes has a name
-//! outside this process but a directory for nginx's files, which is gone at the end, also after
-//! Ctrl-C.
+//! `make demo` installs what it needs and runs it as root. It ends by itself with a one-line
+//! verdict, and with exit status 0 only if everything it showed was true. Outside this process it
+//! creates only a directory for nginx's files, which it removes at the end, even after Ctrl-C.
 //!
-//! One file a part, and [`site`] for what they have in common; `lb.toml` is the configuration.
+//! Each part is one file, and [`site`] has what they share; `lb.toml` is the configuration.
 
 mod counters;
 mod drain;
@@ -38,7 +37,7 @@ use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::site::Site;
 
-/// What the parts return: an error is a part that could not be carried through.
+/// What the parts return; an error is a part that could not be carried out.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const PICTURE: &str = "
@@ -87,15 +86,15 @@ fn show(report: &mut Report) -> Result<()> {
     for part in PARTS {
         if let Err(error) = part(&mut site, report) {
             report.failed(error);
-            // The next part begins as if nothing had happened.
+            // The next part starts with a clean state.
             site.restore()?;
         }
     }
     Ok(())
 }
 
-/// Makes the directory for nginx's files, and has it removed when a signal ends the demo. All
-/// else needs no cleaning up: namespaces, programs and child processes go with this process.
+/// Creates the directory for nginx's files, and removes it when a signal ends the demo. Nothing
+/// else needs cleaning up: namespaces, programs and child processes end with this process.
 fn end_cleanly_on_signals() -> io::Result<Scratch> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let scratch = Scratch::new()?;

@@ -1,4 +1,4 @@
-//! Part 3: a backend is removed; where its clients go, and that those of the others stay.
+//! Part 3: a backend is removed. Its clients move; those of others stay.
 
 use std::net::SocketAddr;
 
@@ -11,15 +11,14 @@ use crate::site::address_of;
 use crate::table::Table;
 use crate::web::Connection;
 
-/// Clients of each VIP: so many source ports from this one on, below those that the kernel gives
-/// out itself.
+/// Clients of each VIP: so many source ports from this one on, below the kernel's ephemeral ports.
 const CLIENTS: u16 = 200;
 const FIRST_PORT: u16 = 20_000;
-/// How many of a hundred clients of other backends have to stay when they connect anew: Maglev
-/// hashing moves few of them, but some.
+/// How many percent of other backends' clients must stay when they reconnect: Maglev hashing moves
+/// a few.
 const MOST: usize = 90;
 
-/// A client: a source port that keeps a connection to a VIP.
+/// A client: a source port with an open connection to a VIP.
 struct Client {
     own: SocketAddr,
     server: SocketAddr,
@@ -141,7 +140,7 @@ fn connect(site: &Site) -> Result<Vec<Client>> {
     let mut clients = Vec::new();
     for service in site.web() {
         let server = address_of(service.vip);
-        // The address that the client has on the way to this VIP.
+        // The client's address on the way to this VIP.
         let address = Connection::new(&site.lab.client, server)?
             .local_addr()?
             .ip();

@@ -1,4 +1,4 @@
-//! What the demo says: parts with a sentence each, and what did not hold.
+//! The demo's report: parts with an introduction each, and failures.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Columns of a line of prose.
 const WIDTH: usize = 78;
 
-/// Counts what was checked and keeps what failed.
+/// Counts checks and keeps failures.
 #[derive(Default)]
 pub(crate) struct Report {
     parts: usize,
@@ -22,7 +22,7 @@ impl Report {
         println!("{}\n", wrapped(sentence));
     }
 
-    /// Notes whether something holds that should.
+    /// Checks that something holds.
     pub(crate) fn check(&mut self, holds: bool, otherwise: impl fmt::Display) {
         self.checks += 1;
         if !holds {
@@ -30,7 +30,7 @@ impl Report {
         }
     }
 
-    /// Notes that something went wrong.
+    /// Records a failure.
     pub(crate) fn failed(&mut self, what: impl fmt::Display) {
         println!("  FAILED: {what}");
         self.failures.push(match self.parts {
@@ -39,7 +39,7 @@ impl Report {
         });
     }
 
-    /// Prints the verdict; whether all was true.
+    /// Prints the verdict; returns whether everything held.
     pub(crate) fn verdict(&self, took: Duration) -> bool {
         let Self { parts, checks, .. } = self;
         let seconds = took.as_secs();

@@ -1,8 +1,9 @@
-//! `katran drain`: no new flows for a backend, and when it may be switched off.
+//! `katran drain`: stops new flows to a backend, and tells when it can be switched off.
 //!
-//! New connections go elsewhere at once. A datagram does not say whether its flow is new: for `udp_timeout` after the drain has
-//! begun, those that no entry of a flow table leads still go to the backend if its slot was the backend's, and are remembered
-//! there as long as they go on. (With `flow_tracking = "all"` every flow has an entry, and new ones go elsewhere at once.)
+//! New connections go elsewhere at once. A datagram does not say whether its flow is new: for
+//! `udp_timeout` after the drain began, datagrams without a flow entry still go to the backend if
+//! their slot was the backend's, and their flows are remembered there. (With `flow_tracking =
+//! "all"` every flow has an entry, and new ones go elsewhere at once.)
 
 use std::net::IpAddr;
 use std::thread;

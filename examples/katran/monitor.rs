@@ -1,9 +1,10 @@
-//! `katran monitor`: noteworthy packets of the running balancer, as they happen: printed, or written to pcap files.
+//! `katran monitor`: prints noteworthy packets of the running balancer as they occur, or writes
+//! them to pcap files.
 //!
-//! Events are `tcp_non_syn_miss` (a TCP packet in the middle of a connection that no table knows), `packet_too_big` (above
-//! `max_frame`) and `quic_real_gone`. The balancer's feature `introspection` is on meanwhile, whatever its document lists. With
-//! `--directory` there is a new file for each, which tshark, Wireshark and tcpdump read. SIGINT and SIGTERM end it; the
-//! balancer goes on.
+//! Events are `tcp_non_syn_miss` (a TCP packet within a connection that no table knows),
+//! `packet_too_big` (above `max_frame`) and `quic_real_gone`. Meanwhile the balancer's feature
+//! `introspection` is on, whatever its document says. With `--directory` each event type gets a new
+//! file for tshark, Wireshark or tcpdump. SIGINT and SIGTERM end it; the balancer continues.
 
 use std::collections::BTreeMap;
 use std::fs;
