@@ -360,8 +360,8 @@ settings! {
         constants: (ring_size),
     }
 
-    /// A secret that replaces the public `max_vips` and `ring_size` in the flow hash. Without it,
-    /// anybody can compute flows that all go to one real.
+    /// A secret that replaces the public `max_vips` and `ring_size` in the flow hash, so that
+    /// nobody can compute flows that all go to one real.
     ///
     /// **Hosts behind one ECMP group must agree**; Katran has no such setting. The seed is part of
     /// the state and of the document, so keep both secret.
@@ -403,8 +403,10 @@ settings! {
         constants: (flow_tracking = |tracking, _| flow_tracking(*tracking)),
     }
 
-    /// With `flow_tracking = "changed"`: how long a TCP connection may be silent before it counts
-    /// as ended. A slot is settled when no packet has left its ring's way for this long.
+    /// How long a TCP connection may be silent and still keep its slot unsettled, with
+    /// `flow_tracking = "changed"`.
+    ///
+    /// A slot is settled when no packet has left its ring's way for this long.
     flow_idle_timeout: Duration {
         set: flow_idle_timeout(timeout: Duration) = timeout,
         default: (Duration::from_secs(3600), "1 hour"),
@@ -506,8 +508,8 @@ settings! {
         ),
     }
 
-    /// How long a [pinned](Self::pin) balancer forwards without a sign of life from its owner.
-    /// After that it passes all frames to the host's network stack until an owner returns.
+    /// How long a [pinned](Self::pin) balancer forwards without a sign of life from its owner; then
+    /// all frames pass to the host's network stack until an owner returns.
     ///
     /// Set it on hosts that should rather stop balancing than follow a stale configuration, for
     /// example behind a router that then chooses another host. The owner gives a sign of life each
@@ -529,8 +531,9 @@ settings! {
         constants: (orphan_limit = |limit, tick| ticks(*limit, tick).into()),
     }
 
-    /// Count SYNs for each VIP ([`Stats::vip_details`](crate::stats::Stats::vip_details)), to
-    /// estimate opened connections.
+    /// Count SYNs for each VIP, to estimate opened connections.
+    ///
+    /// [`Stats::vip_details`](crate::stats::Stats::vip_details) returns the counts.
     ///
     /// It costs 36 instructions a packet, of about 380. [`max_vip_reals`](Self::max_vip_reals)
     /// counts SYNs too.
@@ -543,8 +546,9 @@ settings! {
         changes: never,
     }
 
-    /// The largest number of pairs of a VIP and a real to count packets for
-    /// ([`Stats::vip_reals`](crate::stats::Stats::vip_reals)).
+    /// The largest number of pairs of a VIP and a real to count packets for.
+    ///
+    /// [`Stats::vip_reals`](crate::stats::Stats::vip_reals) returns the counts.
     ///
     /// A pair's first packet takes a place; the place is free again when the VIP or the real has
     /// gone. So provide one place for each real of each VIP, drained ones included. For VIPs whose
@@ -607,9 +611,10 @@ settings! {
         changes: never,
     }
 
-    /// Accept tunnels only from these prefixes (both families): the outer sources of the other
-    /// balancers, and of backends that use addresses of
-    /// [`DecapMode::Egress`](crate::DecapMode::Egress).
+    /// Accept tunnels only from these prefixes: the outer sources of other balancers, and of
+    /// backends that use [`DecapMode::Egress`](crate::DecapMode::Egress) addresses.
+    ///
+    /// Both families are mixed in one list.
     ///
     /// A balancer's outer sources are its `ipip_source_v4` and `ipip_source_v6`, or `source_v4` and
     /// `source_v6` with GUE. The program drops other tunnels and counts them as `outer_source`.
@@ -627,9 +632,10 @@ settings! {
         constants: (limit_outer_sources = |prefixes, _| (!prefixes.is_empty()).into()),
     }
 
-    /// Send packets out at addresses of [`DecapMode::Egress`](crate::DecapMode::Egress) only if
-    /// their inner source is in these prefixes (both families): the VIPs, which backends answer
-    /// from.
+    /// Send packets out at [`DecapMode::Egress`](crate::DecapMode::Egress) addresses only from
+    /// these inner sources: the VIPs, which backends answer from.
+    ///
+    /// Both families are mixed in one list.
     ///
     /// The program drops others and counts them as `egress_source`. **Without this setting such an
     /// address sends out whatever anybody puts into a tunnel, from any source to any destination.**
@@ -702,7 +708,7 @@ settings! {
     }
 
     /// The outer source of IPIP probes: this host's address, or made-up ones as for clients'
-    /// packets, so that a network that filters by source treats both alike.
+    /// packets, for networks that filter by source.
     ///
     /// With [`ProbeSource::MadeUp`] and IPIP, probes need no address of this host.
     healthcheck_source: ProbeSource {
@@ -724,8 +730,9 @@ settings! {
         changes: never,
     }
 
-    /// The size of the buffer in which events wait for [`Katran::events`](crate::Katran::events);
-    /// an event takes 160 bytes.
+    /// The size of the buffer for events; an event takes 160 bytes.
+    ///
+    /// [`Katran::events`](crate::Katran::events) empties it.
     ///
     /// Used with [`Features::INTROSPECTION`].
     event_buffer: u32 {

@@ -35,10 +35,10 @@ fn documentation_is_current() {
     generated::check("docs/configuration.md", &parts);
 }
 
+const HEAD: &str = "| key | meaning | value | default |\n|---|---|---|---|\n";
+
 fn settings() -> String {
-    let mut text = "| key | meaning | value | default | changes |\n\
-                    | --- | --- | --- | --- | --- |\n"
-        .to_owned();
+    let mut text = HEAD.to_owned();
     for row in ROWS {
         let (key, meaning) = (row.key, summary(row.doc));
         let value = value(row.unit, &plain(row.range));
@@ -49,15 +49,11 @@ fn settings() -> String {
                 .strip_prefix("none, it has")
                 .map_or_else(|| Some(plain(row.default)), |_| None),
         );
-        let changes = match row.changes {
-            "yes" => "live",
-            other => other.strip_prefix("by ").unwrap_or(other),
+        let live = match row.changes {
+            "yes" => " *Live.*",
+            _ => "",
         };
-        writeln!(
-            text,
-            "| `{key}` | {meaning} | {value} | {default} | {changes} |"
-        )
-        .unwrap();
+        writeln!(text, "| `{key}` | {meaning}{live} | {value} | {default} |").unwrap();
     }
     text
 }
@@ -113,7 +109,7 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
         if rows.is_empty() {
             continue;
         }
-        text += "| key | meaning | value | default |\n| --- | --- | --- | --- |\n";
+        text += HEAD;
         for key in rows {
             let (name, meaning) = (key.name, key.meaning.trim());
             let (value, default) = (value(key.unit, key.range), default(key.default));
@@ -128,7 +124,7 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
 fn words(names: &[String], source: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
     let source = fs::read_to_string(path).unwrap();
-    let mut text = "| word | meaning |\n| --- | --- |\n".to_owned();
+    let mut text = "| word | meaning |\n|---|---|\n".to_owned();
     for name in names {
         let constant = name.to_uppercase().replace('-', "_");
         let (before, _) = source.split_once(&format!("const {constant} =")).unwrap();

@@ -51,7 +51,7 @@ macro_rules! key_rows {
     ($(
         $(#[doc = $meaning:literal])+
         $key:ident: $unit:literal, $default:expr, $range:literal;
-    )+) => {
+    )*) => {
         &[$(Key {
             name: stringify!($key),
             #[cfg(test)]
@@ -61,21 +61,21 @@ macro_rules! key_rows {
             #[cfg(test)]
             default: $default,
             range: $range,
-        }),+]
+        }),*]
     };
 }
 
 macro_rules! sections {
     ($(
         $(#[doc = $doc:literal])+
-        $constant:ident = $name:literal as $title:literal {$($rows:tt)+} $(with $($shared:ident),+)?
+        $constant:ident = $name:literal as $title:literal {$($rows:tt)*} $(with $($shared:ident),+)?
     )+) => {
         $(pub(super) const $constant: Section = Section {
             name: $name,
             title: $title,
             #[cfg(test)]
             meaning: concat!($($doc),+),
-            own: key_rows! { $($rows)+ },
+            own: key_rows! { $($rows)* },
             shared: &[$($($shared),+)?],
         };)+
 
@@ -91,6 +91,16 @@ pub(crate) use sections;
 
 #[cfg(test)]
 pub(crate) const NEEDED: Option<&str> = None;
+
+/// Keys of probe matches.
+const MATCH_KEYS: &[Key] = key_rows! {
+    /// The address.
+    address: "address", NEEDED, "an IPv4 or IPv6 address";
+    /// Its port.
+    port: "port", Some("0"), "0 to 65,535, 0 for any";
+    /// The real.
+    real: "address", NEEDED, "the address of a real";
+};
 
 sections! {
     /// A service that clients connect to.
@@ -167,25 +177,13 @@ sections! {
         real: "address", NEEDED, "the address of a real";
     }
 
-    /// Packets that this host sends to this destination are probes of the real.
+    /// Packets that this host sends to this address are probes of the real.
     PROBE_DESTINATION = "probe_destination" as "[[probe_destination]]" {
-        /// The destination.
-        address: "address", NEEDED, "an IPv4 or IPv6 address";
-        /// Its port.
-        port: "port", Some("0"), "0 to 65,535, 0 for any";
-        /// The real.
-        real: "address", NEEDED, "the address of a real";
-    }
+    } with MATCH_KEYS
 
-    /// Packets that this host sends from this source are probes of the real.
+    /// Packets that this host sends from this address are probes of the real.
     PROBE_SOURCE = "probe_source" as "[[probe_source]]" {
-        /// The source.
-        address: "address", NEEDED, "an IPv4 or IPv6 address";
-        /// Its port.
-        port: "port", Some("0"), "0 to 65,535, 0 for any";
-        /// The real.
-        real: "address", NEEDED, "the address of a real";
-    }
+    } with MATCH_KEYS
 
     /// A VIP whose probes are counted.
     PROBE = "probe" as "[[probe]]" {

@@ -11,20 +11,19 @@ use crate::document::sections;
 const PROBE_KEYS: &[Key] = key_rows! {
     /// The port to probe.
     port: "port", Some("the VIP's"), "1 to 65,535";
-    /// The time from the end of a probe to the next one of the same real.
+    /// The time from a probe's end to the real's next probe.
     interval: "seconds", Some("2"), "0.01 to 3,600";
     /// The time for a whole answer.
     timeout: "seconds", Some("1"), "0.001 to 600";
     /// Successes in a row that bring a real back.
     rise: "probes", Some("2"), "1 to 100";
-    /// Failures in a row that take a real out. A real's very first probe takes it out if it fails.
+    /// Failures in a row that take a real out; a failing first probe does so at once.
     fall: "probes", Some("3"), "1 to 100";
 };
 
 /// Keys of `[health]` and VIPs.
 const VIP_KEYS: &[Key] = key_rows! {
-    /// The path of probes. `tunnel`: to the VIP, encapsulated to the real, as clients' packets.
-    /// `direct`: to the real's address.
+    /// `tunnel` sends probes to the VIP, encapsulated to the real; `direct` to the real's address.
     via: "choice", Some("`tunnel`"), "`tunnel` or `direct`";
     /// The largest random change of an interval.
     jitter: "percent", Some("10"), "0 to 50";
@@ -32,8 +31,7 @@ const VIP_KEYS: &[Key] = key_rows! {
     panic_threshold: "percent", Some("0, only if none works"), "0 to 100";
     /// Drained reals that work take flows while all others are down.
     drained_fallback: "boolean", Some("true"), "true or false";
-    /// How long the weight of a real climbs after the real came back or joined others. Needs the
-    /// hash function `maglev-v2`.
+    /// How long a real's weight climbs after it came back or joined others; needs `maglev-v2`.
     slow_start: "seconds", Some("0, at once"), "0 to 3,600";
     /// The number of steps of that climb.
     slow_start_steps: "steps", Some("8"), "4 to 8";
@@ -72,13 +70,13 @@ sections! {
     ALL = "health" as "[health]" {
         /// The check of TCP VIPs.
         tcp_check: "check", Some("`tcp`"), "a check";
-        /// The check of UDP VIPs. There is no datagram that every service answers.
+        /// The check of UDP VIPs.
         udp_check: "check", Some("`none`"), "a check";
         /// The first socket mark of probes, which use 65,536 marks from there on.
         first_mark: "number", Some("1,795,162,112 (0x6b000000)"), "1 to 4,294,901,760";
-        /// The largest number of probes in flight. Read only when the checks start.
+        /// The largest number of probes in flight; fixed at start.
         concurrency: "probes", Some("512"), "1 to 65,536";
-        /// The number of threads that probe. Read only when the checks start.
+        /// The number of probing threads; fixed at start.
         threads: "threads", Some("2"), "1 to 64";
         /// The number of transitions to remember of each real.
         history: "transitions", Some("16"), "0 to 1,000";
