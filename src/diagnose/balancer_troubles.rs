@@ -1,4 +1,4 @@
-//! Each trouble of a balancer is one finding, with what to do: one after the other, by subject.
+//! Each trouble of a balancer is one finding with a remedy, by subject.
 
 use super::*;
 use crate::attach::NotNative;
@@ -8,7 +8,7 @@ use crate::diagnose::Severity::Warning;
 use crate::diagnose::facts::OtherEnd;
 use crate::diagnose::interrupts::Interrupt;
 
-/// What goes wrong, and the finding that tells of it: words of its message and of its advice.
+/// A trouble, and its finding: parts of the message and of the advice.
 pub(super) type Trouble = (
     fn(&mut Balancer),
     Severity,
@@ -67,7 +67,7 @@ fn troubles_of_kernel_and_program() {
             "cannot take over",
             "CAP_SYS_ADMIN",
         ),
-        // What the kernel says against what we remember.
+        // What the kernel reports, compared with what we remember.
         (
             |f| {
                 f.interface.index = Some(9);
@@ -120,7 +120,7 @@ fn troubles_of_kernel_and_program() {
             "XDP program 7, whose name only CAP_SYS_ADMIN may read",
             "prog show id 7",
         ),
-        // In shared mode it need not be a stranger.
+        // In shared mode it may be the root program.
         (
             |f| {
                 other(f, "");
@@ -181,7 +181,7 @@ fn troubles_of_kernel_and_program() {
             "generic",
             "generic mode was requested",
         ),
-        // Also of a root program that is in generic mode.
+        // The same for a root program in generic mode.
         (
             |f| {
                 other(f, "katran_root");

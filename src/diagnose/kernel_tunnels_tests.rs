@@ -1,4 +1,4 @@
-//! A backend whose tunnels end at devices of the kernel's.
+//! A backend that decapsulates with the kernel's tunnel devices.
 
 use super::*;
 use crate::diagnose::kernel_tunnels::Device;
@@ -18,7 +18,7 @@ fn device(name: &str, outer: Family, inner: Option<Family>) -> Device {
     }
 }
 
-/// A backend where the kernel takes IPv4 out of IPv4.
+/// A backend whose kernel unwraps IPv4 from IPv4.
 fn with_tunl0() -> Backend {
     let mut facts = good();
     facts.interface.program = None;
@@ -36,7 +36,7 @@ fn finds(facts: &Backend, severity: Severity, subject: Subject, message: &str, a
     assert!(is_it, "{severity:?} {message}: {found}");
 }
 
-/// Nothing takes packets out of tunnels.
+/// Nothing unwraps packets.
 fn finds_none(facts: &Backend) {
     let message = "no decapsulator";
     finds(
@@ -68,7 +68,7 @@ fn devices_do_in_place_of_our_program() {
         "from any source",
         "protocols 4 and 41",
     );
-    // Where our program is, it is first.
+    // Our program, where it is, comes first.
     let mut facts = good();
     facts.kernel = with_tunl0().kernel;
     assert_eq!(judge(&facts).about(Subject::TunnelEnds).count(), 0);

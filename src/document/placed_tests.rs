@@ -1,4 +1,4 @@
-//! Errors of load and `apply`, with what of the document they are about.
+//! Errors of load and `apply`, with the part of the document that they are about.
 
 use std::io;
 
@@ -23,7 +23,7 @@ fn many(count: usize, table: impl Fn(usize) -> String) -> String {
     (0..count).map(table).collect()
 }
 
-/// What load would refuse is found before, by the defaults where the document says nothing.
+/// What load would refuse is found earlier, with defaults where the document says nothing.
 #[test]
 fn a_document_is_checked_for_what_load_would_refuse() {
     for good in [

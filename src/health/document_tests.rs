@@ -1,4 +1,4 @@
-//! Documents with health checks: what they say, what is refused and where.
+//! Documents with health checks: their settings, and errors with places.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::mutate;
 use crate::types::Protocol;
 use crate::types::Vip;
 
-/// Every key there is.
+/// Every key.
 const ALL: &str = r#"
 [[vip]]
 address = "203.0.113.1"
@@ -225,7 +225,7 @@ fn every_key_is_read() {
     command.arguments = vec!["-a".to_owned(), "b".to_owned()];
     assert_eq!(document.commands().collect::<Vec<_>>(), [&command]);
     assert_eq!(check_of("203.0.113.7:80/tcp"), Check::Tcp);
-    // What is not said is as everywhere.
+    // A missing key has the general value.
     assert_eq!(
         settings.vips[&vip("203.0.113.6:80/tcp")],
         asked(command.into())
@@ -251,7 +251,7 @@ fn words_stand_for_checks_and_nothing_for_nothing() {
         let text = format!("[health]\ntcp_check = \"{word}\"\n");
         assert_eq!(settings(&text).tcp.check, expected);
     }
-    // Who does no checks does not pass over them.
+    // A reader without health checks refuses their keys.
     let error = State::from_toml("[health]\n").unwrap_err().to_string();
     assert!(
         error.contains("line 1") && error.contains("no health checks"),
@@ -270,7 +270,7 @@ fn words_stand_for_checks_and_nothing_for_nothing() {
     }
 }
 
-/// Documents that are wrong (`@`: a VIP; `&`: a section of checks), and what is said of them.
+/// Wrong documents (`@`: a VIP; `&`: a section of checks) and their messages.
 const WRONG: &[(&str, &str)] = &[
     (
         "&intervall = 1\n",
