@@ -1,22 +1,23 @@
-//! The socket by which others speak to the running balancer.
+//! The socket for commands to the running balancer.
 //!
-//! It is a Unix stream socket of mode 0600. A client writes a request, a JSON object in one line, and gets a line for it:
-//! `{"ok": ...}` or `{"error": "..."}`; then it may write another one. Requests:
+//! It is a Unix stream socket of mode 0600. A client writes a request, a JSON object on one line,
+//! and gets one line: `{"ok": ...}` or `{"error": "..."}`. Then it may write another request.
+//! Requests:
 //!
 //! | request | answer under `ok` |
 //! | --- | --- |
-//! | `{"command": "status", "diagnose": true}` | the report of `report.rs`; without `diagnose` no problems are looked for |
-//! | `{"command": "apply", "document": "...", "dry_run": false}` | what the TOML document has changed, in words |
-//! | `{"command": "drain", "real": "198.51.100.1", "vip": "203.0.113.1:80/tcp", "undo": false}` | the VIPs that the real is drained for; without `vip` all that have it |
-//! | `{"command": "monitor", "events": ["packet_too_big"], "rate_limit": 100, "snap_length": 128, "packet_limit": null}` | `{"switched_on": true}`, then a line for each event, `{"event": ...}`, until the client hangs up or writes something, to which the last line is the answer: `{"ok": {"delivered": 1, "over_limit": 0, "limited": 0, "lost": 0}}` |
+//! | `{"command": "status", "diagnose": true}` | the report of `report.rs`, with problems only if `diagnose` is true |
+//! | `{"command": "apply", "document": "...", "dry_run": false}` | what the TOML document changed, as text |
+//! | `{"command": "drain", "real": "198.51.100.1", "vip": "203.0.113.1:80/tcp", "undo": false}` | the VIPs for which the real is drained; without `vip`, all its VIPs |
+//! | `{"command": "monitor", "events": ["packet_too_big"], "rate_limit": 100, "snap_length": 128, "packet_limit": null}` | `{"switched_on": true}`, then a line for each event, `{"event": ...}`, until the client hangs up or writes something, which the last line answers: `{"ok": {"delivered": 1, "over_limit": 0, "limited": 0, "lost": 0}}` |
 //!
-//! A line has at most 64 MiB, and one client at a time a line of more than 64 KiB. A request takes at most ten seconds to
-//! come, answers at most ten seconds to be taken, and there are at most 16 clients. Only root and the user that the
-//! balancer runs as are heard, by the kernel's word (`SO_PEERCRED`): a document may have programs run as that user. By HTTP the
-//! same requests bring in no other commands and files than there are.
+//! A line may have 64 MiB, but only one client at a time may send more than 64 KiB. A request must
+//! arrive within ten seconds, and its answer must be read within ten. There may be 16 clients. Only
+//! root and the balancer's user may connect (`SO_PEERCRED`), because a document can run programs as
+//! that user. The same requests over HTTP may not add commands or files.
 //!
-//! The balancer that listens has `PATH.lock` locked, so a socket that a dead process has left is replaced, and another balancer's
-//! is not.
+//! The balancer that listens holds a lock on `PATH.lock`, so it replaces a socket that a dead
+//! process left, but not another balancer's.
 
 mod answer;
 mod line;

@@ -58,7 +58,7 @@ fn judge(pinned: &Pinned, found: &mut Diagnosis) {
         Some(what) if is_orphan => found.problem(
             Subject::Owner,
             format!("{message}; {what} was interrupted"),
-            "remove it, or start its program again: that removes it and loads anew",
+            "remove it, or start its program again: that removes it and loads it again",
         ),
         Some(what) => found.note(
             Subject::Owner,
