@@ -63,7 +63,7 @@ fn troubles_of_room() {
             Warning,
             Subject::FlowTable,
             "50 % of the places for 1000 flows are full, so a flow is forgotten after 59 s of silence instead of 60 s",
-            "flow_table_size of 4000",
+            "flow_table_size = 4000",
         ),
         (
             |f| {

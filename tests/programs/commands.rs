@@ -175,7 +175,7 @@ fn only_root_is_heard_and_a_socket_is_one_balancers() {
     text.write("mine");
     let output = host.output(start(&text.0)).unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.contains("no socket"), "{errors}");
+    assert!(errors.contains("not a socket"), "{errors}");
     assert_eq!(fs::read_to_string(&text.0).unwrap(), "mine");
     assert!(!text.0.with_extension("text.lock").exists());
     assert!(!host.ip("link show eth0").unwrap().contains("xdp"));

@@ -371,7 +371,7 @@ fn captures_that_are_none_are_refused() {
 
     complaint("in.pcap: No such file");
     fs::write(&capture, [0x0a, 0x0d, 0x0d, 0x0a].repeat(10)).unwrap();
-    complaint("pcapng: convert it");
+    complaint("convert pcapng");
     let mut cooked = header(Endianness::Little, TsResolution::MicroSecond);
     cooked.datalink = DataLink::LINUX_SLL;
     write(&capture, cooked, &[]);
