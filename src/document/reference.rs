@@ -1,5 +1,6 @@
 //! Writes the tables of `docs/configuration.md` from those of settings and sections.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -96,13 +97,18 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
         let mut rows = Vec::new();
         // The title says what `kind` is.
         rows.extend(section.own.iter().filter(|key| key.name != "kind"));
+        let mut others: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for keys in section.shared {
             let names: Vec<_> = keys.iter().map(|key| key.name).collect();
-            let Some((_, first)) = titles.iter().find(|(of, _)| *of == names) else {
-                titles.push((names, title.clone()));
-                rows.extend(keys.iter());
-                continue;
-            };
+            match titles.iter().find(|(of, _)| *of == names) {
+                Some((_, first)) => others.entry(first.clone()).or_default().extend(names),
+                None => {
+                    titles.push((names, title.clone()));
+                    rows.extend(keys.iter());
+                }
+            }
+        }
+        for (first, names) in others {
             let names = names.join("`, `");
             write!(text, "Also has these keys of {first}: `{names}`.\n\n").unwrap();
         }

@@ -121,7 +121,7 @@ sections! {
         kind: "choice", NEEDED, "`udp`";
         /// The datagram.
         payload: "text", NEEDED, "0 to 1,400 bytes";
-        /// The wanted answer.
+        /// The wanted answer: any datagram, or the payload itself.
         answer: "choice", Some("`any`"), "`any` or `echo`";
         /// Bytes that the answer must contain.
         answer_contains: "text", Some("none"), "bytes; not with another key of the answer";
