@@ -20,7 +20,7 @@ use crate::types::check_host;
 /// The most prefixes of a list.
 const MOST_PREFIXES: usize = 65_536;
 
-/// Refuses a gateway that cannot be.
+/// Refuses an impossible gateway.
 pub(crate) fn check_gateway(gateway: Gateway) -> Result<()> {
     match gateway {
         Gateway::Mac(mac) => check_gateway_mac(mac),
@@ -100,7 +100,7 @@ pub(super) fn check_prefixes(setting: &'static str, prefixes: &[Prefix]) -> Resu
     }
 }
 
-/// Lets the check of a row know what it checks.
+/// Tells a row's check the type that it checks.
 pub(super) fn checked<T>(value: &T, check: impl FnOnce(&T) -> Result<()>) -> Result<()> {
     check(value)
 }

@@ -1,16 +1,21 @@
-//! The table of settings. A row gives all that a setting is; `table.rs` makes the rest of it: the
+//! The table of settings. A row holds everything about a setting; `table.rs` makes the rest: the
 //! setter of [`Builder`] with its documentation, the field of [`BalancerState`], the key of the
-//! document, the range check, the default, and whether it is fixed at load.
+//! document, the range check, the default, and whether it changes after load.
 //!
-//! `set` names setter and argument, and how the argument becomes the value. `default` is `(value)`, `(by text)` where
-//! `validate.rs` makes it of other settings, `none` or `required`; `range` is `any`, `(low to high)` or a text with a check; `key` is how the
-//! document writes the value; `changes` is `never` for what is fixed at load, and `live` for what
-//! `Katran::set_live` changes (`katran/apply.rs`), `(live through between)` if it has another value first,
-//! while the rest of a state changes: made of that of before and the wanted one. `constants` names those of `bpf/config.h` that the setting
-//! is written into at load: `(name)`, or with how, of the value and the kernel's tick.
+//! - `set` names setter and argument, and how the argument becomes the value.
+//! - `default` is `(value)`, `(by text)` where `validate.rs` derives it from other settings, `none`
+//!   or `required`.
+//! - `range` is `any`, `(low to high)` or a text with a check.
+//! - `key` is how the document writes the value.
+//! - `changes` is `never` for a load-time setting and `live` for one that `Katran::set_live`
+//!   changes (`katran/apply.rs`); `(live through between)` if it has an intermediate value, made of
+//!   the previous and the wanted one, while the rest of a state changes.
+//! - `constants` names the constants of `bpf/config.h` that the setting is written into at load:
+//!   `(name)`, or with a function of the value and the kernel's tick.
+//!
 //! `docs/configuration.md` comes from this table, too: `make docs`.
 //!
-//! It is longer than other files, so that the settings are one table.
+//! The file is longer than others, so that the settings are one table.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -83,13 +88,12 @@ use crate::types::TcHook;
 
 /// The settings a balancer is loaded with.
 ///
-/// Only [`gateway`](Self::gateway) has no default. A setting outside its range is
-/// reported when the balancer is loaded, as [`Error::InvalidConfig`](crate::Error::InvalidConfig)
-/// or, for an address, [`Error::InvalidAddress`](crate::Error::InvalidAddress); nothing has been
-/// loaded then.
+/// Only [`gateway`](Self::gateway) has no default. Loading reports a setting outside its range as
+/// [`Error::InvalidConfig`](crate::Error::InvalidConfig) or, for an address,
+/// [`Error::InvalidAddress`](crate::Error::InvalidAddress), and loads nothing then.
 ///
-/// Hosts behind one ECMP group choose the same real for a flow only if their `max_vips` and
-/// `ring_size` are the same; the defaults are those of Katran.
+/// Hosts behind one ECMP group choose the same real for a flow only if they have the same
+/// `max_vips` and `ring_size`, or the same `hash_seed`. The defaults are Katran's.
 ///
 /// ```
 /// use katran::Builder;
@@ -104,19 +108,20 @@ use crate::types::TcHook;
 #[doc(alias = "KatranConfig")]
 pub struct Builder {
     given: BalancerState,
-    /// The directory to pin it in. A document does not say that.
+    /// The directory to pin it in, which no document contains.
     pub(super) pin: Option<PathBuf>,
-    /// For how long to wait for its owner.
+    /// How long to wait for its owner.
     pub(super) take_over: Option<Duration>,
 }
 
+/// # A new builder
 impl Builder {
-    /// All settings at their defaults; the gateway's MAC address is still to be given.
+    /// All settings at their defaults; the gateway is still missing.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The Ethernet address of the router that every encapsulated frame is sent to: short for
+    /// Sets the router that every encapsulated frame goes to, by its MAC address: short for
     /// [`gateway`](Self::gateway) with [`Gateway::Mac`].
     #[doc(alias = "defaultMac")]
     pub fn gateway_mac(self, mac: MacAddr) -> Self {
@@ -125,12 +130,11 @@ impl Builder {
 }
 
 settings! {
-    /// The router that every encapsulated frame is sent to: by its Ethernet address, or
-    /// [`Gateway::Auto`] to have it found out and followed. In the TOML form: `gateway_mac`.
+    /// The router that every encapsulated frame goes to: its MAC address, or [`Gateway::Auto`] to
+    /// discover and follow it. In the TOML form: `gateway_mac`.
     ///
-    /// A MAC address alone is given by [`gateway_mac`](Self::gateway_mac).
-    ///
-    /// It is looked for in the network namespace of the thread that attaches the balancer first.
+    /// With [`Gateway::Auto`] the library looks in the network namespace of the thread that first
+    /// attaches the balancer. [`gateway_mac`](Self::gateway_mac) is short for a MAC address.
     gateway_mac: Gateway {
         set: gateway(gateway: Gateway) = gateway,
         default: required,
@@ -140,9 +144,7 @@ settings! {
         changes: live,
     }
 
-    /// The Ethernet address of the router for reals with IPv6 addresses, if it is another one than
-    /// for those with IPv4 addresses.
-    /// Otherwise it is the same.
+    /// The router's MAC address for IPv6 reals, if it differs from that for IPv4 reals.
     gateway_mac_v6: MacAddr {
         set: gateway_mac_v6(mac: MacAddr) = mac,
         default: none,
@@ -152,12 +154,12 @@ settings! {
         changes: live,
     }
 
-    /// To whom encapsulated frames are sent. [`NextHops::Gateway`] is the
-    /// fastest.
+    /// Where encapsulated frames go: to the gateway, or to each real's own next hop.
+    /// [`NextHops::Gateway`] is the fastest.
     ///
-    /// With the others, an Ethernet address that was given by [`gateway_mac`](Self::gateway_mac) is
-    /// that of the routers; it also serves while a real's own is not known. Without one
-    /// ([`Gateway::Auto`]) such packets are dropped and counted as `next_hop_unknown`.
+    /// With the others, the address set by [`gateway_mac`](Self::gateway_mac) is the routers', and
+    /// also serves while a real's own is unknown. Without one ([`Gateway::Auto`]) such packets are
+    /// dropped and counted as `next_hop_unknown`.
     next_hops: NextHops {
         set: next_hops(next_hops: NextHops) = next_hops,
         default: (NextHops::Gateway, "`gateway`"),
@@ -171,7 +173,7 @@ settings! {
         ),
     }
 
-    /// How packets travel to the reals.
+    /// How packets are wrapped for the reals.
     encapsulation: Encapsulation {
         set: encapsulation(encapsulation: Encapsulation) = encapsulation,
         default: (Encapsulation::Ipip, "`ipip`"),
@@ -182,7 +184,7 @@ settings! {
         constants: (encapsulation = |kind, _| encapsulation(*kind)),
     }
 
-    /// Whether the outer IPv4 headers of packets have the DF bit of the packets inside.
+    /// Whether outer IPv4 headers inherit the DF bit of the inner packet.
     outer_dont_fragment: OuterDontFragment {
         set: outer_dont_fragment(bit: OuterDontFragment) = bit,
         default: (OuterDontFragment::Clear, "`clear`, as in Katran"),
@@ -197,27 +199,27 @@ settings! {
 
     /// The optional parts of the program: exactly these are on.
     ///
-    /// With `inline-decap` name `strict-destination`, too. **Without it every tunnel that reaches this host is
-    /// unwrapped**: see [`Features::STRICT_DESTINATION`].
+    /// With `inline-decap` name `strict-destination`, too. **Without it the program unwraps every
+    /// tunnel that reaches this host**: see [`Features::STRICT_DESTINATION`].
     ///
-    /// Those that say "Not in this version" are refused with
+    /// Features marked "Not in this version" cause
     /// [`Error::Unsupported`](crate::Error::Unsupported). [`Katran::reload`](crate::Katran::reload)
-    /// changes them later.
+    /// changes features later.
     features: Features {
         set: features(features: Features) = features,
         default: (Features::default(), "`strict-destination`, `icmp-too-big` and `local-delivery`"),
-        range: ("those that this version has", |features| features.check()),
+        range: ("those of this version", |features| features.check()),
         unit: "features",
         key: set,
-        // Those that are new are there before what needs them, and the others until it is gone.
+        // New features are on before anything needs them, the others until nothing does.
         changes: (live through |before: &Features, wanted: &Features| *before | *wanted),
         constants: (features = |on, _| on.bits()),
     }
 
-    /// This host's own IPv4 address: the outer source of GUE packets, and what
-    /// [`Features::STRICT_DESTINATION`] goes by.
+    /// This host's own IPv4 address: the outer source of GUE packets, and the address that
+    /// [`Features::STRICT_DESTINATION`] compares with.
     ///
-    /// Without it GUE cannot be used for IPv4 reals.
+    /// GUE to IPv4 reals requires it.
     /// [`GatewaysMut::set_source`](crate::attachments::GatewaysMut::set_source) changes it later.
     #[doc(alias = "katranSrcV4")]
     source_v4: Ipv4Addr {
@@ -229,10 +231,10 @@ settings! {
         changes: live,
     }
 
-    /// This host's own IPv6 address: the outer source of GUE packets, and what
-    /// [`Features::STRICT_DESTINATION`] goes by.
+    /// This host's own IPv6 address: the outer source of GUE packets, and the address that
+    /// [`Features::STRICT_DESTINATION`] compares with.
     ///
-    /// Without it GUE cannot be used for IPv6 reals.
+    /// GUE to IPv6 reals requires it.
     /// [`GatewaysMut::set_source`](crate::attachments::GatewaysMut::set_source) changes it later.
     #[doc(alias = "katranSrcV6")]
     source_v6: Ipv6Addr {
@@ -244,10 +246,11 @@ settings! {
         changes: live,
     }
 
-    /// The first address of the /16 prefix that IPIP packets to IPv4 reals come from.
+    /// The first address of the /16 prefix for the outer sources of IPIP packets to IPv4 reals.
     ///
-    /// The last 16 bits are made up for each flow, so that a backend's receive-side scaling
-    /// spreads flows over its queues. A network with source filtering needs a prefix of its own.
+    /// The program makes up the last 16 bits for each flow, so that a backend's receive-side
+    /// scaling spreads flows over its queues. A network that filters by source needs a dedicated
+    /// prefix.
     #[doc(alias = "IPIP_V4_PREFIX")]
     ipip_source_v4: Ipv4Addr {
         set: ipip_source_v4(first: Ipv4Addr) = first,
@@ -259,9 +262,9 @@ settings! {
         constants: (ipip_source_v4 = |first, _| prefix_v4(*first)),
     }
 
-    /// The first address of the /96 prefix that IPIP packets to IPv6 reals come from.
+    /// The first address of the /96 prefix for the outer sources of IPIP packets to IPv6 reals.
     ///
-    /// The last 32 bits are made up for each flow, as with
+    /// The program makes up the last 32 bits for each flow, as with
     /// [`ipip_source_v4`](Self::ipip_source_v4).
     #[doc(alias = "IPIP_V6_PREFIX1")]
     ipip_source_v6: Ipv6Addr {
@@ -286,17 +289,17 @@ settings! {
         constants: (gue_port),
     }
 
-    /// The longest frame that is forwarded, in bytes, Ethernet header included and before
+    /// The longest frame that is forwarded, in bytes, with the Ethernet header and before
     /// encapsulation.
     ///
-    /// Longer ones are answered with an ICMP error that names `max_frame` - 14 as the MTU (for IPv6 1,280 at
-    /// least), or dropped without [`Features::ICMP_TOO_BIG`].
+    /// The program answers longer ones with an ICMP error that names `max_frame` - 14 as the MTU
+    /// (for IPv6 at least 1,280), or drops them without [`Features::ICMP_TOO_BIG`].
     ///
-    /// [`MaxFrame::Auto`] is what can be sent: the MTU of the interface that the balancer is attached to, less
-    /// 20 bytes for the outer header, 40 as soon as there is a real with an IPv6 address, and 8 more with
-    /// GUE; of several interfaces the smallest MTU counts, but not those that packets are only redirected to
-    /// ([`NextHops::Redirect`]). It follows the MTU. A number stays what it is; 590 is an MTU of 576, and 65,549 the
-    /// longest IPv4 packet.
+    /// [`MaxFrame::Auto`] follows the MTU of the interface that the balancer is attached to, the
+    /// smallest if there are several; interfaces that packets are only redirected to
+    /// ([`NextHops::Redirect`]) do not count. It leaves 20 bytes for the outer header, 40 once
+    /// there is an IPv6 real, and 8 more with GUE. A number stays as it is; 590 is an MTU of 576,
+    /// and 65,549 the longest IPv4 packet.
     #[doc(alias = "MAX_PCKT_SIZE")]
     max_frame: MaxFrame {
         set: max_frame(bytes: impl Into<MaxFrame>) = bytes.into(),
@@ -309,7 +312,7 @@ settings! {
 
     /// Whether the program accepts frames that the driver keeps in several buffers.
     ///
-    /// Needed for native mode on interfaces with a large MTU.
+    /// Native mode requires it on interfaces with a large MTU.
     frags: bool {
         set: frags(on: bool) = on,
         default: (false, "off"),
@@ -322,8 +325,7 @@ settings! {
 
     /// The largest number of VIPs. It is part of the flow hash.
     ///
-    /// **Hosts behind one ECMP group must agree**: any other number than Katran's leaves a Katran
-    /// fleet.
+    /// **Hosts behind one ECMP group must agree.** A Katran fleet requires Katran's number.
     #[doc(alias = "maxVips")]
     max_vips: u32 => u16 {
         set: max_vips(vips: u32) = vips,
@@ -337,7 +339,7 @@ settings! {
 
     /// The largest number of reals, over all VIPs; each address counts once.
     ///
-    /// More than 32,767 need `flow_tracking = "all"`.
+    /// More than 32,767 require `flow_tracking = "all"`.
     #[doc(alias = "maxReals")]
     max_reals: u32 => u16 {
         set: max_reals(reals: u32) = reals,
@@ -351,8 +353,8 @@ settings! {
 
     /// The number of slots in each VIP's ring. It is part of the flow hash.
     ///
-    /// **Hosts behind one ECMP group must agree**: any other size than Katran's leaves a Katran fleet. Shares follow weights the
-    /// better the more slots there are for each real; 100 for each is a good rule.
+    /// **Hosts behind one ECMP group must agree.** A Katran fleet requires Katran's size. The more
+    /// slots each real has, the closer its share comes to its weight; 100 for each is a good rule.
     #[doc(alias = "chRingSize")]
     ring_size: u32 {
         set: ring_size(slots: u32) = slots,
@@ -364,14 +366,14 @@ settings! {
         constants: (ring_size),
     }
 
-    /// A secret that the flow hash starts from, instead of `max_vips` and `ring_size`, which are public:
-    /// without it anybody can work out flows that all go to one real.
+    /// A secret seed of the flow hash, instead of `max_vips` and `ring_size`, which are public:
+    /// without it anyone can compute flows that all go to one real.
     ///
-    /// **Hosts behind one ECMP group must agree**: it is for fleets of this crate only, as Katran has no
-    /// such setting. It is part of the state and of the document, so keep these as secret.
+    /// **Hosts behind one ECMP group must agree.** Katran has no such setting, so all hosts must
+    /// run this crate. The seed is part of the state and the document, so keep these secret, too.
     ///
-    /// It is a hindrance and no cryptography: for IPv4 it comes to 32 bits of start value, so somebody who sees
-    /// where enough flows go finds an equivalent one by 2^32 tries.
+    /// It deters and is not cryptography: for IPv4 it amounts to 32 bits of seed, so an attacker
+    /// who sees where enough flows go finds an equivalent seed by 2^32 tries.
     hash_seed: u64 {
         set: hash_seed(seed: u64) = seed,
         default: none,
@@ -381,9 +383,9 @@ settings! {
         changes: never,
     }
 
-    /// How the rings of VIPs are filled that are added without a choice of their own.
+    /// The hash function for the rings of VIPs that have none of their own.
     ///
-    /// Mixed with Katran hosts it must be what they use.
+    /// Hosts that share a fleet with Katran must use Katran's.
     #[doc(alias = "hashFunction")]
     hash_function: HashFunction {
         set: hash_function(function: HashFunction) = function,
@@ -394,7 +396,7 @@ settings! {
         changes: never,
     }
 
-    /// Which flows are remembered: all of them, or those that are not where the ring leads them.
+    /// Which flows the flow table remembers: all, or only those that are not where the ring leads.
     ///
     /// With `changed`, `max_reals` is at most 32,767.
     flow_tracking: FlowTracking {
@@ -407,8 +409,9 @@ settings! {
         constants: (flow_tracking = |tracking, _| flow_tracking(*tracking)),
     }
 
-    /// How long a TCP connection may be silent and is still expected to go on, where only changed flows are remembered: so
-    /// long after the last packet that went elsewhere than the ring leads, a slot is settled.
+    /// How long a TCP connection may be silent and still continue, where only changed flows are
+    /// remembered: a slot settles so long after the last packet that went elsewhere than the ring
+    /// leads.
     flow_idle_timeout: Duration {
         set: flow_idle_timeout(timeout: Duration) = timeout,
         default: (Duration::from_secs(3600), "1 hour"),
@@ -419,7 +422,7 @@ settings! {
         constants: (tcp_moment_shift = |timeout, tick| moment_shift(*timeout, tick)),
     }
 
-    /// How the flow table is built.
+    /// The flow table type.
     flow_table: FlowTableKind {
         set: flow_table(kind: FlowTableKind) = kind,
         default: (FlowTableKind::SetAssociative, "`set-associative`"),
@@ -430,13 +433,14 @@ settings! {
         constants: (flow_table_kind = |kind, _| flow_table_kind(*kind)),
     }
 
-    /// The number of flows that are remembered, over all forwarding CPUs.
+    /// The number of flows to remember, over all forwarding CPUs.
     ///
-    /// Each CPU has a table of its own with an equal part, rounded up.
+    /// Each CPU's table has an equal part, rounded up.
     ///
-    /// With [`FlowTracking::Changed`] the default is for services of which all flows can be tracked so: a VIP that has all of
-    /// its flows remembered takes as much room as ever. A table that is too small matters more then than with
-    /// [`FlowTracking::All`]: a connection that has lost its entry goes where its slot led before it changed.
+    /// With [`FlowTracking::Changed`] the default suits services whose flows can all be tracked
+    /// that way. A VIP that remembers all its flows takes as much room as with
+    /// [`FlowTracking::All`]. A table that is too small harms more with `Changed`: a connection
+    /// that has lost its entry goes where its slot led before it changed.
     #[doc(alias = "LruSize")]
     flow_table_size: u64 {
         set: flow_table_size(flows: u64) = flows,
@@ -447,26 +451,22 @@ settings! {
         changes: never,
     }
 
-    /// The CPUs that receive the interface's packets; each gets a flow table.
+    /// The CPUs that receive the interface's packets; each gets a flow table. By default all online
+    /// CPUs.
     ///
-    /// A packet that arrives on another CPU is forwarded too, with a small table that all such
-    /// CPUs share.
-    ///
-    /// Without it: all CPUs that are online.
+    /// Packets on other CPUs are forwarded, too, with a small table that all those CPUs share.
     #[doc(alias = "forwardingCores")]
     forwarding_cpus: Vec<u32> {
         set: forwarding_cpus(cpus: impl IntoIterator<Item = u32>) = cpus.into_iter().collect(),
         default: none,
-        range: ("at least one, none twice, each one that the kernel could ever bring up"),
+        range: ("at least one, none twice, each a possible CPU"),
         unit: "CPU numbers",
         key: list,
         changes: never,
     }
 
-    /// The NUMA node on which each forwarding CPU's flow table lies, in the order of
-    /// [`forwarding_cpus`](Self::forwarding_cpus).
-    ///
-    /// Without it: each CPU's own node.
+    /// The NUMA node of each forwarding CPU's flow table, in the order of
+    /// [`forwarding_cpus`](Self::forwarding_cpus). By default each CPU's own node.
     #[doc(alias = "numaNodes")]
     numa_nodes: Vec<u32> {
         set: numa_nodes(nodes: impl IntoIterator<Item = u32>) = nodes.into_iter().collect(),
@@ -477,16 +477,16 @@ settings! {
         changes: never,
     }
 
-    /// New flows per second and CPU above which further ones are forwarded but not remembered (without it: as
-    /// many as a CPU's flow table is for, at most 125,000).
+    /// New flows per second and CPU above which the program forwards further ones without
+    /// remembering them. By default the size of a CPU's flow table, at most 125,000.
     ///
-    /// It keeps a flood of made-up flows from pushing real ones out of the flow table. Flows count that
-    /// would be remembered.
+    /// It keeps a flood of made-up flows from pushing real ones out of the flow table. Only flows
+    /// that would be remembered count.
     ///
-    /// A CPU's flow table is for `flow_table_size` divided by the number of forwarding CPUs. At that rate a flow's
-    /// second packet still comes before its entry has made room. 125,000 is Katran's limit. The largest
-    /// number means never. CPUs without a table of their own share one of 4,096 flows, and have the same
-    /// threshold: it does not protect that table.
+    /// A CPU's flow table holds `flow_table_size` divided by the number of forwarding CPUs. Up to
+    /// the default rate a flow's second packet comes before the table needs its entry for another.
+    /// 125,000 is Katran's limit. The largest number means never. CPUs without a table share one of
+    /// 4,096 flows with the same threshold, which does not protect that table.
     #[doc(alias = "MAX_CONN_RATE")]
     flood_threshold: u32 {
         set: flood_threshold(flows: u32) = flows,
@@ -495,11 +495,11 @@ settings! {
         unit: "new flows a second and CPU",
         key: plain,
         changes: never,
-        // Settings that were checked have one.
+        // Checked settings have one.
         constants: (flood_threshold = |flows, _| flows.unwrap_or(u32::MAX).into()),
     }
 
-    /// How long a UDP flow is remembered without a packet.
+    /// How long a silent UDP flow is remembered.
     #[doc(alias = "LRU_UDP_TIMEOUT")]
     udp_timeout: Duration {
         set: udp_timeout(timeout: Duration) = timeout,
@@ -514,21 +514,24 @@ settings! {
         ),
     }
 
-    /// For how long a [pinned](Self::pin) balancer forwards without a sign of life of its owner: then all frames
-    /// pass to the host's network stack, as if there were no program, until an owner gives one.
+    /// How long a [pinned](Self::pin) balancer forwards without a sign of life of its owner. After
+    /// that all frames pass to the host's network stack, as if there were no program, until an
+    /// owner gives a sign.
     ///
-    /// It is for hosts that rather do not balance than balance by a configuration that nobody looks after, such as behind a
-    /// router that then goes elsewhere. An owner gives a sign of life once a second, by a thread, and with each change;
-    /// one that is stopped or hangs gives none. Adoption gives one when it has succeeded, which may take seconds. Where CPUs are so
-    /// busy with packets that a thread may not run for seconds, as in a flood, a short limit makes it worse: choose 30 seconds or more.
-    /// Time counts while the machine is awake: one that was suspended goes on where it was. Frames that pass so are counted
-    /// ([`Stats::orphan`](crate::stats::Stats::orphan)) and not looked at: pings of VIPs pass, tunnels are not unwrapped.
+    /// It suits hosts that should rather stop than balance by a configuration that nothing updates,
+    /// such as behind a router that then chooses another host. An owner gives a sign of life once a
+    /// second, by a thread, and with each change; a stopped or hanging one gives none. Adoption
+    /// gives one when it has succeeded, which may take seconds. In a flood CPUs may be too busy to
+    /// run the thread for seconds, and a short limit makes that worse: choose 30 seconds or more.
+    /// Only time while the machine is awake counts. The program counts such frames
+    /// ([`Stats::orphan`](crate::stats::Stats::orphan)) without looking at them: pings to VIPs
+    /// pass, tunnels stay wrapped.
     ///
-    /// Packets look at the clock that flows are stamped with; where it is off they do not pay for it. With a limit the program
-    /// with all features is attached, as for `source-routing`. Without [`pin`](Self::pin) it is refused.
+    /// A limit costs each packet a look at the clock that stamps flows, and attaches the program
+    /// with all optional parts, as `source-routing` does. It requires [`pin`](Self::pin).
     orphan_limit: Duration {
         set: orphan_limit(limit: Duration) = limit,
-        default: (Duration::ZERO, "0: it forwards on"),
+        default: (Duration::ZERO, "0: it keeps forwarding"),
         range: ("0, or 5 seconds to 1 day", |limit| check_orphan_limit(*limit)),
         unit: "seconds",
         key: seconds,
@@ -536,11 +539,12 @@ settings! {
         constants: (orphan_limit = |limit, tick| ticks(*limit, tick).into()),
     }
 
-    /// Whether SYNs are counted for each VIP ([`Stats::vip_details`](crate::stats::Stats::vip_details)): about as many as
-    /// connections that are opened, however few of them are remembered.
+    /// Whether SYNs are counted for each VIP
+    /// ([`Stats::vip_details`](crate::stats::Stats::vip_details)), which is about the number of
+    /// connections opened, even if few are remembered.
     ///
-    /// Packets of all VIPs take 36 instructions more then, of some 380. Where pairs are counted
-    /// ([`max_vip_reals`](Self::max_vip_reals)) SYNs are, too.
+    /// It adds 36 instructions to the some 380 of every packet to a VIP. Counting pairs
+    /// ([`max_vip_reals`](Self::max_vip_reals)) includes it.
     count_syns: bool {
         set: count_syns(on: bool) = on,
         default: (false, "off"),
@@ -553,14 +557,18 @@ settings! {
     /// The largest number of pairs of a VIP and a real whose packets are counted
     /// ([`Stats::vip_reals`](crate::stats::Stats::vip_reals)); 0: none are.
     ///
-    /// The first packet of a pair takes a place, and gives it back when the VIP or the real has gone. So there should be as many
-    /// places as the VIPs have reals together, drained ones included; where ids in packets choose reals
-    /// ([`VipFlags::QUIC`](crate::VipFlags::QUIC) and such), each of these VIPs times all reals that have ids. Packets of
-    /// pairs beyond are forwarded and counted as ever, and besides as those without a pair. They take one lookup more, and one of 256
-    /// looks for a place, under a lock: clients who send ids that lead to all reals can bring that about.
+    /// A pair takes a place with its first packet, and frees it when the VIP or the real is gone.
+    /// Set as many places as the VIPs have reals together, including drained ones. Where ids in
+    /// packets choose reals ([`VipFlags::QUIC`](crate::VipFlags::QUIC) and the like), count for
+    /// each of these VIPs all reals that have ids.
     ///
-    /// A place takes 24 bytes for each possible CPU, and some 80 more. Packets of all VIPs take 61 instructions more then,
-    /// and a lookup in a hash. With another number the counts of pairs begin at 0.
+    /// Packets of further pairs are forwarded and counted as usual, and also counted as without a
+    /// pair. Each takes one more lookup, and one in 256 looks for a place under a lock. Clients
+    /// that send ids for all reals can cause that.
+    ///
+    /// A place takes 24 bytes for each possible CPU, and some 80 more. Every packet to a VIP takes
+    /// 61 more instructions and a hash lookup. Changing the number restarts the counts of pairs at
+    /// 0.
     max_vip_reals: u32 {
         set: max_vip_reals(pairs: u32) = pairs,
         default: (0, "0: none are counted"),
@@ -573,7 +581,7 @@ settings! {
 
     /// The number of flows in each CPU's global flow table.
     ///
-    /// Used by [`Features::GLOBAL_FLOW_TABLE`] when it is on.
+    /// Used with [`Features::GLOBAL_FLOW_TABLE`].
     #[doc(alias = "globalLruSize")]
     global_flow_table_size: u32 {
         set: global_flow_table_size(flows: u32) = flows,
@@ -586,8 +594,8 @@ settings! {
 
     /// The largest number of source routes, for each address family.
     ///
-    /// While [`Katran::apply`](crate::Katran::apply) replaces routes there may be up to twice as many for a
-    /// moment: new ones come before old ones go. Used by [`Features::SOURCE_ROUTING`] when it is on.
+    /// While [`Katran::apply`](crate::Katran::apply) replaces routes there may briefly be twice as
+    /// many: new ones come before old ones go. Used with [`Features::SOURCE_ROUTING`].
     #[doc(alias = "maxLpmSrcSize")]
     max_source_routes: u32 {
         set: max_source_routes(routes: u32) = routes,
@@ -598,9 +606,9 @@ settings! {
         changes: never,
     }
 
-    /// The largest number of addresses whose tunnelled packets are unwrapped.
+    /// The largest number of addresses at which tunnels end.
     ///
-    /// Used by [`Features::INLINE_DECAP`] when it is on.
+    /// Used with [`Features::INLINE_DECAP`].
     #[doc(alias = "maxDecapDst")]
     max_decap: u32 {
         set: max_decap(addresses: u32) = addresses,
@@ -611,13 +619,14 @@ settings! {
         changes: never,
     }
 
-    /// Prefixes of both families that tunnels have to come from which end at this host: the outer sources of
-    /// the other balancers (their `ipip_source_v4` and `ipip_source_v6`, or `source_v4` and `source_v6` with
-    /// GUE), and of the backends at addresses of [`DecapMode::Egress`](crate::DecapMode::Egress).
+    /// The prefixes of both families from which tunnels may come that end at this host: the outer
+    /// sources of other balancers (their `ipip_source_v4` and `ipip_source_v6`, or `source_v4` and
+    /// `source_v6` with GUE), and of the backends at addresses of
+    /// [`DecapMode::Egress`](crate::DecapMode::Egress).
     ///
-    /// Others are dropped and counted as `outer_source`. Used by [`Features::INLINE_DECAP`] when it is on.
+    /// Others are dropped and counted as `outer_source`. Used with [`Features::INLINE_DECAP`].
     ///
-    /// An address can be made up by anybody whom the network does not keep from it: filter these sources at
+    /// Addresses can be forged wherever the network does not prevent it: filter these sources at
     /// its edge.
     allow_sources: Vec<Prefix> {
         set: allow_sources(prefixes: impl IntoIterator<Item = Prefix>) = prefixes.into_iter().collect(),
@@ -629,12 +638,13 @@ settings! {
         constants: (limit_outer_sources = |prefixes, _| (!prefixes.is_empty()).into()),
     }
 
-    /// Prefixes of both families that packets have to come from which leave by an address of
-    /// [`DecapMode::Egress`](crate::DecapMode::Egress): the addresses of the VIPs, as which backends answer.
+    /// The prefixes of both families from which packets may come that leave by an address of
+    /// [`DecapMode::Egress`](crate::DecapMode::Egress): the VIPs' addresses, as which backends
+    /// answer.
     ///
-    /// Others are dropped and counted as `egress_source`. **Without them such an address sends out whatever
-    /// anybody puts into a tunnel, from any source to any destination.** Used by
-    /// [`Features::INLINE_DECAP`] when it is on.
+    /// Others are dropped and counted as `egress_source`. **Without them such an address sends out
+    /// whatever anybody puts into a tunnel, from any source to any destination.** Used with
+    /// [`Features::INLINE_DECAP`].
     egress_sources: Vec<Prefix> {
         set: egress_sources(prefixes: impl IntoIterator<Item = Prefix>) = prefixes.into_iter().collect(),
         default: (Vec::new(), "none: from anywhere"),
@@ -657,13 +667,13 @@ settings! {
         constants: (server_id_chunks = |ids, _| max_server_id_chunks(*ids)),
     }
 
-    /// The interface through which health checks leave, where the tc program is attached that
-    /// sends them through the tunnel.
+    /// The interface by which a checker's packets leave: the tc program attached there sends them
+    /// through the tunnel.
     ///
-    /// It is attached with the balancer, in the network namespace of the thread that does that.
-    /// Only what the host sends by this interface can be a probe, so the routes to the VIPs have to
-    /// lead there; it must have Ethernet headers. Probes leave by the interface that the balancer
-    /// was attached to first. They come from [`source_v4`](Self::source_v4) and
+    /// The program is attached with the balancer, in the same thread's network namespace. Only
+    /// packets that the host sends by this interface can be probes, so route the VIPs to it; it
+    /// must have Ethernet headers. Probes then leave by the interface that the balancer was
+    /// attached to first. They come from [`source_v4`](Self::source_v4) and
     /// [`source_v6`](Self::source_v6), or as [`healthcheck_source`](Self::healthcheck_source) says.
     #[doc(alias = "hcInterface")]
     healthcheck_interface: String {
@@ -677,7 +687,7 @@ settings! {
 
     /// The priority of the health checks' tc filter: filters with a lower number run first.
     ///
-    /// It counts with [`TcHook::Clsact`] only: a tcx link comes before all filters.
+    /// Used with [`TcHook::Clsact`] only: a tcx link comes before all filters.
     #[doc(alias = "priority")]
     healthcheck_priority: u16 {
         set: healthcheck_priority(priority: u16) = priority,
@@ -688,8 +698,8 @@ settings! {
         changes: never,
     }
 
-    /// The longest packet that is sent as a probe, in bytes, Ethernet header included and before it
-    /// is wrapped; longer ones are dropped and counted. Of a packet that is cut into segments later
+    /// The longest packet sent as a probe, in bytes, with the Ethernet header and before
+    /// encapsulation; longer ones are dropped and counted. If a packet is split into segments later
     /// (GSO), the segments count.
     #[doc(alias = "maxHcPacketSize")]
     healthcheck_max_packet: u32 {
@@ -701,10 +711,10 @@ settings! {
         changes: never,
     }
 
-    /// Where probes come from to the reals, with IP in IP: this host's own addresses, or addresses that are
-    /// made up as for clients' packets, so that both fare alike in a network that filters by source.
+    /// The outer sources of probes with IP in IP: this host's own addresses, or made-up ones as for
+    /// clients' packets, so that a network that filters by source treats both alike.
     ///
-    /// With [`ProbeSource::MadeUp`] and IP in IP no address of this host is needed for probes.
+    /// With [`ProbeSource::MadeUp`] and IP in IP probes need no address of this host.
     healthcheck_source: ProbeSource {
         set: healthcheck_source(source: ProbeSource) = source,
         default: (ProbeSource::Own, "`own`, as in Katran"),
@@ -714,7 +724,7 @@ settings! {
         changes: never,
     }
 
-    /// By what mechanism health checks are attached.
+    /// The hook by which the health checks' program is attached.
     healthcheck_hook: TcHook {
         set: healthcheck_hook(hook: TcHook) = hook,
         default: (TcHook::Auto, "`auto`"),
@@ -724,10 +734,10 @@ settings! {
         changes: never,
     }
 
-    /// Bytes of the buffer in which events wait for [`Katran::events`](crate::Katran::events); an
-    /// event takes 160.
+    /// The size of the buffer for events, which wait there for
+    /// [`Katran::events`](crate::Katran::events); an event takes 160 bytes.
     ///
-    /// Used by [`Features::INTROSPECTION`] when it is on.
+    /// Used with [`Features::INTROSPECTION`].
     event_buffer: u32 {
         set: event_buffer(bytes: u32) = bytes,
         default: (1_048_576),
@@ -739,7 +749,7 @@ settings! {
 }
 
 impl BalancerState {
-    /// The same settings with CPUs and nodes ascending by CPU.
+    /// The same settings with CPUs and their nodes ascending by CPU.
     pub(super) fn in_order(&self) -> Self {
         let mut cpus = self.forwarding_cpus.clone();
         let mut nodes = self.numa_nodes.clone();
@@ -760,8 +770,8 @@ impl BalancerState {
         }
     }
 
-    /// The settings that another load has to have for what `wanted` says; `None`: those in force have it all. What changes
-    /// after load stays as it is, but that features which are wanted are there.
+    /// The settings to load for `wanted`; `None`: the current ones include all of it. What changes
+    /// after load stays as it is, except that wanted features are on.
     pub(crate) fn reloaded(&self, wanted: &Self) -> Option<Self> {
         let changes = self.load_changes(wanted);
         if changes.is_empty() {
@@ -777,7 +787,7 @@ impl BalancerState {
         Some(merged)
     }
 
-    /// These settings, ready to be loaded; the rest keeps its default.
+    /// Loads these settings; the rest keeps its default.
     pub(crate) fn builder(&self) -> Builder {
         Builder {
             given: self.clone(),
@@ -792,13 +802,13 @@ impl BalancerState {
 pub(crate) struct LiveChange {
     /// Its key.
     pub(crate) setting: &'static str,
-    /// What it becomes first, before anything else of a state changes, if that is another value.
+    /// Its first value, before anything else of a state changes, if it changes then.
     pub(crate) between: Option<LiveSetting>,
-    /// What it becomes after all else, if that is another value.
+    /// Its last value, after everything else, if it changes then.
     pub(crate) end: Option<LiveSetting>,
 }
 
-/// The values on the way from `current` to `wanted`, if they differ: the one that `between` makes of them,
+/// The values on the way from `current` to `wanted`, if they differ: what `between` makes of them,
 /// and the last one.
 fn way<T: Clone + PartialEq>(
     current: &Option<T>,

@@ -115,7 +115,7 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
                 "check" => "\"...\", { ... }",
                 _ => "0",
             };
-            let default = key.default.unwrap_or("none, it has to be given");
+            let default = key.default.unwrap_or("none: required");
             let meaning = meaning.trim();
             writeln!(
                 text,

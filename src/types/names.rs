@@ -41,7 +41,7 @@ where
     }
 }
 
-/// Reads a set; the error names the part that is no flag.
+/// Reads a set; the error names the unknown part.
 pub(crate) fn read_set<F: Flags>(text: &str, expected: &'static str) -> Result<F, Error> {
     let mut set = F::empty();
     if matches!(text.trim(), "" | "none") {
