@@ -1,5 +1,5 @@
-//! Events as pcap files (draft-ietf-opsawg-pcap), one for each kind. A packet is written as a whole or, if
-//! the disk is full, not at all, so that what is in a file can be read at any time.
+//! Events as pcap files (draft-ietf-opsawg-pcap), one for each kind. A packet is written whole or,
+//! if the disk is full, not at all, so that a file can be read at any time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,7 +31,7 @@ const HEADER_BYTES: usize = 24;
 pub(super) struct Files(BTreeMap<EventKind, Capture>);
 
 impl Files {
-    /// Makes `KIND.pcap` for each kind in a directory, or none: files that are there already stay.
+    /// Makes `KIND.pcap` for each kind in a directory, or none if a file exists.
     pub(super) fn create(directory: &Path, kinds: &[EventKind], snap_length: u32) -> Result<Self> {
         let mut files = Self(BTreeMap::new());
         for kind in kinds {
@@ -52,7 +52,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Where they are.
+    /// Their paths.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.0.values().map(|file| file.path.clone()).collect()
     }
@@ -66,7 +66,7 @@ impl Files {
     }
 }
 
-/// Removes a file that was made a moment ago, unless something has been written to it. If that fails, an
+/// Removes a file that was just made, unless something has been written to it. If that fails, an
 /// empty capture stays.
 pub(super) fn remove_empty(path: &Path) {
     if fs::metadata(path).is_ok_and(|of| of.len() <= HEADER_BYTES as u64) {
@@ -79,7 +79,7 @@ struct Capture {
     path: PathBuf,
     file: File,
     snap_length: u32,
-    /// Where the next packet goes: the end of the last one that was written as a whole.
+    /// Where the next packet goes: the end of the last whole one.
     end: u64,
 }
 
@@ -124,7 +124,7 @@ impl Capture {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all_at(bytes, self.end) {
-            // A part may have been written. If it cannot be cut off, the next packet goes over it.
+            // A part may have been written. If it cannot be cut off, the next packet overwrites it.
             let _ = self.file.set_len(self.end);
             return Err(error);
         }
