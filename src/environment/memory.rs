@@ -1,5 +1,5 @@
-//! How much memory can be had: what the machine has left, and what the process's memory cgroups leave it,
-//! of version 1 and 2. The memory of BPF maps counts against the cgroup of the process that makes them.
+//! The memory available: what the machine has left, and what the process's memory cgroups (versions
+//! 1 and 2) permit. BPF maps count against the cgroup of the process that makes them.
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
@@ -11,16 +11,16 @@ use std::path::PathBuf;
 
 use crate::sys::text::unescaped;
 
-/// Memory that can be had without swapping.
+/// Memory available without swapping.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Available {
     pub(crate) bytes: u64,
-    /// The file that says so: that of the machine, or the limit of a cgroup.
+    /// The file with the limit: the machine's, or a cgroup's.
     pub(crate) limited_by: PathBuf,
 }
 
 impl Default for Available {
-    /// Nothing, by nobody's word.
+    /// Nothing, by no file.
     fn default() -> Self {
         Self {
             bytes: 0,
@@ -29,12 +29,12 @@ impl Default for Available {
     }
 }
 
-/// What can be had now; `None` if `/proc` does not say.
+/// What is available now; `None` if `/proc` does not show it.
 pub(crate) fn available_memory() -> Option<Available> {
     available_in(Path::new("/"))
 }
 
-/// The same of the machine whose file system begins at `root`.
+/// The same for a machine whose file system begins at `root`.
 fn available_in(root: &Path) -> Option<Available> {
     let of_machine = fs::read_to_string(root.join(MEMINFO)).ok();
     let of_machine = of_machine.and_then(|text| available_of_machine(&text));
@@ -59,7 +59,7 @@ fn available_of_machine(meminfo: &str) -> Option<u64> {
 struct Files {
     limit: &'static str,
     usage: &'static str,
-    /// What `memory.stat` has of memory that the kernel takes back when there is no other.
+    /// The lines of `memory.stat` for memory that the kernel can reclaim.
     reclaimable: [&'static str; 3],
 }
 
@@ -75,16 +75,17 @@ const V2: Files = Files {
     reclaimable: ["inactive_file", "active_file", "slab_reclaimable"],
 };
 
-/// What is left below the lowest limit of the process's memory cgroup and those above it.
+/// What is left below the lowest limit among the process's memory cgroup and those above it.
 fn left_by_cgroups(root: &Path) -> Option<Available> {
-    // Cgroups and mounts may have names that are no text: these two files are bytes.
+    // Names of cgroups and mounts need not be text, so these two files are bytes.
     let groups = fs::read(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read(root.join("proc/self/mountinfo")).ok()?;
     let hierarchies = groups.split(|byte| *byte == b'\n').filter_map(hierarchy);
     let left = hierarchies.filter_map(|(files, path)| {
         let of_files = mounts.split(|byte| *byte == b'\n').filter_map(Mount::of);
         let of_files = of_files.filter(|mount| mount.is_of(files));
-        // Where the process's own cgroup is seen, and of these where most of those above are.
+        // A mount that shows the process's cgroup, and of these the one that shows most of those
+        // above.
         let mount = of_files.min_by_key(|mount| match mount.below(path) {
             Some(_) => mount.group.components().count(),
             None => usize::MAX,
@@ -94,8 +95,8 @@ fn left_by_cgroups(root: &Path) -> Option<Available> {
     left.min()
 }
 
-/// The hierarchy of memory cgroups and the process's place in it that a line of `/proc/self/cgroup`
-/// tells; `None`: it is about something else.
+/// The hierarchy of memory cgroups and the process's place in it, from a line of
+/// `/proc/self/cgroup`; `None`: the line concerns something else.
 fn hierarchy(line: &[u8]) -> Option<(&'static Files, &Path)> {
     let mut fields = line.splitn(3, |byte| *byte == b':');
     let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -111,7 +112,7 @@ fn hierarchy(line: &[u8]) -> Option<(&'static Files, &Path)> {
 
 /// Where a hierarchy of cgroups is mounted.
 struct Mount {
-    /// The cgroup that is seen there, as `/proc/self/cgroup` would name it.
+    /// The cgroup at that place, as `/proc/self/cgroup` would name it.
     group: PathBuf,
     point: PathBuf,
     is_v2: bool,
@@ -119,7 +120,7 @@ struct Mount {
 }
 
 impl Mount {
-    /// Of a line of `/proc/self/mountinfo` (proc(5)).
+    /// From a line of `/proc/self/mountinfo` (proc(5)).
     fn of(line: &[u8]) -> Option<Self> {
         let mut words = line.split(|byte| *byte == b' ').skip(3);
         let mut path = || Some(PathBuf::from(OsString::from_vec(unescaped(words.next()?))));
@@ -135,7 +136,7 @@ impl Mount {
         })
     }
 
-    /// A cgroup's path below the one that is seen here; `None`: it is elsewhere.
+    /// A cgroup's path below this one; `None`: it is elsewhere.
     fn below<'a>(&self, path: &'a Path) -> Option<&'a Path> {
         let below = path.strip_prefix(&self.group).ok();
         below.filter(|below| !below.starts_with(".."))
@@ -150,7 +151,7 @@ impl Mount {
 }
 
 fn left_from(root: &Path, files: &Files, mount: &Mount, path: &Path) -> Option<Available> {
-    // A container may see its own cgroup only, under a name that is not the one it is mounted by.
+    // A container may see only its own cgroup, under a name other than the one it is mounted by.
     let below = mount.below(path).unwrap_or(Path::new(""));
     let top = root.join(mount.point.strip_prefix("/").ok()?);
     let group = top.join(below);
@@ -174,7 +175,7 @@ fn left_in(group: &Path, files: &Files) -> Option<u64> {
         let text = fs::read_to_string(group.join(file)).ok()?;
         text.trim().parse().ok()
     };
-    // `max` is no number.
+    // `max` is not a number.
     let (limit, usage) = (number(files.limit)?, number(files.usage)?);
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
     let reclaimable = stat.lines().filter_map(|line| {
@@ -193,7 +194,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A file system with the files that are looked at.
+    /// A file system with the files that are read.
     struct Machine(tempfile::TempDir);
 
     impl Machine {
@@ -253,7 +254,7 @@ mod tests {
         assert_eq!(machine.available(), 56 * MIB);
         machine.write("sys/fs/cgroup/a.slice/b.service/memory.max", "2097152\n");
         assert_eq!(machine.available(), MIB);
-        // More than there may be, since the limit was lowered.
+        // More than permitted, since the limit was lowered.
         machine.write(
             "sys/fs/cgroup/a.slice/b.service/memory.current",
             "3145728\n",
@@ -264,7 +265,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "files")]
     fn the_root_of_a_namespace_is_its_cgroup() {
-        // With a namespace of its own a container sees its cgroup as the root.
+        // With its own cgroup namespace a container sees its cgroup as the root.
         let machine = Machine::new("0::/\n", V2_MOUNT);
         machine.write("sys/fs/cgroup/memory.max", "10485760\n");
         machine.write("sys/fs/cgroup/memory.current", "2097152\n");
@@ -323,13 +324,13 @@ mod tests {
         }
         assert_eq!(machine.available(), 4 * MIB);
         assert_eq!(machine.limited_by(), "/mnt/above/memory.max");
-        // In a namespace of cgroups nothing but a foreign name may be there: the first one, then.
+        // A cgroup namespace may contain only a foreign name: then the first one.
         machine.write("proc/self/cgroup", "0::/elsewhere\n");
         assert_eq!(machine.available(), MIB);
         assert_eq!(machine.limited_by(), "/mnt/other/memory.max");
     }
 
-    /// Names of others that are no text hide no limit, nor does one of the cgroup's own.
+    /// Foreign names that are not text hide no limit, nor does one of the own cgroup.
     #[test]
     #[cfg_attr(miri, ignore = "files")]
     fn names_may_be_any_bytes() {
@@ -370,8 +371,8 @@ mod tests {
         assert_eq!(machine.available(), 10 * MIB);
     }
 
-    /// Whatever is in the files, there is an answer; and as long as the machine's own file is whole, one that
-    /// is not above that.
+    /// Whatever the files contain, there is an answer; and while the machine's own file is intact,
+    /// one that is not above that.
     #[test]
     #[cfg_attr(miri, ignore = "files")]
     fn mutated_files_are_no_trouble() {
