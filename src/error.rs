@@ -22,6 +22,20 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// [`source`](std::error::Error::source) to print.
 ///
 /// A call that returns an error has changed nothing, unless its documentation says otherwise.
+///
+/// ```no_run
+/// use katran::Error;
+/// use katran::XdpMode;
+///
+/// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+/// match katran.attach("eth0", XdpMode::Native) {
+///     Ok(attachment) => println!("attached in {} mode", attachment.mode),
+///     Err(Error::Unsupported { .. }) => println!("the driver has no native mode"),
+///     Err(error) => eprintln!("{error}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -97,7 +111,8 @@ pub enum Error {
     HandedOver {
         /// Where it is pinned.
         path: PathBuf,
-        /// The process that asked for it; `None` if this one cannot see it, as in another PID namespace.
+        /// The process that asked for it; `None` if this one cannot see it, as in another PID
+        /// namespace.
         to: Option<u32>,
     },
 
@@ -258,9 +273,8 @@ pub enum Error {
 
     /// The maps do not fit into memory.
     #[error(
-        "{what} needs {}, and {limited_by} leaves {available} bytes: raise that limit or free \
-        some memory, or lower flow_table_size \
-         or max_reals",
+        "{what} needs {}, but only {available} bytes are available ({limited_by}): raise that limit or free \
+         some memory, or lower flow_table_size or max_reals",
         match needed {
             0 => "memory that the kernel did not find".to_owned(),
             bytes => format!("{bytes} bytes"),
@@ -378,6 +392,8 @@ mod tests {
             error.to_string()
         };
         assert!(memory(0).starts_with("load (decap) needs memory that"));
-        assert!(memory(8).starts_with("load (decap) needs 8 bytes, and memory.max leaves 9 bytes"));
+        assert!(memory(8).starts_with(
+            "load (decap) needs 8 bytes, but only 9 bytes are available (memory.max)"
+        ));
     }
 }

@@ -32,8 +32,8 @@ const FAMILY: u16 = 2;
 const TYPE: u16 = 4;
 const GUE: u8 = 2;
 
-/// genl_ctrl's number and version, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID and CTRL_ATTR_FAMILY_NAME
-/// (linux/genetlink.h).
+/// genl_ctrl's number and version, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID and
+/// CTRL_ATTR_FAMILY_NAME (linux/genetlink.h).
 const CONTROL: u16 = libc::GENL_ID_CTRL as u16;
 const CONTROL_VERSION: u8 = 2;
 const GET_FAMILY: u8 = libc::CTRL_CMD_GETFAMILY as u8;

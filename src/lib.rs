@@ -47,23 +47,24 @@
 //! it, one to read and one, with the suffix `_mut`, to change: [`stats`](Katran::stats),
 //! [`gateways`](Katran::gateways), [`flows`](Katran::flows),
 //! [`global_flows`](Katran::global_flows), [`server_ids`](Katran::server_ids),
-//! [`source_routes`](Katran::source_routes), [`decap`](Katran::decap),
-//! [`probes`](Katran::probes). All handles are `Send` and `Sync`.
+//! [`source_routes`](Katran::source_routes), [`decap`](Katran::decap), [`probes`](Katran::probes).
+//! All handles are `Send` and `Sync`.
 //!
 //! # The life of a balancer
 //! 1. **Configure.** Set a [`Builder`], or read a document with [`State::from_toml_file`].
-//!    [`Builder::memory_estimate`] tells what it will take.
+//!    [`Builder::memory_estimate`] estimates its memory.
 //! 2. **Load.** [`Builder::load`] checks the settings and runs the kernel's verifier, which takes
 //!    one to four seconds. Nothing is attached yet.
 //! 3. **Fill.** Add VIPs and reals by single calls, or all at once by [`Katran::apply`].
 //! 4. **Attach** to interfaces with [`Katran::attach`], or to an entry of a root program with
 //!    [`Katran::attach_shared`]. [`Katran::diagnose`] names what keeps packets from flowing.
-//! 5. **Change** anything under traffic. Each call takes effect as a whole or not at all. `apply`
-//!    also changes load-time settings, by loading a replacement beside the running balancer.
+//! 5. **Change** anything under traffic. A call that fails has changed nothing, unless its
+//!    documentation says otherwise. `apply` also changes load-time settings, by loading a
+//!    replacement beside the running balancer.
 //! 6. **Drain** a real with weight 0 before maintenance, until [`Katran::drained`] is long enough;
 //!    take a dead one out with [`Katran::mark_down`].
-//! 7. **End** by dropping the handle. A balancer with [`Builder::pin`] keeps forwarding instead: the
-//!    next process continues with it by [`Builder::adopt_or_load`], and [`remove`] ends it.
+//! 7. **End** by dropping the handle. A balancer with [`Builder::pin`] keeps forwarding instead:
+//!    the next process continues with it by [`Builder::adopt_or_load`], and [`remove`] ends it.
 //!
 //! # Where to look
 //! | task | items |
@@ -86,8 +87,8 @@
 //! | the rings themselves, without a kernel | [`ring`] |
 //! | errors | [`Error`]: each names the operation, its object and a remedy |
 //!
-//! The repository's `docs/` has guides for operators and embedders, a glossary, and the reference of
-//! configuration keys and metrics.
+//! The repository's `docs/` has guides for operators and embedders, a glossary, and the reference
+//! of configuration keys and metrics.
 //!
 //! # Requirements
 //! Linux 6.1 or newer; items that need more say so. Root, or `CAP_BPF`, `CAP_NET_ADMIN` and

@@ -1,5 +1,5 @@
-//! The checks that the rows of `settings.rs` name: each refuses what is outside a setting's range, with the
-//! setting, the value and the range.
+//! The checks that the rows of `settings.rs` name: each refuses what is outside a setting's range,
+//! with the setting, the value and the range.
 
 use std::fmt::Debug;
 use std::fmt::Display;

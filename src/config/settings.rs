@@ -93,7 +93,7 @@ use crate::types::TcHook;
 /// [`Error::InvalidAddress`](crate::Error::InvalidAddress), and loads nothing then.
 ///
 /// Hosts behind one ECMP group choose the same real for a flow only if they have the same
-/// `max_vips` and `ring_size`, or the same `hash_seed`. The defaults are Katran's.
+/// `ring_size`, and the same `max_vips` or `hash_seed`. The defaults are Katran's.
 ///
 /// ```
 /// use katran::Builder;

@@ -36,7 +36,7 @@ pub(super) fn adopt_whole(directory: &Path) -> Result<Option<(Decap, Start)>> {
         return Ok(None);
     };
     let set = home.set();
-    let failed = |error| kernel_error("go on with", &directory.display().to_string(), error);
+    let failed = |error| kernel_error("continue with", &directory.display().to_string(), error);
     let counters: Option<PerCpuArray<decap_counters>> = match contents.knows(Part::Counters) {
         true => Some(PerCpuArray::new(set.map(COUNTERS)?).map_err(failed)?),
         false => {
@@ -155,7 +155,7 @@ impl Decap {
                     }
                     Err(error) => {
                         let path = path.display().to_string();
-                        return Err(kernel_error("go on with", &path, error));
+                        return Err(kernel_error("continue with", &path, error));
                     }
                 }
             }

@@ -133,6 +133,24 @@ impl Builder {
     ///
     /// # Errors
     /// Those of both.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use katran::Katran;
+    /// use katran::Start;
+    /// use katran::XdpMode;
+    ///
+    /// let (mut katran, start) = Katran::builder()
+    ///     .gateway_mac("0a:00:00:00:00:fe".parse()?) // for a new balancer
+    ///     .pin("/sys/fs/bpf/katran")
+    ///     .take_over(Duration::from_secs(5))
+    ///     .adopt_or_load()?;
+    /// if start == Start::Loaded {
+    ///     katran.attach("eth0", XdpMode::Auto)?;
+    /// }
+    /// # Ok::<(), katran::Error>(())
+    /// ```
     pub fn adopt_or_load(self) -> Result<(Katran, Start)> {
         let directory = self.directory_to_adopt()?;
         if let Some((katran, start)) = adopt_whole(&directory, self.take_over_patience())? {

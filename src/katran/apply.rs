@@ -83,6 +83,19 @@ impl Katran {
     /// `event_buffer` changes; [`Error::Exhausted`] if there are more server ids, routes, marks or
     /// decap addresses; [`Error::InsufficientMemory`] if both sets do not fit. Remove what has no
     /// room first, in a separate call.
+    ///
+    /// ```no_run
+    /// # #[cfg(feature = "serde")]
+    /// # fn example() -> katran::Result<()> {
+    /// use katran::State;
+    ///
+    /// let mut katran = State::from_toml_file("lb.toml")?.builder()?.load()?;
+    /// // ... and whenever the file has changed:
+    /// let changes = katran.apply(&State::from_toml_file("lb.toml")?)?;
+    /// println!("{changes}");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let _call = self.call()?;
         match self.replacement(wanted)? {

@@ -31,7 +31,7 @@ pub(super) struct Prepared<A> {
 }
 
 /// A change written where no packet looks, with `T` to switch packets to.
-#[must_use = "what is written has to be switched to"]
+#[must_use = "switch packets to it"]
 pub(super) struct Written<T> {
     paper: Option<Paper>,
     /// Packets know the new reals already.
@@ -40,7 +40,7 @@ pub(super) struct Written<T> {
 }
 
 /// A change that packets see.
-#[must_use = "what packets may still hold has to be retired"]
+#[must_use = "retire what packets may still hold"]
 pub(super) struct Switched {
     left: Left,
     numbers: Numbers,
@@ -57,7 +57,7 @@ pub(super) enum Numbers {
 }
 
 /// What packets have left and may still hold.
-#[must_use = "what packets may still hold has to be retired"]
+#[must_use = "retire what packets may still hold"]
 pub(super) enum Left {
     Nothing,
     /// A ring, if there was one.
@@ -70,7 +70,7 @@ pub(super) enum Left {
 }
 
 /// Reals that were added and removed, for the callbacks.
-#[must_use = "callbacks have to be told"]
+#[must_use = "pass it to `Katran::tell`, for the callbacks"]
 #[derive(Debug, Default)]
 pub(super) struct News {
     pub(super) reals: Vec<RealNews>,

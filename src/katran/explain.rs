@@ -136,6 +136,21 @@ impl Katran {
     /// # Errors
     /// [`Error::InvalidConfig`] if source and destination are of different families;
     /// [`Error::Kernel`].
+    ///
+    /// ```no_run
+    /// use katran::Flow;
+    ///
+    /// # fn example(katran: &katran::Katran) -> katran::Result<()> {
+    /// let flow = Flow::tcp(
+    ///     "192.0.2.1:1234".parse().unwrap(),
+    ///     "203.0.113.1:443".parse().unwrap(),
+    /// );
+    /// if let Some(answer) = katran.real_for_flow(&flow)? {
+    ///     println!("{:?} by {:?}", answer.real, answer.choice);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "getRealForFlow")]
     pub fn real_for_flow(&self, flow: &Flow) -> Result<Option<Answer>> {
         let _permit = self.maps.live.tenure().permit()?;

@@ -41,7 +41,7 @@ pub enum Reason {
     /// Answered: an ICMP echo request to a VIP's address.
     IcmpEcho,
     /// Passed: another kind of ICMP message, an error about a packet that its receiver did not
-    /// send, or an echo request from or to more than one station.
+    /// send, or an echo request whose source or destination is not a single station.
     IcmpOther,
     /// Passed: neither TCP nor UDP.
     NotTransport,

@@ -43,10 +43,10 @@ impl Katran {
     /// Give a new VIP all its reals in one change, by [`modify_reals`](Self::modify_reals) or
     /// [`apply`](Self::apply). If you add them one by one, each takes slots from the earlier ones,
     /// and with [`FlowTracking::Changed`](crate::FlowTracking::Changed) these slots are unsettled.
-    /// Until they settle, packets without a flow entry that are not SYNs go to the slot's first
-    /// real: for at least `flow_idle_timeout` this concerns connections older than the balancer,
-    /// and for `udp_timeout` UDP flows. [`FlowsMut::purge`](crate::flows::FlowsMut::purge) settles
-    /// all slots of a VIP at once.
+    /// Until they settle, packets without a flow entry that are not SYNs go to the real that was
+    /// added first: for at least `flow_idle_timeout` this concerns connections older than the
+    /// balancer, and for `udp_timeout` UDP flows.
+    /// [`FlowsMut::purge`](crate::flows::FlowsMut::purge) settles all slots of a VIP at once.
     ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).
@@ -57,9 +57,9 @@ impl Katran {
 
     /// Removes a real from a VIP.
     ///
-    /// The VIP's flows leave it at once, even if the real still has other names: their next packets
-    /// follow the ring. Their flow entries are void from then on; the library removes them in the
-    /// background. A VIP that loses its last real drops all its packets.
+    /// The VIP's flows leave it at once, even if something else still names the real: their next
+    /// packets follow the ring. Their flow entries are void from then on; the library removes them
+    /// in the background. A VIP that loses its last real drops all its packets.
     ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).
@@ -78,6 +78,18 @@ impl Katran {
     /// [`Error::Exhausted`] beyond `max_reals` (the call cannot use numbers that it frees);
     /// [`Error::InvalidAddress`]; [`Error::InvalidConfig`] for a real of a family for which GUE has
     /// no source address; [`Error::Kernel`]. Nothing has changed then.
+    ///
+    /// ```no_run
+    /// use katran::Real;
+    /// use katran::RealChange;
+    ///
+    /// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+    /// let new = Real::new("198.51.100.3".parse().unwrap()).weight(2);
+    /// let old = "198.51.100.1".parse().unwrap();
+    /// katran.modify_reals(vip, &[RealChange::Add(new), RealChange::Remove(old)])?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
         let _call = self.call()?;

@@ -66,6 +66,15 @@ impl Katran {
     /// The old program works on everywhere then, and nothing has changed. (If the kernel refuses to
     /// put the old program back on an interface that has the new one already, the log reports it,
     /// and the new one works there until the next reload.)
+    ///
+    /// ```no_run
+    /// use katran::Features;
+    ///
+    /// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+    /// katran.reload(katran.features() | Features::INTROSPECTION)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "reloadBalancerProg")]
     pub fn reload(&mut self, features: Features) -> Result<()> {
         let _call = self.call()?;

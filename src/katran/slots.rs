@@ -36,7 +36,7 @@ use crate::types::VipFlags;
 const TRACKED_OTHERWISE: VipFlags = TABLES_DECIDE.union(VipFlags::LRU_BYPASS);
 
 /// A ring that is written where no packet looks, or the present one; and its slots' history.
-#[must_use = "it has to be switched to"]
+#[must_use = "switch packets to it"]
 pub(super) struct NewRing {
     pub(super) ring: Option<RingSlot>,
     history: Option<NewHistory>,
@@ -51,7 +51,7 @@ struct NewHistory {
 }
 
 /// VIPs whose slots are all marked, which packets do not know yet.
-#[must_use = "the marks have to be kept or undone"]
+#[must_use = "keep the marks or undo them"]
 #[derive(Default)]
 pub(super) struct Marked(Vec<(Vip, usize, NewHistory)>);
 
@@ -298,6 +298,23 @@ impl Katran {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] where all flows are remembered
     /// ([`FlowTracking`]), or none (`LRU_BYPASS`, `DPORT_HASH`); [`Error::Kernel`].
+    ///
+    /// ```no_run
+    /// use std::thread;
+    /// use std::time::Duration;
+    ///
+    /// use katran::Real;
+    ///
+    /// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+    /// let real = "198.51.100.1".parse().unwrap();
+    /// katran.add_real(vip, Real::new(real).weight(0))?;
+    /// while katran.drained(vip, real)?.is_none_or(|idle| idle < Duration::from_secs(60)) {
+    ///     thread::sleep(Duration::from_secs(1));
+    /// }
+    /// katran.remove_real(vip, real)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn drained(&self, vip: Vip, real: IpAddr) -> Result<Option<Duration>> {
         let entry = self.entry(vip)?;
         let no_real = || Error::NotFound {

@@ -62,7 +62,7 @@ impl Katran {
                 });
             } else {
                 let failed =
-                    |error| kernel_error("go on with", &record.display().to_string(), error);
+                    |error| kernel_error("continue with", &record.display().to_string(), error);
                 match TcLink::kept_at(&record, &probes) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}

@@ -290,7 +290,7 @@ impl RootProgram {
                 _ => kernel_error("open", &part.display().to_string(), error),
             })
         };
-        let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
+        let failed = |error| kernel_error("continue with", &path.display().to_string(), error);
         let (program, passed) = (open(PROGRAM)?, open(PASSED)?);
         let mut attachments = Attachments::default();
         for (pin, rest) in files_when_made(path, &program)? {

@@ -94,8 +94,8 @@ pub enum OuterDontFragment {
     /// packets with the same identification can be reassembled wrongly.
     #[default]
     Clear,
-    /// As the inner packet: the outer packet takes its DF bit, which IPv6 counts as setting. If it
-    /// is clear, identifications differ between packets.
+    /// As the inner packet: the outer packet takes its DF bit. An IPv6 packet counts as having it
+    /// set. If it is clear, identifications differ between packets.
     ///
     /// With DF set a router drops packets that are too long for its next link. Its ICMP error goes
     /// to the outer source, where with IP in IP there is no host, so `max_frame` must be right.

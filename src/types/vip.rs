@@ -222,7 +222,8 @@ pub(crate) fn check_vip_flags(vip: &Vip, flags: VipFlags) -> Result<(), Error> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct VipNumber(pub(crate) u16);
 
-/// The function that fills a VIP's ring.
+/// The function that fills a VIP's ring: two variants of Maglev hashing (Eisenbud et al., NSDI
+/// 2016, section 3.4) with different treatment of weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HashFunction {
     /// Katran's default, for fleets shared with Katran hosts: weights count in the first round
