@@ -46,7 +46,6 @@ pub(super) fn mappable(entries: impl Into<u64>, value: u32) -> u64 {
     page(ARRAY_HEAD) + page(entries.into() * u64::from(value))
 }
 
-/// A chunk of rings.
 pub(super) fn ring_chunk(ring_size: u32) -> u64 {
     mappable(RINGS_PER_CHUNK, ring_bytes(ring_size))
 }
@@ -68,7 +67,6 @@ pub(super) fn per_cpu_hash(entries: impl Into<u64>, key: u64, value: usize, cpus
     hash(entries, key, 8) + entries * value as u64 * u64::from(cpus)
 }
 
-/// A hash without elements.
 pub(super) fn buckets_only(entries: impl Into<u64>) -> u64 {
     HASH_HEAD + entries.into().next_power_of_two() * HASH_BUCKET
 }
@@ -96,7 +94,6 @@ pub(crate) fn global_table_bytes(flows: u32) -> u64 {
     hash(flows, size_of::<types::flow_key>() as u64, 8)
 }
 
-/// One flow table's memory.
 pub(crate) fn flow_table_bytes(kind: FlowTableKind, flows: u32) -> u64 {
     let shape = FlowTableShape::new(kind, flows);
     match kind {

@@ -24,7 +24,6 @@ pub(crate) struct ForwardingCpu {
     pub(crate) numa_node: Option<u32>,
 }
 
-/// CPUs and NUMA nodes of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Topology {
     /// CPUs that are running.

@@ -71,7 +71,6 @@ bitflags! {
 text_form!(Features, "a feature such as icmp-too-big");
 
 impl Features {
-    /// The features of this version's program.
     pub(crate) const IMPLEMENTED: Self = Self::all().difference(Self::FLOW_DEBUG);
 
     /// Refuses features that this version lacks, and bits that are not features.

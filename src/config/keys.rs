@@ -260,7 +260,6 @@ impl<F: Flags> Serialize for Set<F> {
     }
 }
 
-/// One bit of a set, by its name.
 struct Flag<F>(F);
 
 impl<'de, F: Flags> Deserialize<'de> for Flag<F> {

@@ -68,7 +68,6 @@ enum There {
     UsedByHops,
 }
 
-/// How a map gets its size.
 enum Size {
     Own,
     Elements(fn(&Machine<'_>) -> u32),
@@ -220,13 +219,11 @@ impl MapRow {
         MAPS.iter().chain(PROBE_MAPS).find(|row| row.name == name)
     }
 
-    /// The names of all maps.
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
         let rows = MAPS.iter().chain(PROBE_MAPS);
         rows.map(|row| row.name)
     }
 
-    /// Whether the map is made with these settings.
     pub(crate) fn is_made(&self, config: &Config) -> bool {
         match self.there {
             With(features) => config.features.contains(features),

@@ -74,7 +74,6 @@ impl Builder {
         }
     }
 
-    /// The directory to pin the balancer in.
     pub(crate) fn pin_directory(&self) -> Option<PathBuf> {
         self.pin.clone()
     }

@@ -17,10 +17,8 @@ use crate::types::MaxFrame;
 use crate::types::Prefix;
 use crate::types::check_host;
 
-/// The most prefixes of a list.
 const MOST_PREFIXES: usize = 65_536;
 
-/// Refuses an impossible gateway.
 pub(crate) fn check_gateway(gateway: Gateway) -> Result<()> {
     match gateway {
         Gateway::Mac(mac) => check_gateway_mac(mac),
@@ -88,7 +86,6 @@ where
     narrow.map_err(|_| invalid(setting, format!("{shown:?}"), "does not fit"))
 }
 
-/// Refuses more prefixes than a list may have.
 pub(super) fn check_prefixes(setting: &'static str, prefixes: &[Prefix]) -> Result<()> {
     match prefixes.len() > MOST_PREFIXES {
         true => Err(invalid(

@@ -32,10 +32,8 @@ use crate::types::flag_names;
 /// Longer text is not a typing error, and searching for what was meant may take long.
 const LONGEST_HINTED: usize = 100;
 
-/// A value with its place.
 pub(crate) type Value<'d> = Spanned<DeValue<'d>>;
 
-/// What is wrong with a value.
 #[derive(Debug)]
 pub(crate) struct Wrong {
     /// Its place: the value, or the one in a list.
@@ -353,9 +351,7 @@ impl Worded for Prefix {
 /// A fault of an address that a place which knows its purpose can explain better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// A prefix: its length.
     Prefix(u8),
-    /// An address and a port.
     Port(u16),
 }
 

@@ -797,7 +797,6 @@ impl BalancerState {
     }
 }
 
-/// A change of a setting after load.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LiveChange {
     /// Its key.

@@ -145,7 +145,6 @@ macro_rules! settings {
         )+}
 
         impl LiveSetting {
-            /// Checks that the value is within its range.
             pub(crate) fn check(&self) -> Result<()> {
                 match self {
                     $(Self::$key(value) => {
@@ -156,7 +155,6 @@ macro_rules! settings {
             }
         }
 
-        /// The keys of `[balancer]`.
         #[derive(Default, serde::Deserialize, serde::Serialize)]
         #[serde(default, deny_unknown_fields)]
         pub(crate) struct BalancerKeys {
@@ -201,11 +199,9 @@ macro_rules! settings {
             }
         }
 
-        /// The keys of `[balancer]`.
         #[cfg(feature = "serde")]
         pub(crate) const SETTING_KEYS: &[&str] = &[$(stringify!($key)),+];
 
-        /// The rows, in words.
         #[cfg(all(test, feature = "serde"))]
         pub(crate) const ROWS: &[Row] = &[$(Row {
             key: stringify!($key),

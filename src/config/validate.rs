@@ -72,7 +72,6 @@ impl Builder {
     }
 }
 
-/// Settings that exclude each other.
 fn check_each_other(config: &Config) -> Result<()> {
     if config.flow_tracking == FlowTracking::Changed && config.max_reals > MAX_REALS_OF_SLOTS {
         return Err(invalid(

@@ -52,7 +52,6 @@ use crate::types::Family;
 use crate::types::TcHook;
 use parts::Parts;
 
-/// The priority of tc filters.
 const TC_PRIORITY: u16 = 2307;
 
 /// How a backend answers clients of a family whose packets come by an interface.

@@ -29,12 +29,10 @@ use crate::sys::object::into_io;
 use crate::sys::object::numbered;
 use crate::types::Prefix;
 
-/// Names of maps.
 pub(super) const COUNTERS: &str = "decap_counters";
 pub(super) const SOURCES: &str = "allowed_sources";
 pub(super) const DESTINATIONS: &str = "allowed_destinations";
 
-/// Programs and maps.
 pub(super) struct Parts {
     pub(super) counters: PerCpuArray<decap_counters>,
     /// The permitted outer sources and inner destinations.

@@ -133,7 +133,6 @@ impl Decap {
         Ok(self)
     }
 
-    /// What pins have kept attached.
     fn resume_attachments(&mut self, home: &Home) -> Result<()> {
         // Those of a reload that was cut off may exist as well.
         let (mains, filters) = (home.programs(MAIN)?, home.programs(TC_PROGRAM)?);

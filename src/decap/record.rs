@@ -14,7 +14,6 @@ use crate::maps::PrefixTrie;
 use crate::sys::map;
 use crate::sys::mapping::Mapping;
 
-/// The map's name.
 pub(super) const NAME: &str = "decap_settings";
 
 /// Words of 32 bits: the IPv4 and the IPv6 destination in memory order (zeros: none), the port of

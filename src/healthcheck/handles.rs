@@ -31,7 +31,6 @@ macro_rules! handles {
         $($(#[$about:meta])* $field:ident: $type:ty = $take:expr,
             $($name:literal is ($($fd:tt)+) $(shows $entries:tt)?),+;)+
     ) => {
-        /// Every map of the health checks.
         pub(super) struct Maps {
             $($(#[$about])* pub(super) $field: $type,)+
         }

@@ -62,7 +62,6 @@ use crate::types::NextHops;
 use crate::types::TcHook;
 use crate::types::Vip;
 
-/// The program's name.
 const NAME: &str = "healthcheck";
 
 /// How to find the ways of probes, which are those of clients' packets.
@@ -207,7 +206,6 @@ impl HealthChecks {
         self.program.as_fd()
     }
 
-    /// Whether an interface is configured.
     pub(crate) fn has_interface(&self) -> bool {
         self.interface.is_some()
     }

@@ -101,7 +101,6 @@ impl HealthChecks {
         named && link.is_as(self.hook, self.priority)
     }
 
-    /// Gives another program to the attachments.
     pub(crate) fn switch(
         &mut self,
         program: BorrowedFd<'_>,
@@ -109,7 +108,6 @@ impl HealthChecks {
         self.attachments.switch(program)
     }
 
-    /// Gives this one's program to the attachments.
     pub(crate) fn switch_to_own(&mut self) -> std::result::Result<Switched<TcLink>, (Error, bool)> {
         self.attachments.switch(self.program.as_fd())
     }

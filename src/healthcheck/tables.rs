@@ -28,7 +28,6 @@ use crate::types::Family;
 use crate::types::Vip;
 use crate::types::address_bytes;
 
-/// The limits of marks, matches and counters.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
     reals: usize,
@@ -43,7 +42,6 @@ impl Limits {
         }
     }
 
-    /// Checks that there is room for `count`.
     pub(crate) fn check(self, what: &'static str, count: usize) -> Result<()> {
         let (limit, setting) = match what {
             "probes" => (self.vips, "probes (max_vips)"),
@@ -61,7 +59,6 @@ impl Limits {
 }
 
 impl HealthChecks {
-    /// The maps, by name.
     pub(crate) fn maps(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
         self.maps.named()
     }

@@ -326,7 +326,6 @@ pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTabl
     })
 }
 
-/// All flow tables of a set.
 pub(super) fn flow_tables_in(set: &PinnedSet, config: &Config) -> Result<FlowTables> {
     let failed = |error| kernel_error("take over", "flow tables", error);
     let fallback = set.map("fallback_flows")?;

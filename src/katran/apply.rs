@@ -376,7 +376,6 @@ impl Katran {
         self.undoing.strong_count() > 0
     }
 
-    /// Goes back to `before`, where the kernel permits.
     fn undo(&mut self, before: &State, news: &mut News) {
         match self.table.way(&self.state(), before, self.limits()) {
             Ok(back) => {

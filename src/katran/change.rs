@@ -60,7 +60,6 @@ pub(super) enum Numbers {
 #[must_use = "retire what packets may still hold"]
 pub(super) enum Left {
     Nothing,
-    /// A ring, if there was one.
     Ring(Option<RingSlot>),
     Programs(Vec<Programs>),
     /// The number of a probe, if it had one.
@@ -234,7 +233,6 @@ impl Switched {
         self.news
     }
 
-    /// The last two phases at once.
     pub(super) fn end(self, katran: &mut Katran) {
         let news = self.retire(katran);
         katran.tell(news);

@@ -466,7 +466,6 @@ impl Katran {
         Ok(())
     }
 
-    /// The record of each possible CPU.
     pub(super) fn per_cpu(&self) -> Result<Vec<types::cpu>> {
         self.kernel.check("read", "cpus", self.maps.cpus.get(0))
     }

@@ -126,7 +126,6 @@ impl Katran {
         InlineDecapMut { katran: self }
     }
 
-    /// Adds an address, or gives it another mode.
     pub(super) fn set_decap(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
         let new = usize::from(!self.decap.contains_key(&address));
         self.note(self.check_decap(address, self.decap.len() + new))?;

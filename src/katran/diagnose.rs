@@ -86,7 +86,6 @@ const TELLING: [(DropReason, &str); 9] = [
 /// How long a silent flow should be remembered where no setting says.
 const SILENT: Duration = Duration::from_secs(60);
 
-/// The driver name of VLAN interfaces.
 const VLAN_DRIVER: &str = "802.1Q VLAN Support";
 
 /// Beyond so many VIP addresses the kernel is not asked for routes.

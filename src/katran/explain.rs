@@ -45,7 +45,6 @@ const SHORTEST: usize = 14;
 /// behind the frame.
 const LONGEST: usize = 4096 - 256 - 320;
 
-/// What flow tables hold for a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Remembered {
     Nothing,

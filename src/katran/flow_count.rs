@@ -70,13 +70,11 @@ impl FlowCount {
     }
 }
 
-/// A count under way.
 #[derive(Clone, Debug)]
 struct Walk {
     begun: Instant,
     /// The VIPs at its beginning: a number may belong to another VIP at its end.
     vips: Vec<(Vip, VipNumber)>,
-    /// Entries by VIP number.
     of_numbers: Vec<u64>,
     of_cpus: u64,
     of_shared: u64,

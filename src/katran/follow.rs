@@ -49,7 +49,6 @@ pub(super) struct Following {
 /// How long a call waits for a follower that it has started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Until {
-    /// Not at all.
     Started,
     /// Until the gateway is known, if it must be discovered.
     Known,

@@ -192,7 +192,6 @@ impl Katran {
         GatewaysMut { katran: self }
     }
 
-    /// Sets or removes a family's source address.
     pub(super) fn change_source(&mut self, family: Family, address: Option<IpAddr>) -> Result<()> {
         if self.source(family) == address {
             return Ok(());

@@ -45,7 +45,6 @@ pub(super) enum Reason {
     Interface(u32),
     /// It is in an entry of a root program.
     Entry,
-    /// Probes leave there.
     HealthChecks,
     /// The embedder, which attaches the program itself, called `follow`.
     Embedder,
@@ -103,7 +102,6 @@ pub(super) struct Ground {
 pub(super) struct Followed {
     /// The namespace's inode number.
     pub(super) number: u64,
-    /// While there is anything to discover.
     pub(super) way: Option<Way>,
 }
 
@@ -149,7 +147,6 @@ impl Way {
 }
 
 impl Followed {
-    /// What it takes to follow next hops here.
     pub(super) fn way(&mut self) -> Result<&mut Way> {
         match &mut self.way {
             Some(way) => Ok(way),
@@ -169,7 +166,6 @@ impl Ground {
         };
     }
 
-    /// Records a reason in this namespace.
     pub(super) fn add(&mut self, number: u64) {
         if !self.namespaces.iter().any(|of| of.number == number) {
             self.namespaces.push(Followed { number, way: None });
@@ -344,7 +340,6 @@ impl Guide for Led {
 }
 
 impl Katran {
-    /// The reasons that hold.
     pub(super) fn reasons(&self) -> Vec<Held> {
         let mut reasons = Vec::new();
         for link in self.attachments.present() {

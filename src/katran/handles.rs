@@ -85,7 +85,6 @@ macro_rules! handles {
             $(UseRow { map: $inside, label: $inside_label, entries: $inside_entries },)+
         ];
 
-        /// Every map of the balancer.
         pub(super) struct Maps {
             $($(#[$about])* pub(super) $field: $type,)+
             /// Only if reals have next hops of their own.
@@ -96,7 +95,6 @@ macro_rules! handles {
         }
 
         impl Maps {
-            /// All maps of a new balancer.
             pub(super) fn take(
                 $from: &KatranSkelMaps<'_>,
                 $config: &Config,
@@ -229,7 +227,6 @@ handles! {
         rings: RingStore = rings, "rings" is (.outer().as_fd());
         live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?, Arc::clone(&tenure))?),
             ".data.live" is (.as_fd());
-        /// Counters and other per-CPU records.
         cpus: Arc<PerCpuArray<types::cpu>> = Arc::clone(&cpus), "cpus" is (.as_fd());
         vip_counters: PerCpuArray<types::vip_counters> =
             PerCpuArray::new(own(&from.vip_counters)?)?,
@@ -251,7 +248,6 @@ handles! {
             ),
             "server_ids" is (.as_fd())
                 shows "server_ids" = (|katran, _| Ok(katran.maps.server_ids.len().into()));
-        /// Which flow entries are void.
         voids: VoidFlows = VoidFlows::new(
                 Typed::new(own(&from.down_reals)?)?,
                 config.max_reals.into(),
@@ -286,7 +282,6 @@ handles! {
             "allowed_sources" is (.as_fd());
         egress_sources: PrefixTrie, with INLINE_DECAP = PrefixTrie::new(own(&from.egress_sources)?)?,
             "egress_sources" is (.as_fd());
-        /// The ring buffer.
         events: MapHandle, with INTROSPECTION = numbered(|| MapHandle::try_from(&from.events))?,
             "events" is (.as_fd());
     }

@@ -43,7 +43,6 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How long new calls wait for a slow one before they proceed and the handover is retried.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// The thread, while it runs.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -60,7 +59,6 @@ struct Shared {
     tick: Duration,
     tenure: Arc<Tenure>,
     stop: AtomicBool,
-    /// Stops the thread.
     wake: EventFd,
 }
 

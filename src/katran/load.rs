@@ -106,7 +106,6 @@ impl Builder {
     }
 }
 
-/// Loads it with nothing pinned.
 fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
     let ring_size = RingSize::try_from(config.ring_size)?;
     let fixed = Fixed {

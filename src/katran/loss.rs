@@ -76,7 +76,6 @@ pub struct AttachmentChange {
     pub state: AttachmentState,
 }
 
-/// An attachment, and what reports its state.
 struct Held {
     to: AttachedTo,
     witness: Witness,
@@ -157,7 +156,6 @@ impl Drop for AttachmentWatch {
 
 type Callback = Box<dyn FnMut(&AttachmentChange) + Send>;
 
-/// What the thread has.
 struct Watcher {
     board: Arc<Board>,
     signals: Arc<Signals>,
@@ -306,7 +304,6 @@ impl Katran {
         })
     }
 
-    /// Attachments, or their programs, have changed.
     pub(super) fn lay_losses(&self) {
         // In a child made by fork(2) nothing may be left to release the lock.
         let owner = self.losses.owner.get();

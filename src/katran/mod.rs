@@ -300,7 +300,6 @@ impl Katran {
         katran
     }
 
-    /// Installs a loaded health-check path.
     fn put_healthchecks(&mut self, checks: Option<HealthChecks>) {
         self.healthchecks = checks;
         self.write_gateway_macs(self.wanted());
@@ -387,7 +386,6 @@ impl Katran {
         Ok(())
     }
 
-    /// Counts a refused address.
     fn note<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::InvalidAddress { .. }) = &result {
             self.rejected_addresses.fetch_add(1, Ordering::Relaxed);

@@ -101,7 +101,6 @@ pub(super) fn hasher(config: &Config, ring_size: RingSize) -> FlowHasher {
 pub(super) struct Programs {
     /// The attached one.
     pub(super) main: OwnedFd,
-    /// Its explaining twin.
     pub(super) explainer: OwnedFd,
     /// A program that returns the kernel's clock in ticks.
     pub(super) clock: OwnedFd,

@@ -150,7 +150,6 @@ impl Katran {
 }
 
 impl Programs {
-    /// Those that a set has.
     pub(super) fn pinned_in(set: &PinnedSet) -> Result<Self> {
         let open = |name: &str| {
             let program = set.program(name)?;
@@ -167,7 +166,6 @@ impl Programs {
     }
 }
 
-/// The pinned objects of programs.
 fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
     let mut objects = vec![
         (MAIN, programs.main.as_fd()),

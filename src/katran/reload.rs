@@ -293,9 +293,7 @@ impl Katran {
 /// How much of each thing that needs a feature there is.
 pub(super) struct Needs {
     pub(super) routes: usize,
-    /// Decap addresses.
     pub(super) ends: usize,
-    /// Server ids.
     pub(super) ids: usize,
     /// The union of all VIPs' flags.
     pub(super) flags: VipFlags,

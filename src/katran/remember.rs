@@ -44,12 +44,10 @@ pub(super) fn nothing_else(_: &Katran) -> Result<Vec<Change>> {
     Ok(Vec::new())
 }
 
-/// One thing.
 pub(super) fn only(change: Change) -> impl Also {
     move |_: &Katran| Ok(vec![change])
 }
 
-/// Other settings.
 pub(super) fn settings(config: &Config) -> impl Also {
     move |_: &Katran| Ok(vec![Change::Settings(written(config)?)])
 }
@@ -78,7 +76,6 @@ impl Katran {
         Ok(())
     }
 
-    /// Continues with the previous owner's ledger.
     pub(super) fn go_on(&mut self, ledger: Ledger) {
         self.ledger = Some(ledger);
     }
@@ -174,7 +171,6 @@ impl Katran {
         }
     }
 
-    /// They are made, or undone.
     pub(super) fn end_many(&mut self) {
         if let Some(mut ledger) = self.ledger.take() {
             ledger.end(|| self.view().map_err(io::Error::other));

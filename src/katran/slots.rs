@@ -55,7 +55,6 @@ struct NewHistory {
 #[derive(Default)]
 pub(super) struct Marked(Vec<(Vip, usize, NewHistory)>);
 
-/// A VIP's history.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct History {
     planes: PlaneSlots,
@@ -205,7 +204,6 @@ impl Katran {
         }
     }
 
-    /// Packets are on the new ring.
     pub(super) fn switch_history(&mut self, vip: &Vip, place: usize, new: &NewRing) {
         let (Some(ring), Some(history)) = (new.ring, new.history) else {
             self.drop_history(place);

@@ -31,7 +31,6 @@ pub(super) struct LostEntry {
 }
 
 impl Katran {
-    /// What pins have kept attached.
     pub(super) fn resume_attachments(&mut self, home: &Home) -> Result<Vec<LostEntry>> {
         let mut lost = Vec::new();
         // Those of a reload or a replacement that was cut off may exist as well.
@@ -167,7 +166,6 @@ impl Katran {
 }
 
 impl LostEntry {
-    /// Removes its record.
     fn forget(&self) -> Result<()> {
         let removed = pin::remove(&self.record);
         removed.map_err(|error| kernel_error("forget", &self.record.display().to_string(), error))

@@ -29,11 +29,9 @@ pub struct CallbackId(u64);
 
 type Callback = Box<dyn FnMut(IpAddr, RealNumber) + Send + Sync>;
 
-/// The registered callbacks.
 #[derive(Default)]
 pub(super) struct Callbacks {
     last: u64,
-    /// The number that have panicked.
     pub(super) panicked: u64,
     added: BTreeMap<CallbackId, Callback>,
     removed: BTreeMap<CallbackId, Callback>,

@@ -56,7 +56,6 @@ pub(crate) struct Start<'a> {
     pub(crate) turn: Turn,
 }
 
-/// Where events go.
 enum Sink {
     Callback(Box<dyn FnMut(&Event) + Send>),
     Files(Files),
@@ -204,7 +203,6 @@ fn unreadable(bytes: &[u8]) -> Error {
     }
 }
 
-/// The thread's side.
 struct Delivery {
     shared: Arc<Shared>,
     switch: Arc<Switch>,

@@ -215,7 +215,6 @@ pub struct MonitorStats {
     pub failure: Option<String>,
 }
 
-/// Shared between the thread and the handle.
 #[derive(Default)]
 struct Shared {
     /// Whether events are delivered: not those from before the start, nor after a panic.

@@ -24,7 +24,6 @@ use super::EventKind;
 use crate::error::Error;
 use crate::error::Result;
 
-/// Bytes of a file's header.
 const HEADER_BYTES: usize = 24;
 
 /// A file for each kind of event.
@@ -52,7 +51,6 @@ impl Files {
         Ok(files)
     }
 
-    /// Their paths.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.0.values().map(|file| file.path.clone()).collect()
     }
@@ -74,7 +72,6 @@ pub(super) fn remove_empty(path: &Path) {
     }
 }
 
-/// One file.
 struct Capture {
     path: PathBuf,
     file: File,

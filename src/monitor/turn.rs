@@ -56,7 +56,6 @@ impl Turn {
         swapped.is_ok().then(|| Self(Arc::clone(taken)))
     }
 
-    /// Whether a monitor has it.
     pub(crate) fn is_taken(taken: &AtomicBool) -> bool {
         taken.load(Ordering::Relaxed)
     }

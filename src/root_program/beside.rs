@@ -78,7 +78,6 @@ fn attachment_of(pin: &Path, program: &OwnedFd) -> io::Result<Option<PinnedXdp>>
     Ok(attachment.filter(|of| of.program == own))
 }
 
-/// Undoes pins.
 pub(super) fn unpin(paths: &[PathBuf]) {
     for path in paths {
         if let Err(error) = pin::remove(path) {

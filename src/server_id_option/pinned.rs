@@ -19,7 +19,6 @@ use crate::pins::Part;
 use crate::pins::Tenant;
 use crate::pins::remove_if_there;
 
-/// Names of maps.
 const COUNTERS: &str = "server_id_counters";
 const CONNECTIONS: &str = "connections";
 const OWN: &str = ".data.own";

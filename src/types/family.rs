@@ -48,7 +48,6 @@ impl Family {
         }
     }
 
-    /// The other one.
     pub(crate) const fn other(self) -> Self {
         match self {
             Self::V4 => Self::V6,

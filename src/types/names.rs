@@ -15,7 +15,6 @@ pub(crate) fn flag_names<F: Flags>(flags: &F) -> Vec<String> {
     flags.iter_names().map(|(name, _)| kebab(name)).collect()
 }
 
-/// The constant with this name.
 pub(crate) fn flag_by_name<F: Flags>(text: &str) -> Option<F> {
     F::FLAGS
         .iter()

@@ -273,7 +273,6 @@ impl Katran {
     }
 }
 
-/// Entries read at a time.
 const A_STEP: u32 = 4096;
 
 fn copy(from: &Typed<types::flow_key, u32>, into: &Typed<types::flow_key, u32>) -> io::Result<()> {

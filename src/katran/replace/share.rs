@@ -209,7 +209,6 @@ fn not_taken(error: std::io::Error) -> crate::error::Error {
     kernel_error("take over", "a flow table", error)
 }
 
-/// Whether two descriptors belong to the same map.
 pub(super) fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> std::io::Result<bool> {
     Ok(crate::sys::map::info(one)?.id == crate::sys::map::info(other)?.id)
 }

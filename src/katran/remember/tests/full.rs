@@ -6,7 +6,6 @@ use super::*;
 use crate::document::VipState;
 use crate::types::Vip;
 
-/// A balancer with four VIPs, and names.
 fn filled() -> Katran {
     let mut katran = loaded();
     let mut state = State {
@@ -48,7 +47,6 @@ fn route(nth: u8, real: u8) -> SourceRoute {
     SourceRoute::new(prefix, address(real))
 }
 
-/// How an `apply` has ended.
 #[derive(PartialEq)]
 enum End {
     Applied,
