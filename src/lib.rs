@@ -48,7 +48,8 @@
 //! [`gateways`](Katran::gateways), [`flows`](Katran::flows),
 //! [`global_flows`](Katran::global_flows), [`server_ids`](Katran::server_ids),
 //! [`source_routes`](Katran::source_routes), [`decap`](Katran::decap), [`probes`](Katran::probes).
-//! All handles are `Send` and `Sync`.
+//! All handles are `Send` and `Sync`; to change one from several threads, put it into a mutex. No
+//! call blocks packets.
 //!
 //! # The life of a balancer
 //! 1. **Configure.** Set a [`Builder`], or read a document with [`State::from_toml_file`].
@@ -72,7 +73,8 @@
 //! | load and set sizes | [`Builder`], [`Features`], [`stats::MemoryEstimate`] |
 //! | services and backends | [`Vip`], [`VipFlags`], [`Real`], [`Katran::modify_reals`] |
 //! | configuration files | [`State`], [`Katran::apply`], [`Katran::changes_to`], [`state::Changes`] |
-//! | interfaces | [`XdpMode`], [`attachments::Attachment`], [`Katran::reattach`] |
+//! | interfaces | [`XdpMode`], [`attachments::Attachment`], [`Katran::interfaces`] |
+//! | interfaces that come and go | [`events::Events::watch_attachments`], [`Katran::reattach`] |
 //! | routers and next hops | [`Gateway`], [`NextHops`], [`attachments::Gateways`] |
 //! | health of reals | [`Katran::mark_down`], [`probes`], [`health`] |
 //! | counters for monitoring | [`Katran::counters`], [`stats::Counters::metrics`], [`stats`] |
