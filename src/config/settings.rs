@@ -91,8 +91,8 @@ use crate::types::TcHook;
 /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) or, for an address,
 /// [`Error::InvalidAddress`](crate::Error::InvalidAddress), and then loads nothing.
 ///
-/// Hosts behind one ECMP group choose the same real for a flow only if they have the same `max_vips`
-/// and `ring_size`; the defaults are Katran's.
+/// Hosts behind one ECMP group choose the same real for a flow only if they have the same
+/// `ring_size`, and the same `max_vips` or `hash_seed`. The defaults are Katran's.
 ///
 /// ```
 /// use katran::Builder;
@@ -113,6 +113,7 @@ pub struct Builder {
     pub(super) take_over: Option<Duration>,
 }
 
+/// # A new builder
 impl Builder {
     /// All settings at their defaults. You must still set the gateway.
     pub fn new() -> Self {
@@ -519,8 +520,8 @@ settings! {
     /// count. The program counts these frames ([`Stats::orphan`](crate::stats::Stats::orphan)) but
     /// does not examine them: pings of VIPs pass, and tunnels are not unwrapped.
     ///
-    /// The check costs nothing while it is off. With a limit, the program with all features is
-    /// attached, as for `source-routing`. Without [`pin`](Self::pin) the setting is refused.
+    /// With a limit, each packet reads the clock that stamps flows, and the program with all
+    /// features is attached, as for `source-routing`. It requires [`pin`](Self::pin).
     orphan_limit: Duration {
         set: orphan_limit(limit: Duration) = limit,
         default: (Duration::ZERO, "0, no limit"),

@@ -47,7 +47,7 @@ fn settings() -> String {
         assert_eq!(value.starts_with("list of"), is_list, "{key}");
         let default = default(
             row.default
-                .strip_prefix("none, it has")
+                .strip_prefix("none: required")
                 .map_or_else(|| Some(plain(row.default)), |_| None),
         );
         let live = match row.changes {

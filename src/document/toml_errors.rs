@@ -150,7 +150,8 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@prefix_length = 24\n",
-        "line 5, column 17: prefix_length = 24: bits behind the prefix are set; the prefix would be 203.0.113.0/24",
+        "line 5, column 17: prefix_length = 24: bits beyond the prefix are set; the prefix would \
+        be 203.0.113.0/24",
     ),
     (
         "@reals = [ { address = \"198.51.100.1/32\" } ]\n",
@@ -214,7 +215,8 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[balancer]\nallow_sources = [\"10.0.0.0/8\", \"10.0.0.1/8\"]\n",
-        "line 2, column 32: \"10.0.0.1/8\" in allow_sources: bits behind the prefix are set; the prefix would be 10.0.0.0/8",
+        "line 2, column 32: \"10.0.0.1/8\" in allow_sources: bits beyond the prefix are set; the \
+        prefix would be 10.0.0.0/8",
     ),
     (
         "[balancer]\nallow_sources = [\"10.0.0.0/33\"]\n",
@@ -230,7 +232,8 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[[source_route]]\nprefix = \"100.64.0.1/10\"\nreal = \"198.51.100.1\"\n",
-        "line 2, column 10: prefix = \"100.64.0.1/10\": bits behind the prefix are set; the prefix would be 100.64.0.0/10",
+        "line 2, column 10: prefix = \"100.64.0.1/10\": bits beyond the prefix are set; the \
+        prefix would be 100.64.0.0/10",
     ),
     // Numbers.
     (
@@ -315,7 +318,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[[server_id]]\nid = 0\nreal = \"198.51.100.1\"\n",
-        "line 2, column 6: id = 0: 0 stands for no id in packets: take 1 to 4294967295",
+        "line 2, column 6: id = 0: 0 means no id: use 1 to 4294967295",
     ),
     (
         "[[mark]]\nmark = 4294967296\nreal = \"198.51.100.1\"\n",

@@ -143,7 +143,7 @@ impl Home {
                     readable => drop(readable?),
                 }
                 if tenant == Tenant::Balancer {
-                    environment::check_opens_by_number("go on with a pinned balancer")?;
+                    environment::check_opens_by_number("adopt a pinned balancer")?;
                 }
             }
         }
