@@ -17,7 +17,7 @@ const NATIVE_MTU: u32 = 3498;
 
 /// Makes the other end of a virtual link accept natively sent frames.
 pub(super) const PASS_ON_PEER: &str =
-    "attach an XDP program that passes everything to the other end, in native mode";
+    "on the other end, attach an XDP program that passes everything, in native mode";
 
 /// How many buffers a frame may span, for the loaded program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
