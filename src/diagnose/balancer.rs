@@ -246,7 +246,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
     }
     for entry in &facts.lost_entries {
         let message = format!("{entry} is no longer this balancer's");
-        "another process took it over or emptied it: stop one of the two; `katran root show` \
+        let advice = "another process took it over or emptied it: stop one of the two; `katran root show` \
              lists entries";
         found.problem(Subject::Program, message, advice);
     }
