@@ -6,12 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use super::sections::HEALTH;
-use super::sections::Key;
 use super::sections::SECTIONS;
 use super::sections::Section;
 use crate::config::Features;
 use crate::config::ROWS;
-use crate::config::Row;
 use crate::generated;
 use crate::types::VipFlags;
 use crate::types::flag_names;

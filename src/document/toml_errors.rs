@@ -258,7 +258,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@reals = [ { address = \"198.51.100.1\", application_flags = 2 } ]\n",
-        "line 5, column 59: application_flags = 2: bits 0 and 1 are the library's: take a multiple of 4, up to 252",
+        "line 5, column 59: application_flags = 2: bits 0 and 1 are reserved: use a multiple of 4, up to 252",
     ),
     (
         "@reals = [ { address = \"198.51.100.1\", application_flags = 256 } ]\n",

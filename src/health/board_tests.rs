@@ -410,7 +410,7 @@ fn weights_and_marks_of_the_operator_stay() {
     let mut state = wanted(&[1]);
     state.marks.push(MarkState::new(100 + MARKS - 1, real(1)));
     let error = scene.board.follow_document(&state).unwrap_err().to_string();
-    assert!(error.contains("the health checks have it"), "{error}");
+    assert!(error.contains("the health checks use it"), "{error}");
 }
 
 /// Changes by other calls are kept.

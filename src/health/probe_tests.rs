@@ -142,7 +142,7 @@ async fn statuses_headers_and_bodies_are_looked_at() {
     assert_eq!(ask(&body("b\nre"), chunked).await, Outcome::Passed);
     let other = why(ask(&body("not"), chunked).await);
     assert!(
-        other.contains("`not` is not in the first 8 bytes"),
+        other.contains("the first 8 bytes of the body do not contain `not`"),
         "{other}"
     );
     let unavailable = says("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
@@ -397,7 +397,7 @@ fn what_is_no_certificate_or_name_is_refused() {
     };
     assert!(refused(with("")).contains("at least one"));
     let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    assert!(refused(with(empty)).contains("no certificate"));
+    assert!(refused(with(empty)).contains("not a certificate"));
     // Opening a socket gives another error: what is not a regular file is not opened.
     let socket = std::env::temp_dir().join(format!("katran-no-file-{}", std::process::id()));
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
