@@ -193,8 +193,4 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../docs/embedding.md")]
     struct Embedding;
-    #[doc = include_str!("../docs/features.md")]
-    struct Features;
-    #[doc = include_str!("../docs/host.md")]
-    struct Host;
 }

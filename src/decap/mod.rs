@@ -5,7 +5,6 @@
 mod builder;
 mod load;
 mod parts;
-mod pinned;
 mod record;
 
 pub use builder::DecapBuilder;
@@ -403,6 +402,9 @@ impl Decap {
             }))
     }
 }
+
+// Here, so that its methods follow these in the documentation.
+mod pinned;
 
 impl fmt::Debug for Decap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,8 +14,9 @@ mod down;
 mod slots;
 
 mod apply;
-mod reload;
 mod replace;
+
+mod reload;
 
 mod gateway;
 
@@ -38,8 +39,9 @@ mod source_routes;
 
 mod decap;
 
-mod keeper;
 mod pinned;
+
+mod keeper;
 
 mod adopt;
 mod change;
@@ -105,7 +107,6 @@ pub use watch::CallbackId;
 use crate::attach::Attachments;
 use crate::attach::Entry;
 use crate::attach::XdpLink;
-use crate::config::Builder;
 use crate::config::Config;
 use crate::config::Machine;
 use crate::error::Error;
@@ -134,10 +135,10 @@ use still_attached::LostEntry;
 
 /// A loaded balancer: its program in the kernel, its maps and its attachments.
 ///
-/// [`Builder::load`] makes one, attached to nothing; [`attach`](Self::attach) puts it on an
-/// interface. Dropping the handle detaches everything and frees it, and so does the death of the
-/// process. A [pinned](Builder::pin) balancer keeps forwarding in both cases, until you
-/// [remove](Self::remove) it.
+/// [`Builder::load`](crate::Builder::load) makes one, attached to nothing; [`attach`](Self::attach)
+/// puts it on an interface. Dropping the handle detaches everything and frees it, and so does the
+/// death of the process. A [pinned](crate::Builder::pin) balancer keeps forwarding in both cases,
+/// until you [remove](Self::remove) it.
 ///
 /// Methods that change something take `&mut self`, those that read take `&self`. The handle is
 /// [`Send`] and [`Sync`].

@@ -1,8 +1,6 @@
 //! The ends of TCP connections that are routed by server id: a sockops program that puts the id
 //! into an option of the packets, so that servers and clients need no change.
 
-mod pinned;
-
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -252,6 +250,9 @@ impl ServerIdOption {
         Ok(sum)
     }
 }
+
+// Here, so that its methods follow these in the documentation.
+mod pinned;
 
 impl fmt::Debug for ServerIdOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
