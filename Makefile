@@ -93,7 +93,7 @@ docs: ## the parts of docs/ that come from tables in the sources (a test fails w
 	@scripts/setup build
 	UPDATE_DOCS=1 $(CARGO) test --all-features --lib documentation_is_current
 
-diagrams: ## the diagrams of docs/architecture.md (a test fails when one is stale)
+diagrams: ## the diagrams of docs/architecture.md (a test fails if stale)
 	@scripts/setup diagrams
 	scripts/diagrams
 
