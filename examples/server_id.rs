@@ -46,6 +46,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Writes server ids into TCP packets, or repeats received ones.
 #[derive(Parser)]
+#[command(max_term_width = 80)]
 struct Arguments {
     /// This server's id, 1 to 4294967295; without it, only repeat received ids
     #[arg(long, value_name = "NUMBER")]

@@ -1,4 +1,4 @@
-//! Part 3: a backend is removed. Its clients move; those of others stay.
+//! Part 3: a backend is removed; where its clients go, and that those of the others stay.
 
 use std::net::SocketAddr;
 
@@ -11,14 +11,15 @@ use crate::site::address_of;
 use crate::table::Table;
 use crate::web::Connection;
 
-/// Clients of each VIP: so many source ports from this one on, below the kernel's ephemeral ports.
+/// Clients of each VIP: so many source ports from this one on, below those that the kernel gives
+/// out itself.
 const CLIENTS: u16 = 200;
 const FIRST_PORT: u16 = 20_000;
-/// How many percent of other backends' clients must stay when they reconnect: Maglev hashing moves
-/// a few.
+/// How many of a hundred clients of other backends must stay when they connect again: Maglev
+/// hashing moves few of them, but some.
 const MOST: usize = 90;
 
-/// A client: a source port with an open connection to a VIP.
+/// A client: a source port that keeps a connection to a VIP.
 struct Client {
     own: SocketAddr,
     server: SocketAddr,
@@ -28,11 +29,12 @@ struct Client {
 
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
-        "A backend is removed and its clients move",
+        "Removing a backend moves only its clients",
         &format!(
-            "{CLIENTS} clients of each VIP, told by their source ports, hold a connection each. The \
-             backend that has most of them is removed. Then every client asks again on its open \
-             connection, and after that on a new one from the same port (columns b0 to b3)."
+            "{CLIENTS} clients of each VIP, one for each source port, hold a connection. The \
+             backend with most of them is removed. Every client then asks again on its open \
+             connection, and after that on a new one from the same port (columns b0 to b3: who \
+             answers)."
         ),
     );
     let clients = connect(site)?;
@@ -71,7 +73,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
             kept[before] += 1;
         }
         let connection = Connection::from(&site.lab.client, own, server)
-            .map_err(|error| format!("{own} cannot connect anew: {error}"))?;
+            .map_err(|error| format!("{own} cannot connect again: {error}"))?;
         let answer = connection
             .ask_and_close()
             .map_err(|error| format!("{own} gets no answer: {error}"))?;
@@ -120,11 +122,11 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         row.extend(now.iter().map(usize::to_string));
         table.row(row);
     }
-    println!("{table}");
-    println!(
-        "  {stayed} of {others} clients of other backends get the same backend on a new connection;\n  \
-         Katran::real_for_flow names the right one for {as_foretold} of {total}."
-    );
+    report.print(format_args!(
+        "{table}\n  \
+         {stayed} of {others} clients of other backends reach the same one on a new connection.\n  \
+         Katran::real_for_flow predicted the backend of {as_foretold} of {total} connections."
+    ));
     report.check(
         100 * stayed >= MOST * others,
         format_args!("only {stayed} of {others} clients of other backends stayed"),
@@ -140,7 +142,7 @@ fn connect(site: &Site) -> Result<Vec<Client>> {
     let mut clients = Vec::new();
     for service in site.web() {
         let server = address_of(service.vip);
-        // The client's address on the way to this VIP.
+        // The address that the client has on the way to this VIP.
         let address = Connection::new(&site.lab.client, server)?
             .local_addr()?
             .ip();

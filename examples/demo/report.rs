@@ -1,12 +1,14 @@
-//! The demo's report: parts with an introduction each, and failures.
+//! What the demo prints: parts with a sentence each, and what did not hold.
 
 use std::fmt;
 use std::time::Duration;
 
+/// Columns of a terminal, which no line exceeds.
+const COLUMNS: usize = 80;
 /// Columns of a line of prose.
 const WIDTH: usize = 78;
 
-/// Counts checks and keeps failures.
+/// Counts what was checked and keeps what failed.
 #[derive(Default)]
 pub(crate) struct Report {
     parts: usize,
@@ -18,11 +20,31 @@ impl Report {
     /// Begins a part.
     pub(crate) fn part(&mut self, title: &str, sentence: &str) {
         self.parts += 1;
-        println!("\n{}. {title}", self.parts);
-        println!("{}\n", wrapped(sentence));
+        let number = self.parts;
+        self.print(format_args!(
+            "\n{number}. {title}\n{}\n\n",
+            wrapped(sentence)
+        ));
     }
 
-    /// Checks that something holds.
+    /// Prints lines. One that a terminal would break is a failure.
+    pub(crate) fn print(&mut self, text: impl fmt::Display) {
+        for line in text.to_string().lines() {
+            println!("{line}");
+            if line.chars().count() > COLUMNS {
+                self.failed(format_args!(
+                    "the line above has more than {COLUMNS} columns"
+                ));
+            }
+        }
+    }
+
+    /// Prints prose in lines that a terminal does not break.
+    pub(crate) fn say(&mut self, sentences: &str) {
+        self.print(wrapped(sentences));
+    }
+
+    /// Notes whether something holds that should.
     pub(crate) fn check(&mut self, holds: bool, otherwise: impl fmt::Display) {
         self.checks += 1;
         if !holds {
@@ -30,7 +52,7 @@ impl Report {
         }
     }
 
-    /// Records a failure.
+    /// Notes that something went wrong.
     pub(crate) fn failed(&mut self, what: impl fmt::Display) {
         println!("  FAILED: {what}");
         self.failures.push(match self.parts {
@@ -39,7 +61,7 @@ impl Report {
         });
     }
 
-    /// Prints the verdict; returns whether everything held.
+    /// Prints the verdict; whether all was true.
     pub(crate) fn verdict(&self, took: Duration) -> bool {
         let Self { parts, checks, .. } = self;
         let seconds = took.as_secs();

@@ -1,6 +1,6 @@
-//! One scrape: a snapshot of all counters as text for Prometheus. The library names and explains
-//! its own counters (`Counters::metrics`); here is what it does not count: weights and health of
-//! reals, attachments, memory, the version.
+//! One scrape: a snapshot of everything that the balancer counts, and its text for Prometheus. The
+//! library says what its counters are called and mean (`Counters::metrics`); here is what they do not
+//! tell: weights and health of reals, attachments, memory, the version.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,16 +22,16 @@ use crate::run::OfReal;
 use crate::run::OfVip;
 use crate::run::Snapshot;
 
-/// The crate's version, a metric too.
+/// The crate's version goes out with the metrics.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The data of one scrape.
+/// All that one request is told.
 #[derive(Debug)]
 pub(super) struct Scrape(pub(super) Arc<Snapshot>);
 
 impl Scrape {
     pub(super) fn text(self, format: Format) -> Result<String> {
-        // One registry for each scrape: a failed snapshot is then an error, not half a page.
+        // One for each scrape: a snapshot that fails is then an answer of its own, not half a page.
         let mut registry = Registry::with_prefix("katran");
         registry.register_collector(Box::new(self));
         let mut page = String::new();
@@ -63,7 +63,7 @@ impl Collector for Scrape {
         });
         page.gauge(
             "problem",
-            "Warnings and problems of the diagnosis about a subject, and of health checks; `katran status` has the texts.",
+            "Warnings and problems of the diagnosis, and of probes; `katran status` shows their text.",
             problems,
         )?;
         process(page, of)?;
@@ -84,7 +84,7 @@ fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
     });
     page.gauge(
         "vip_real_weight",
-        "The real's weight at the VIP; 0: drained. A real that is down keeps its weight.",
+        "The real's weight at the VIP, kept while it is down; 0: drained.",
         weights,
     )?;
     let down = vips.iter().flat_map(|of_vip| {
@@ -93,19 +93,19 @@ fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
     });
     page.gauge(
         "vip_real_down",
-        "1: the real is down for the VIP and takes no flows, whatever its weight.",
+        "1: the real is down for the VIP and gets no flows, whatever its weight.",
         down,
     )
 }
 
-/// Documents, and since when this process has owned the balancer.
+/// What has become of documents, and since when this process has the balancer.
 fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     let past = &of.past;
-    // The last attempt.
+    // The last one that was tried.
     let last = of.refused.as_ref().or(of.last_apply.as_ref());
     page.gauge(
         "apply_success",
-        "1: the last document was applied; 0: it was refused, and the previous one stays current.",
+        "1: the last document was applied; 0: it was refused, and the one before stays current.",
         [(vec![], of.refused.is_none().into())],
     )?;
     page.seconds(
@@ -115,7 +115,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     )?;
     page.seconds(
         "apply_duration_seconds",
-        "How long that took, without reading the file.",
+        "How long the last document took to apply, without reading the file.",
         last.map(|last| (vec![], last.took)),
     )?;
     page.seconds(
@@ -126,7 +126,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     let outcome = |result: &str, count| (vec![("outcome", result.to_owned())], count);
     page.counter(
         "applies",
-        "Documents and drains by command, by outcome.",
+        "Documents, and drains by command, that this process tried to apply, by outcome.",
         [
             outcome("applied", past.applied),
             outcome("refused", past.refused),
@@ -134,12 +134,12 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     )?;
     page.gauge(
         "document_info",
-        "The source of the current document: the file, or command.",
+        "Source of the current document: a file, or command.",
         [(vec![("source", past.source.clone())], 1)],
     )?;
     page.seconds(
         "owned_time_seconds",
-        "When this process became the balancer's owner, in seconds since 1970.",
+        "When this process became the owner, in seconds since 1970.",
         [(vec![], past.owned)],
     )?;
     page.seconds(
@@ -149,7 +149,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     )?;
     page.seconds(
         "figures_age_seconds",
-        "The age of these figures, which grows while the balancer is busy with a change.",
+        "Age of the figures: while the balancer is busy with a change, they are from before it.",
         [(vec![], of.age())],
     )?;
     let silent = past.silent().map(|(hop, seconds)| {
@@ -158,7 +158,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     });
     page.seconds(
         "next_hop_silent_seconds",
-        "How long this process has seen no answer from the next hop of a real, or of a family's reals; at most 100 series.",
+        "How long this process has seen the next hop of a real, or of all reals of a family, not answer; 100 series at most.",
         silent,
     )
 }
@@ -170,7 +170,7 @@ fn labels_of(entry: &SharedEntry) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Gauges of the host that explain the counters.
+/// What is no counter of the balancer's, but explains them.
 fn host(
     page: &mut Page<'_>,
     attachments: &[Attachment],
@@ -179,7 +179,7 @@ fn host(
 ) -> fmt::Result {
     page.gauge(
         "maps_memory_bytes",
-        "Kernel memory of the maps, as the kernel accounts it.",
+        "Kernel memory of the maps, by the kernel's account.",
         [(vec![], memory)],
     )?;
     let there = |state: AttachmentState| state == AttachmentState::Attached;
@@ -189,7 +189,7 @@ fn host(
     });
     page.gauge(
         "attached",
-        "1: the kernel reports the balancer's program on the interface; 0: it is gone or replaced.",
+        "1: the interface has the balancer's program; 0: it is gone, or another is in its place.",
         series,
     )?;
     let attached = attachments.iter().filter(|of| there(of.state));
@@ -202,7 +202,7 @@ fn host(
     });
     page.gauge(
         "interface_info",
-        "An interface of the balancer, and its XDP mode.",
+        "An interface that the balancer is attached to, and its XDP mode.",
         series,
     )?;
     let series = shared
@@ -215,7 +215,11 @@ fn host(
     )?;
     let entries = shared.iter().filter(|of| there(of.state));
     let series = entries.map(|entry| (labels_of(entry), 1));
-    page.gauge("shared_entry_info", "A root entry of the balancer.", series)?;
+    page.gauge(
+        "shared_entry_info",
+        "A root entry with the balancer's program.",
+        series,
+    )?;
     page.gauge(
         "build_info",
         "The version of the crate.",
