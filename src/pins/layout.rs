@@ -51,6 +51,7 @@ impl Part {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
 
@@ -119,6 +120,8 @@ mod tests {
                 "flood_window",
                 "active_sets",
                 "event_window",
+                "id_query",
+                "rare_frame",
                 "scratch",
             ],
             0x1df6_5296,
@@ -145,6 +148,34 @@ mod tests {
             field.trim()
         });
         Some(fields.collect())
+    }
+
+    /// A field of another record changes with it.
+    #[test]
+    fn records_inside_records_are_watched_too() {
+        let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bpf/shared.h");
+        let header = fs::read_to_string(header).unwrap();
+        let listed: BTreeSet<_> = RECORDS
+            .iter()
+            .flat_map(|(_, records, _)| *records)
+            .copied()
+            .collect();
+        let mut inside = BTreeSet::new();
+        for name in &listed {
+            for field in record(&header, name).expect(name) {
+                let Some(field) = field.strip_prefix("struct ") else {
+                    continue;
+                };
+                if let Some((kind, rest)) = field.split_once(' ')
+                    && !rest.starts_with('*')
+                {
+                    inside.insert(kind);
+                }
+            }
+        }
+        assert!(inside.contains("rare_frame"), "{inside:?}");
+        let missing: Vec<_> = inside.difference(&listed).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! lists the metrics, and `examples/grafana` has a dashboard for them.
 
 mod collector;
+mod connections;
 mod exposition;
 mod recount;
 
@@ -53,11 +54,7 @@ pub(crate) fn serve(
         .route("/metrics", get(metrics))
         .merge(page::routes(token))
         .with_state(handle);
-    runtime.spawn(async {
-        if let Err(error) = axum::serve(listener, pages).await {
-            eprintln!("katran run: no metrics any more: {error}");
-        }
-    });
+    runtime.spawn(connections::serve(listener, pages));
     Ok(runtime)
 }
 

@@ -38,6 +38,7 @@ use super::lines::Lines;
 use super::past::Past;
 use super::snapshot::Handle;
 use super::snapshot::Snapshot;
+use crate::common::complain;
 use crate::common::keeper::Keeper;
 use crate::common::keeper::ROUND;
 use crate::common::say;
@@ -155,14 +156,14 @@ impl Owner {
         let mut katran = lock(&self.katran);
         self.keeper.keep(&mut *katran)?;
         if let Err(error) = self.recount.go_on(&katran) {
-            eprintln!("{}", with_causes(&error.into()));
+            complain(with_causes(&error.into()));
         }
         if self.next <= Instant::now() {
             self.silences.look(&katran).into_iter().for_each(say);
             self.past.look(&katran);
             // Packets flow all the same.
             if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&katran)) {
-                eprintln!("{}", with_causes(&error));
+                complain(with_causes(&error));
             }
             // A process that was stopped for a while does not catch up.
             self.next = (self.next + ROUND).max(Instant::now());
@@ -177,7 +178,7 @@ impl Owner {
             Ok(snapshot) => {
                 let _ = self.handle.publish(snapshot);
             }
-            Err(error) => eprintln!("{}", with_causes(&error)),
+            Err(error) => complain(with_causes(&error)),
         }
     }
 
@@ -195,10 +196,10 @@ impl Owner {
                 }
                 match owner.apply_document(read, source) {
                     Ok(changes) => say(described(&changes, "applied")),
-                    Err(error) => eprintln!(
+                    Err(error) => complain(format!(
                         "{}\nnothing was changed: the old configuration stays in force",
                         with_causes(&error)
-                    ),
+                    )),
                 }
             });
         });
@@ -233,7 +234,7 @@ impl Owner {
         }
         let watched = watch(&mut self.katran(), self.arguments.watch_misses);
         if let Err(error) = watched {
-            eprintln!("{}", with_causes(&error));
+            complain(with_causes(&error));
         }
         changes
     }
@@ -335,10 +336,12 @@ impl Owner {
         match (started, checks) {
             (Ok(started), _) => *health = Some(started),
             // Packets do not wait for them.
-            (Err(error), Checks::Keep) => eprintln!("checks do not begin again: {error}"),
+            (Err(error), Checks::Keep) => complain(format!("checks do not begin again: {error}")),
             (Err(error), Checks::Read) => {
                 if let Err(other) = self.katran().apply(&before) {
-                    eprintln!("the document before could not be applied again: {other}");
+                    complain(format!(
+                        "the document before could not be applied again: {other}"
+                    ));
                 }
                 return Err(error);
             }
@@ -400,7 +403,7 @@ impl Owner {
         self.publish();
         let reloaded = self.katran().reload(of_document.unwrap_or(before));
         if let Err(error) = reloaded {
-            eprintln!("introspection stays on: {error}");
+            complain(format!("introspection stays on: {error}"));
         }
     }
 
@@ -422,7 +425,7 @@ impl Owner {
                     say(format!("{interface}:\n{diagnosis}"));
                 }
             }
-            Err(error) => eprintln!("{}", with_causes(&error)),
+            Err(error) => complain(with_causes(&error)),
         }
     }
 
@@ -436,7 +439,7 @@ impl Owner {
         } = self;
         let probed = health.is_some();
         if !health.is_none_or(|health| health.stop(LAST_PROBES)) {
-            eprintln!("probes are still on their way");
+            complain("probes are still on their way");
         }
         // The thread of the checks may have it for another moment.
         let katran = loop {
@@ -469,7 +472,7 @@ fn lock(katran: &Mutex<Katran>) -> MutexGuard<'_, Katran> {
 /// Checks whose findings are printed.
 fn start_checks(katran: &Arc<Mutex<Katran>>, settings: Settings) -> katran::Result<Health> {
     Health::start_with(katran, settings, |event| match event {
-        health::Event::Refused { .. } | health::Event::Ended { .. } => eprintln!("{event}"),
+        health::Event::Refused { .. } | health::Event::Ended { .. } => complain(format!("{event}")),
         _ => say(event.to_string()),
     })
 }
