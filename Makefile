@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test page limits soak sabotage newest compilers kernels bench lint docs clean
+.PHONY: help demo test page limits soak sabotage newest compilers kernels bench lint docs diagrams clean
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their files that
@@ -92,6 +92,10 @@ lint: ## format, clippy and documentation, where a warning is an error
 docs: ## the parts of docs/ that come from tables in the sources (a test fails when they are stale)
 	@scripts/setup build
 	UPDATE_DOCS=1 $(CARGO) test --all-features --lib documentation_is_current
+
+diagrams: ## the diagrams of docs/architecture.md (a test fails when one is stale)
+	@scripts/setup diagrams
+	scripts/diagrams
 
 clean: ## what was built
 	$(CARGO) clean
