@@ -124,7 +124,7 @@ mod tests {
                 "rare_frame",
                 "scratch",
             ],
-            0x1df6_5296,
+            0x1b8c_b97c,
         ),
         (
             Part::Probes,
