@@ -301,7 +301,7 @@ fn silent_connections_keep_nobody_out() {
     let silent: Vec<_> = (0..200)
         .map(|_| host.run(|| TcpStream::connect(PAGE)).unwrap())
         .collect();
-    assert_eq!(get(host, "/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(get(host, "/healthz"), (200, "ok".to_owned()));
     let held = descriptors() - before;
     assert!((32..=100).contains(&held), "{held} descriptors");
     // After 10 s of silence the others are closed as well.
