@@ -71,6 +71,8 @@ mod monitor;
 mod mutate;
 mod next_hop;
 mod pins;
+#[cfg(test)]
+mod records;
 mod root_program;
 mod rtnetlink;
 mod server_id_option;
@@ -127,8 +129,4 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../docs/embedding.md")]
     struct Embedding;
-    #[doc = include_str!("../docs/features.md")]
-    struct Features;
-    #[doc = include_str!("../docs/host.md")]
-    struct Host;
 }

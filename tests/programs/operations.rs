@@ -235,7 +235,7 @@ fn calls(text: &str) -> Vec<(String, Vec<String>)> {
 #[test]
 fn guides_call_the_program_with_options_that_it_has() {
     let mut found = BTreeMap::<String, usize>::new();
-    for document in ["docs/operations.md", "docs/host.md", "docs/metrics.md"] {
+    for document in ["docs/operations.md", "docs/embedding.md", "docs/metrics.md"] {
         for (name, arguments) in calls(&guide(document)) {
             let mut help = katran(&name);
             if name == "root" {
