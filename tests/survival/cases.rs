@@ -331,10 +331,10 @@ const CASES: [(&str, Case); 18] = [
                     let text = refused.to_string();
                     let last = name.file_name().unwrap().to_str().unwrap();
                     assert!(text.contains(last), "{name:?}: {text}");
-                    assert!(text.contains("forwards on"), "{name:?}: {text}");
+                    assert!(text.contains("continues to forward"), "{name:?}: {text}");
                     let refused = scene.builder().adopt_or_load().unwrap_err();
                     let other = refused.to_string();
-                    assert!(other.contains("forwards on"), "{name:?}: {other}");
+                    assert!(other.contains("continues to forward"), "{name:?}: {other}");
                 }
             }
             assert!(scene.has_xdp() && forwards(&program), "{name:?}");
