@@ -1,5 +1,5 @@
 //! Prose of pages is at most 100 columns wide, so that it can be read in a terminal and in a diff. Tables, code,
-//! headings and links may be wider.
+//! headings, links and what is generated may be wider.
 
 use crate::files;
 use crate::markdown;
@@ -8,7 +8,7 @@ use crate::none_of;
 const WIDTH: usize = 100;
 
 /// Pages that have some.
-const NOT_YET: [&str; 3] = ["CHANGELOG.md", "docs/configuration.md", "docs/health.md"];
+const NOT_YET: [&str; 1] = ["CHANGELOG.md"];
 
 #[test]
 fn prose_is_at_most_100_columns_wide() {
@@ -17,7 +17,13 @@ fn prose_is_at_most_100_columns_wide() {
         if NOT_YET.contains(&&*path) {
             continue;
         }
+        let mut is_generated = false;
         for (number, line) in (1..).zip(files::read(&path).lines()) {
+            is_generated =
+                line.starts_with("<!-- generated") || is_generated && line != "<!-- end -->";
+            if is_generated {
+                continue;
+            }
             if !page.unbroken.contains(&number) && width(line) > WIDTH {
                 found.push(format!("{path}:{number}: {} columns", width(line)));
             }

@@ -6,7 +6,7 @@ use crate::texts::Kind;
 use crate::texts::Text;
 
 /// What is not wanted anywhere, and what to write.
-const PHRASES: [(&str, &str); 23] = [
+const PHRASES: [(&str, &str); 22] = [
     ("a matter of", "name the matter"),
     ("affair", "name it"),
     ("affairs", "name them"),
@@ -24,7 +24,6 @@ const PHRASES: [(&str, &str); 23] = [
     ("of one's own", "your own"),
     ("on one's own", "alone"),
     ("tells of", "reports, shows"),
-    ("the like", "name them"),
     ("the same goes for", "so does"),
     ("to be had", "available"),
     ("what goes for", "as for"),
@@ -42,7 +41,7 @@ const BEGINNINGS: [(&str, &str); 5] = [
 ];
 
 /// Paths of texts that have some of them.
-const NOT_YET: [&str; 4] = ["CHANGELOG.md", "docs/configuration.md", "examples/", "src/"];
+const NOT_YET: [&str; 1] = ["CHANGELOG.md"];
 
 #[test]
 fn no_text_has_phrases_that_are_not_wanted() {
@@ -56,10 +55,7 @@ fn no_text_has_phrases_that_are_not_wanted() {
     }
     let [pages, comments, messages] =
         [Kind::Page, Kind::Comment, Kind::Message].map(|kind| read[kind as usize]);
-    assert!(
-        pages > 500 && comments > 1000 && messages < 9000,
-        "{read:?}"
-    );
+    assert!(pages > 500 && comments > 3000 && messages > 500, "{read:?}");
     none_of(&found, "phrases that are not wanted, and what to write");
 }
 
