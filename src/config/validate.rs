@@ -296,7 +296,7 @@ mod tests {
             ),
             (
                 builder().forwarding_cpus([4]),
-                &["forwarding_cpus", "no CPU 4"],
+                &["forwarding_cpus", "cannot have CPU 4"],
             ),
             (builder().numa_nodes([0]), &["numa_nodes", "each of the 3"]),
             (
