@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test page limits soak sabotage newest compilers kernels bench lint docs diagrams clean
+.PHONY: help demo test page limits soak sabotage newest compilers kernels bench lint docs diagrams picture clean
 .DEFAULT_GOAL := help
 
 # The binaries with tests of the loaded program, which run with both kinds of flow table; and their files that
@@ -93,7 +93,10 @@ docs: ## the parts of docs/ that come from tables in the sources (a test fails w
 	@scripts/setup build
 	UPDATE_DOCS=1 $(CARGO) test --all-features --lib documentation_is_current
 
-diagrams: ## the diagrams of docs/architecture.md (a test fails when one is stale)
+picture: ## docs/img/demo.svg, from a run of the demo (root)
+	scripts/demo-svg $(ARGS)
+
+diagrams: ## the diagrams of docs/architecture.md (a test fails if stale)
 	@scripts/setup diagrams
 	scripts/diagrams
 

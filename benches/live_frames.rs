@@ -250,7 +250,7 @@ impl Wire {
                     Balancer::Katrans(_) => rates.katrans.push(rate),
                 }
             }
-            // Who is first in one round is last in the next.
+            // The first in one round is the last in the next.
             programs.reverse();
         }
         for program in &programs {

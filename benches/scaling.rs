@@ -161,7 +161,7 @@ fn compare_forwarding(cpus: [usize; 2], effort: &Effort) -> bool {
 /// Attaches the wrapper in a network namespace of its own, where no packet comes, while the host
 /// lives.
 ///
-/// The kernel calls XDP programs through a dispatcher, which it writes anew, after a grace period
+/// The kernel calls XDP programs through a dispatcher, which it writes again, after a grace period
 /// of RCU, whenever a program joins those that are attached or run many times. A run on another
 /// CPU keeps that grace period from ending: without this, the two would run one after the other.
 fn dispatch(stick: &Yardstick) -> Host {

@@ -36,7 +36,7 @@ fn main() {
     require_root();
     let quick = env::args().any(|argument| argument == "--quick");
     let some = |many: usize| if quick { many / 10 } else { many };
-    println!("65,537 slots, flow table of 10,000; each change until it is in force, in ms");
+    println!("65,537 slots, flow table of 10,000; each change until packets follow it, in ms");
     heading();
     for reals in [REALS, 1000] {
         let back_to_back = one_real(reals, some(1000), Duration::ZERO);
@@ -175,7 +175,7 @@ impl OneReal {
         for (change, samples) in [("added", &self.added), ("removed", &self.removed)] {
             let in_force: Vec<_> = samples.iter().map(|[in_force, _]| *in_force).collect();
             let returned: Vec<_> = samples.iter().map(|[_, returned]| *returned).collect();
-            report(&format!("{what} {change}: in force"), &in_force);
+            report(&format!("{what} {change}: followed"), &in_force);
             report("  the call returns", &returned);
         }
     }
@@ -237,7 +237,7 @@ fn weights(times: usize) -> Vec<Sample> {
             let reals = (parity as u16..10).step_by(2);
             reals.map(|i| clients_on(&katran, 0, real(i)).len()).sum()
         };
-        assert!(on(heavy) > 5 * on(1 - heavy), "weights are in force");
+        assert!(on(heavy) > 5 * on(1 - heavy), "weights are followed");
     }
     alternate(&mut katran, &batches, times)
 }

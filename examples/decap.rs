@@ -24,6 +24,7 @@ use common::decap;
 
 /// Strips the balancer's tunnels (IP in IP, GUE) on a backend.
 #[derive(Parser)]
+#[command(max_term_width = 80)]
 struct Arguments {
     #[command(flatten)]
     decap: decap::Arguments,

@@ -20,7 +20,7 @@ use signal_hook::iterator::Signals;
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, interface, gateway_mac] = &arguments[..] else {
-        eprintln!("usage: quickstart INTERFACE GATEWAY_MAC");
+        eprintln!("Balance a VIP on an interface\n\nUsage: quickstart INTERFACE GATEWAY_MAC");
         std::process::exit(2);
     };
     let mut signals = Signals::new([SIGINT])?;

@@ -19,6 +19,7 @@ use common::root;
 
 /// A root program for an interface that several XDP programs share.
 #[derive(Parser)]
+#[command(max_term_width = 80)]
 struct Arguments {
     #[command(subcommand)]
     root: root::Arguments,

@@ -45,6 +45,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Puts server ids into TCP packets, or repeats those that are heard.
 #[derive(Parser)]
+#[command(max_term_width = 80)]
 struct Arguments {
     /// This server's id, 1 to 4294967295; without it ids are only repeated
     #[arg(long, value_name = "NUMBER")]

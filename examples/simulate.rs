@@ -23,6 +23,7 @@ use common::simulate;
 
 /// Runs the frames of a capture through the loaded program, without touching an interface.
 #[derive(Parser)]
+#[command(max_term_width = 80)]
 struct Arguments {
     #[command(flatten)]
     simulate: simulate::Arguments,

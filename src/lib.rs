@@ -137,6 +137,8 @@ mod monitor;
 mod mutate;
 mod next_hop;
 mod pins;
+#[cfg(test)]
+mod records;
 mod root_program;
 mod rtnetlink;
 mod server_id_option;

@@ -1,6 +1,7 @@
 //! Checks the structure that docs/architecture.md promises against the paths in the sources: a
 //! module knows only those above it in the list, names come from the module that defines them, and
-//! a module's files form no circle. The list is read from the document, so it cannot go stale.
+//! a module's files form no circle. The list is read from the document, so it cannot go stale. Nor
+//! can the page's diagrams: each holds the source that it was drawn from.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -27,6 +28,29 @@ fn modules_know_only_those_above_them() {
 fn the_list_has_every_module() {
     let listed: BTreeSet<String> = rows(&read("docs/architecture.md")).into_keys().collect();
     assert_eq!(listed, declared(&read("src/lib.rs")));
+}
+
+/// What `scripts/diagrams` draws, compared without Graphviz.
+#[test]
+fn the_diagrams_are_current() {
+    let page = read("docs/architecture.md");
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/img");
+    let mut sources = vec![("modules".to_owned(), layers(&page))];
+    for entry in fs::read_dir(images).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        if let Some(name) = file.strip_suffix(".dot") {
+            sources.push((name.to_owned(), read(&format!("docs/img/{file}"))));
+        }
+    }
+    assert_eq!(sources.len(), 3);
+    for (name, source) in sources {
+        let picture = format!("img/{name}.svg");
+        assert!(page.contains(&picture), "nothing shows {picture}");
+        assert!(
+            is_drawn_from(&read(&format!("docs/{picture}")), &source),
+            "docs/{picture} is stale: run `make diagrams`"
+        );
+    }
 }
 
 /// Handles and vocabulary, which a newcomer reads in one sitting: other public names belong in
@@ -259,10 +283,17 @@ fn files_of_a_module_form_no_circle() {
 
 #[test]
 fn offences_are_found() {
-    let rows = rows(
-        "## The modules\n| module | holds |\n| --- | --- |\n| `types` | x |\n| `ring`, `sys` | `y` |\n\
-         | `katran` | z |\n",
+    let page = "## The modules\n| module | layer | holds |\n| --- | --- | --- |\n| `types` | a | x |\n\
+                | `ring`, `sys` | a | `y`; no kernel |\n| `katran` | b | z |\n";
+    let layers = layers(page);
+    assert_eq!(
+        layers,
+        "a: `types`\na: `ring`, `sys` (no kernel)\nb: `katran`\n"
     );
+    let picture = format!("<metadata><![CDATA[\n{layers}]]></metadata>\n");
+    assert!(is_drawn_from(&picture, &layers));
+    assert!(!is_drawn_from(&picture, &layers.replace("b:", "c:")));
+    let rows = rows(page);
     assert_eq!(rows.len(), 4);
     for (path, text, is_offence) in [
         ("src/ring/mod.rs", "use crate::types::Vip;", false),
@@ -315,18 +346,10 @@ fn read(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The first column of the table below the heading `The modules`.
+/// The modules in the first column of the page's table.
 fn rows(document: &str) -> Rows {
-    let mut lines = document
-        .lines()
-        .skip_while(|line| *line != "## The modules")
-        .skip_while(|line| !line.starts_with('|'))
-        .take_while(|line| line.starts_with('|'))
-        .skip(2)
-        .peekable();
-    assert!(lines.peek().is_some(), "no table of modules");
     let mut rows = Rows::new();
-    for (row, line) in lines.enumerate() {
+    for (row, line) in table(document).into_iter().enumerate() {
         let column = line.split('|').nth(1).unwrap_or_default();
         for name in column.split('`').skip(1).step_by(2) {
             let before = rows.insert(name.to_owned(), row);
@@ -334,6 +357,38 @@ fn rows(document: &str) -> Rows {
         }
     }
     rows
+}
+
+/// The rows of the table below the heading `The modules`.
+fn table(document: &str) -> Vec<&str> {
+    let rows: Vec<_> = document
+        .lines()
+        .skip_while(|line| *line != "## The modules")
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .collect();
+    assert!(!rows.is_empty(), "no table of modules");
+    rows
+}
+
+/// What the picture of the modules is drawn from.
+fn layers(document: &str) -> String {
+    let rows = table(document).into_iter().map(|row| {
+        let columns: Vec<_> = row.split('|').map(str::trim).collect();
+        let mark = match row.contains("no kernel") {
+            true => " (no kernel)",
+            false => "",
+        };
+        format!("{}: {}{mark}\n", columns[2], columns[1])
+    });
+    rows.collect()
+}
+
+/// Whether a picture says that it was drawn from this source.
+fn is_drawn_from(picture: &str, source: &str) -> bool {
+    let source = source.trim_end_matches('\n');
+    picture.contains(&format!("<metadata><![CDATA[\n{source}\n]]></metadata>\n"))
 }
 
 /// The modules that the crate root declares, other than those of tests.

@@ -58,7 +58,7 @@ impl Runs {
                 };
                 times.push(measured.nanoseconds - wrapper.nanoseconds);
             }
-            // Who is first in one round is last in the next.
+            // The first in one round is the last in the next.
             balancers.reverse();
         }
         for balancer in &balancers {

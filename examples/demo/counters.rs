@@ -13,7 +13,9 @@ const LOST: u64 = 20;
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
         "What the programs counted",
-        "The balancer's counters since it was loaded, then those of the backends' decapsulators.",
+        "The balancer's counters, then those of the backends' decapsulators. Packets to VIPs follow \
+         a hash ring; in slots of the ring that a change touched, a flow table keeps connections \
+         on their backend.",
     );
     let katran = &site.katran;
     // First, for a late packet may come between the two: it is missing here then, and not there.
@@ -32,12 +34,12 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         table.row([name.to_owned(), what.to_owned(), frames, bytes]);
     }
     for (name, what, number) in [
-        ("to VIPs", "settled slot: by the ring", flows.settled),
-        ("", "unsettled: by its base", flows.by_base),
-        ("", "unsettled: by a flow's entry", flows.by_entry),
-        ("", "unsettled: a new connection", flows.miss_syn),
-        ("", "unsettled: an unknown one", flows.miss_non_syn),
-        ("", "on a CPU without a table", flows.fallback),
+        ("to VIPs", "slot unchanged: by the ring", flows.settled),
+        ("", "slot changed: previous backend", flows.by_base),
+        ("", "slot changed: remembered flow", flows.by_entry),
+        ("", "slot changed: new connection", flows.miss_syn),
+        ("", "slot changed: unknown flow", flows.miss_non_syn),
+        ("", "on a CPU without a flow table", flows.fallback),
         ("icmp", "pings answered", icmp.echo_v4 + icmp.echo_v6),
     ] {
         table.row([name.to_owned(), what.to_owned(), grouped(number)]);
@@ -52,9 +54,9 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         ]);
     }
     if dropped == 0 {
-        table.row(["drop reason", "none of all", "0"].map(str::to_owned));
+        table.row(["drop reason", "none", "0"].map(str::to_owned));
     }
-    println!("{table}");
+    report.print(format_args!("{table}\n"));
 
     let mut table = Table::new(&[
         "backend",
@@ -76,13 +78,12 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     let answered = icmp.echo_v4 + icmp.echo_v6 + icmp.too_big_v4 + icmp.too_big_v6;
     let encapsulated = totals.tx.packets.saturating_sub(answered);
     let lost = encapsulated.saturating_sub(unwrapped);
-    println!("{table}");
-    println!(
-        "  {} packets were encapsulated, {} unwrapped, {} lost in queues.",
+    report.print(format_args!(
+        "{table}\n  {} packets encapsulated, {} decapsulated, {} lost in queues.",
         grouped(encapsulated),
         grouped(unwrapped),
         grouped(lost)
-    );
+    ));
     let sum = totals.tx.packets + totals.pass.packets + totals.drop.packets;
     report.check(sum == totals.total.packets, "the totals do not add up");
     report.check(

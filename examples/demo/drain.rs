@@ -38,11 +38,12 @@ const ATTEMPTS: usize = 200;
 
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
-        "A drained backend finishes what it has begun",
+        "Draining a backend breaks no connection",
         &format!(
-            "A download over each VIP, {} MiB at 4 MiB/s, both from one backend. It is drained \
-             (weight 0), then others go and come back. New requests go elsewhere (columns b0 to \
-             b3: who answered {} of them), the two connections stay.",
+            "The client downloads {} MiB from each VIP at 4 MiB/s; one backend serves both \
+             downloads. That backend is drained (weight 0: it gets no new connections), then \
+             others are removed and added again. After each change the client makes {} new \
+             requests: columns b0 to b3 count who answers. The downloads continue undisturbed.",
             web::DOWNLOAD >> 20,
             REQUESTS * 2
         ),
@@ -57,7 +58,10 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     let steps = [
         (format!("{} is drained", name(drained)), vec![]),
         (format!("{} is removed", name(first)), vec![first]),
-        (format!("back; {} is removed", name(second)), vec![second]),
+        (
+            format!("{} is back, {} removed", name(first), name(second)),
+            vec![second],
+        ),
         (format!("{} is back", name(second)), vec![]),
     ];
 
@@ -114,7 +118,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         format!("{took:.1} s"),
         "the downloads are complete".to_owned(),
     ]);
-    println!("{table}");
+    report.print(format_args!("{table}\n"));
 
     let mut table = Table::new(&["VIP", "client's port", "backend", "bytes", "content"])
         .text(2)
@@ -122,7 +126,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     for (download, end) in downloads.iter().zip(ends) {
         let family = family(download.client.ip());
         let content = match &end {
-            Ok(()) => "each byte as it should be".to_owned(),
+            Ok(()) => "every byte correct".to_owned(),
             Err(error) => error.to_string(),
         };
         table.row([
@@ -137,7 +141,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
             format_args!("the {family} download broke: {content}"),
         );
     }
-    print!("{table}");
+    report.print(table);
     site.restore()
 }
 
@@ -231,7 +235,7 @@ fn read(
         }
         rest = rest
             .strip_prefix(&buffer[..n])
-            .ok_or_else(|| io::Error::other("a byte is not what it should be"))?;
+            .ok_or_else(|| io::Error::other("a byte is wrong"))?;
         received.fetch_add(n, Ordering::Relaxed);
     }
     match rest.len() {

@@ -1,12 +1,11 @@
 //! The load balancer at work: a client, a router, a balancer and four web servers, each a network
-//! namespace of this process, and what one would want to see before believing it.
+//! namespace of this process, with real traffic between them.
 //!
-//! `make demo` installs what it needs and runs it, as root. It ends by itself with a one-line
-//! verdict and exit status 0 only if everything it shows was true. Nothing it makes has a name
-//! outside this process but a directory for nginx's files, which is gone at the end, also after
-//! Ctrl-C.
+//! `make demo` installs what the demo needs and runs it as root. The last line is a verdict, and the
+//! exit status is 0 only if everything that the demo shows is true. Outside its process it makes
+//! only a directory for nginx's files, and removes it at the end, even after Ctrl-C.
 //!
-//! One file a part, and [`site`] for what they have in common; `lb.toml` is the configuration.
+//! Each part has a file, [`site`] what they share, and `lb.toml` the balancer's configuration.
 
 mod counters;
 mod drain;
@@ -20,6 +19,7 @@ mod table;
 mod throughput;
 mod web;
 
+use std::env;
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
@@ -41,15 +41,32 @@ use crate::site::Site;
 /// What the parts return: an error is a part that could not be carried through.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
+const USAGE: &str = "\
+Show the load balancer at work: real traffic between network namespaces
+
+Usage: demo
+
+It needs root, nginx and iperf3: `make demo` installs what is missing. It takes
+half a minute, leaves the network of this machine alone, and ends with a verdict
+(exit status 0: everything it showed was true).";
+
 const PICTURE: &str = "
   +----------+     +----------+   to a VIP   +------------+
   |  client  |-----|  router  |------------->|  balancer  |  Katran, native XDP:
   +----------+     |          |<-------------|            |  in, encapsulated,
        ^           +----------+   IP in IP   +------------+  out again
        |            |  |  |  |
-       |           b0 b1 b2 b3    backend0 to backend3: nginx, with the VIPs,
-       |            |  |  |  |    behind a decapsulator on native XDP
-       +------------+--+--+--+    answers: by the router, straight to the client";
+       |           b0 b1 b2 b3    backend0 to backend3: nginx, and a
+       |            |  |  |  |    decapsulator on native XDP
+       +------------+--+--+--+    answers go past the balancer to the client
+
+";
+
+const INTRODUCTION: &str = "\
+    Each host is a network namespace of this process. The client connects to a virtual address \
+    (VIP). The balancer picks a backend for each connection, wraps the packets in an outer IP \
+    header and sends them there. The backend strips that header (decapsulates) and answers the \
+    client directly.";
 
 /// A part of the demo.
 type Part = fn(&mut Site, &mut Report) -> Result<()>;
@@ -64,14 +81,26 @@ const PARTS: [Part; 6] = [
 ];
 
 fn main() -> ExitCode {
+    match env::args().nth(1).as_deref() {
+        None => {}
+        Some("-h" | "--help") => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Some(_) => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    }
     if !geteuid().is_root() {
         eprintln!("demo: run as root (make demo): it loads programs into the kernel");
         return ExitCode::FAILURE;
     }
     let started = Instant::now();
     let mut report = Report::default();
-    println!("katran: a load balancer between a client and four web servers");
-    println!("{PICTURE}");
+    report.print("katran: a load balancer between a client and four web servers");
+    report.print(PICTURE);
+    report.say(INTRODUCTION);
     if let Err(error) = show(&mut report) {
         report.failed(format_args!("cannot be set up: {error}"));
     }

@@ -16,7 +16,7 @@ const INTERVAL: &str = "0.05";
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
         "The VIPs answer pings",
-        "The balancer's program answers echo requests in place; no backend sees them.",
+        "The balancer's program in the kernel answers echo requests itself: no backend sees them.",
     );
     let before = site.katran.stats().icmp()?;
     let mut table = Table::new(&[
@@ -55,7 +55,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
             ),
         );
     }
-    print!("{table}");
+    report.print(table);
     let after = site.katran.stats().icmp()?;
     let answered = (
         after.echo_v4 - before.echo_v4,

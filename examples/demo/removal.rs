@@ -15,7 +15,7 @@ use crate::web::Connection;
 /// out itself.
 const CLIENTS: u16 = 200;
 const FIRST_PORT: u16 = 20_000;
-/// How many of a hundred clients of other backends have to stay when they connect anew: Maglev
+/// How many of a hundred clients of other backends must stay when they connect again: Maglev
 /// hashing moves few of them, but some.
 const MOST: usize = 90;
 
@@ -29,11 +29,12 @@ struct Client {
 
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
-        "A backend is removed and its clients move",
+        "Removing a backend moves only its clients",
         &format!(
-            "{CLIENTS} clients of each VIP, told by their source ports, hold a connection each. The \
-             backend that has most of them is removed. Then every client asks again on its open \
-             connection, and after that on a new one from the same port (columns b0 to b3)."
+            "{CLIENTS} clients of each VIP, one for each source port, hold a connection. The \
+             backend with most of them is removed. Every client then asks again on its open \
+             connection, and after that on a new one from the same port (columns b0 to b3: who \
+             answers)."
         ),
     );
     let clients = connect(site)?;
@@ -72,7 +73,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
             kept[before] += 1;
         }
         let connection = Connection::from(&site.lab.client, own, server)
-            .map_err(|error| format!("{own} cannot connect anew: {error}"))?;
+            .map_err(|error| format!("{own} cannot connect again: {error}"))?;
         let answer = connection
             .ask_and_close()
             .map_err(|error| format!("{own} gets no answer: {error}"))?;
@@ -121,11 +122,11 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
         row.extend(now.iter().map(usize::to_string));
         table.row(row);
     }
-    println!("{table}");
-    println!(
-        "  {stayed} of {others} clients of other backends get the same backend on a new connection;\n  \
-         Katran::real_for_flow names the right one for {as_foretold} of {total}."
-    );
+    report.print(format_args!(
+        "{table}\n  \
+         {stayed} of {others} clients of other backends reach the same one on a new connection.\n  \
+         Katran::real_for_flow predicted the backend of {as_foretold} of {total} connections."
+    ));
     report.check(
         100 * stayed >= MOST * others,
         format_args!("only {stayed} of {others} clients of other backends stayed"),

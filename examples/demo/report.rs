@@ -1,8 +1,10 @@
-//! What the demo says: parts with a sentence each, and what did not hold.
+//! What the demo prints: parts with a sentence each, and what did not hold.
 
 use std::fmt;
 use std::time::Duration;
 
+/// Columns of a terminal, which no line exceeds.
+const COLUMNS: usize = 80;
 /// Columns of a line of prose.
 const WIDTH: usize = 78;
 
@@ -18,8 +20,28 @@ impl Report {
     /// Begins a part.
     pub(crate) fn part(&mut self, title: &str, sentence: &str) {
         self.parts += 1;
-        println!("\n{}. {title}", self.parts);
-        println!("{}\n", wrapped(sentence));
+        let number = self.parts;
+        self.print(format_args!(
+            "\n{number}. {title}\n{}\n\n",
+            wrapped(sentence)
+        ));
+    }
+
+    /// Prints lines. One that a terminal would break is a failure.
+    pub(crate) fn print(&mut self, text: impl fmt::Display) {
+        for line in text.to_string().lines() {
+            println!("{line}");
+            if line.chars().count() > COLUMNS {
+                self.failed(format_args!(
+                    "the line above has more than {COLUMNS} columns"
+                ));
+            }
+        }
+    }
+
+    /// Prints prose in lines that a terminal does not break.
+    pub(crate) fn say(&mut self, sentences: &str) {
+        self.print(wrapped(sentences));
     }
 
     /// Notes whether something holds that should.

@@ -25,8 +25,9 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
         "Requests spread by weight",
         &format!(
-            "{REQUESTS} HTTP requests to each VIP, every one on a TCP connection of its own. All \
-             four mixes of families occur: IPv4 and IPv6 clients, IPv4 and IPv6 reals."
+            "The client sends {REQUESTS} HTTP requests to each of two VIPs, one IPv4 and one IPv6, \
+             each on a new TCP connection. A backend's share follows its weight. The balancer \
+             reaches two backends over IPv4 and two over IPv6, whichever the client uses."
         ),
     );
     let before = forwarded(site)?;
@@ -37,7 +38,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     }
 
     let mut table = Table::new(&[
-        "VIP", "backend", "real", "weight", "expected", "seen", "allowed",
+        "VIP", "backend", "address", "weight", "expected", "seen", "allowed",
     ])
     .text(1)
     .text(2);
@@ -65,7 +66,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
             );
         }
     }
-    print!("{table}");
+    report.print(table);
     let requests = u64::from(REQUESTS) * services.len() as u64;
     let packets = forwarded(site)? - before;
     report.check(

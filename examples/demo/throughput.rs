@@ -24,9 +24,10 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.part(
         "Throughput through the tunnel",
         &format!(
-            "iperf3 sends to each VIP for {SECONDS} seconds. Its two connections need the same backend, \
-             so this VIP has the flag no-src-port. Every packet is encapsulated by the balancer \
-             and unwrapped by the backend, on virtual interfaces without any offload."
+            "iperf3 sends to each VIP for {SECONDS} seconds. Its two connections need the same \
+             backend, so these VIPs ignore the client's port (flag no-src-port). The balancer \
+             encapsulates every packet and the backend decapsulates it, on virtual interfaces \
+             without hardware offload."
         ),
     );
     let mut servers = Vec::new();
@@ -92,7 +93,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
             format_args!("several backends got packets of one {family} client: {gains:?}"),
         );
     }
-    print!("{table}");
+    report.print(table);
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Carries what a CPU has counted from one map to another: each packet is in the sum of both at any moment, whatever
- * becomes of the process that runs this. The first map is one that no packet counts in any more, but for those
- * that enter a program whose descriptor was handed out.
+ * Moves a CPU's counts from one map to another when a balancer is replaced; the library runs it
+ * once per CPU. The sum of both maps is right at any moment, even if the process dies meanwhile. No
+ * packet counts in the first map any more, except in a program whose descriptor was handed out.
  */
 #include "shared.h"
 
@@ -10,13 +10,13 @@
 #include <bpf/bpf_helpers.h>
 
 const volatile struct {
-	/* Words at the beginning of each element that are counters. */
+	/* Counter words at the beginning of each element. */
 	__u32 words;
 	/* Elements that both maps have. */
 	__u32 elements;
 } counted_by = { 1, 1 };
 
-/* The size of the values is set before load. */
+/* The library sets the size of the values before load. */
 struct counters_of {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -35,7 +35,7 @@ static long carry_element(__u32 element, const __u32 *cpu)
 	if (!from || !to)
 		return 1;
 	for (__u32 word = 0; word < counted_by.words; word++) {
-		/* A packet on this CPU may interrupt this, and not the other way round. */
+		/* A packet on this CPU may interrupt this, but not the other way round. */
 		const __u64 counted = __sync_lock_test_and_set(&from[word], 0);
 
 		if (counted)
@@ -44,7 +44,7 @@ static long carry_element(__u32 element, const __u32 *cpu)
 	return 0;
 }
 
-/* The frame is the number of the CPU, whose counts become the present one's. */
+/* The frame holds a CPU's number; that CPU's counts are added to the current one's. */
 SEC("xdp")
 int carry(struct xdp_md *ctx)
 {

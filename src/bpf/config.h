@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Load-time constants of the balancer, set by the library before the verifier sees the program.
- * The verifier knows their values, so what they turn off is gone from the translated program.
+ * Load-time constants of the balancer, which the library sets before the verifier checks the
+ * program. The verifier knows their values and removes the code that they turn off.
  */
 #pragma once
 
@@ -11,9 +11,9 @@
 #include <bpf/bpf_helpers.h>
 
 const volatile __u32 features = 0;
-/* Which object the programs are of; no packet reads it. */
+/* Identifies the object that the programs come from; no packet reads it. */
 const volatile __u64 digest = 0;
-/* Whether the attached program is the one with what few balancers need. */
+/* Whether the attached program is katran_full. */
 const volatile __u8 full = 0;
 const volatile __u32 ring_size = 65537;
 /* Start values of the flow hash: max_vips * ring_size, and max_vips. */
@@ -24,51 +24,53 @@ const volatile __u32 ticks_per_second = 1000;
 const volatile __u32 udp_timeout = 30000; /* ticks */
 const volatile __u32 max_vips = 1;
 const volatile __u32 max_reals = 1;
-/* The VIP table's hash: one key for each word of a vip_key and the sum's start value; the sum is
- * shifted right by so much to get the place of the chain's head. */
+/* The VIP table's hash: a key for each word of a vip_key, then the sum's start value. The sum
+ * shifted right by `vip_shift` is the place of the chain's head. */
 const volatile __u64 vip_keys[VIP_WORDS + 1] = {};
 const volatile __u32 vip_shift = 63;
 const volatile __u32 flow_table_kind = FLOW_TABLE_SETS;
-/* Which flows the tables remember, of enum flow_tracking. */
+/* Of enum flow_tracking. */
 const volatile __u32 flow_tracking = TRACK_ALL;
-/* Where in a ring's element its struct ring_planes lies, and by how much ticks are shifted for moments. */
+/* The offset of struct ring_planes in a ring's element, and the shifts that turn ticks into
+ * moments. */
 const volatile __u32 ring_planes_at = 0;
 const volatile __u32 tcp_moment_shift = 15;
 const volatile __u32 udp_moment_shift = 8;
 /* Sets of each forwarding CPU's table. */
 const volatile __u32 flow_sets = 1;
-/* Random keys of the flow's fingerprint: one for each of its words, and the sum's start value. */
+/* Random keys of the flow's fingerprint: one for each of its words, then the sum's start value. */
 const volatile __u64 flow_keys[FLOW_WORDS + 1] = {};
-/* A SYN follows its flow's entry if that was used since so many ticks. */
+/* A SYN follows its flow's entry if that was used within this many ticks. */
 const volatile __u32 syn_follows = 5000;
-const volatile __u64 flood_threshold = 125000; /* new flows a second and CPU */
+const volatile __u64 flood_threshold = 125000; /* new flows per second and CPU */
 const volatile __u32 encapsulation = ENCAPSULATION_IPIP;
 const volatile __u16 gue_port = 6080;
 /* The server-id table's hash: an odd multiplier and a start value. */
 const volatile __u64 server_id_key = 1;
 const volatile __u64 server_id_start = 0;
-/* The elements of `server_ids` that each of its parts has. */
+/* Elements of `server_ids` in each of its parts. */
 const volatile __u32 server_id_chunks = 1;
-/* Whether outer IPv4 headers have the inner packet's DF bit, and an identification without it. */
+/* Whether outer IPv4 headers copy the inner packet's DF bit, and carry an identification without
+ * it. */
 const volatile __u8 inherit_dont_fragment = 0;
-/* Outer IPIP source prefixes, words as they lie in memory: the first half of an IPv4 address, the
+/* Outer IPIP source prefixes, as words in memory order: the first half of an IPv4 address, the
  * first three quarters of an IPv6 address. */
 const volatile __u16 ipip_source_v4 = 0;
 const volatile __u32 ipip_source_v6[3] = {};
-/* Whether outer sources of tunnels that end here, and sources of what leaves an egress address, have to lie in
- * `allowed_sources` and `egress_sources`. */
+/* Whether the outer sources of tunnels that end here must be in `allowed_sources`, and the sources
+ * of packets that leave an egress address in `egress_sources`. */
 const volatile __u8 limit_outer_sources = 0;
 const volatile __u8 limit_egress_sources = 0;
-/* Whether frames may come in several buffers, so that data_end is not the frame's end. */
+/* Whether frames may arrive in several buffers, so that data_end is not the frame's end. */
 const volatile __u8 frags = 0;
-/* So many ticks after the owner's last sign of life all frames pass; 0: they never do for that. */
+/* Ticks after the owner's last sign of life until all frames pass; 0: never. */
 const volatile __u64 orphan_limit = 0;
 
-/* Whether each real has a next hop of its own, and whether that may be behind another interface. */
+/* Whether each real has its own next hop, and whether that may be behind another interface. */
 const volatile __u8 next_hops = 0;
 const volatile __u8 redirect = 0;
 
-/* Whether VIPs have VIP_IN_DETAIL; pairs of a VIP and a real whose packets are counted then, at most. */
+/* Whether VIPs may have VIP_IN_DETAIL, and how many pairs of a VIP and a real may be counted. */
 const volatile __u8 in_detail = 0;
 const volatile __u32 max_vip_reals = 0;
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* Counting, and what the explaining twin notes on the way. Per CPU, so no increment is atomic. */
+/* The state of one run of the walk, its counters, and the explaining twin's notes; every step uses
+ * it. Counters are per CPU, so no increment is atomic. */
 #pragma once
 
 #include "config.h"
@@ -9,27 +10,27 @@
 #include <stdbool.h>
 #include <linux/if_ether.h>
 
-/* Which programs a walk is compiled for, as a set: each of them knows its own, so what belongs to the
- * others leaves no instruction in it. (To test a load-time constant still takes a load.) */
+/* The variants that a walk is compiled for, as a set. Each program knows its variant at compile
+ * time, so code of the others leaves no instruction in it. (Testing a load-time constant still
+ * costs a load.) */
 enum variant {
 	PLAIN = 0,
-	EXPLAINS = 1 << 0, /* a twin, which writes down what it decided */
-	SPECIAL = 1 << 1, /* for packets of special VIPs, which another program has handed over */
-	FULL = 1 << 2, /* with what few balancers need */
+	EXPLAINS = 1 << 0, /* a twin, which records its decisions */
+	SPECIAL = 1 << 1, /* for special packets, which another program has handed over */
+	FULL = 1 << 2, /* with the features that few balancers use */
 	RARE = 1 << 3, /* for frames that another program has handed over: see rare.h */
 };
 
-/* What one run of a program carries along. */
+/* The state of one run of a program. */
 struct run {
 	struct xdp_md *ctx;
-	struct cpu *cpu; /* this one's record */
+	struct cpu *cpu; /* this CPU's record */
 	struct explanation *explanation;
 	struct ethhdr *eth; /* valid until the head is moved */
-	__u64 length; /* of the whole frame, bytes; after decapsulation, of what is left of it */
+	__u64 length; /* of the whole frame, in bytes; after decapsulation, of what is left */
 	enum variant variant; /* a constant */
-	/* Of the frame. */
-	bool untagged; /* its VLAN tags are put aside */
-	bool unwrapped; /* it came in a tunnel that ended here */
+	bool untagged; /* the frame's VLAN tags are put aside */
+	bool unwrapped; /* the frame came in a tunnel that ended here */
 };
 
 static __always_inline bool is(const struct run *run, enum variant variant)
@@ -37,7 +38,7 @@ static __always_inline bool is(const struct run *run, enum variant variant)
 	return run->variant & variant;
 }
 
-/* Whether one of the features is on that only full programs have. */
+/* Whether a feature is on that only full programs have. */
 static __always_inline bool rare_feature(const struct run *run, __u32 bit)
 {
 	return is(run, FULL) && feature(bit);
@@ -75,7 +76,7 @@ static __always_inline void count_frame(struct count *count, __u64 bytes)
 	count->bytes += bytes;
 }
 
-/* Counts the frame by its verdict, with the bytes that it came with. */
+/* Counts the frame by its verdict, with its length on arrival. */
 static __always_inline void count_verdict(const struct run *run, int verdict, __u64 arrived)
 {
 	if (verdict == XDP_TX || (is(run, FULL) && verdict == XDP_REDIRECT))

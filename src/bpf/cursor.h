@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* A position in the packet that is checked against the packet's end each time it moves. */
+/* A position in the packet that is checked against the packet's end each time it moves. Every
+ * program reads headers through it, so no access goes past the end. */
 #pragma once
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* What a program is given of a frame: XDP's, unless it says otherwise before. */
+/* The program's context: XDP's, unless the program defines another before. */
 #ifndef CONTEXT
 #define CONTEXT struct xdp_md
 #endif
@@ -31,7 +32,7 @@ static __always_inline void *cursor_take(struct cursor *cursor, const __u32 size
 	if (taken + size > cursor->end)
 		return NULL;
 	cursor->position = taken + size;
-	/* Spares the callers' test for NULL a branch where the bounds have just been checked. */
+	/* Spares callers a branch for their NULL test where the bounds have just been checked. */
 	__builtin_assume(taken != NULL);
 	return taken;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
-/* The decapsulator as an XDP program. */
+/* The decapsulator as an XDP program, on the backend's interface. decap.h does the work. */
 #include <linux/bpf.h>
 
 #define CONTEXT struct xdp_md

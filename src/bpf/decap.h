@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The backend's decapsulator: strips IP in IP and GUE on arrival (all four mixes of families) and
- * hands the inner packet to the stack, where the VIP sits on the loopback interface. What is not
- * tunnelled passes untouched, fragments and options included. It is compiled for XDP and for tc, which
- * say what CONTEXT, PASS and DROP are (and SUM_CHANGED), how long a frame is, and how to strip.
+ * The backend's decapsulator: strips IP in IP and GUE (all four mixes of families) from arriving
+ * packets and hands the inner packet to the stack, where the loopback interface has the VIP.
+ * Packets that are not tunnelled pass untouched, fragments and options included.
+ *
+ * decap.bpf.c compiles it for XDP, decap_tc.bpf.c for tc. Each defines CONTEXT, PASS and DROP (and
+ * SUM_CHANGED), the length of a frame, and how to strip.
  */
 #pragma once
 
@@ -26,17 +28,17 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* On: only tunnels that end at `destination_v4` or `destination_v6` are stripped. */
+/* Strips only tunnels that end at `destination_v4` or `destination_v6`. */
 const volatile __u8 strict = 0;
-/* Words as they lie in memory. */
+/* Words in memory order. */
 const volatile __u32 destination_v4 = 0;
 const volatile __u32 destination_v6[4] = {};
-/* The UDP port that GUE comes to; 0: GUE is not stripped. */
+/* The UDP port where GUE arrives; 0: GUE is not stripped. */
 const volatile __u16 gue_port = 6080;
-/* On: an outer source, or an inner destination, that no prefix covers is dropped. */
+/* Drops packets with an outer source, or an inner destination, that no prefix covers. */
 const volatile __u8 limit_sources = 0;
 const volatile __u8 limit_destinations = 0;
-/* This server's own id in TCP options; 0: packets are not looked at for one. */
+/* This server's id in TCP options; 0: packets are not searched for one. */
 const volatile __u32 own_server_id = 0;
 
 struct {
@@ -50,7 +52,7 @@ struct {
 struct prefixes allowed_sources SEC(".maps");
 struct prefixes allowed_destinations SEC(".maps");
 
-/* An address of zeros: none of that family is ours. */
+/* Zeros: there is no address of that family. */
 static __always_inline bool is_ours(const struct tunnel *tunnel)
 {
 	const __u32 *end = tunnel->destination;
@@ -62,8 +64,8 @@ static __always_inline bool is_ours(const struct tunnel *tunnel)
 	       end[2] == destination_v6[2] && end[3] == destination_v6[3];
 }
 
-/* Counts the TCP server id in the inner packet, if it carries one. A SYN has none to carry: what is in it
- * is of an earlier connection, and the balancer does not look at it. */
+/* Counts the TCP server id in the inner packet, if there is one. A SYN's id would belong to an
+ * earlier connection, and the balancer ignores it. */
 static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters *count,
 					    struct cursor packet, enum family family)
 {
@@ -103,8 +105,8 @@ static __always_inline void count_server_id(CONTEXT *ctx, struct decap_counters 
 
 static __always_inline __u32 frame_length(const CONTEXT *ctx);
 
-/* Removes the outer headers between the Ethernet header and the inner packet, which the two programs do
- * differently. */
+/* Removes the outer headers between the Ethernet header and the inner packet; each program has its
+ * own way. */
 static __always_inline bool strip(CONTEXT *ctx, struct ethhdr *eth, const struct tunnel *tunnel);
 
 static __always_inline void count_stripped(struct decap_counters *count, const struct tunnel *tunnel)
@@ -166,7 +168,7 @@ static __always_inline int unwrap(CONTEXT *ctx, struct decap_counters *count, st
 	return PASS;
 }
 
-/* What becomes of a packet: PASS or DROP. */
+/* The packet's verdict: PASS or DROP. */
 static __always_inline int take_out(CONTEXT *ctx)
 {
 	const __u32 zero = 0;
@@ -178,7 +180,7 @@ static __always_inline int take_out(CONTEXT *ctx)
 	if (!count || !eth)
 		return PASS;
 	count->total++;
-	/* Of another version than its EtherType it is no packet. */
+	/* A version that does not match the EtherType is not IP. */
 	if (ether_type(eth) == bpf_htons(ETH_P_IP)) {
 		if (ip_version(cursor) == 4 && find_tunnel_v4(&tunnel, cursor, gue_port))
 			return unwrap(ctx, count, eth, &tunnel);

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
-/* The decapsulator as a tc program at ingress, for hosts where XDP is not to be had. */
+/* The decapsulator as a tc program at ingress, for hosts without XDP. decap.h does the work. */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 
 #define CONTEXT struct __sk_buff
-/* What other programs there are have their say, too. */
+/* Lets other tc programs decide too. */
 #define PASS TC_ACT_UNSPEC
 #define DROP TC_ACT_SHOT
-/* The kernel may know what the packet adds up to, if the device has told it. */
+/* The kernel may hold a sum of the packet that the device computed. */
 #define SUM_CHANGED(ctx, from, to) bpf_csum_update(ctx, (__u16)~(from) + (__u32)(__u16)(to))
 #include "decap.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* All headers that are looked at: Ethernet, outer IPv6 and UDP, inner IPv6, TCP with options. */
+/* All headers that the program reads: Ethernet, outer IPv6 and UDP, inner IPv6, TCP with
+ * options. */
 #define HEADERS (14 + 40 + 8 + 40 + 60)
 
-/* BPF_F_ADJ_ROOM_DECAP_L3_IPV4 and _IPV6 of Linux 6.3, which older headers have not: what is left is
- * of this family. */
+/* BPF_F_ADJ_ROOM_DECAP_L3_IPV4 and _IPV6 of Linux 6.3, which older headers lack: the family of the
+ * remaining packet. */
 #define DECAP_TO_IPV4 (1 << 7)
 #define DECAP_TO_IPV6 (1 << 8)
 
@@ -30,18 +31,19 @@ static __always_inline bool strip(struct __sk_buff *skb, struct ethhdr *eth __at
 				  const struct tunnel *tunnel)
 {
 	const __be16 type = inner_type(tunnel);
-	/* Segments stay as long as they were: it is not their headers that go. */
+	/* Segments keep their length: the headers that go are not theirs. */
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 
-	/* GUE packets that the kernel has merged behind one outer header (ethtool's
-	 * rx-udp-gro-forwarding) cannot be taken apart here, and the stack would lose them silently. */
+	/* The kernel has merged GUE packets behind one outer header (ethtool's
+	 * rx-udp-gro-forwarding). They cannot be split here, and the stack would lose them
+	 * silently. */
 	if (tunnel->gue && skb->gso_size)
 		return false;
 	if (tunnel->inner_v6 != tunnel->outer_v6)
 		flags |= tunnel->inner_v6 ? DECAP_TO_IPV6 : DECAP_TO_IPV4;
 	if (bpf_skb_adjust_room(skb, -(__s32)tunnel->outer_bytes, BPF_ADJ_ROOM_MAC, flags))
 		return false;
-	/* The Ethernet header has been moved, and is otherwise as it was. */
+	/* The kernel has moved the Ethernet header, which only needs a new type. */
 	return tunnel->inner_v6 == tunnel->outer_v6 ||
 	       !bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &type, sizeof(type), 0);
 }
@@ -49,7 +51,7 @@ static __always_inline bool strip(struct __sk_buff *skb, struct ethhdr *eth __at
 SEC("tc")
 int decap_tc(struct __sk_buff *skb)
 {
-	/* What follows reads headers where they lie, and that may be in several pieces. */
+	/* The code below reads headers in place, and they may be in several pieces. */
 	if (skb->data_end - skb->data < HEADERS)
 		bpf_skb_pull_data(skb, skb->len < HEADERS ? skb->len : HEADERS);
 	return take_out(skb);

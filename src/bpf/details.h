@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * What few balancers count: SYNs of each VIP, and what went to each of its reals. A VIP's flags say that there is something
- * to count, in the bits that the end of the walk looks at anyway, so no other packet pays for it.
+ * Optional counters: SYNs of each VIP, and the packets of each of its reals. send.h calls this for
+ * VIPs whose flags ask for it, in bits that it tests anyway, so no other packet pays.
  */
 #pragma once
 
@@ -13,12 +13,12 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* Of so many packets without a pair one tries to make it: with no room that takes locks and looks for a place with all CPUs.
- * A power of two. */
+/* Of this many packets without a pair one tries to make it: with a full map that takes locks and
+ * searches the free places of all CPUs. A power of two. */
 enum { UNPAIRED_TRIES = 256 };
 
-/* The counters of a VIP with one of its reals, which the first packet makes; NULL: there is no room for more pairs, or there
- * was none a moment ago. */
+/* The counters of a VIP with one of its reals, which the first packet makes; NULL: there is no room
+ * for more pairs, or there was none a moment ago. */
 static __always_inline struct vip_real_counters *counters_of_pair(const struct vip_real *pair,
 								  __u64 unpaired)
 {
@@ -27,17 +27,19 @@ static __always_inline struct vip_real_counters *counters_of_pair(const struct v
 
 	if (likely(found) || (unpaired & (UNPAIRED_TRIES - 1)))
 		return found;
-	/* Another CPU may make it meanwhile: then this one is refused, and finds it. */
+	/* If another CPU makes it meanwhile, this update fails, and the lookup finds the other
+	 * one. */
 	bpf_map_update_elem(&vip_reals, pair, &none, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&vip_reals, pair);
 }
 
-/* Counts a packet that goes on. A global function, so that the verifier looks at it once. */
+/* Counts a packet that is forwarded or delivered. A global function, so the verifier checks it
+ * once. */
 LOOKED_AT_ONCE int count_in_detail(__u32 vip, __u32 real, __u32 bytes, __u32 opens)
 {
 	struct vip_details *of_vip;
 
-	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	/* Before Linux 6.8 the verifier checks this even if nothing calls it. */
 	if (!in_detail)
 		return 0;
 	of_vip = bpf_map_lookup_elem(&vip_details, &vip);

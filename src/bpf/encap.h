@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * IP in IP (RFC 2003, RFC 2473, RFC 4213): the packet goes unchanged behind an outer header to
- * the real. The outer source is made up per flow, so that the backend's receive-side scaling,
+ * Wraps a packet for its real, IP in IP (RFC 2003, RFC 2473, RFC 4213) or GUE, and sends it; send.h
+ * calls it last. The outer source is made up per flow, so that the backend's receive-side scaling,
  * which sees only the outer header, spreads flows over its queues.
  */
 #pragma once
@@ -34,7 +34,7 @@ static __always_inline int ipip_v4(const struct run *run, const struct packet *p
 		.tot_len = bpf_htons(inner_length(packet, family) + sizeof(struct iphdr)),
 		.ttl = OUTER_TTL,
 		.protocol = family == FAMILY_V6 ? IPPROTO_IPV6 : IPPROTO_IPIP,
-		/* Both halves as they lie in memory; the port's bytes come in swapped. */
+		/* Both halves are in memory order; the port's bytes come swapped. */
 		.saddr = ipip_source_v4 |
 			 usable_host_v4((tail ^ __builtin_bswap16(hash_source(packet))) << 16),
 		.daddr = *(const __u32 *)real->address,
@@ -55,7 +55,7 @@ static __always_inline int ipip_v6(const struct run *run, const struct packet *p
 				   const struct way *way, const struct real *real,
 				   enum family family)
 {
-	/* The port's bytes as they lie in memory, over the first two of the address's tail. */
+	/* The port's bytes in memory order, over the first two of the address's tail. */
 	const __u32 tail = source_tail(packet, family) ^ hash_source(packet);
 	const __u32 *address = (const __u32 *)real->address;
 	struct ethhdr *eth = grow(run, sizeof(struct ipv6hdr));
@@ -85,7 +85,7 @@ static __always_inline int encap(const struct run *run, const struct packet *pac
 				 const struct way *way, const struct real *real,
 				 enum family family)
 {
-	/* The two share no code, so that neither pays for what the other needs. */
+	/* The two share no code, so neither pays for the other's needs. */
 	if (gue_is_on(run)) {
 		if (real->flags & REAL_IPV6)
 			return gue_v6(run, packet, way, real, family);
@@ -96,7 +96,7 @@ static __always_inline int encap(const struct run *run, const struct packet *pac
 	return ipip_v4(run, packet, way, real, family);
 }
 
-/* Wraps the packet for `real` and sends it out of the interface that it came in on, or of the one
+/* Wraps the packet for `real`, and sends it out of the interface where it arrived or of the one
  * that leads to the real. */
 static __always_inline int encap_and_send(const struct run *run, const struct packet *packet,
 					  const struct real *real, __u32 number, enum family family)

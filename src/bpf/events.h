@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* Events for the control side: what happened, with the beginning of the frame that made it. */
+/* Events for the control side: what happened, with the beginning of the frame. The walk emits them
+ * only while a monitor listens. */
 #pragma once
 
 #include "config.h"
@@ -10,8 +11,8 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* Hands over an event, unless there have been more than `event_limit` of its kind on this CPU in the
- * present second. A global function, so that the verifier looks at it once and not in every place. */
+/* Emits an event, unless this CPU has emitted `event_limit` of its kind in the current second. A
+ * global function, so the verifier checks it once and not at each call. */
 LOOKED_AT_ONCE int event_emit(struct xdp_md *ctx, __u32 kind)
 {
 	const __u32 zero = 0;
@@ -20,8 +21,8 @@ LOOKED_AT_ONCE int event_emit(struct xdp_md *ctx, __u32 kind)
 	struct event *event;
 	__u32 bytes;
 
-	/* Before Linux 6.8 the verifier looks at it even if nothing calls it, and without the feature
-	 * there is no ring buffer. */
+	/* Before Linux 6.8 the verifier checks this even if nothing calls it, and without the
+	 * feature there is no ring buffer. */
 	if (!feature(FEATURE_INTROSPECTION))
 		return 0;
 	if (!ctx || !record || kind >= EVENT_KINDS)
@@ -46,7 +47,7 @@ LOOKED_AT_ONCE int event_emit(struct xdp_md *ctx, __u32 kind)
 	bytes = event->length;
 	if (bytes > EVENT_BYTES)
 		bytes = EVENT_BYTES;
-	/* In words that the verifier understands: 1 to EVENT_BYTES. */
+	/* 1 to EVENT_BYTES, in a form that the verifier understands. */
 	bytes = ((bytes - 1) & (EVENT_BYTES - 1)) + 1;
 	event->captured = bytes;
 	if (bpf_xdp_load_bytes(ctx, 0, event->data, bytes)) {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* IPv6 extension headers between the IP header and what it carries (RFC 8200, section 4). */
+/* Skips the IPv6 extension headers between the IP header and what it carries (RFC 8200, section 4).
+ * The parser and the decapsulators call it for packets that have any. */
 #pragma once
 
 #include "cursor.h"
@@ -13,10 +14,11 @@
 #define IPV6_NEXT_ROUTING 43
 #define IPV6_NEXT_FRAGMENT 44
 #define IPV6_NEXT_DESTINATION 60
-/* Extension headers that are walked, and the longest that they can be: 256 times eight bytes each. */
+/* How many extension headers are skipped, and a mask for their length: each has at most 256 times
+ * eight bytes. */
 #define EXTENSIONS 4
 #define EXTENSION_BYTES_MASK 0x3fff
-/* An IP header begins no later in a frame, whatever is in front of it. */
+/* An IP header begins no later in a frame. */
 #define IP_LATEST 0x3fff
 
 /* Hop-by-hop options, destination options and routing begin alike (RFC 8200, 4). */
@@ -39,9 +41,9 @@ static __always_inline bool has_extensions(const struct ipv6hdr *ip)
 	return is_extension(ip->nexthdr);
 }
 
-/* What follows the extension headers of the IPv6 packet at this place of the frame, and above it their bytes;
- * negative: they cannot be walked. A global function, so that the verifier looks at it once, and the registers
- * of packets without any are their own. */
+/* The protocol behind the extension headers of the IPv6 packet at offset `at` of the frame, and
+ * above it their bytes; negative: they cannot be skipped. A global function, so the verifier checks
+ * it once, and packets without extension headers keep their registers. */
 LOOKED_AT_ONCE int skip_extensions(struct xdp_md *ctx, __u32 at)
 {
 	const struct ipv6hdr *ip;
@@ -69,7 +71,7 @@ LOOKED_AT_ONCE int skip_extensions(struct xdp_md *ctx, __u32 at)
 	return is_extension(next) ? -1 : (int)(next | bytes << 8);
 }
 
-/* The bytes that it has skipped. */
+/* The bytes that skip_extensions() skipped. */
 static __always_inline __u32 extension_bytes(int skipped)
 {
 	return (__u32)skipped >> 8 & EXTENSION_BYTES_MASK;

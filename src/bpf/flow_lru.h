@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The flow table as an LRU hash of the kernel: entries carry the whole flow, so they can be listed
- * by address, and cost four times the memory of the set-associative table and a lock to insert.
+ * The alternative flow table: an LRU hash of the kernel, called by flow_table.h. Entries hold the
+ * whole flow, so they can be listed by address, but they take four times the memory of the
+ * set-associative table, and inserting one takes a lock.
  */
 #pragma once
 
@@ -22,7 +23,7 @@ static __always_inline struct flow_value *lru_lookup(void *table, const struct f
 	return value;
 }
 
-/* What the table knows of the flow, and its real in `id`; NULL if it does not know it. */
+/* The flow's entry, and its real in `id`; NULL if there is none. */
 static __always_inline struct flow_value *lru_find(void *table, const struct flow_key *key,
 						  __u32 *id)
 {

@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The flow table as a set-associative cache in a plain array, without locks. A flow belongs to one
- * set of two cache lines; within the set the least recently used entry goes first, but after those of
- * flows of which a single packet was seen, if there are several. An entry holds a fingerprint of the flow instead of its
- * addresses: 48 bits of a hash, and its VIP.
+ * The default flow table: a set-associative cache in a plain array, without locks. flow_table.h
+ * calls it for each packet whose flow the table may know.
  *
- * The table starts with few of its sets in use and splits one after the other as flows come
- * (linear hashing: Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980),
- * so that few flows stay in few cache lines and pages, whatever the table's size.
+ * A flow belongs to one set of two cache lines. A new flow replaces the least recently used entry
+ * of its set; if several entries belong to flows of which only one packet was seen, the oldest of
+ * those. An entry holds a fingerprint of the flow instead of its addresses: 48 bits of a hash, and
+ * its VIP.
+ *
+ * The table starts with few sets in use and splits them one by one as flows arrive (linear hashing:
+ * Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980), so that few flows
+ * occupy few cache lines and pages, whatever the table's size.
  *
  * The fingerprint is a multilinear hash (Lemire and Kaser, "Strongly universal string hashing is
- * fast", The Computer Journal, 2014) of the flow's 32-bit words, with keys drawn at load, so that
- * nobody who does not know them can choose flows that meet in a set.
+ * fast", The Computer Journal, 2014) of the flow's 32-bit words. The library draws the keys at
+ * load, so an attacker cannot choose flows that collide in a set.
  */
 #pragma once
 
@@ -22,17 +25,17 @@
 #include <stddef.h>
 
 #define WAYS_PER_LINE ((int)(64 / sizeof(struct flow_entry)))
-/* Sets that are split when a flow fills the first line of its set, or goes beyond it. Sets then
- * hold one or two flows on average, and only one new flow in thousands finds its set full. */
+/* Sets to split when a flow fills the first line of its set, or goes beyond it. Sets then hold one
+ * or two flows on average, and only one new flow in thousands finds its set full. */
 #define SPLITS 4
-/* So many entries of a set that one packet was seen of are no fewer afterwards. */
+/* Entries of single-packet flows that a set keeps when it makes room. */
 #define ONCE_STAY 2
 
 static __always_inline __u64 flow_fingerprint(const struct flow_key *key, enum family family)
 {
 	const __u32 *words = (const __u32 *)key;
-	/* Protocol and family. The VIP has a place of its own, for its number is known later than
-	 * all else, and the set should not have to wait for it. */
+	/* Protocol and family. The VIP is left out: its number is known last, and choosing the set
+	 * should not wait for it. */
 	const __u32 kind = key->protocol | (__u32)key->family << 8;
 	__u64 sum = flow_keys[FLOW_WORDS] + flow_keys[FLOW_WORDS - 1] * kind;
 
@@ -41,12 +44,12 @@ static __always_inline __u64 flow_fingerprint(const struct flow_key *key, enum f
 	for (int i = 0; i < FLOW_WORDS - 1; i++)
 		if (family == FAMILY_V6 || i % 4 == 0)
 			sum += flow_keys[i] * words[i];
-	/* The number of a VIP is at least 1 here, so no flow matches an empty entry. */
+	/* `key->vip` is at least 1, so no flow matches an empty entry. */
 	return (sum & ~(__u64)VIP_NUMBER_MASK) | key->vip;
 }
 
-/* The bits that choose the set. The sums of flows that differ by the same step, as by ports in a
- * row, lie in a row themselves; mixed, they spread like any others. */
+/* The bits that choose the set. Flows that differ by a constant step, such as consecutive ports,
+ * have sums that do too; mixing spreads them. */
 static __always_inline __u32 set_hash(__u64 fingerprint)
 {
 	const __u64 sum = fingerprint >> VIP_NUMBER_BITS;
@@ -54,19 +57,19 @@ static __always_inline __u32 set_hash(__u64 fingerprint)
 	return (sum ^ sum >> 32) * HASH_MIX >> 32;
 }
 
-/* The set among the `active` first ones. `mask` has as many bits as the last of their numbers. */
+/* The flow's set among the first `active`. `mask` has as many bits as the highest set number. */
 static __always_inline __u32 active_set(__u32 hash, __u32 active, __u32 mask)
 {
 	const __u64 number = hash & mask;
-	/* All ones if that set is not in use yet: its flows are in the one that it will be split
-	 * from. A branch would go either way at random. */
+	/* All ones if that set is not in use yet: its flows are still in the set it will be split
+	 * from. No branch, because one would go either way at random. */
 	const __u64 beyond = sign_mask((__u64)active - 1 - number);
 
 	return number ^ (beyond & (mask ^ mask >> 1));
 }
 
-/* Several CPUs may write to a set of the fallback at once: entries are lost then, or overwritten,
- * but one that is half of each matches no flow. */
+/* Several CPUs may write to a fallback set at once. That loses or overwrites entries, but a torn
+ * entry matches no flow. */
 static __always_inline struct flow_set *
 sets_locate(void *table, const struct active_sets *active, __u64 fingerprint)
 {
@@ -91,8 +94,8 @@ static __always_inline struct flow_entry *entry_at(struct flow_set *set, __u64 o
 	return (void *)set + (offset & (sizeof(*set) - sizeof(struct flow_entry)));
 }
 
-/* The entry's real, if it is this flow's; 0 if not. In a table that CPUs share another one may
- * write to the entry at any moment, so tag and id are read once and judged together. */
+/* The entry's real if the entry is this flow's, else 0. In a shared table another CPU may write to
+ * the entry at any moment, so this reads tag and id once and judges them together. */
 static __always_inline __u32 entry_real(const struct flow_entry *entry, __u64 fingerprint)
 {
 	const __u32 id = *(const volatile __u32 *)&entry->value.id;
@@ -100,20 +103,20 @@ static __always_inline __u32 entry_real(const struct flow_entry *entry, __u64 fi
 	return (*(const volatile __u64 *)&entry->tag ^ id) == fingerprint ? id : 0;
 }
 
-/* In the answer of sets_choose: the entry is the flow's own. */
+/* In the result of sets_choose: the entry already is the flow's. */
 #define CHOSEN_OWN FLOW_WAYS
 
-/* The entry that makes room: the one unused for longest; but those that only one packet was seen of
- * before all others, for floods are made of them, whatever the protocol. Some of those stay: a connection that has just
- * begun would else lose its entry to the next one, before its second packet comes. */
+/* The entry to replace: the one unused for longest, but first those of flows with a single packet,
+ * because floods consist of them whatever the protocol. ONCE_STAY of those stay: otherwise a new
+ * connection would lose its entry to the next one before its second packet. */
 static __always_inline __u64 sets_oldest(const struct flow_set *set, __u32 now)
 {
 	__u64 oldest = 0, oldest_once = 0, once = 0;
 
 #pragma unroll
 	for (int way = 0; way < FLOW_WAYS; way++) {
-		/* The low bits of `now` are set, so that no bit is borrowed, and the lowest one of the
-		 * difference says that there was one packet. */
+		/* Setting the low bits of `now` avoids a borrow; the lowest bit of the difference
+		 * then says that there was one packet. */
 		const __u64 unused = now - set->entries[way].value.used;
 		const __u64 rank = unused << 3 | (FLOW_WAYS - 1 - way);
 
@@ -130,12 +133,12 @@ static __always_inline __u64 sets_oldest(const struct flow_set *set, __u32 now)
 	return FLOW_WAYS - 1 - (oldest & (FLOW_WAYS - 1));
 }
 
-/* Which entry is to be the flow's: its own, or else an empty one, or else the one that makes room; of
- * several the first. A global function, so that the verifier looks at it once, whatever called it, and
- * callers do not know the number: else it would look at what they do once for each. */
+/* The entry for the flow: its own, else an empty one, else the one to replace; the first if there
+ * are several. A global function, so the verifier checks it once for all callers. It also hides the
+ * number from callers, whose code the verifier would otherwise check once per number. */
 LOOKED_AT_ONCE int sets_choose(struct flow_set *set, __u64 fingerprint, __u32 now)
 {
-	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	/* Before Linux 6.8 the verifier checks this even if nothing calls it. */
 	if (flow_table_kind != FLOW_TABLE_SETS || !set)
 		return 0;
 #pragma unroll
@@ -149,9 +152,10 @@ LOOKED_AT_ONCE int sets_choose(struct flow_set *set, __u64 fingerprint, __u32 no
 	return sets_oldest(set, now | USED_BITS);
 }
 
-/* Where the flow's entry is in this line, counted from 1, times an entry's size; 0 if it is not in it. Of several
- * entries the places add up. Without a branch: the sets of many flows are not in any cache, so one on what they
- * hold is decided late, and if it was predicted wrongly all work that had been done meanwhile is lost. */
+/* The offset of the flow's entry in this line, counted from 1 entry, or 0 if the line has none.
+ * Offsets of several matches add up. There is no branch: most sets are in no cache, so a branch on
+ * their contents is resolved late, and a wrong prediction throws away all the work done
+ * meanwhile. */
 static __always_inline __u64 line_find(const struct flow_entry *line, __u64 fingerprint)
 {
 	__u64 place = 0;
@@ -166,7 +170,7 @@ static __always_inline __u64 line_find(const struct flow_entry *line, __u64 fing
 	return place;
 }
 
-/* What the set knows of the flow, and its real in `id`; NULL if it does not know it. A cache line
+/* The flow's entry in the set, with its real in `id`; NULL if there is none. Reads one cache line
  * at a time. */
 static __always_inline struct flow_value *sets_find(struct flow_set *set, __u64 fingerprint,
 						   __u32 *id)
@@ -186,8 +190,8 @@ static __always_inline struct flow_value *sets_find(struct flow_set *set, __u64 
 	entry = entry_at(set, place - sizeof(*entry));
 	*id = entry_real(entry, fingerprint);
 	if (unlikely(!*id)) {
-		/* It has been overwritten since, or several CPUs have entered the flow at once, so that
-		 * `place` is no entry's: then the first one counts. */
+		/* Another CPU has overwritten the entry, or several have entered the flow at once
+		 * so that `place` points at no single entry: take the first match. */
 		place = sets_choose(set, fingerprint, 0);
 		entry = entry_at(set, place * sizeof(*entry));
 		*id = entry_real(entry, fingerprint);
@@ -195,7 +199,7 @@ static __always_inline struct flow_value *sets_find(struct flow_set *set, __u64 
 	return *id ? &entry->value : NULL;
 }
 
-/* The entry that `value` is part of names another real from now on. */
+/* Makes the entry around `value` name another real. */
 static __always_inline void sets_change(struct flow_value *value, __u64 fingerprint, __u32 id)
 {
 	struct flow_entry *entry = (void *)value - offsetof(struct flow_entry, value);
@@ -204,7 +208,7 @@ static __always_inline void sets_change(struct flow_value *value, __u64 fingerpr
 	entry->value.id = id;
 }
 
-/* The same of the places where a tag is. */
+/* The same for a tag. */
 static __always_inline __u64 line_find_tag(const struct flow_entry *line, __u64 tag)
 {
 	__u64 place = 0;
@@ -219,7 +223,7 @@ static __always_inline __u64 line_find_tag(const struct flow_entry *line, __u64 
 	return place;
 }
 
-/* What the set knows of the flow, if it has it with this very real. */
+/* The flow's entry in the set if it names exactly this real. */
 static __always_inline struct flow_value *sets_find_of(struct flow_set *set, __u64 fingerprint,
 						      __u32 id)
 {
@@ -240,16 +244,16 @@ static __always_inline struct flow_value *sets_find_of(struct flow_set *set, __u
 	return entry_real(entry, fingerprint) == id ? &entry->value : NULL;
 }
 
-/* Brings the next sets of this CPU's table into use, each with the flows that belong there. A global
- * function, so that the verifier looks at it once, whatever called it; it is called rarely, and
- * finds for itself what cannot be handed to such a function. */
+/* Brings the next sets of this CPU's table into use and moves into each the flows that belong
+ * there. A global function, so the verifier checks it once for all callers. It is called rarely,
+ * and looks up whatever cannot be passed to such a function. */
 LOOKED_AT_ONCE int sets_split(void)
 {
 	const __u32 zero = 0, cpu = bpf_get_smp_processor_id();
 	struct cpu *record = bpf_map_lookup_elem(&cpus, &zero);
 	void *table = bpf_map_lookup_elem(&flow_tables, &cpu);
 
-	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	/* Before Linux 6.8 the verifier checks this even if nothing calls it. */
 	if (flow_table_kind != FLOW_TABLE_SETS || !record || !table)
 		return 0;
 	for (int i = 0; i < SPLITS; i++) {
@@ -283,7 +287,7 @@ LOOKED_AT_ONCE int sets_split(void)
 	return 0;
 }
 
-/* The entry that was chosen becomes the flow's. True: sets are to be split. */
+/* Gives the chosen entry to the flow. True: split sets. */
 static __always_inline bool sets_remember(void *table, struct flow_set *set,
 					  const struct active_sets *active, __u64 fingerprint,
 					  int chosen, __u32 id, __u32 used)

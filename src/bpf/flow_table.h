@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The flow table: which real a flow went to. One table per forwarding CPU, made by the library on
- * that CPU's NUMA node, and a small shared one for frames that arrive on other CPUs. There are two
- * kinds, chosen by a load-time constant: what the other one needs, code and maps, is not loaded.
- * Also the flood guard, which decides whether new flows are remembered at all.
+ * The flow table: which real a flow went to. The walk asks it for packets that the ring alone
+ * cannot route. Each forwarding CPU has a table, which the library makes on that CPU's NUMA node;
+ * other CPUs share a small one. A load-time constant chooses between two types; code and maps of
+ * the other are not loaded. Also here is the flood guard, which decides whether to remember new
+ * flows at all.
  */
 #pragma once
 
@@ -23,7 +24,7 @@ struct flow_place {
 	__u64 fingerprint;
 };
 
-/* The clock of flow entries and of the flood guard, in ticks; to read it is one load. */
+/* The clock of flow entries and of the flood guard, in ticks. Reading it is one load. */
 static __always_inline __u64 ticks_now(void)
 {
 	return bpf_jiffies64();
@@ -35,7 +36,7 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 	const __u32 cpu = bpf_get_smp_processor_id();
 	struct flow_place place = { .table = bpf_map_lookup_elem(&flow_tables, &cpu) };
 
-	/* For a special packet the program before has counted it. */
+	/* For a special packet the previous program has counted it. */
 	if (!place.table && !is(run, SPECIAL))
 		run->cpu->counters.flow_fallback++;
 	if (flow_table_kind == FLOW_TABLE_SETS) {
@@ -45,7 +46,7 @@ static __always_inline struct flow_place flow_locate(const struct run *run,
 	return place;
 }
 
-/* What the table knows of the flow, however old, and the real's id in `id`; NULL if nothing. */
+/* The flow's entry, however old, and the real's id in `id`; NULL if there is none. */
 static __always_inline struct flow_value *flow_lookup(const struct flow_place *place,
 						     const struct flow_key *key, __u32 *id)
 {
@@ -54,8 +55,8 @@ static __always_inline struct flow_value *flow_lookup(const struct flow_place *p
 	return lru_find(place->table, key, id);
 }
 
-/* The same of a flow that is in registers. If its own address were handed to the kernel, it would have to be in memory all
- * along, also where the table is of the other kind. */
+/* The same for a flow in registers. Passing its own address to the kernel would force it into
+ * memory all along, even where the table is of the other type. */
 static __always_inline struct flow_value *flow_lookup_copied(const struct flow_place *place,
 							     const struct flow_key *key, __u32 *id)
 {
@@ -67,26 +68,26 @@ static __always_inline struct flow_value *flow_lookup_copied(const struct flow_p
 	return sets_find(place->set, place->fingerprint, id);
 }
 
-/* Whether the stamp is at most so many ticks old. What is a little ahead is an entry of the shared
- * table that another CPU has stamped since, or ticks that have their low bits set. */
+/* Whether the stamp is at most `ticks` old. A stamp may be slightly ahead: another CPU has just
+ * stamped a shared entry, or its low bits are set. */
 static __always_inline bool used_since(__u32 used, __u32 now, __u32 ticks)
 {
 	return now - used + ticks_per_second <= ticks + ticks_per_second;
 }
 
-/* Stamps the entry of a flow of which another packet has come. */
+/* Stamps the entry of a flow when another packet arrives. */
 static __always_inline void flow_stamp(const struct run *run, struct flow_value *value, __u32 now)
 {
 	__u32 used = now | USED_BITS;
 
-	/* Which entries ids have made matters only while there are ids; then all TCP is special. */
+	/* Whether an id made the entry matters only while ids are on; then all TCP is special. */
 	if (is(run, SPECIAL) && feature(FEATURE_TCP_SERVER_ID))
 		used &= value->used | ~USED_NO_ID;
 	value->used = used;
 }
 
-/* The real that the flow went to; NULL if it is new, its entry too old, or its real gone. `uses`: the
- * entry is stamped. */
+/* The real that the flow went to; NULL if the flow is new, its entry too old, or its real gone.
+ * `uses`: stamp the entry. */
 static __always_inline struct real *flow_find(const struct run *run,
 					      const struct flow_place *place,
 					      const struct flow_key *key, __u32 now, bool uses,
@@ -109,7 +110,7 @@ static __always_inline struct real *flow_find(const struct run *run,
 	return real;
 }
 
-/* Where in its set the flow is to be remembered; of a set-associative table only. */
+/* Where in its set to remember the flow; for set-associative tables only. */
 static __always_inline int flow_choose(const struct flow_place *place, __u32 now)
 {
 	return flow_table_kind == FLOW_TABLE_SETS ?
@@ -117,8 +118,8 @@ static __always_inline int flow_choose(const struct flow_place *place, __u32 now
 		       0;
 }
 
-/* The real of a SYN whose flow has an entry that was used a moment ago: anybody can send a SYN, so it
- * changes nothing. NULL: there is none. */
+/* The real of a SYN whose flow has an entry used a moment ago. Anyone can send a SYN, so it changes
+ * nothing. NULL: there is none. */
 static __always_inline struct real *flow_follow(const struct flow_place *place,
 						const struct flow_key *key, int chosen, __u32 now,
 						__u32 *number)
@@ -149,8 +150,8 @@ static __always_inline struct real *flow_follow(const struct flow_place *place,
 	return real;
 }
 
-/* Remembers a flow of which one packet has been seen, in the place that was chosen; `bits` are of
- * USED_BITS. True: sets are to be split, which is left to the caller, for its own caller may have more of the stack. */
+/* Remembers a flow of which one packet was seen, in the chosen place; `bits` are of USED_BITS.
+ * True: sets must be split. That is left to the caller, which may have more stack to spare. */
 static __always_inline bool flow_remember(const struct run *run, const struct flow_place *place,
 					  const struct flow_key *key, int chosen, __u32 id,
 					  __u32 now, __u32 bits)
@@ -164,7 +165,7 @@ static __always_inline bool flow_remember(const struct run *run, const struct fl
 	return false;
 }
 
-/* The same of a flow that is in registers. */
+/* The same for a flow in registers. */
 static __always_inline void flow_remember_copied(const struct run *run,
 						 const struct flow_place *place,
 						 const struct flow_key *key, int chosen, __u32 id,
@@ -180,7 +181,7 @@ static __always_inline void flow_remember_copied(const struct run *run,
 		sets_split();
 }
 
-/* Takes out what the table knows of the flow. */
+/* Removes the flow's entry. */
 static __always_inline void flow_forget(const struct flow_place *place, const struct flow_key *key,
 					struct flow_value *value)
 {
@@ -190,8 +191,8 @@ static __always_inline void flow_forget(const struct flow_place *place, const st
 		lru_forget(place->table, key);
 }
 
-/* Counts a flow of this CPU that is to be remembered. True: there have been more than
- * `flood_threshold` in the present second, and it is not to be. */
+/* Counts a new flow of this CPU. True: more than `flood_threshold` arrived in the current second,
+ * so it must not be remembered. */
 static __always_inline bool under_flood(const struct run *run, __u64 now)
 {
 	struct flood_window *window = &run->cpu->flood;
@@ -212,11 +213,11 @@ static __always_inline bool in_flood(const struct run *run, __u64 now)
 	return now < run->cpu->flood.until;
 }
 
-/* What the table said of a flow whose real was known before it was asked. */
+/* What the table said about a flow whose real an id had named. */
 enum correction { FLOW_MATCHED, FLOW_CORRECTED, FLOW_NOT_FOUND, FLOW_LEFT };
 
-/* Enters the flow of the packet that this CPU's record describes. A global function, so that the
- * verifier looks at it once; it finds for itself what cannot be handed to such a function. */
+/* Enters the flow of the packet that this CPU's record describes. A global function, so the
+ * verifier checks it once; it looks up whatever cannot be passed to such a function. */
 LOOKED_AT_ONCE int flow_enter(__u32 id, __u32 bits)
 {
 	const __u32 zero = 0;
@@ -234,7 +235,7 @@ LOOKED_AT_ONCE int flow_enter(__u32 id, __u32 bits)
 	return 0;
 }
 
-/* Whether an entry that names this real counts. */
+/* Whether an entry that names this real is valid. */
 static __always_inline bool names_live_real(const struct id_query *query, __u32 id)
 {
 	const struct down_real key = { .vip = query->vip_number, .real = id };
@@ -244,9 +245,9 @@ static __always_inline bool names_live_real(const struct id_query *query, __u32 
 	return !(query->vip.flags & VIP_VOID_FLOWS) || !bpf_map_lookup_elem(&down_reals, &key);
 }
 
-/* Makes the entry of that flow say `id`. An entry that is missing counts as a new flow; under flood
- * it is not made. TCP's ids are in the clear and can be made up, so one that says something else is
- * left alone if it counts and no id has made it. */
+/* Makes the flow's entry name `id`. A missing entry counts as a new flow, and is not made under
+ * flood. TCP ids travel in the clear and can be forged, so they do not change a valid entry that no
+ * id has made. */
 static __always_inline enum correction flow_correct(const struct run *run,
 						    const struct flow_place *place,
 						    const struct id_query *query, __u32 id,

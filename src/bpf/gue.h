@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Generic UDP encapsulation, variant 1 (draft-ietf-intarea-gue-09, section 4): a UDP header, and
- * the inner IP packet at once. The outer checksum (RFC 768) is found without reading the payload:
- * the inner checksum says what the payload adds up to (inner_sum.h). Packets of which it does not say that, for a
- * UDP length leaves a part out or there are extension headers, are added up as a whole.
+ * Generic UDP encapsulation, variant 1 (draft-ietf-intarea-gue-09, section 4): a UDP header, then
+ * the inner IP packet. encap.h calls it for balancers with GUE. The outer checksum (RFC 768) comes
+ * from the inner one without reading the payload (inner_sum.h). Only packets whose inner checksum
+ * does not cover everything, because of a short UDP length or extension headers, are summed as a
+ * whole.
  */
 #pragma once
 
@@ -25,8 +26,8 @@
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 
-/* The bytes of the outer source port, which spreads flows over the backend's queues: those of the
- * flow's port and of the client's address mixed, differently for each family of the real. */
+/* The outer source port, in memory order, which spreads flows over the backend's queues: the flow's
+ * port mixed with the client's address, differently for each family of the real. */
 static __always_inline __u16 gue_port_v4(const struct packet *packet, enum family family)
 {
 	return usable_port(source_tail(packet, family) >> 16 ^
@@ -40,7 +41,7 @@ static __always_inline __u16 gue_port_v6(const struct packet *packet, enum famil
 	return usable_port((family == FAMILY_V6 ? tail : tail >> 16) ^ hash_source(packet));
 }
 
-/* Bytes that are added up at a time where a packet is added up as a whole. */
+/* Bytes per step when a packet is summed as a whole. */
 #define SUM_STEP 64
 
 struct summing {
@@ -54,13 +55,13 @@ struct summing {
 static int sum_step(__u32 step __attribute__((unused)), struct summing *summing)
 {
 	__u8 bytes[SUM_STEP] = {};
-	/* One less than what is added up now; of a step there is always something. */
+	/* One less than the bytes to add now, of which there is always at least one. */
 	__u32 last = summing->to - summing->from - 1;
 
 	if (last > SUM_STEP - 1)
 		last = SUM_STEP - 1;
-	/* The verifier has to see both ends of the range; that of Linux 6.1 learns no lower one from a
-	 * comparison with 0. */
+	/* The verifier must see both ends of the range; that of Linux 6.1 learns no lower bound
+	 * from a comparison with 0. */
 	barrier_var(last);
 	last &= SUM_STEP - 1;
 	if (bpf_xdp_load_bytes(summing->ctx, summing->from, bytes, last + 1)) {
@@ -72,8 +73,8 @@ static int sum_step(__u32 step __attribute__((unused)), struct summing *summing)
 	return 0;
 }
 
-/* The sum of the frame's bytes from `from` to `to`; negative: it ends before. A global function with a loop
- * of the kernel's, so that the verifier looks at it once. */
+/* The sum of the frame's bytes from `from` to `to`; negative: the frame ends before. A global
+ * function with a kernel loop, so the verifier checks it once. */
 LOOKED_AT_ONCE int sum_of_frame(struct xdp_md *ctx, __u32 from, __u32 to)
 {
 	struct summing summing = { .ctx = ctx, .from = from, .to = to };
@@ -84,8 +85,8 @@ LOOKED_AT_ONCE int sum_of_frame(struct xdp_md *ctx, __u32 from, __u32 to)
 	return summing.failed ? -1 : (int)csum_fold(summing.sum);
 }
 
-/* Whether the transport checksum covers all that is behind the IP header, `length` bytes: UDP has a length
- * of its own, and what is behind its end (RFC 9868) is in no checksum. */
+/* Whether the transport checksum covers all `length` bytes behind the IP header. UDP has its own
+ * length, and no checksum covers bytes behind its end (RFC 9868). */
 static __always_inline bool covers_all(const struct packet *packet, struct cursor cursor, __u16 length)
 {
 	const struct udphdr *udp;
@@ -96,7 +97,7 @@ static __always_inline bool covers_all(const struct packet *packet, struct curso
 	return udp && udp->len == bpf_htons(length);
 }
 
-/* What the inner packet adds up to, whatever its headers say of themselves; negative: it is cut short. */
+/* The sum of the inner packet, whatever its headers claim; negative: it is cut short. */
 static __always_inline int inner_sum(const struct run *run, const struct packet *packet,
 				     enum family family)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* What both programs need to know of Ethernet and IPv4 headers. struct ethhdr is packed, so plain
+/* Helpers for Ethernet and IPv4 headers that all programs share. struct ethhdr is packed, so plain
  * accesses to its fields would go byte by byte; these are as wide as the fields. */
 #pragma once
 
@@ -14,7 +14,7 @@
 #define IPV4_DONT_FRAGMENT 0x4000
 #define IPV6_MIN_MTU 1280
 
-/* The six bytes of a MAC address as they lie in memory. */
+/* A MAC address's six bytes in memory order. */
 static __always_inline __u64 mac_load(const void *from)
 {
 	return *(const __u32 *)from | (__u64)*(const __u16 *)(from + 4) << 32;
@@ -39,7 +39,8 @@ static __always_inline void ether_write(struct ethhdr *eth, __u64 destination, _
 	*(__be16 *)((void *)eth + 2 * ETH_ALEN) = type;
 }
 
-/* Whether an address is one of this host's own; of a family of which they are zeros none is. */
+/* Whether an address is one of this host's own. A family whose own address is all zeros has
+ * none. */
 static __always_inline bool is_own_address(const struct own_addresses *own, const __u32 *address,
 					   bool v6)
 {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
- * Health checks: a tc program at the egress of an interface that sends this host's own probes through
- * the tunnel to one real each, as the balancer would send a client's packets. The mark of a probe's
- * socket, its destination or its source says which real it is for; what the kernel sends for a
- * connection whose socket is gone has no mark, and goes where the connection went.
+ * Health checks: a tc program at the egress of an interface that sends each of this host's probes
+ * through the tunnel to one real, as the balancer would send a client's packets. The mark of a
+ * probe's socket, its destination or its source names the real. What the kernel sends for a
+ * connection after its socket is gone has no mark, and goes where the connection went.
  */
 #include <linux/bpf.h>
 
@@ -25,7 +25,7 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* Whether the source is one that the outer headers of probes have. */
+/* Whether the source is one that this program gives to outer headers. */
 static __always_inline bool is_from_here(const struct probe *probe)
 {
 	const __u32 *source = (const __u32 *)probe->source.address;
@@ -39,8 +39,8 @@ static __always_inline bool is_from_here(const struct probe *probe)
 	return is_own_address(own_addresses(), source, probe->v6);
 }
 
-/* Whether it is a probe that was wrapped here: sent on by its neighbour's address, it passes this hook
- * again. */
+/* Whether this program has already wrapped the probe: if it left by its neighbour's address, it
+ * passes this hook again. */
 static __always_inline bool is_wrapped(struct __sk_buff *skb, const struct probe *probe)
 {
 	struct cursor cursor = cursor_of(skb);
@@ -48,7 +48,7 @@ static __always_inline bool is_wrapped(struct __sk_buff *skb, const struct probe
 
 	if (skb->mark || !is_from_here(probe))
 		return false;
-	/* Outer headers that were written here lie in one piece. */
+	/* Outer headers written here are in one piece. */
 	if (!cursor_take(&cursor, ETH_HLEN))
 		return false;
 	if (!(probe->v6 ? find_tunnel_v6(&tunnel, cursor, gue_port) :
@@ -59,7 +59,7 @@ static __always_inline bool is_wrapped(struct __sk_buff *skb, const struct probe
 	return !tunnel.gue;
 }
 
-/* The length of the packet, or of the longest of the segments that it will be cut into. */
+/* The length of the packet, or of its longest segment if the kernel will cut it. */
 static __always_inline __u32 longest(struct __sk_buff *skb, const struct probe *probe)
 {
 	__u32 header = sizeof(struct udphdr);
@@ -68,7 +68,7 @@ static __always_inline __u32 longest(struct __sk_buff *skb, const struct probe *
 	if (!skb->gso_size)
 		return skb->len;
 	if (probe->key.protocol == IPPROTO_TCP) {
-		/* The 13th byte says how many words the header has. */
+		/* Byte 12 holds the header's length in words. */
 		if (!read(skb, probe->transport + 12, &words, sizeof(words)))
 			return skb->len;
 		header = (words >> 4) * 4;
@@ -76,7 +76,7 @@ static __always_inline __u32 longest(struct __sk_buff *skb, const struct probe *
 	return probe->transport + header + skb->gso_size;
 }
 
-/* How a real with a next hop of its own is reached. */
+/* How to reach a real with its own next hop. */
 static __always_inline struct probe_way way_of(const struct probe_real *real)
 {
 	struct probe_match key = { .family = real->v6 ? FAMILY_V6 : FAMILY_V4 };
@@ -87,7 +87,7 @@ static __always_inline struct probe_way way_of(const struct probe_real *real)
 	return way ? *way : (struct probe_way){};
 }
 
-/* Counts the probe for its key, if somebody has registered that. */
+/* Counts the probe for its key, if that is registered. */
 static __always_inline void count_key(const struct vip_key *key)
 {
 	__u32 *number = bpf_map_lookup_elem(&probe_keys, key);
@@ -99,8 +99,8 @@ static __always_inline void count_key(const struct vip_key *key)
 
 static __always_inline void clear_mark(struct __sk_buff *skb)
 {
-	/* The verifier wants an offset from the context itself, and the compiler would rather keep the
-	 * field's address from where it was read: so it is not to know that this is that pointer. */
+	/* The verifier wants an offset from the context itself, but the compiler would keep the
+	 * field's address from an earlier read: this hides that it is the same pointer. */
 	asm volatile("" : "+r"(skb));
 	skb->mark = 0;
 }
@@ -146,7 +146,8 @@ int healthcheck(struct __sk_buff *skb)
 		count_key(&probe.key);
 	if (next_hops && !way.by_gateway)
 		return bpf_redirect_neigh(way.interface, NULL, 0, 0);
-	/* By another interface it leaves from here, by this one with what else there is for it. */
+	/* Through another interface it leaves from here; through this one after the remaining tc
+	 * programs. */
 	if (elsewhere)
 		return bpf_redirect(way.interface, 0);
 	return TC_ACT_UNSPEC;

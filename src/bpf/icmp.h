@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The ICMP messages that the balancer sends itself: echo replies (RFC 792, RFC 4443), and
- * fragmentation-needed (RFC 1191) / packet-too-big (RFC 4443) for frames above `max_frame`.
+ * The ICMP messages that the balancer itself sends: echo replies (RFC 792, RFC 4443), and
+ * fragmentation-needed (RFC 1191) or packet-too-big (RFC 4443) for frames above `max_frame`. The
+ * walk calls it in place of forwarding; the reply leaves in the request's frame.
  */
 #pragma once
 
@@ -52,7 +53,7 @@ _Static_assert(sizeof(struct icmp_header) == 8, "icmp_header is laid over packet
 #define ICMPV6_ECHO_REPLY 129
 
 #define REPLY_TTL 64
-#define ECHO_BODY 4 /* identifier and what follows it, from the message's beginning */
+#define ECHO_BODY 4 /* offset in the message of the identifier, where the body begins */
 #define ECHO_BODY_V4 (sizeof(struct ethhdr) + sizeof(struct iphdr) + ECHO_BODY)
 #define ECHO_LONGEST 1500
 /* Bytes of the packet that a too-big message quotes. */
@@ -69,8 +70,8 @@ static __always_inline void swap_macs(struct ethhdr *eth)
 	mac_store(eth->h_source, destination);
 }
 
-/* Whether an echo message over IPv4 is all zeros, but for type and checksum; of what lies beyond the first
- * buffer, or beyond the longest ordinary packet, that is taken for granted. */
+/* Whether an echo message over IPv4 is all zeros, except type and checksum. Assumed of bytes beyond
+ * the first buffer, or beyond the longest ordinary packet. */
 LOOKED_AT_ONCE int echo_is_of_zeros(struct xdp_md *ctx, __u32 bytes)
 {
 	struct cursor cursor;
@@ -101,13 +102,13 @@ LOOKED_AT_ONCE int echo_is_of_zeros(struct xdp_md *ctx, __u32 bytes)
 	return 1;
 }
 
-/* Answers an echo request to an address of a VIP; others are the host's. */
+/* Answers an echo request to an address of a VIP; others are for the host. */
 static __always_inline int echo_v4(const struct run *run, struct iphdr *ip,
 				   struct icmp_header *icmp)
 {
 	__u16 *type_and_code = (__u16 *)icmp;
 	const __u16 request = *type_and_code;
-	/* Read once more, so that other packets need not keep them in registers. */
+	/* Read again, so that other packets need not keep them in registers. */
 	const __be32 source = *(const volatile __be32 *)&ip->saddr;
 	const __be32 destination = *(const volatile __be32 *)&ip->daddr;
 
@@ -119,7 +120,8 @@ static __always_inline int echo_v4(const struct run *run, struct iphdr *ip,
 	run->cpu->counters.echo_v4++;
 	icmp->type = ICMPV4_ECHO_REPLY;
 	icmp->checksum = csum_replace(icmp->checksum, request, *type_and_code);
-	/* The sum of words that are all 0 is 0, which 0 does not make 0xffff, the only right sum. */
+	/* Only an all-zero message adds up to 0 rather than 0xffff, so only its checksum is 0xffff
+	 * instead of 0. */
 	if (!icmp->checksum &&
 	    echo_is_of_zeros(run->ctx, bpf_ntohs(ip->tot_len) - sizeof(*ip) - ECHO_BODY))
 		icmp->checksum = 0xffff;
@@ -154,8 +156,8 @@ static __always_inline int echo_v6(const struct run *run, struct ipv6hdr *ip,
 	return XDP_TX;
 }
 
-/* Cuts the frame to the quoted bytes, makes room for `headers` bytes in front of them, and puts
- * the Ethernet header, turned round, before those. NULL if it cannot; else the new frame, whole. */
+/* Cuts the frame to the quoted bytes, makes room for `headers` bytes in front of them, and writes
+ * the reversed Ethernet header. Returns the new frame, whole, or NULL if that fails. */
 static __always_inline struct ethhdr *reshape(const struct run *run, const __u32 quote,
 					      const __u32 headers)
 {
@@ -234,7 +236,7 @@ static __always_inline int too_big_v6(const struct run *run)
 	};
 	*icmp = (struct icmp_header){
 		.type = ICMPV6_TOO_BIG,
-		/* No link has less (RFC 8200, 5): hosts need not believe it. */
+		/* No link has less (RFC 8200, 5): hosts need not believe a smaller one. */
 		.mtu_v6 = bpf_htonl(mtu < IPV6_MIN_MTU ? IPV6_MIN_MTU : mtu),
 	};
 	/* Pseudo header (RFC 8200, 8.1): both addresses, the length, the next header. */

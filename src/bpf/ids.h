@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Routing by ids in packets: QUIC connection ids, the TCP option, stable UDP routing; what becomes of
- * the flow's entry then. Part of a program of its own, which leaves its answer in the record of the
- * CPU.
+ * Routes a packet by an id in it, and corrects the flow's entry: QUIC connection ids, the TCP
+ * option, stable UDP routing. The program `katran_ids` calls it for special packets, and leaves the
+ * answer in the CPU's record.
  */
 #pragma once
 
@@ -27,8 +27,8 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
-/* What an id led to: the real's number, and above it the step; or a reason to drop, negative; or
- * 0: it led nowhere. */
+/* An id's answer: the real's number, and above it the step; negative: a reason to drop; 0: it led
+ * nowhere. */
 #define ROUTED(number, step) ((int)((number) | (step) << REAL_NUMBER_BITS))
 
 /* Counts a flow that an id took from another real. */
@@ -40,7 +40,7 @@ static __always_inline void count_moved(const struct id_query *query)
 		of_vip->server_id_moved++;
 }
 
-/* Counts what the table said of a flow whose real a connection id has named. */
+/* Counts what the table said about a flow whose real a connection id had named. */
 static __always_inline void count_correction(const struct run *run, const struct id_query *query,
 					     enum correction correction)
 {
@@ -82,7 +82,8 @@ static __always_inline int by_stable_udp(const struct run *run, struct cursor pa
 	return named.known ? -DROP_STABLE_UDP_REAL_GONE : 0;
 }
 
-/* Whether the packet has all of these bytes, by its IP header. What the frame has behind the packet is padding. */
+/* Whether all these bytes are in the packet, by its IP header. Bytes of the frame behind the packet
+ * are padding. */
 static __always_inline bool is_in_packet(const struct run *run, const struct id_query *query,
 					 struct cursor from, __u32 bytes)
 {
@@ -90,7 +91,7 @@ static __always_inline bool is_in_packet(const struct run *run, const struct id_
 			  (query->flow.family == FAMILY_V6 ? sizeof(struct ipv6hdr) : 0);
 	__u64 place = from.position - (void *)(long)run->ctx->data;
 
-	/* Or the compiler would add to half a pointer first, which the verifier refuses. */
+	/* Otherwise the compiler adds to half a pointer first, which the verifier refuses. */
 	barrier_var(place);
 	return place + bytes <= end;
 }
@@ -128,7 +129,7 @@ static __always_inline int by_tcp_option(const struct run *run, const struct id_
 	return ROUTED(named.number, STEP_TCP_SERVER_ID);
 }
 
-/* What follows the transport header (of TCP: its first 20 bytes). */
+/* Behind the transport header; for TCP, behind its first 20 bytes. */
 static __always_inline struct cursor payload_of(const struct run *run, const struct flow_key *flow)
 {
 	struct cursor payload = cursor_of(run->ctx);
@@ -149,8 +150,7 @@ static __always_inline struct cursor payload_of(const struct run *run, const str
 	return payload;
 }
 
-/* Steps 1 to 3 for the packet that the CPU's record describes: by an id in it. ICMP errors carry
- * none. */
+/* Steps 1 to 3 for the packet that the CPU's record describes. ICMP errors carry no id. */
 static __always_inline int route_by_id(const struct run *run, const struct id_query *query,
 				       const struct flow_place *place, __u64 now)
 {
@@ -180,19 +180,19 @@ static __always_inline int route_by_id(const struct run *run, const struct id_qu
 /* Looks for an id in the packet that the CPU's record describes. */
 static __always_inline int look_for_id(const struct run *run, const struct id_query *query)
 {
-	/* One of two, as the compiler has to know. */
+	/* Spelt out, because the compiler must see a constant family. */
 	const struct flow_place place =
 		query->flow.family == FAMILY_V6 ? flow_locate(run, &query->flow, FAMILY_V6) :
 						  flow_locate(run, &query->flow, FAMILY_V4);
 
-	/* Its memory is on the way while the id is looked for. */
+	/* Fetches the set's memory while the search for the id runs. */
 	if (flow_table_kind == FLOW_TABLE_SETS && place.set)
 		(void)*(volatile __u64 *)place.set;
 	return route_by_id(run, query, &place, ticks_now());
 }
 
-/* The same, and leaves the answer there. Where tables know only what changed no packet has one, and its slot says
- * whether a table is asked. */
+/* The same, with the answer left in `query`. Where tables track only changed flows no packet has an
+ * id, and its slot decides whether to ask a table. */
 static __always_inline void find_id(const struct run *run, struct id_query *query)
 {
 	const struct packet packet = { .flow.protocol = query->flow.protocol };

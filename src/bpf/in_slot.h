@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Where a packet in an unsettled slot goes: by its flow's entry, by the slot's base, or by the ring. What a
- * slot was before is in slots.h, what the control side makes of it in src/ring/history.rs.
+ * Decides where a packet in an unsettled slot goes: by its flow's entry, by the slot's base, or by
+ * the ring. route.h calls it. slots.h describes a slot's past, which the control side writes in
+ * src/ring/history.rs.
  */
 #pragma once
 
@@ -17,7 +18,8 @@
 #include <linux/in.h>
 #include <bpf/bpf_helpers.h>
 
-/* Where a packet in an unsettled slot goes that no entry leads: the real's number. `first`: it is a SYN. */
+/* The number of the real for a packet in an unsettled slot that no entry routes. `first`: it is a
+ * SYN. */
 static __always_inline __u32 without_entry(const struct run *run, const struct slot_past *past,
 					   __u32 current, bool udp, bool first, __u64 now)
 {
@@ -31,12 +33,12 @@ static __always_inline __u32 without_entry(const struct run *run, const struct s
 	}
 	if (!first)
 		return base ? base : current;
-	/* On its base a flow needs no entry. */
+	/* A flow on its base needs no entry. */
 	return (past->base & BASE_TAKES_NEW) && in_flood(run, now) ? base : current;
 }
 
-/* Whether the VIP has no flows on this real any more, though the real is there. No part of its caller, whose stack would
- * have the key. */
+/* Whether the VIP has given up its flows on this real, though the real exists. Not inlined, to keep
+ * the key off the caller's stack. */
 static __noinline bool is_given_up(__u32 vip_number, __u32 id)
 {
 	const struct down_real key = { .vip = vip_number, .real = id };
@@ -44,8 +46,8 @@ static __noinline bool is_given_up(__u32 vip_number, __u32 id)
 	return bpf_map_lookup_elem(&down_reals, &key);
 }
 
-/* Whether the entry of a flow in an unsettled slot leads its packet: it is not older than the change, nor too
- * old for the protocol, and its real is there. */
+/* Whether the entry of a flow in an unsettled slot routes its packet: it is no older than the
+ * change, not too old for the protocol, and its real exists. */
 static __always_inline bool leads(const struct id_query *query, const struct flow_value *value,
 				  __u32 id, __u16 since, bool udp, bool first, __u64 now)
 {
@@ -60,9 +62,10 @@ static __always_inline bool leads(const struct id_query *query, const struct flo
 	return likely(!(query->vip.flags & VIP_VOID_FLOWS)) || !is_given_up(query->vip_number, id);
 }
 
-/* Stamps the entry that has led a packet. Once its client has ended a connection the entry is of no more use than that of
- * a flow of one packet, and makes room with those; packets that follow a FIN within seconds leave it so. Later ones
- * give it back its place, for anybody can send a FIN. No part of its caller, whose stack would be too long. */
+/* Stamps the entry that routed a packet. Once the client has ended a connection, its entry may be
+ * replaced as early as that of a single-packet flow; packets within seconds of the FIN leave it so.
+ * Later ones restore it, because anyone can send a FIN. Not inlined, because the caller's stack
+ * would grow too long. */
 static __noinline void stamp_in_slot(struct flow_value *value, __u32 tcp_flags, __u32 now)
 {
 	if (tcp_flags & TCP_FIN)
@@ -71,8 +74,9 @@ static __noinline void stamp_in_slot(struct flow_value *value, __u32 tcp_flags, 
 		value->used = now | USED_BITS;
 }
 
-/* Remembers a flow in an unsettled slot that goes to this real. A connection on its base needs no entry, and an old one
- * would catch it. `value` is what the table knows of the flow, if it does. True: sets are to be split. */
+/* Remembers that a flow in an unsettled slot goes to this real. A connection on its base needs no
+ * entry, and an old one would catch it. `value` is the flow's entry, if there is one. True: split
+ * sets. */
 static __always_inline bool remember_in_slot(const struct run *run, const struct flow_place *place,
 					     const struct flow_key *key, struct flow_value *value,
 					     __u32 number, __u32 base, __u64 now)
@@ -87,39 +91,40 @@ static __always_inline bool remember_in_slot(const struct run *run, const struct
 	}
 	if (!real)
 		return false;
-	/* 0: the real was taken back since. */
+	/* 0: the library took the real back since. */
 	id = *(volatile __u32 *)&real->id;
 	if (!id)
 		return false;
-	/* Counted for the guard, but remembered all the same: else it would be lost at its next packet. */
+	/* Counted for the guard, but remembered even under flood: otherwise the flow would break at
+	 * its next packet. */
 	under_flood(run, now);
 	return flow_remember(run, place, key, flow_choose(place, now), id, now, USED_NO_ID);
 }
 
-/* Stamps the slot of a packet that goes elsewhere than its ring leads. */
+/* Stamps the slot of a packet that goes elsewhere than its ring says. */
 static __always_inline void stamp_slot(struct slot_past *past, bool deviates, bool udp, __u64 now)
 {
 	const __u16 moment = moment_of(now, udp);
 
-	/* Written only if it changes: all CPUs share it. */
+	/* Only if it changes, because all CPUs share it. */
 	if (deviates && past->deviated != moment)
 		past->deviated = moment;
 }
 
-/* What is said of a packet in an unsettled slot besides the number of its real. */
+/* Flags of a packet in an unsettled slot, beside the number of its real. */
 enum in_slot {
 	IN_SLOT_BY_ENTRY = 1 << 16,
 	IN_SLOT_BY_BASE = 1 << 17,
-	IN_SLOT_MISS = 1 << 18, /* of a flow that is new, or has most likely lost its real */
+	IN_SLOT_MISS = 1 << 18, /* the flow is new, or has most likely lost its real */
 	IN_SLOT_BROKEN = 1 << 19, /* the latter */
-	IN_SLOT_SPLIT = 1 << 20, /* sets are to be split */
+	IN_SLOT_SPLIT = 1 << 20, /* split sets */
 	IN_SLOT_DEVIATES = 1 << 21, /* a connection begins elsewhere than on the base */
 };
 
-/* The number of the real of the packet that this CPU's record describes, in an unsettled slot, and bits of enum
- * in_slot: its entry's, if that is not older than the change; else its base's, for it is older itself; or
- * the ring's. A global function, so that the verifier looks at it once; it finds for itself what cannot be handed to such a
- * function. */
+/* The number of the real for the packet that this CPU's record describes, in an unsettled slot, and
+ * bits of enum in_slot. The real is that of the flow's entry if that is no older than the change;
+ * else the base for a flow that is older than the change; else the ring's. A global function, so
+ * the verifier checks it once; it looks up whatever cannot be passed to such a function. */
 LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 {
 	const __u32 zero = 0;
@@ -132,7 +137,7 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 	struct slot_past *past;
 	bool udp, first, leaves;
 
-	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	/* Before Linux 6.8 the verifier checks this even if nothing calls it. */
 	if (flow_tracking != TRACK_CHANGED || !run.cpu)
 		return 0;
 	query = &run.cpu->scratch.query;
@@ -170,8 +175,9 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 	return answer;
 }
 
-/* The same of a packet in any slot that neither an id nor an entry leads, while TCP server ids are on. Where nothing but such
- * ids has tables know all connections, those that are older than the ids may have no entry, and are on the base. */
+/* The same for a packet in any slot that neither an id nor an entry routes, while TCP server ids
+ * are on. Tables know all connections only since ids were turned on; an older one may have no
+ * entry, and is on the base. */
 LOOKED_AT_ONCE int choose_unknown_in_slot(__u32 ring, __u32 index)
 {
 	const __u32 zero = 0;
@@ -182,7 +188,7 @@ LOOKED_AT_ONCE int choose_unknown_in_slot(__u32 ring, __u32 index)
 	struct slot_past *past;
 	bool first;
 
-	/* Before Linux 6.8 the verifier looks at it even if nothing calls it. */
+	/* Before Linux 6.8 the verifier checks this even if nothing calls it. */
 	if (flow_tracking != TRACK_CHANGED || !feature(FEATURE_TCP_SERVER_ID) || !run.cpu)
 		return 0;
 	query = &run.cpu->scratch.query;
@@ -199,8 +205,9 @@ LOOKED_AT_ONCE int choose_unknown_in_slot(__u32 ring, __u32 index)
 	return first ? number | IN_SLOT_DEVIATES : number;
 }
 
-/* Whether nothing here leads the packet that this CPU's record describes but ring and base, though what does may be in tables of the
- * program before, from which not all flows have come. What begins with this packet is no such flow. */
+/* Whether only ring and base route the packet that this CPU's record describes, while tables of the
+ * replaced program, from which not all flows have been copied, may have an entry. A flow that
+ * begins with this packet has none. */
 LOOKED_AT_ONCE int may_be_known_before(void)
 {
 	const __u32 zero = 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Tunnels that end at the balancer: packets of other balancers, or for a backend on this host. It
- * comes before the walk, so that what was in the tunnel is then walked like any other packet.
- * Fragments and IPv4 options are left to the walk, which drops them.
+ * Ends tunnels at the balancer: packets from other balancers, or for a backend on this host. It
+ * runs before the rest of the walk, which then treats the inner packet like any other. Fragments
+ * and IPv4 options are left to the walk, which drops them.
  */
 #pragma once
 
@@ -26,7 +26,7 @@
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 
-/* In the answer of a search for a tunnel: what the packet carries cannot be found. */
+/* Result of a search for a tunnel: the packet's contents cannot be found. */
 #define NOT_WALKED (-1)
 
 /* Whether the tunnel ends at an address of this host. */
@@ -35,8 +35,8 @@ static __always_inline bool ends_here(const struct tunnel *tunnel)
 	return is_own_address(own_addresses(), tunnel->destination, tunnel->outer_v6);
 }
 
-/* Whether the IPv6 packet at the cursor, which has extension headers, is a tunnelled one. Those that cannot be
- * walked hide what they carry: NOT_WALKED then. */
+/* Whether the IPv6 packet at the cursor, which has extension headers, is tunnelled. NOT_WALKED if
+ * those cannot be skipped, so that they hide the contents. */
 static __always_inline int find_behind_extensions(const struct run *run, struct tunnel *tunnel,
 						  struct cursor cursor)
 {
@@ -59,7 +59,7 @@ static __always_inline bool begins_with_extensions(struct cursor cursor)
 	return ip && has_extensions(ip);
 }
 
-/* Whether the inner packet is in a tunnel itself, or may be. */
+/* Whether the inner packet is, or may be, in a tunnel itself. */
 static __always_inline bool is_nested(const struct run *run, const struct tunnel *tunnel)
 {
 	struct tunnel nested;
@@ -71,7 +71,8 @@ static __always_inline bool is_nested(const struct run *run, const struct tunnel
 	return find_tunnel_v6(&nested, tunnel->inner, gue_port);
 }
 
-/* Whether the inner packet's own lengths can be: an IPv4 packet has all of a header that is as long as any. */
+/* Whether the inner packet's own lengths are possible: an IPv4 packet must hold its whole
+ * header. */
 static __always_inline bool inner_holds_its_header(const struct tunnel *tunnel)
 {
 	struct cursor cursor = tunnel->inner;
@@ -83,7 +84,7 @@ static __always_inline bool inner_holds_its_header(const struct tunnel *tunnel)
 	return ip && ip->ihl >= sizeof(*ip) / 4 && bpf_ntohs(ip->tot_len) >= ip->ihl * 4;
 }
 
-/* Takes one from the inner packet's time to live. */
+/* Decrements the inner packet's time to live. */
 static __always_inline enum drop_reason age_inner(const struct tunnel *tunnel)
 {
 	struct cursor cursor = tunnel->inner;
@@ -113,7 +114,7 @@ static __always_inline enum drop_reason age_inner(const struct tunnel *tunnel)
 	return DROP_NONE;
 }
 
-/* Whether the inner packet may go on; then it is as it leaves the tunnel. */
+/* Whether the inner packet may continue. If so, it is now as it leaves the tunnel. */
 static __always_inline enum drop_reason check_inner(const struct run *run, const struct tunnel *tunnel,
 						    bool egress)
 {
@@ -125,10 +126,10 @@ static __always_inline enum drop_reason check_inner(const struct run *run, const
 		return DROP_INNER_VERSION;
 	if (!inner_is_whole(tunnel))
 		return DROP_INNER_TRUNCATED;
-	/* Of what is walked, or the host's, they are looked at there. */
+	/* For packets that are walked or passed, the walk or the host checks this. */
 	if (egress && !inner_holds_its_header(tunnel))
 		return DROP_INNER_TRUNCATED;
-	/* What goes back out may come back in: each time one header lighter. */
+	/* What leaves may come back in, one header lighter each time. */
 	if (egress && is_nested(run, tunnel))
 		return DROP_NESTED_TUNNEL;
 	if (egress && limit_egress_sources &&
@@ -140,7 +141,7 @@ static __always_inline enum drop_reason check_inner(const struct run *run, const
 	return hand_on_ecn(run->ctx, tunnel) ? DROP_NONE : DROP_ECN;
 }
 
-/* Removes the outer headers; what the run knows of the frame follows. */
+/* Removes the outer headers, and updates the run's view of the frame. */
 static __always_inline bool strip(struct run *run, struct cursor *cursor, __be16 *type,
 				  const struct tunnel *tunnel)
 {
@@ -153,7 +154,7 @@ static __always_inline bool strip(struct run *run, struct cursor *cursor, __be16
 	return true;
 }
 
-/* Counts a packet that came by GUE and goes to the host for the VIP that it belongs to. */
+/* Counts a GUE packet for the host for the VIP that it belongs to. */
 static __always_inline void count_for_vip(struct cursor inner, enum family family)
 {
 	struct packet packet = {};
@@ -173,7 +174,7 @@ static __always_inline void count_for_vip(struct cursor inner, enum family famil
 	} else {
 		struct iphdr *ip = cursor_take(&inner, sizeof(*ip));
 
-		/* Fragments but the first have no ports. */
+		/* Fragments other than the first have no ports. */
 		if (!ip || ip->ihl != sizeof(*ip) / 4 ||
 		    ip->frag_off & bpf_htons(IPV4_FRAGMENT_MASK) ||
 		    bpf_ntohs(ip->tot_len) < sizeof(*ip) + sizeof(*ports))
@@ -195,8 +196,8 @@ static __always_inline void count_for_vip(struct cursor inner, enum family famil
 		of_vip->decap++;
 }
 
-/* Whether the outer packet, which is at the cursor, is of the version that it should be, and all there. If not,
- * the walk knows what becomes of it. */
+/* Whether the outer packet at the cursor has the right version and is all there. If not, the walk
+ * decides what happens to it. */
 static __always_inline bool outer_is_whole(const struct run *run, const struct tunnel *tunnel,
 					   struct cursor cursor)
 {
@@ -204,8 +205,8 @@ static __always_inline bool outer_is_whole(const struct run *run, const struct t
 	       tunnel->length + sizeof(struct ethhdr) <= run->length;
 }
 
-/* Whether the IPv6 packet at the cursor is a tunnelled one that may be stripped. Those with extension headers are
- * for the program for rare frames, and no tunnels in others. */
+/* Whether the IPv6 packet at the cursor is tunnelled and may be stripped. Only the program for rare
+ * frames looks behind extension headers. */
 static __always_inline bool find_outer_v6(const struct run *run, struct tunnel *tunnel,
 					  struct cursor cursor)
 {
@@ -214,8 +215,8 @@ static __always_inline bool find_outer_v6(const struct run *run, struct tunnel *
 	return find_tunnel_v6(tunnel, cursor, gue_port);
 }
 
-/* Section 3 of the walk. CONTINUE: there was no tunnel, or what was in it is to be walked, with
- * `cursor` and `type` those of the inner packet. Else the verdict. */
+/* Section 3 of the walk. CONTINUE: there was no tunnel, or the walk should take the inner packet,
+ * at `cursor` and with its `type`. Otherwise the verdict. */
 static __always_inline int inline_decap(struct run *run, struct cursor *cursor, __be16 *type)
 {
 	struct inline_decap_counters *count = &run->cpu->counters.decap;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * What an inner packet adds up to, as the UDP checksum in front of it has to know (RFC 768), without a look
- * at its payload: a right transport checksum makes transport header and payload add up to the
- * complement of their pseudo header.
+ * The sum of an inner packet, which the UDP checksum in front of it needs (RFC 768). gue.h and the
+ * health checks compute it without reading the payload: a correct transport checksum makes
+ * transport header and payload add up to the complement of their pseudo header.
  */
 #pragma once
 
@@ -13,7 +13,7 @@
 #include <linux/ipv6.h>
 #include <bpf/bpf_endian.h>
 
-/* The sum of so many bytes in words of 32 bits. */
+/* The sum of `bytes` bytes as 32-bit words. */
 static __always_inline __u32 sum_words(const void *from, const __u32 bytes)
 {
 	const __u32 *word = from;
@@ -25,14 +25,14 @@ static __always_inline __u32 sum_words(const void *from, const __u32 bytes)
 	return sum;
 }
 
-/* What takes a sum of 16-bit words back out of another one (RFC 1071: the complement). */
+/* Subtracts a sum of 16-bit words from another when added to it (RFC 1071: the complement). */
 static __always_inline __u32 minus(__u32 sum)
 {
 	return (__u16)~csum_fold(sum);
 }
 
-/* An IPv4 packet without options. The addresses are in header and pseudo header; ICMP has none
- * (RFC 792). */
+/* An IPv4 packet without options. Header and pseudo header both hold the addresses. ICMP has no
+ * pseudo header (RFC 792). */
 static __always_inline __u32 inner_sum_v4(const struct iphdr *ip, bool pseudo_header)
 {
 	const __u16 length = bpf_ntohs(ip->tot_len) - sizeof(*ip);
@@ -43,7 +43,8 @@ static __always_inline __u32 inner_sum_v4(const struct iphdr *ip, bool pseudo_he
 	       minus(bpf_htons(ip->protocol) + bpf_htons(length));
 }
 
-/* An IPv6 packet without extension headers. Addresses and length are in both. */
+/* An IPv6 packet without extension headers. Header and pseudo header both hold addresses and
+ * length. */
 static __always_inline __u32 inner_sum_v6(const struct ipv6hdr *ip)
 {
 	return sum_words(ip, sizeof(__u32)) + *(const __u16 *)&ip->nexthdr +

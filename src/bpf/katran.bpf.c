@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
- * The balancer: one walk from an arriving frame to its verdict. It is compiled twice, as the
- * program that is attached and as its explaining twin, which notes in a map what it decided and
- * is only ever run on frames that the control side hands to it.
+ * The balancer's XDP programs: one walk takes each frame that arrives on an attached interface to
+ * its verdict. The kernel calls `katran` or `katran_full`; the other programs continue the walk by
+ * tail call.
+ *
+ * Each program is also compiled as an explaining twin, which records its decisions in a map. The
+ * library runs the twins on frames that you hand it; no interface has them.
  */
 #include "config.h"
 #include "counters.h"
@@ -33,8 +36,9 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* Whether an ICMP error may answer the packet: it is none itself, and comes from an address of a single station
- * (RFC 1122, 3.2.2; RFC 4443, 2.4). Else anybody could have them sent to groups. */
+/* Whether an ICMP error may answer the packet: it is not an ICMP error, and its source is the
+ * address of a single station (RFC 1122, 3.2.2; RFC 4443, 2.4). Otherwise anyone could make the
+ * balancer send errors to a group. */
 static __always_inline bool may_be_answered(const struct packet *packet, enum family family)
 {
 	const void *source = packet->flow.source;
@@ -55,8 +59,8 @@ static __always_inline int choose_and_send(const struct run *run, struct packet 
 	return send_out(run, packet, choice, real, family);
 }
 
-/* Whether frames for other stations are sorted out before the walk, and not when the VIP is known: what must not
- * even be unwrapped or answered. */
+/* Whether frames for other stations leave before the walk and not once the VIP is known. They must
+ * where the walk could unwrap or answer them. */
 static __always_inline bool sorts_early(const struct run *run)
 {
 	return is(run, RARE) || rare_feature(run, FEATURE_INLINE_DECAP);
@@ -66,7 +70,7 @@ static __always_inline bool sorts_early(const struct run *run)
 static __always_inline int forward(const struct run *run, struct packet *packet, __u64 arrived,
 				   enum family family)
 {
-	/* The rest is written before it is read. */
+	/* Every other field is written before it is read. */
 	struct choice choice;
 	bool found;
 
@@ -105,7 +109,7 @@ static __always_inline int walk_ip(const struct run *run, struct cursor cursor, 
 	const __u32 addresses = offsetof(struct packet, flow.source_port);
 	struct packet packet;
 
-	/* Addresses of IPv6 are written as a whole. */
+	/* IPv6 addresses are written whole, so they need no zeroing. */
 	if (family == FAMILY_V6)
 		__builtin_memset((void *)&packet + addresses, 0, sizeof(packet) - addresses);
 	else
@@ -122,16 +126,15 @@ static __always_inline int walk_ip(const struct run *run, struct cursor cursor, 
 	return forward(run, &packet, arrived, family);
 }
 
-/* Whether the process that owns the balancer has given no sign of life for too long. Only full programs look, so that
- * others have no instruction of it; the clock is the one that flows are stamped with. */
+/* Whether the balancer's owner has given no sign of life for too long. Only full programs check, so
+ * the others carry no instruction for it. The clock is the one that stamps flows. */
 static __always_inline bool is_orphan(void)
 {
-	/* A sign of life may be given between the two loads. */
+	/* The owner may give a sign of life between the two loads, hence the signed comparison. */
 	return orphan_limit &&
 	       unlikely((__s64)(ticks_now() - *(volatile __u64 *)&live.alive) > (__s64)orphan_limit);
 }
 
-/* The end of every walk. */
 static __always_inline int finish(const struct run *run, int verdict, __u64 arrived)
 {
 	if (run->untagged)
@@ -140,7 +143,7 @@ static __always_inline int finish(const struct run *run, int verdict, __u64 arri
 	return verdict;
 }
 
-/* Where a twin writes down what it decides; nothing yet. */
+/* The twin's record, emptied. */
 static __always_inline struct explanation *explanation_of_run(void)
 {
 	const __u32 zero = 0;
@@ -164,7 +167,7 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 	__u64 arrived;
 	__be16 type;
 
-	/* Element 0 of an array of one is always there; the verifier wants to see it. */
+	/* Element 0 of a one-element array always exists, but the verifier wants the check. */
 	if (!run.cpu)
 		return XDP_ABORTED;
 	if (variant & EXPLAINS) {
@@ -211,14 +214,15 @@ int katran(struct xdp_md *ctx)
 	return walk(ctx, PLAIN);
 }
 
-/* The same with features that few balancers have, and GUE; the library attaches one or the other. */
+/* The same with GUE and the features that few balancers use; the library attaches one of the
+ * two. */
 SEC("xdp")
 int katran_full(struct xdp_md *ctx)
 {
 	return walk(ctx, FULL);
 }
 
-/* Tells the control side the time that flows are stamped with, as its return value. */
+/* Returns the time that flows are stamped with. The library runs this program to read the clock. */
 SEC("xdp")
 int ticks(struct xdp_md *ctx __attribute__((unused)))
 {
@@ -237,8 +241,8 @@ int katran_explain_full(struct xdp_md *ctx)
 	return walk(ctx, EXPLAINS | FULL);
 }
 
-/* Hands the frame, as it came but for a tunnel that ended here, to the program before. Comes back where there is none, which
- * is so when it has just gone; with tags put back with a verdict. */
+/* Hands the frame as it arrived, except for a tunnel that ended here, to the program that this one
+ * replaced. If that program has just gone, returns CONTINUE, or a verdict if tags were put back. */
 static __always_inline int hand_back(const struct run *run)
 {
 	if (run->untagged && tag_again(run, XDP_TX) != XDP_TX)
@@ -247,8 +251,9 @@ static __always_inline int hand_back(const struct run *run)
 	return run->untagged ? drop(run, DROP_PROGRAM_MISSING) : CONTINUE;
 }
 
-/* Looks for an id in the packet, unless the program before may know its flow; then goes on: with one that leads to a real
- * the packet is sent, without the walk goes on. So it does if somebody wants to know why. */
+/* Looks for an id in the packet, unless the replaced program may know its flow. If the id leads to
+ * a real, the program that sends continues, otherwise the walk. The walk also continues for the
+ * explaining twin. */
 SEC("xdp")
 int katran_ids(struct xdp_md *ctx)
 {
@@ -279,7 +284,8 @@ int katran_ids(struct xdp_md *ctx)
 	return finish(&run, drop(&run, DROP_PROGRAM_MISSING), query->arrived);
 }
 
-/* Goes on with the packet that the CPU's record describes. NULL: there is none, which cannot be. */
+/* Takes the packet that the CPU's record describes. Never NULL in practice; the verifier wants the
+ * check. */
 static __always_inline const struct id_query *take_over(struct run *run, struct cursor *cursor)
 {
 	const __u32 zero = 0;
@@ -293,8 +299,8 @@ static __always_inline const struct id_query *take_over(struct run *run, struct 
 	return &run->cpu->scratch.query;
 }
 
-/* Sends a packet to the real that an id in it has named. A program of its own, because the verifier
- * would look at it once for each way that leads to an id. */
+/* Sends a packet to the real that its id names. A separate program, because the verifier would
+ * otherwise check this code once for each way that leads to an id. */
 SEC("xdp")
 int katran_send(struct xdp_md *ctx)
 {
@@ -333,7 +339,8 @@ int katran_quic(struct xdp_md *ctx)
 	return full ? finish_quic(ctx, FULL) : finish_quic(ctx, PLAIN);
 }
 
-/* The end of the walk for a packet that the CPU's record describes: section 8 with all its steps. */
+/* The end of the walk for a packet that the CPU's record describes: section 8 with all its
+ * steps. */
 static __always_inline int walk_special(struct xdp_md *ctx, const enum variant variant)
 {
 	struct run run = { .ctx = ctx, .variant = variant };
@@ -346,8 +353,8 @@ static __always_inline int walk_special(struct xdp_md *ctx, const enum variant v
 	if (!query)
 		return XDP_ABORTED;
 	packet = packet_of(query);
-	/* Into a choice that is empty so far: else the compiler keeps the reason where the verifier knows no bounds of
-	 * it. */
+	/* `choice` must start empty: otherwise the compiler keeps the reason where the verifier
+	 * loses its bounds. */
 	choice.vip = query->vip;
 	choice.vip_number = query->vip_number;
 	if (variant & EXPLAINS) {

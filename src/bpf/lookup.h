@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* From a flow to its VIP, and from a VIP's ring to a real. */
+/* Finds the VIP of a flow, and a real by its number; computes the flow hash that picks a ring's
+ * slot. The walk calls it once a packet is parsed. */
 #pragma once
 
 #include "config.h"
@@ -10,29 +11,30 @@
 
 #include <linux/in.h>
 
-/* The VIP of this number; NULL if there can be none. */
+/* The VIP with this number; NULL if the number is out of range. */
 static __always_inline struct vip_info *vip_at(__u64 number)
 {
 	struct vip_info *infos = vip_infos;
 
-	/* As far as the compiler knows, the section has the length that it was declared with. */
+	/* Otherwise the compiler assumes the section's declared length. */
 	barrier_var(infos);
 	__builtin_assume(infos != NULL);
 	if (number >= max_vips)
 		return NULL;
-	/* The access comes after the comparison. */
+	/* Keeps the access after the comparison. */
 	barrier_var(number);
 	return &infos[number];
 }
 
-/* The same of a number that is kept for later, too: see real_at(). */
+/* The same for a number that is also used later: see real_at(). */
 static __always_inline struct vip_info *kept_vip_at(__u64 number)
 {
 	barrier_var(number);
 	return vip_at(number);
 }
 
-/* A multilinear hash, mixed (see flow_sets.h): addresses and ports in a row spread like others. */
+/* A multilinear hash, mixed (see flow_sets.h), so that consecutive addresses and ports spread like
+ * others. */
 static __always_inline __u64 vip_hash(const __u32 *words, enum family family)
 {
 	__u64 sum = vip_keys[VIP_WORDS];
@@ -55,7 +57,7 @@ static __always_inline bool same_vip(const struct vip_key *a, const struct vip_k
 	return family == FAMILY_V4 || (one[1] == other[1] && one[2] == other[2] && one[3] == other[3]);
 }
 
-/* The VIP with this very key, and its number; NULL: there is none. */
+/* The VIP with exactly this key, and its number; NULL: there is none. */
 static __always_inline struct vip_info *find_exact_vip(const struct vip_key *key,
 						       enum family family, __u32 *number)
 {
@@ -69,7 +71,7 @@ static __always_inline struct vip_info *find_exact_vip(const struct vip_key *key
 		return NULL;
 	*number = next - 1;
 	info = vip_at(*number);
-	/* Most chains have one. */
+	/* Most chains have one element. */
 	if (likely(info && same_vip(&info->key, key, family)))
 		return info;
 	for (int i = 1; i < VIP_CHAIN && info; i++) {
@@ -102,7 +104,7 @@ static __always_inline bool find_prefix_vip(const struct vip_key *key, __u32 *nu
 	return found;
 }
 
-/* The VIP that is no exact match: a prefix, then any port, then both. */
+/* The VIP without an exact match: by prefix, then by any port, then by both. */
 static __always_inline struct vip_info *find_inexact_vip(struct vip_key *key, enum family family,
 							 __u32 *number)
 {
@@ -121,7 +123,8 @@ static __always_inline struct vip_info *find_inexact_vip(struct vip_key *key, en
 	return NULL;
 }
 
-/* Has a packet's port not count. It counts for TCP's flows all the same, which tables tell apart. */
+/* Ignores a packet's port. TCP flows keep it in their key, because tables tell connections
+ * apart. */
 static __always_inline void ignore_source(struct packet *packet, __u64 any)
 {
 	packet->hash_ports &= 0xffff0000;
@@ -136,10 +139,11 @@ static __always_inline void ignore_destination(struct packet *packet, __u64 any)
 		packet->flow.destination_port = unknown_zero(any);
 }
 
-/* The VIP of the packet's destination; false if there is none. After a hit by anything but address and
- * port the destination port does not count, unless the VIP keeps both ports or hashes by it. Where a
- * port does not count, all of a client's flows are one to the ring, and those of UDP to the tables, too:
- * that keeps them together. Connections are told apart by tables, for they come and go. */
+/* The VIP of the packet's destination; false if there is none. If anything but address and port
+ * matched, the destination port does not count, unless the VIP keeps both ports or hashes by it.
+ * Where a port does not count, the ring treats all of a client's flows as one, and so do the tables
+ * for UDP: that keeps them together. Tables still tell TCP connections apart, because those come
+ * and go. */
 static __always_inline bool find_vip(struct packet *packet,
 				     enum family family, __u32 *number, struct vip *vip)
 {
@@ -172,8 +176,8 @@ static __always_inline bool find_vip(struct packet *packet,
 	return true;
 }
 
-/* The same as functions that the verifier looks at once. It knows nothing of packet and VIP after them, so
- * all ways that led to a packet are one from there on. */
+/* The same as functions that the verifier checks once. It knows nothing about packet and VIP
+ * afterwards, so all ways to a packet are one from there on. */
 LOOKED_AT_ONCE int find_vip_v4(struct packet *packet, __u32 *number, struct vip *vip)
 {
 	return packet && number && vip && find_vip(packet, FAMILY_V4, number, vip);
@@ -190,8 +194,9 @@ static __always_inline bool find_vip_once(struct packet *packet, enum family fam
 	return family == FAMILY_V6 ? find_vip_v6(packet, number, vip) : find_vip_v4(packet, number, vip);
 }
 
-/* The real of this number; NULL if there can be none. The verifier has to see comparison and access with one register, in
- * this order, for that of Linux 6.1 forgets the bounds of what is put aside. */
+/* The real with this number; NULL if the number is out of range. The verifier must see comparison
+ * and access on one register, in this order: that of Linux 6.1 forgets the bounds of a spilled
+ * register. */
 static __always_inline struct real *real_at(__u64 number)
 {
 	struct real *first = reals;
@@ -204,7 +209,7 @@ static __always_inline struct real *real_at(__u64 number)
 	return &first[number];
 }
 
-/* The real of this number, NULL also for 0: both ends of the range by one comparison. */
+/* The same, and NULL for 0: one comparison checks both ends of the range. */
 static __always_inline struct real *real_numbered(__u64 number)
 {
 	struct real *first = reals + 1;
@@ -222,8 +227,9 @@ static __always_inline struct real *real_numbered(__u64 number)
 	return real;
 }
 
-/* Whether there is the real with this id. The verifier looks at it once: among much else the compiler would
- * put the number aside, and the verifier of Linux 6.1 forgets the bounds of what is put aside. */
+/* Whether a real has this id. The verifier checks this once: inlined into a large function the
+ * compiler would spill the number, and the verifier of Linux 6.1 forgets the bounds of a spilled
+ * register. */
 LOOKED_AT_ONCE int is_real(__u32 id)
 {
 	const struct real *real = real_at(id & REAL_NUMBER_MASK);
@@ -279,7 +285,8 @@ static __always_inline __u32 hash_two(__u32 first, __u32 second)
 	return lookup3_finish(&state);
 }
 
-/* The flow hash of the spec, over the source address and both ports: the source's in the lower half. */
+/* The specified flow hash, over the source address and both ports, the source port in the lower
+ * half. */
 static __always_inline __u32 hash_flow(const __u32 source[4], __u32 ports, enum family family)
 {
 	struct lookup3 state;
@@ -295,7 +302,7 @@ static __always_inline __u32 hash_flow(const __u32 source[4], __u32 ports, enum 
 	return hash_two(lookup3_finish(&state), ports);
 }
 
-/* The words of ring `ring`; NULL: it is not there. */
+/* The words of ring `ring`; NULL: there is none. */
 static __always_inline __u16 *ring_at(__u32 ring)
 {
 	const __u32 chunk_number = ring / RINGS_PER_CHUNK;

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* Outer addresses and ports that are made up per flow: what all of them have to be. */
+/* Makes outer addresses and ports that are made up per flow valid. The balancer's encapsulation and
+ * the health checks call it. */
 #pragma once
 
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
-/* The made-up host part of an outer IPv4 source, in the upper half of the word as it lies in memory: no
- * host has all zeros or all ones (RFC 1122, 3.2.1.3), so their lowest bit is flipped. */
+/* The made-up host part of an outer IPv4 source, in the upper half of a word in memory order. No
+ * host has all zeros or all ones (RFC 1122, 3.2.1.3), so this flips their lowest bit. */
 static __always_inline __u32 usable_host_v4(__u32 host)
 {
 	return host + (1 << 16) <= 1 << 16 ? host ^ 1 << 24 : host;
@@ -18,7 +19,7 @@ static __always_inline __u32 usable_host_v6(__u32 host)
 	return host + 1 <= 1 ? host ^ 1 << 24 : host;
 }
 
-/* A made-up UDP source port: 0 is none (RFC 768). */
+/* A made-up UDP source port, without 0, which means none (RFC 768). */
 static __always_inline __u16 usable_port(__u16 port)
 {
 	return port ? port : 0xffff;

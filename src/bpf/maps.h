@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The balancer's maps. Sizes given as 1 are placeholders: the library sets them before load.
- * Data sections and mappable maps are written by the control side through shared memory, one
- * aligned word at a time, without a system call.
+ * The balancer's maps. Sizes given as 1 are placeholders: the library sets them before load. It
+ * writes data sections and mappable maps through shared memory, one aligned word at a time and
+ * without a system call.
  */
 #pragma once
 
@@ -12,16 +12,16 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* The arrays below lie in data sections, so that packets read them without a lookup; the library
- * gives them their length. The VIP table: by hash, the number of the first VIP with that hash,
- * plus one; then by number. */
+/* These arrays are in data sections, so that packets read them without a lookup; the library sets
+ * their length. The VIP table: by hash, the number of the first VIP with that hash, plus one; then
+ * by number. */
 __u16 vip_heads[1] SEC(".data.vip_heads") = {};
 struct vip_info vip_infos[1] SEC(".data.vip_infos") = {};
 
 /* By the real's number; number 0 stays unused. */
 struct real reals[1] SEC(".data.reals") = {};
 
-/* Next hops by the real's number, and the interfaces that they are behind. */
+/* Next hops by the real's number, and the interfaces they are behind. */
 __u64 hops[1] SEC(".data.hops") = {};
 struct port ports[PORTS] SEC(".data.ports") = {};
 
@@ -36,11 +36,11 @@ struct vip_prefixes {
 /* The VIPs that are prefixes, by number. */
 struct vip_prefixes prefix_vips SEC(".maps");
 
-/* The addresses that VIPs have, and the prefixes, whatever port and protocol: those are 0 in the keys. */
+/* The addresses and prefixes of VIPs, whatever port and protocol; those are 0 in the keys. */
 struct vip_prefixes vip_addresses SEC(".maps");
 
-/* Chunks of rings, made as VIPs come into use. A ring is one array element of 16-bit real
- * numbers; chunks are mappable. The inner map's value size is set at load. */
+/* Chunks of rings, made as VIPs come into use. A ring is one array element of 16-bit real numbers;
+ * chunks are mappable. The library sets the inner map's value size at load. */
 struct ring_chunk {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -57,7 +57,7 @@ struct {
 } rings SEC(".maps");
 
 /* A flow table: an LRU hash of the kernel as here, or an array of sets. The library makes one for
- * each forwarding CPU, and sets type and sizes of the fallback to match. */
+ * each forwarding CPU, and gives the fallback the same type. */
 struct flow_table {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
@@ -73,18 +73,19 @@ struct {
 	__array(values, struct flow_table);
 } flow_tables SEC(".maps");
 
-/* For frames that arrive on a CPU without a table of its own. */
+/* For frames that arrive on a CPU without a table. */
 struct flow_table fallback_flows SEC(".maps");
 
-/* Reals by the ids that their servers put into packets: the lines of a table in chunks, which are all
- * of one size, so that the verifier turns lookups into loads. `live.server_ids` says in which part of
- * the elements the table is: when it fills up, a larger one is made in the next part. */
+/* Reals by the ids that their servers put into packets: the lines of a table in chunks of equal
+ * size, so that the verifier turns lookups into loads. `live.server_ids` says which part of the
+ * elements holds the table; when that fills up, the library makes a larger table in the next
+ * part. */
 struct server_id_chunk {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, SERVER_ID_CHUNK_LINES);
-	/* Not by type: Linux 6.1 takes a map whose values are known to be structs for unlike one whose
-	 * are not, as those are that the library makes. */
+	/* Sizes, not types: Linux 6.1 finds a map with struct values unlike the maps that the
+	 * library makes, whose values have no type. */
 	__uint(key_size, sizeof(__u32));
 	__uint(value_size, sizeof(struct server_id_line));
 };
@@ -128,11 +129,11 @@ struct {
 	__array(values, struct global_flow_table);
 } global_flows SEC(".maps");
 
-/* For CPUs without one of their own. */
+/* For CPUs without one. */
 struct global_flow_table global_fallback SEC(".maps");
 
-/* Which entries of flow tables are void; values are of enum void_reason. Asked for VIPs with
- * VIP_VOID_FLOWS only. */
+/* Void entries of flow tables; values are of enum void_reason. Only packets of VIPs with
+ * VIP_VOID_FLOWS look here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -141,7 +142,7 @@ struct {
 	__type(value, __u32);
 } down_reals SEC(".maps");
 
-/* Where tunnels that end at this host may come from, and packets that egress addresses send out. */
+/* Allowed sources of tunnels that end at this host, and of packets that leave egress addresses. */
 struct prefixes allowed_sources SEC(".maps");
 struct prefixes egress_sources SEC(".maps");
 
@@ -174,7 +175,8 @@ struct {
 	__type(value, struct real_counters);
 } real_counters SEC(".maps");
 
-/* What few balancers count: by the VIP's number, and by pairs of a VIP and a real, of which packets make the entries. */
+/* Optional counters: by the VIP's number, and by pairs of a VIP and a real, whose entries packets
+ * make. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -189,7 +191,7 @@ struct {
 	__type(value, struct vip_real_counters);
 } vip_reals SEC(".maps");
 
-/* The interfaces again, as the kernel wants them for a redirect; by the port's number. */
+/* The interfaces again, in the form that a redirect needs; by the port's number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__uint(max_entries, PORTS);
@@ -197,7 +199,7 @@ struct {
 	__type(value, __u32);
 } devices SEC(".maps");
 
-/* Events on their way to the control side. */
+/* Events for the control side. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* Next hops of single reals, for balancers whose reals are not all behind one router. The library finds
- * them out; here they are only looked up. */
+/* Next hops of single reals, for balancers whose reals are not all behind one router; encap.h looks
+ * them up for each packet. The library discovers them. */
 #pragma once
 
 #include "config.h"
@@ -12,12 +12,12 @@ static __always_inline __u64 hop_of(__u32 number)
 {
 	__u64 *first = hops;
 
-	/* As in real_at(). One load: address and port are of one moment. */
+	/* As in real_at(). One load, so that address and port are of one moment. */
 	barrier_var(first);
 	return number <= max_reals ? *(volatile __u64 *)&first[number] : 0;
 }
 
-/* The port with this number; NULL if packets leave by it anyway, because they came in there. */
+/* The port with this number; NULL if packets leave by it anyway, because they arrived there. */
 static __always_inline const struct port *other_port(const struct run *run, __u32 number)
 {
 	const struct port *port = &ports[number & (PORTS - 1)];

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * What is the balancer's and what is the host's. All of it is asked about rare packets only, so it is kept
- * out of the way of others: in functions with numbers for arguments, which leave those in registers.
+ * Tells the balancer's packets from the host's, for rare frames and other exceptions. Its functions
+ * take numbers as arguments, so that ordinary packets keep theirs in registers.
  */
 #pragma once
 
@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* The first byte of an IPv4 address as it lies in memory. */
+/* The first byte of an IPv4 address in memory order. */
 #define V4_FIRST(address) ((address) & 0xff)
 #define V4_LOOPBACK 127
 #define V4_GROUPS 0xe0 /* 224.0.0.0/4 */
@@ -33,8 +33,8 @@ static __always_inline bool same_address(const struct in6_addr *a, const struct 
 	return !((v6_half(a, 0) ^ v6_half(b, 0)) | (v6_half(a, 1) ^ v6_half(b, 1)));
 }
 
-/* Whether a VIP has this address, whatever port and protocol: its own or one in its prefix. Both halves as
- * they lie in memory. A global function, so that the verifier looks at it once. */
+/* Whether a VIP has this address, whatever port and protocol: its own or one in its prefix. Both
+ * halves are in memory order. A global function, so the verifier checks it once. */
 LOOKED_AT_ONCE int is_vip_address(__u64 first, __u64 second, __u32 family)
 {
 	struct vip_prefix_key key = {
@@ -57,8 +57,8 @@ static __always_inline bool is_vip_v6(const struct in6_addr *address)
 	return is_vip_address(v6_half(address, 0), v6_half(address, 1), FAMILY_V6);
 }
 
-/* Whether the address can be that of a station of the network: no group's, not everybody's, not loopback,
- * not unspecified. */
+/* Whether the address can belong to a single station: it is not a group, broadcast, loopback or
+ * unspecified. */
 static __always_inline bool is_station_v4(__be32 address)
 {
 	return address && V4_FIRST(address) != V4_LOOPBACK && address != V4_BROADCAST &&
@@ -74,8 +74,8 @@ static __always_inline bool is_station_v6(const struct in6_addr *address)
 	return !none_or_loopback && address->s6_addr[0] != 0xff;
 }
 
-/* Whether the frame is for another station, or for a group of them. Of an interface that is not known only
- * groups are told. */
+/* Whether the frame is for another station, or for a group. If the interface is not known, only
+ * groups are recognised. */
 static __always_inline bool is_for_others(const struct run *run)
 {
 	const __u64 destination = *(const __u64 *)run->eth;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* What all encapsulations have in common: room in front of the packet, and what outer headers are
- * made from. */
+/* What all encapsulations share: room in front of the packet, and the values of outer headers.
+ * encap.h and gue.h call it. */
 #pragma once
 
 #include "config.h"
@@ -31,9 +31,9 @@ static __always_inline __u32 source_tail(const struct packet *packet, enum famil
 }
 
 /*
- * Whether an outer IPv4 packet may be fragmented, as the inner one says (RFC 2003, 3.1); nobody fragments
- * IPv6 on the way. Without the DF bit identifications must differ (RFC 6864, 4.2): those of a CPU, and so of
- * a flow, do for 65,536 packets. Before the head is moved.
+ * Lets an outer IPv4 packet be fragmented if the inner one may be (RFC 2003, 3.1); routers do not
+ * fragment IPv6. Without the DF bit identifications must differ (RFC 6864, 4.2): a CPU's, and so a
+ * flow's, differ for 65,536 packets. Call this before moving the head.
  */
 static __always_inline void outer_fragmentation(const struct run *run, struct iphdr *outer,
 						enum family family)
@@ -56,14 +56,14 @@ static __always_inline void outer_fragmentation(const struct run *run, struct ip
 		outer->id = bpf_htons(run->cpu->counters.tx.packets);
 }
 
-/* The way to a real that has one of its own. */
+/* The way to a real with its own next hop. */
 struct way {
-	__u64 next_hop; /* a MAC address; above it is whatever */
-	const struct port *port; /* NULL: out of the interface that the frame came in on */
+	__u64 next_hop; /* a MAC address; the bits above are undefined */
+	const struct port *port; /* NULL: out of the interface where the frame arrived */
 };
 
-/* Room for an outer IP header of `size` bytes; the frame's new Ethernet header, or NULL. The
- * outer IP header follows it. */
+/* Makes room for an outer IP header of `size` bytes. Returns the frame's new Ethernet header, which
+ * the outer IP header follows, or NULL. */
 static __always_inline struct ethhdr *grow(const struct run *run, const __u32 size)
 {
 	struct cursor cursor;
@@ -74,8 +74,9 @@ static __always_inline struct ethhdr *grow(const struct run *run, const __u32 si
 	return cursor_take(&cursor, sizeof(struct ethhdr) + size);
 }
 
-/* Writes the Ethernet header of a frame that has grown by `size` bytes, before the outer header lies over the old one:
- * to the gateway for reals of `outer`, from the address that the frame came to, or as the way says. */
+/* Writes the Ethernet header of a frame that has grown by `size` bytes; call it before the outer
+ * header overwrites the old one. The frame goes to the gateway for reals of family `outer`, from
+ * the address where it arrived, or as `way` says. */
 static __always_inline void ether_begin(const struct run *run, struct ethhdr *eth, const __u32 size,
 					const struct way *way, enum family outer)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * From a frame to the flow it belongs to, of ordinary packets: all of them TCP or UDP right behind an IP
- * header without options, and whole. Others are parsed in parse_rare.h.
+ * Parses an ordinary packet into the flow it belongs to: whole TCP or UDP right behind an IP header
+ * without options. The walk calls it first; parse_rare.h parses everything else.
  */
 #pragma once
 
@@ -19,7 +19,7 @@
 #include <linux/udp.h>
 #include <bpf/bpf_endian.h>
 
-#define IPV4_PLAIN 0x45 /* the first byte of IPv4 without options: version and header length */
+#define IPV4_PLAIN 0x45 /* first byte of IPv4 without options: version and header length */
 #define TCP_FLAGS_BYTE 13
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -27,14 +27,14 @@
 
 /* What the walk knows of a packet. */
 struct packet {
-	struct flow_key flow __attribute__((aligned(8))); /* as tables know it */
-	/* Its ports as ring and outer header have them, the source's in the lower half as they lie in memory: 0 is one
-	 * that does not count for the VIP. */
+	struct flow_key flow __attribute__((aligned(8))); /* as tables key it */
+	/* Its ports as ring and outer header use them, in memory order, the source port in the
+	 * lower half. 0: the port does not count for the VIP. */
 	__u32 hash_ports;
-	__u16 l3_length; /* IPv4 total length; IPv6 payload length: as in the header */
+	__u16 l3_length; /* as in the header: IPv4 total length, IPv6 payload length */
 	__u8 tos;
 	bool icmp; /* an ICMP error: the flow is that of the packet it quotes */
-	bool icmp_ignored_by_quic; /* one that a QUIC server takes no notice of */
+	bool icmp_ignored_by_quic; /* one that a QUIC server ignores */
 	__u8 tcp_flags; /* TCP_SYN and others as in the header; 0 if not TCP or quoted */
 	__u8 tcp_options; /* bytes of TCP options, by the header's length field */
 	bool unchecked; /* without a checksum; for GUE only */
@@ -58,19 +58,20 @@ static __always_inline void copy_v6(__u8 *to, const struct in6_addr *address)
 	__builtin_memcpy(to, address, sizeof(*address));
 }
 
-/* The same in two loads. An address of an IPv6 header begins at a multiple of eight bytes if the header begins
- * at one, as it does where a machine asks for that. */
+/* The same in two loads. An IPv6 header's addresses are aligned to eight bytes if the header is,
+ * which it is on machines that require alignment. */
 static __always_inline void copy_v6_at_once(__u64 to[2], const struct in6_addr *address)
 {
 	to[0] = ((const __u64 *)address)[0];
 	to[1] = ((const __u64 *)address)[1];
-	/* What is read of them later comes from memory, and is not made of these two. */
+	/* Forces later reads from memory: the compiler must not rebuild values from these two. */
 	barrier();
 }
 
-/* Whether all of the packet is there, to the end of a transport header of so many bytes at least. `payload`: what the
- * IP header says of what is behind its `ip_header` bytes. The transport header is known to be in the frame, so
- * that no difference but that of too short a payload is below 0. */
+/* Whether the whole packet is there, at least to the end of a transport header of `transport`
+ * bytes. `payload`: the length behind the `ip_header` bytes, by the IP header. The transport header
+ * is known to be in the frame, so a difference below 0 can only mean that the payload is too
+ * short. */
 static __always_inline bool is_whole(const struct run *run, __u32 payload, const __u32 ip_header,
 				     const __u32 transport)
 {
@@ -79,7 +80,6 @@ static __always_inline bool is_whole(const struct run *run, __u32 payload, const
 	return payload - transport <= in_frame;
 }
 
-/* What the walk reads of a TCP header besides the ports. */
 static __always_inline void read_tcp(const struct run *run, struct packet *packet,
 				     const struct tcphdr *tcp)
 {
@@ -88,7 +88,7 @@ static __always_inline void read_tcp(const struct run *run, struct packet *packe
 		packet->tcp_options = tcp->doff * 4 - sizeof(*tcp);
 }
 
-/* Ports stand at the same place in TCP and UDP. */
+/* Ports are at the same place in TCP and UDP. */
 static __always_inline bool parse_plain_transport(const struct run *run, struct cursor *cursor,
 						  struct packet *packet, __u32 payload,
 						  const __u32 ip_header)
@@ -122,7 +122,6 @@ static __always_inline bool parse_plain_transport(const struct run *run, struct 
 	return true;
 }
 
-/* What the walk reads of the IP header of an ordinary packet. */
 static __always_inline void read_v4(struct packet *packet, const struct iphdr *ip)
 {
 	packet->l3_length = bpf_ntohs(ip->tot_len);
@@ -143,7 +142,7 @@ static __always_inline void read_v6(struct packet *packet, const struct ipv6hdr 
 	copy_v6_at_once((__u64 *)packet->flow.destination, &ip->daddr);
 }
 
-/* Parses an ordinary packet; false: it is none. */
+/* Parses an ordinary packet. False: it is not one. */
 static __always_inline bool parse_plain_v4(const struct run *run, struct cursor *cursor,
 					   struct packet *packet)
 {

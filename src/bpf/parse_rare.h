@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * From a frame to the flow it belongs to, of all packets: IP header, extension headers, ICMP with the header
- * it quotes, transport header. What is the host's ends here with a verdict; what cannot be forwarded with a reason
- * to drop it, which holds only if it is for an address of a VIP.
+ * Parses any packet into the flow it belongs to: IP header, extension headers, ICMP with the header
+ * it quotes, transport header. The program for rare frames calls it. A packet for the host ends
+ * here with a verdict. One that cannot be forwarded gets a drop reason, which applies only if it is
+ * for a VIP's address.
  */
 #pragma once
 
@@ -26,7 +27,7 @@
 
 #define QUOTED_TRANSPORT_BYTES 8 /* what RFC 792 promises of the quoted packet */
 
-/* A reason why a packet cannot be forwarded, instead of a verdict. */
+/* A reason why a packet cannot be forwarded, in place of a verdict. */
 #define UNFIT(reason) (CONTINUE - (int)(reason))
 #define UNFIT_REASON(verdict) ((enum drop_reason)(CONTINUE - (verdict)))
 
@@ -39,15 +40,15 @@ static __always_inline void *take_of(__u32 *left, struct cursor *cursor, const _
 	return cursor_take(cursor, size);
 }
 
-/* Whether the 8 bytes of a quoted transport header are cut off by the IP header's length. */
+/* Whether the IP header's length cuts off the 8 bytes of a quoted transport header. */
 static __always_inline bool cuts_quote(__u8 protocol, __u32 left)
 {
 	return (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP) &&
 	       left < QUOTED_TRANSPORT_BYTES;
 }
 
-/* The quoted packet went from the VIP to the client, so its flow is the reverse. The error comes back
- * to where that packet came from; one to anybody else is not about a flow of ours. */
+/* The quoted packet went from the VIP to the client, so its flow is the reverse. The error returns
+ * to that packet's source; an error to any other address is not about a balanced flow. */
 static __always_inline int parse_quote_v4(const struct run *run, struct cursor *cursor,
 					  struct packet *packet, __u32 left)
 {
@@ -140,7 +141,7 @@ static __always_inline int parse_icmp_v6(const struct run *run, struct cursor *c
 	return parse_quote_v6(run, cursor, packet, left);
 }
 
-/* Walks the extension headers behind the IP header; `left` is what is left of the packet behind them. */
+/* Walks the extension headers behind the IP header. `left`: bytes of the packet behind them. */
 static __always_inline int parse_extensions(const struct run *run, struct cursor *cursor,
 					    struct packet *packet, __u32 *left)
 {
@@ -221,7 +222,7 @@ static __always_inline int parse_v6(const struct run *run, struct cursor *cursor
 	return CONTINUE;
 }
 
-/* Ports stand at the same place in TCP and UDP. Those of a quoted packet are reversed like its
+/* Ports are at the same place in TCP and UDP. Those of a quoted packet are reversed like its
  * addresses. `left`: bytes of the packet from here on, by its IP header. */
 static __always_inline int parse_transport(const struct run *run, struct cursor *cursor,
 					   struct packet *packet, enum family family, __u32 left)
@@ -268,7 +269,7 @@ static __always_inline int parse_transport(const struct run *run, struct cursor 
 	return CONTINUE;
 }
 
-/* Drops a packet that cannot be forwarded, unless it is the host's. */
+/* Drops a packet that cannot be forwarded; passes it if it is for the host. */
 static __always_inline int refuse(const struct run *run, const struct packet *packet,
 				  enum drop_reason reason, enum family family)
 {
@@ -278,7 +279,6 @@ static __always_inline int refuse(const struct run *run, const struct packet *pa
 	return ours ? drop(run, reason) : pass(run, STEP_NO_VIP);
 }
 
-/* Parses any packet. */
 static __always_inline int parse(const struct run *run, struct cursor *cursor,
 				 struct packet *packet, enum family family)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* Lists of prefixes that addresses have to lie in, of both families: the key begins with the family. */
+/* Lists of prefixes that addresses are checked against, for both families: the key begins with the
+ * family. Programs that end tunnels use them for allowed sources and destinations. */
 #pragma once
 
 #include "shared.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * What a packet that may be a probe says of itself: addresses, ports, and what it adds up to. It is a socket
- * buffer's, which may lie in pieces, so bytes are copied out.
+ * Reads a packet that may be a probe: addresses, ports, and its sum. healthcheck.bpf.c calls it
+ * first. A socket buffer may be in pieces, so this copies bytes out.
  */
 #pragma once
 
@@ -18,32 +18,32 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* What is known of a packet that may be a probe. */
+/* A packet that may be a probe. */
 struct probe {
-	struct vip_key key; /* where it goes to */
+	struct vip_key key; /* its destination */
 	struct probe_match source;
-	__u32 transport; /* where the header behind those of IP begins */
+	__u32 transport; /* where the header behind IP's begins */
 	__u32 l3_length; /* of the inner packet, header included */
-	__u32 sum; /* what it adds up to */
+	__u32 sum; /* of the inner packet, for GUE's checksum */
 	bool v6;
 	bool ports; /* TCP or UDP with its ports */
 	bool summed; /* `sum` is known */
-	bool late; /* no probe, but what the kernel sends for one's connection */
+	bool late; /* not a probe, but sent by the kernel for a probe's connection */
 };
 
-/* Reads bytes of the packet, wherever they lie. */
+/* Reads bytes of the packet, in whichever piece they are. */
 static __always_inline bool read(struct __sk_buff *skb, __u32 at, void *to, const __u32 size)
 {
 	return !bpf_skb_load_bytes(skb, at, to, size);
 }
 
-/* Whether a transport checksum says what is behind the IP header, `length` bytes. It may still have to be
- * filled in: that makes no difference. */
+/* Whether a transport checksum covers all `length` bytes behind the IP header. It makes no
+ * difference if it is still to be filled in. */
 static __always_inline bool is_summed(struct __sk_buff *skb, const struct probe *probe, __u16 length)
 {
 	struct udphdr udp;
 
-	/* The kernel cuts it into segments later, and leaves each with this checksum. */
+	/* The kernel cuts it into segments later, and gives each this checksum. */
 	if (skb->gso_size)
 		return false;
 	switch (probe->key.protocol) {

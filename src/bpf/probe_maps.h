@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * What the path of health checks reads and writes: its constants, settings that change at any time, and maps.
- * The library gives each map its size, and leaves out those that nothing needs.
+ * The constants, settings and maps of the health check program. The library sizes each map, and
+ * leaves out those that are not needed.
  */
 #pragma once
 
@@ -9,16 +9,17 @@
 
 #include <bpf/bpf_helpers.h>
 
-/* Load-time constants, as those of the balancer. */
+/* Load-time constants, like those of the balancer. */
 const volatile __u32 encapsulation = ENCAPSULATION_IPIP;
 const volatile __u16 gue_port = 6080;
 /* The largest packet, Ethernet header included; 0: any. */
 const volatile __u32 max_packet = 0;
-/* Outer sources of IP in IP are made up as those of clients' packets are, of these prefixes (config.h). */
+/* Outer sources of IP in IP are made up like those of clients' packets, from these prefixes
+ * (config.h). */
 const volatile __u8 made_up_sources = 0;
 const volatile __u16 ipip_source_v4 = 0;
 const volatile __u32 ipip_source_v6[3] = {};
-/* Reals have next hops of their own: see `ways`. */
+/* Reals have their own next hops: see `ways`. */
 const volatile __u8 next_hops = 0;
 
 /* Written by the control side at any time. */
@@ -50,7 +51,7 @@ struct {
 	__type(value, struct probe_real);
 } sources SEC(".maps");
 
-/* Where TCP connections went whose packets had a mark. */
+/* Where TCP connections with marked packets went. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, PROBE_FLOWS);
@@ -66,7 +67,7 @@ struct {
 	__type(value, struct probe_way);
 } ways SEC(".maps");
 
-/* Numbers of registered keys, and the probes that each number has counted. */
+/* Numbers of registered keys, and the probes counted for each number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);

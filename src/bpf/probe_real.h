@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Which real a packet is for: by the mark of its socket, by where it goes to or comes from, or by its connection,
- * if a socket with a mark has opened that and is gone.
+ * Finds the real that a packet is for; healthcheck.bpf.c calls it. The real comes from the mark of
+ * the packet's socket, from its destination or source, or from its connection, if a socket with a
+ * mark opened that and is gone.
  */
 #pragma once
 
 #include "probe.h"
 #include "probe_maps.h"
 
-/* Where flags stand in a TCP header. */
+/* Where flags are in a TCP header. */
 #define TCP_FLAGS 13
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
 
-/* The real that an address and port are matched to; port 0 of a match is any. */
+/* The real that an address and port match; port 0 of a match is any. */
 static __always_inline struct probe_real *match(void *map, struct probe_match *match)
 {
 	struct probe_real *real = bpf_map_lookup_elem(map, match);
@@ -51,7 +52,7 @@ static __always_inline bool same_real(const struct probe_real *one, const struct
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4];
 }
 
-/* Remembers where the connection of a packet with a mark goes. */
+/* Remembers where the connection of a marked packet goes. */
 static __always_inline void remember(const struct probe *probe, const struct probe_real *real)
 {
 	const struct flow_key flow = flow_of(probe);
@@ -62,9 +63,9 @@ static __always_inline void remember(const struct probe *probe, const struct pro
 		bpf_map_update_elem(&probe_flows, &flow, real, BPF_ANY);
 }
 
-/* Where the connection of a packet went that no mark leads to a real: the kernel sends it for a socket that is
- * gone, to the VIP that it was connected to. What has a mark that means nothing (any more) a socket has sent: it is
- * left alone. A SYN begins another connection, which is no probe's. */
+/* The real of a packet's connection, if no mark leads to one: the kernel sends such a packet for a
+ * socket that is gone, to the VIP it was connected to. A packet with an unknown mark comes from a
+ * live socket and is left alone. A SYN begins another connection, which is not a probe's. */
 static __always_inline struct probe_real *recall(struct __sk_buff *skb, const struct probe *probe,
 						  __u32 mark)
 {
@@ -80,7 +81,7 @@ static __always_inline struct probe_real *recall(struct __sk_buff *skb, const st
 	return NULL;
 }
 
-/* The real that a packet is for; NULL: it is none of ours. */
+/* The real that a packet is for; NULL: it is not a probe. */
 static __always_inline struct probe_real *real_of(struct __sk_buff *skb, struct probe *probe,
 						  struct probe_totals *totals)
 {

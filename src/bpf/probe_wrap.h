@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The outer headers of a probe, as those of the packets of clients.
+ * Writes the outer headers of a probe, the same as a client's packet gets. healthcheck.bpf.c calls
+ * it last.
  */
 #pragma once
 
@@ -12,10 +13,10 @@
 #include <linux/udp.h>
 
 #define OUTER_TTL 64
-/* Bit 10 of the source port, in the network's order: such packets are probes. */
+/* Bit 10 of the source port, in network order, marks probes. */
 #define PROBE_PORT_BIT (1 << 10)
 
-/* Room for the outer headers behind the Ethernet header; false if there is none. */
+/* Makes room for the outer headers behind the Ethernet header; false if there is none. */
 static __always_inline bool grow(struct __sk_buff *skb, bool to_v6, __u32 size)
 {
 	__u64 flags = to_v6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
@@ -33,7 +34,7 @@ static __always_inline struct udphdr udp_header(const struct probe *probe, __u32
 		.len = bpf_htons(probe->l3_length + sizeof(struct udphdr)),
 	};
 
-	/* None, where nobody knows what the packet adds up to (RFC 6935). */
+	/* No checksum if the packet's sum is unknown (RFC 6935). */
 	if (!probe->summed)
 		return udp;
 	udp.check = ~csum_fold(addresses + bpf_htons(IPPROTO_UDP) + udp.len + udp.source +
@@ -72,7 +73,7 @@ static __always_inline bool outer_source_v6(const struct probe *probe, __u32 *so
 	return true;
 }
 
-/* Writes the Ethernet header again, and the outer headers behind it. */
+/* Writes the outer headers behind the Ethernet header. */
 static __always_inline bool wrap_v4(struct __sk_buff *skb, const struct probe *probe,
 				    const struct probe_real *real)
 {
@@ -137,8 +138,9 @@ static __always_inline bool wrap_v6(struct __sk_buff *skb, const struct probe *p
 	return !bpf_skb_store_bytes(skb, ETH_HLEN, &outer.ip, sizeof(outer.ip), 0);
 }
 
-/* Wraps a probe. By its neighbour's address it is sent on later, by the gateway's from here: that is
- * written, and the source of the interface that it leaves by, if it was sent on another one. */
+/* Wraps a probe. By the neighbour's address, the kernel sends it on later. By the gateway's, it
+ * leaves from here, so this writes that address, and if the probe was sent on another interface the
+ * source of the one it leaves by. */
 static __always_inline bool wrap(struct __sk_buff *skb, const struct probe *probe,
 				 const struct probe_real *real, bool by_gateway, bool elsewhere)
 {
@@ -147,7 +149,7 @@ static __always_inline bool wrap(struct __sk_buff *skb, const struct probe *prob
 	const __u64 source = settings.own_mac;
 	const __be16 type = to_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 
-	/* Nobody knows the way yet. */
+	/* The way is not known yet. */
 	if (by_gateway && (!destination || (elsewhere && !source)))
 		return false;
 	if (!(to_v6 ? wrap_v6(skb, probe, real) : wrap_v4(skb, probe, real)))

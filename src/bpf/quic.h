@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Routing by QUIC connection ids (RFC 9000): servers choose ids that hold their server id, so that
- * a connection stays with its server when the client's address changes.
+ * Routes by QUIC connection ids (RFC 9000): servers choose ids that contain their server id, so
+ * that a connection stays with its server when the client's address changes. ids.h and quic_walk.h
+ * call it with the datagram's payload.
  */
 #pragma once
 
@@ -38,7 +39,7 @@ struct quic_id {
 	__u8 version;
 };
 
-/* The server id in the connection id; its version is in the two top bits. */
+/* The server id in the connection id, whose version is in the two top bits. */
 static __always_inline struct quic_id quic_id_of(const __u8 *id)
 {
 	const __u64 bytes = bpf_be64_to_cpu(*(const __u64 *)id);
@@ -58,7 +59,7 @@ static __always_inline struct quic_id quic_id_of(const __u8 *id)
 	return found;
 }
 
-/* The destination's connection id in the datagram; NULL if there is none to go by. */
+/* The destination's connection id in the datagram; NULL if none can route it. */
 static __always_inline const __u8 *quic_connection_id(const struct run *run, struct cursor payload,
 						      __u32 vip_number, bool *initial)
 {
@@ -83,7 +84,7 @@ static __always_inline const __u8 *quic_connection_id(const struct run *run, str
 	else if (header->version == bpf_htonl(QUIC_VERSION_2))
 		of_client = type == QUIC_V2_INITIAL || type == QUIC_V2_ZERO_RTT;
 	else
-		/* What its types mean, and whose the id is, nobody knows. */
+		/* An unknown version: its types and the owner of its id are unknown too. */
 		return NULL;
 	if (of_client) {
 		run->cpu->counters.quic.initial++;
@@ -96,8 +97,8 @@ static __always_inline const __u8 *quic_connection_id(const struct run *run, str
 	return header->id_length < QUIC_ID_BYTES ? NULL : (const __u8 *)(header + 1);
 }
 
-/* The real that the datagram's connection id names, as `find` says. One that is known and
- * has no real has just lost it: the packet must be dropped. */
+/* The real that the datagram's connection id names, by `find`. An id that is known without a real
+ * has just lost it: the packet must be dropped. */
 static __always_inline struct named quic_route(const struct run *run, struct cursor payload,
 					       __u32 vip_number,
 					       struct named (*const find)(__u32 id))
@@ -134,7 +135,8 @@ static __always_inline struct named quic_route(const struct run *run, struct cur
 	return named;
 }
 
-/* An ICMP error about a QUIC flow quotes no connection id that could be trusted to be whole. */
+/* An ICMP error about a QUIC flow is not certain to quote a whole connection id, so it is only
+ * counted. */
 static __always_inline void quic_count_icmp(const struct run *run, bool ignored)
 {
 	run->cpu->counters.quic.icmp++;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * The end of the walk for QUIC: a datagram whose connection id names a real goes there, all in one program, which
- * the walk goes on in. It reads the datagram's headers again, in fewer steps than a record of them takes, and has
- * a record written only for what comes seldom: a flow whose entry does not name that real yet, and a datagram
- * without an id to go by, which the program for special VIPs sends.
+ * The end of the walk for QUIC: one program sends a datagram to the real that its connection id
+ * names. katran.bpf.c hands plain datagrams of QUIC VIPs to it by tail call.
+ *
+ * It parses the headers again, which takes fewer steps than passing a record. It writes a record
+ * only in rare cases: for a flow whose entry does not name that real yet, and for a datagram
+ * without a usable id, which the program for special VIPs sends.
  */
 #pragma once
 
@@ -24,8 +26,8 @@
 #include <linux/ipv6.h>
 #include <linux/udp.h>
 
-/* Reads the datagram that the walk has found to be a plain one, up to its payload. Its ports are those that count
- * for the VIP, which the walk has left. */
+/* Reads a datagram that the walk found to be plain, up to its payload. Its ports are those that
+ * count for the VIP, as the walk has left them. */
 static __always_inline bool read_datagram(const struct run *run, const struct id_query *query,
 					  struct cursor *cursor, struct packet *packet,
 					  enum family family)
@@ -58,8 +60,9 @@ static __always_inline bool read_datagram(const struct run *run, const struct id
 	return true;
 }
 
-/* Makes the entry of the flow that the CPU's record describes name the real, and counts what it was before. A
- * global function, so that the verifier looks at it once; it finds for itself what cannot be handed to one. */
+/* Makes the flow that the CPU's record describes name the real in its entry, and counts what the
+ * entry said before. A global function, so the verifier checks it once; it looks up whatever cannot
+ * be passed to one. */
 LOOKED_AT_ONCE int quic_correct(__u32 id)
 {
 	const __u32 zero = 0;
@@ -75,12 +78,12 @@ LOOKED_AT_ONCE int quic_correct(__u32 id)
 	return 0;
 }
 
-/* Whether the table has the flow, with that real. Its entry is stamped then. */
+/* Whether the table has the flow with that real. If so, stamps its entry. */
 static __always_inline bool is_entered(const struct flow_place *place, __u32 id)
 {
 	struct flow_value *value;
 
-	/* The other kind would need the whole flow in memory. */
+	/* The other type would need the whole flow in memory. */
 	if (flow_table_kind != FLOW_TABLE_SETS)
 		return false;
 	value = sets_find_of(place->set, place->fingerprint, id);
@@ -90,7 +93,7 @@ static __always_inline bool is_entered(const struct flow_place *place, __u32 id)
 	return true;
 }
 
-/* The real that the id of a server names, if there is one. */
+/* The real that a server id names, if there is one. */
 static __always_inline struct named find_here(__u32 id)
 {
 	struct named named = { .id = server_id_search(id) };
@@ -100,8 +103,8 @@ static __always_inline struct named find_here(__u32 id)
 		return named;
 	named.known = true;
 	named.number = named.id & REAL_NUMBER_MASK;
-	/* Or the compiler would mask the id once more where the number is used, which has not been compared
-	 * then (clang 22). */
+	/* Otherwise the compiler masks the id again where it uses the number, and that copy was not
+	 * compared (clang 22). */
 	barrier_var(named.number);
 	real = real_at(named.number);
 	if (!real || real->id != named.id)
@@ -116,7 +119,7 @@ static __always_inline int route_quic(const struct run *run, struct cursor curso
 {
 	struct id_query *query = &run->cpu->scratch.query;
 	struct packet packet = {};
-	struct choice choice; /* is written before it is read */
+	struct choice choice; /* written before it is read */
 	struct flow_place place;
 	struct named named;
 

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Frames that few packets come in: with VLAN tags, and all but whole TCP and UDP right behind a plain IP
- * header, such as ICMP, fragments, options and extension headers, or lengths that are wrong. A program of
- * its own walks them, so that others pay for none of it.
+ * Hands rare frames to a separate program, so that others pay nothing for them. Rare is a frame
+ * with VLAN tags, or with anything but whole TCP or UDP right behind a plain IP header: ICMP,
+ * fragments, options, extension headers, wrong lengths.
  */
 #pragma once
 
 #include "counters.h"
 #include "maps.h"
 
-/* Hands the frame to that program, with so many bytes of tags that are put aside. */
+/* `tag_bytes`: length of the VLAN tags put aside. */
 static __always_inline int walk_rarely(const struct run *run, __u64 arrived, __u32 tag_bytes)
 {
 	struct rare_frame *rare = &run->cpu->scratch.rare;
@@ -19,6 +19,6 @@ static __always_inline int walk_rarely(const struct run *run, __u64 arrived, __u
 	rare->unwrapped = run->unwrapped;
 	bpf_tail_call(run->ctx, &special_programs,
 		      is(run, EXPLAINS) ? PROGRAM_EXPLAIN_RARE : PROGRAM_RARE);
-	/* They are there since load, unless somebody has emptied the array. */
+	/* The programs are there since load, unless something empties the array. */
 	return drop(run, DROP_PROGRAM_MISSING);
 }

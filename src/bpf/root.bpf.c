@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
- * A root program for interfaces that several XDP programs share: it hands each frame to the first of
- * its entries that is set. An entry that lets a frame go on hands it to the next one in the same way,
- * by `programs`, from the entry after its own on.
+ * The root program of an interface that several XDP programs share: the kernel runs it for each
+ * frame, and it calls the first of its entries that is set. An entry that passes a frame on calls
+ * the next one in the same way, through `programs`, starting after its own.
  */
 #include "shared.h"
 
@@ -34,7 +34,7 @@ int katran_root(struct xdp_md *ctx)
 	const __u32 zero = 0;
 	__u64 *count;
 
-	/* An empty entry is fallen through. */
+	/* A tail call to an empty entry falls through. */
 	for (__u32 i = 0; i < ROOT_MOST_ENTRIES && i < entries; i++)
 		bpf_tail_call(ctx, &programs, i);
 	count = bpf_map_lookup_elem(&passed, &zero);

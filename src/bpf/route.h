@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Choosing a packet's real (section 8 of the walk): by an id in the packet (which is looked for in
- * `ids.h`), by the flow tables, by the client's prefix, by the ring.
+ * Chooses a packet's real (section 8 of the walk): by an id in the packet (see ids.h), by the flow
+ * tables, by the client's prefix, or by the ring. katran.bpf.c calls it once the VIP is known.
  */
 #pragma once
 
@@ -24,11 +24,11 @@ struct choice {
 	struct vip vip;
 	__u32 vip_number;
 	__u32 number; /* of the real */
-	__u32 reason; /* of enum drop_reason: if not DROP_NONE, the packet has no real and goes no further */
+	__u32 reason; /* of enum drop_reason; if not DROP_NONE, the packet has no real and goes no further */
 	struct flow_place place;
 };
 
-/* Steps 1 to 3: what the program for them has found out about this packet. */
+/* Steps 1 to 3: the id program's answer for this packet. */
 static __always_inline struct real *by_packet(const struct run *run, struct choice *choice)
 {
 	const int routed = run->cpu->scratch.query.routed;
@@ -36,7 +36,7 @@ static __always_inline struct real *by_packet(const struct run *run, struct choi
 	if (!routed)
 		return NULL;
 	if (routed < 0) {
-		/* One of two, in words that the verifier understands. */
+		/* Spelt out, so that the verifier sees that it is one of two. */
 		choice->reason = routed == -DROP_QUIC_REAL_GONE ? DROP_QUIC_REAL_GONE :
 								  DROP_STABLE_UDP_REAL_GONE;
 		return NULL;
@@ -46,7 +46,7 @@ static __always_inline struct real *by_packet(const struct run *run, struct choi
 	return real_at(choice->number);
 }
 
-/* Step 5: what the host application has put into the global flow table. */
+/* Step 5: the host application's global flow table. */
 static __always_inline struct real *by_global_flows(const struct run *run,
 						    const struct flow_key *key,
 						    struct choice *choice)
@@ -77,8 +77,8 @@ static __always_inline struct real *by_global_flows(const struct run *run,
 	return real;
 }
 
-/* Why flows of this VIP do not go to the real, of enum void_reason; 0: they may. Only VIPs that have
- * such reals ask; their packets are special. */
+/* Why the VIP's flows must not go to the real, of enum void_reason; 0: they may. Only VIPs with
+ * such reals ask, and their packets are special. */
 static __always_inline __u32 void_reason(const struct run *run, const struct choice *choice,
 					 const struct real *real)
 {
@@ -91,8 +91,8 @@ static __always_inline __u32 void_reason(const struct run *run, const struct cho
 	return reason ? *reason : 0;
 }
 
-/* Step 6: whether what a table says of the flow is void. The datagrams of VIPs with
- * UDP_FLOW_MIGRATION count, and stay where they are while the flood guard acts, as in Katran. */
+/* Step 6: whether the flow's entry is void. As in Katran, datagrams of VIPs with UDP_FLOW_MIGRATION
+ * are counted, and stay where they are while the flood guard acts. */
 static __always_inline bool is_void(const struct run *run, const struct packet *packet,
 				    const struct choice *choice, const struct real *real, __u64 now)
 {
@@ -115,7 +115,7 @@ static __always_inline bool leads_to_down(const struct run *run, const struct ch
 	return real && void_reason(run, choice, real) == VOID_DOWN;
 }
 
-/* The number of the real that the client's longest prefix names; 0: none. */
+/* The number of the real that the client's longest matching prefix names; 0: none. */
 static __always_inline __u32 by_source(const struct run *run, const struct packet *packet,
 				       enum family family)
 {
@@ -152,21 +152,22 @@ static __always_inline void count_watched(const struct choice *choice)
 		of_real->misses++;
 }
 
-/* Whether it is an ICMP error, which leaves entries, misses and events alone. All of them are special. */
+/* Whether the packet is an ICMP error, which leaves entries, misses and events alone. All of them
+ * are special. */
 static __always_inline bool is_error(const struct run *run, const struct packet *packet)
 {
 	return is(run, SPECIAL) && packet->icmp;
 }
 
-/* Step 7: the real of a flow that no table knows, or of a SYN. That one follows an entry that was used
- * a moment ago; else this counts the flow, asks the source routes or the ring, remembers the answer. NULL with
- * the reason in `choice`: the ring has none. */
+/* Step 7: the real of a SYN, or of a flow that no table knows. A SYN follows an entry that was used
+ * a moment ago. Otherwise this counts the flow, asks the source routes or the ring, and remembers
+ * the answer. NULL with the reason in `choice`: there is no real. */
 static __always_inline struct real *new_flow(const struct run *run, struct packet *packet,
 					     struct choice *choice, enum family family, __u64 now)
 {
 	const __u32 flags = choice->vip.flags;
 	const bool error = is_error(run, packet);
-	/* So far: what the ring chooses by the port alone is not remembered. */
+	/* If the ring chooses by the port alone, there is nothing to remember. */
 	bool forget = flags & VIP_DPORT_HASH;
 	__u32 answer = 0;
 	__u32 hash_ports = packet->hash_ports;
@@ -203,11 +204,11 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 		choice->number = 0;
 	if (rare_feature(run, FEATURE_SOURCE_ROUTING) && choice->number) {
 		note_step(run, STEP_SOURCE_ROUTE);
-		/* Nobody would look for it. */
+		/* Without reals nothing looks up the entry. */
 		forget = flags & VIP_NO_REALS;
 	} else {
 		if (forget) {
-			/* Such a flow is not remembered, so nothing else needs to know whose it is. */
+			/* The flow is not remembered, so nothing needs its source any more. */
 			__builtin_memset(packet->flow.source, 0, sizeof(packet->flow.source));
 			hash_ports = hash_ports >> 16 | (hash_ports & 0xffff0000);
 		}
@@ -225,7 +226,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 			run->cpu->counters.by_base += !!(answer & IN_SLOT_BY_BASE);
 			if (answer & IN_SLOT_BY_BASE)
 				note_step(run, STEP_BASE);
-			/* While the guard acts it has not been yet. */
+			/* While the guard acts, the place was not chosen above. */
 			if (in_flood(run, now))
 				chosen = flow_choose(&choice->place, now);
 		}
@@ -236,12 +237,13 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	real = real_at(choice->number);
 	if (!real)
 		return NULL;
-	/* 0: the real was taken back since the ring was read. Remembered, it would match for ever. */
+	/* 0: the library took the real back after the ring was read. An entry with it would match
+	 * for ever. */
 	id = *(volatile __u32 *)&real->id;
 	if (error)
 		return real;
-	/* Nothing is remembered while the guard acts, for then one more flow is one too many, but for what would be lost at its
-	 * next packet. */
+	/* While the guard acts nothing is remembered, except a flow that would otherwise break at
+	 * its next packet. */
 	if (id && !(flags & VIP_LRU_BYPASS) && !(packet->tcp_flags & TCP_RST) && !forget &&
 	    (!under_flood(run, now) || (answer & IN_SLOT_DEVIATES)))
 		flow_remember_copied(run, &choice->place, &packet->flow, chosen, id, now,
@@ -268,15 +270,15 @@ static __always_inline struct real *by_settled_slot(const struct run *run, struc
 	return real;
 }
 
-/* Tells this CPU's record of a packet's flow, and of its VIP. */
+/* Writes a packet's flow and VIP to this CPU's record. */
 static __always_inline void describe_flow(struct id_query *query, const struct packet *packet,
 					  const struct choice *choice)
 {
 	const __u32 *source = (const __u32 *)packet->flow.source;
 	const __u32 *destination = (const __u32 *)packet->flow.destination;
 
-	/* Word by word, as it is read: as one value it would be put together on the stack first, and
-	 * the loads that then follow at once would wait for stores of other sizes. */
+	/* Word by word, as it is read. Otherwise the compiler builds one value on the stack, and
+	 * the loads that follow wait for stores of other sizes. */
 #pragma unroll
 	for (int i = 0; i < ADDRESS_BYTES / 4; i++) {
 		((__u32 *)query->flow.source)[i] = source[i];
@@ -288,7 +290,7 @@ static __always_inline void describe_flow(struct id_query *query, const struct p
 	*(__u32 *)&query->flow.protocol = packet->flow.protocol | packet->flow.family << 8 |
 					  (choice->vip_number + 1) << 16;
 	query->vip_number = choice->vip_number;
-	/* From memory, so that other packets need not keep the ring in a register of its own. */
+	/* From memory, so that other packets need not keep the ring in a register. */
 	query->vip.flags = choice->vip.flags;
 	query->vip.ring = *(const volatile __u32 *)&choice->vip.ring;
 	query->tcp_flags = packet->tcp_flags;
@@ -303,7 +305,7 @@ static __always_inline struct real *by_unsettled_slot(const struct run *run,
 	__u32 answer;
 
 	run->cpu->counters.flow_packets++;
-	/* A special packet's record is written. */
+	/* A special packet's record is already written. */
 	if (!is(run, SPECIAL))
 		describe_flow(&run->cpu->scratch.query, packet, choice);
 	answer = choose_in_slot(choice->vip.ring, index);
@@ -333,14 +335,14 @@ static __always_inline struct real *by_unsettled_slot(const struct run *run,
 }
 
 /* Flags of VIPs whose packets may be routed by more than flow table, prefix and ring, or whose
- * tables may hold what is void, or not yet all. */
+ * tables may hold void entries or lack some. */
 #define VIP_SPECIAL \
 	(VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_GLOBAL_LRU | VIP_VOID_FLOWS | VIP_HANDS_BACK)
 
-/* Whether steps 1 to 3, 5 and 6 may concern the packet, or it is an ICMP error. They are in programs of
- * their own: in one with the others they would cost every packet some nanoseconds, by the registers they take. Of
- * rare frames all go there if tunnels may end here: all ways out of those and through the rest would be too
- * many for the verifier. */
+/* Whether steps 1 to 3, 5 and 6 may concern the packet, or it is an ICMP error. Those steps are in
+ * separate programs: here, the registers they need would cost every packet some nanoseconds. If
+ * tunnels may end here, all rare frames go there: all combinations in one program would be too many
+ * for the verifier. */
 static __always_inline bool is_special(const struct run *run, const struct packet *packet,
 				       __u32 flags)
 {
@@ -368,15 +370,14 @@ static __always_inline void describe(const struct run *run, const struct packet 
 	query->untagged = run->untagged;
 }
 
-/* Whether the packet may go by a QUIC connection id and by no other, and lies in its frame as most do: the
- * program for QUIC needs to know little of it. */
+/* Whether a QUIC connection id is the only id that may route the packet, and the packet lies in its
+ * frame as usual, so that the program for QUIC needs little information. */
 static __always_inline bool is_plain_quic(const struct run *run, __u32 flags)
 {
 	return !is(run, EXPLAINS) && !is(run, RARE) &&
 	       (flags & (VIP_QUIC | VIP_UDP_STABLE_ROUTING | VIP_HANDS_BACK)) == VIP_QUIC;
 }
 
-/* Hands the packet to the program for QUIC. */
 static __always_inline int walk_quic(const struct run *run, const struct packet *packet,
 				     const struct choice *choice, __u64 arrived)
 {
@@ -391,7 +392,8 @@ static __always_inline int walk_quic(const struct run *run, const struct packet 
 	return drop(run, DROP_PROGRAM_MISSING);
 }
 
-/* Hands the packet to those programs. They are there since load, unless somebody has emptied the array. */
+/* Hands the packet to those programs. They are there since load, unless something empties the
+ * array. */
 static __always_inline int walk_specially(const struct run *run, const struct packet *packet,
 					   const struct choice *choice, __u64 arrived)
 {
@@ -402,8 +404,8 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	return drop(run, DROP_PROGRAM_MISSING);
 }
 
-/* The packet that was handed over. The verifier knows nothing of what is in it, so all ways that led to the
- * hand-over are one. */
+/* The packet that was handed over. The verifier knows nothing about its contents, so all ways that
+ * led here are one. */
 static __always_inline struct packet packet_of(const struct id_query *query)
 {
 	return (struct packet){
@@ -417,7 +419,6 @@ static __always_inline struct packet packet_of(const struct id_query *query)
 	};
 }
 
-/* Its VIP. */
 static __always_inline struct choice choice_of(const struct id_query *query)
 {
 	return (struct choice){
@@ -426,7 +427,7 @@ static __always_inline struct choice choice_of(const struct id_query *query)
 	};
 }
 
-/* The packet's real; NULL with the reason in `choice`: it has none. */
+/* The packet's real. NULL with the reason in `choice`: it has none. */
 static __always_inline struct real *choose_real(const struct run *run, struct packet *packet,
 						struct choice *choice, enum family family)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* The end of the walk (its section 9): counting for VIP and real, and out. */
+/* The end of the walk (section 9): counts the packet for VIP and real, and sends it. */
 #pragma once
 
 #include "config.h"
@@ -13,13 +13,13 @@
 
 #include <linux/bpf.h>
 
-/* Sends the packet to the real that was chosen, or hands it to the host if that is the real. */
+/* Sends the packet to the chosen real, or hands it to the host if that is the real. */
 static __always_inline int send_out(const struct run *run, const struct packet *packet,
 				    const struct choice *choice, const struct real *real,
 				    enum family family)
 {
-	/* What is counted in detail is read from memory, so that no other packet has its registers taken: a number that
-	 * a lookup has had the address of, or the record of a packet that was handed over. */
+	/* Detailed counters read from memory: a number whose address a lookup took, or the record
+	 * of a packet that was handed over. So other packets lose no registers to them. */
 	const struct id_query *query = &run->cpu->scratch.query;
 	__u32 vip_number = choice->vip_number;
 	struct vip_counters *of_vip;

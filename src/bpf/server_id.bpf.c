@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
- * The ends of TCP connections that are routed by server id. The server's end writes its id into an
- * option of its packets (kind 0xB6), until the client has sent it back once; the client's end remembers
- * the id that it hears and writes it into all of its packets (kind 0xB7). A host may be both: which end a
- * socket is tells who opened the connection.
+ * Both ends of TCP connections that are routed by server id; the kernel calls it for the sockets of
+ * a cgroup. The server's end writes its id into an option of its packets (kind 0xB6) until the
+ * client has sent it back once. The client's end remembers the id and writes it into all its
+ * packets (kind 0xB7). A host may be both: the side that opened a connection is the client.
  */
 #include "server_id_option.h"
 #include "shared.h"
@@ -14,7 +14,7 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* The id of this server; 0: this host is only a client. The control side may change it at any time. */
+/* This server's id; 0: this host is only a client. The control side may change it at any time. */
 volatile __u32 own_id SEC(".data.own") = 0;
 
 struct {
@@ -31,7 +31,7 @@ struct {
 	__type(value, struct server_id_counters);
 } server_id_counters SEC(".maps");
 
-/* The option as it stands in a packet. */
+/* The option as it is in a packet. */
 struct server_id_option {
 	__u8 kind;
 	__u8 length;
@@ -62,7 +62,7 @@ static __always_inline struct server_id_connection *connection_of(struct bpf_soc
 	return sk ? bpf_sk_storage_get(&connections, sk, NULL, flags) : NULL;
 }
 
-/* The id in an option of the packet at hand; 0: none. */
+/* The id in an option of the current packet; 0: none. */
 static __always_inline __u32 heard(struct bpf_sock_ops *ops, __u8 kind)
 {
 	struct server_id_option option = { .kind = kind };
@@ -95,7 +95,7 @@ static __always_inline void serve(struct bpf_sock_ops *ops)
 			     BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
 }
 
-/* A packet with the server's id: the client's end repeats it from now on. */
+/* A packet with the server's id: from here the client's end repeats it. */
 static __always_inline bool repeat(struct bpf_sock_ops *ops)
 {
 	struct server_id_counters *count = counters_of_cpu();
@@ -139,7 +139,8 @@ static __always_inline void write(struct bpf_sock_ops *ops)
 	const struct server_id_connection *connection;
 	__u32 id = own_id;
 
-	/* What is no full socket is a connection request: the packet is the server's SYN-ACK. */
+	/* Anything but a full socket is a connection request: the packet is the server's
+	 * SYN-ACK. */
 	if (ops->is_fullsock) {
 		connection = connection_of(ops, 0);
 		if (!connection)
@@ -165,7 +166,7 @@ int server_id(struct bpf_sock_ops *ops)
 		serve(ops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		/* The SYN-ACK may have it; if not, a later packet. */
+		/* If the SYN-ACK lacks it, a later packet may have it. */
 		if (!repeat(ops))
 			ask_for(ops, BPF_SOCK_OPS_PARSE_UNKNOWN_HDR_OPT_CB_FLAG);
 		break;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Reals by the numbers that their servers put into packets: QUIC connection ids, a TCP option,
- * the header of stable UDP routing. Such a number outlives changes of the ring and the loss of the
- * flow table.
+ * Finds reals by the numbers that their servers put into packets: QUIC connection ids, a TCP
+ * option, the header of stable UDP routing. ids.h and quic_walk.h call it. Such a number survives
+ * changes of the ring and the loss of the flow table.
  *
  * The table is a hash of lines: an id is in one of two lines (Azar, Broder, Karlin and Upfal,
- * "Balanced allocations", SIAM Journal on Computing 29, 1999). The control side alone writes it,
+ * "Balanced allocations", SIAM Journal on Computing 29, 1999). Only the control side writes it,
  * through shared memory.
  */
 #pragma once
@@ -17,7 +17,7 @@
 #include "parse.h"
 #include "verifier.h"
 
-/* What an id in a packet led to. */
+/* The answer for an id in a packet. */
 struct named {
 	bool real; /* there is one */
 	__u32 number;
@@ -26,8 +26,9 @@ struct named {
 	const struct real *at; /* where it is, if the finder says so */
 };
 
-/* The real's id in so many entries; 0: they do not have the server id. Without branches, of which the verifier would
- * follow every combination: the compiler must not see that this is a comparison. */
+/* The real's id in these entries; 0: they do not have the server id. There is no branch, because
+ * the verifier would follow every combination; the barriers hide from the compiler that this is a
+ * comparison. */
 static __always_inline __u32 server_id_among(const struct server_id *entries, const int count, __u32 id)
 {
 	__u64 found = 0;
@@ -40,13 +41,14 @@ static __always_inline __u32 server_id_among(const struct server_id *entries, co
 		/* All ones if it is 0. */
 		barrier_var(difference);
 		found |= (__s64)(difference - 1) >> 63 & word;
-		/* One after the other, in registers: else all words are loaded first, and put aside. */
+		/* One by one, in registers: otherwise the compiler loads all words first and spills
+		 * them. */
 		barrier_var(found);
 	}
 	return found >> 32;
 }
 
-/* The real's id in one line of the table; 0: it does not have the server id. */
+/* The real's id in one line of the table; 0: the line does not have the server id. */
 static __always_inline __u32 server_id_in_line(__u32 base, __u32 number, __u32 id)
 {
 	const __u32 chunk = base + number / SERVER_ID_CHUNK_LINES;
@@ -60,7 +62,8 @@ static __always_inline __u32 server_id_in_line(__u32 base, __u32 number, __u32 i
 	line = bpf_map_lookup_elem(lines, &in_chunk);
 	if (!line)
 		return 0;
-	/* A table is full by half at most, and lines fill up from the front, so few ids are in the second half. */
+	/* A table is at most half full, and lines fill from the front, so few ids are in the second
+	 * half. */
 	real = server_id_among(line->entries, SERVER_IDS_PER_LINE / 2, id);
 	return real ? real :
 		      server_id_among(line->entries + SERVER_IDS_PER_LINE / 2,
@@ -80,7 +83,7 @@ static __always_inline __u32 server_id_search(__u32 id)
 	return real ? real : server_id_in_line(base, (__u32)(hash >> 8) & mask, id);
 }
 
-/* The same for the verifier to look at once, not after all ways that lead to an id. */
+/* The same as a function that the verifier checks once, not after all ways that lead to an id. */
 LOOKED_AT_ONCE __u32 server_id_lookup(__u32 id)
 {
 	return server_id_search(id);

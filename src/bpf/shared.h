@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Every type that both the programs and the Rust side see, and nothing else. The Rust side gets
- * them from the object's BTF, so there is no second definition to keep in step; the sizes are
- * asserted here and there.
+ * Every type that both the BPF programs and the Rust side use, and nothing else. The Rust side
+ * generates its types from the object's BTF, so there is no second definition to keep in step; both
+ * sides assert the sizes.
  */
 #pragma once
 
@@ -14,7 +14,7 @@
 
 #define ADDRESS_BYTES 16
 
-/* A large odd number without a pattern, to mix hashes: 2^64 divided by the golden ratio. */
+/* An odd number without a pattern, to mix hashes: 2^64 divided by the golden ratio. */
 #define HASH_MIX 0x9e3779b97f4a7c15ull
 
 /* Address families, in keys. */
@@ -23,7 +23,7 @@ enum family {
 	FAMILY_V6 = 6,
 };
 
-/* VIP flags that the program acts on; the bits of the library's VipFlags. */
+/* VIP flags that the program acts on, with the same bits as the library's VipFlags. */
 enum vip_flag {
 	VIP_NO_SRC_PORT = 1 << 0,
 	VIP_LRU_BYPASS = 1 << 1,
@@ -35,15 +35,18 @@ enum vip_flag {
 	VIP_SRC_DST_PORT = 1 << 7,
 	VIP_UDP_STABLE_ROUTING = 1 << 8,
 	VIP_UDP_FLOW_MIGRATION = 1 << 9,
-	/* Set by the library if more is counted of the VIP than packets and bytes. */
+	/* Set by the library if it counts more than packets and bytes for the VIP. */
 	VIP_IN_DETAIL = 1 << 26,
-	/* Set by the library while tables of the program before may know more of the VIP's flows than those of this one. */
+	/* Set by the library while the tables of the replaced program may know more of the VIP's
+	 * flows than those of this one. */
 	VIP_HANDS_BACK = 1 << 27,
-	/* Set by the library if tables are asked for the VIP's flows only where slots are unsettled. */
+	/* Set by the library if only unsettled slots look up the VIP's flows in tables. */
 	VIP_TRACKS_CHANGES = 1 << 28,
-	/* Set by the library while entries of the VIP's flows may be void: `down_reals` says which. */
+	/* Set by the library while entries of the VIP's flows may be void: `down_reals` says
+	 * which. */
 	VIP_VOID_FLOWS = 1 << 29,
-	/* Set by the library while a VIP has no reals at all: its flows' entries are not looked at. */
+	/* Set by the library while a VIP has no reals at all: the program ignores its flows'
+	 * entries. */
 	VIP_NO_REALS = 1 << 30,
 };
 
@@ -52,7 +55,7 @@ enum real_flag {
 	REAL_LOCAL = 1 << 1,
 };
 
-/* Load-time constants; the bits of the library's Features. */
+/* Load-time constants, with the same bits as the library's Features. */
 enum feature {
 	FEATURE_SOURCE_ROUTING = 1 << 0,
 	FEATURE_INLINE_DECAP = 1 << 1,
@@ -71,25 +74,25 @@ enum encapsulation {
 };
 
 enum ring_constant {
-	/* Rings in one inner map of `rings`; ring r is element r % RINGS_PER_CHUNK of chunk
-	 * r / RINGS_PER_CHUNK. */
+	/* Rings in one inner map of `rings`. Ring r is element r % RINGS_PER_CHUNK of chunk r /
+	 * RINGS_PER_CHUNK. */
 	RINGS_PER_CHUNK = 8,
 	/* The ring of a VIP that has none: no real takes new flows. */
 	RING_NONE = 0x7fffffff,
 };
 
-/* What a slot's word says where only what changed is tracked, and the words of its past. */
+/* A slot's word, and the words of its past, where tables track only changed flows. */
 enum slot_constant {
-	SLOT_REAL = (1 << 15) - 1, /* the number of the real that the ring names; 0: none */
+	SLOT_REAL = (1 << 15) - 1, /* number of the ring's real; 0: none */
 	SLOT_UNSETTLED = 1 << 15,
 	BASE_REAL = (1 << 15) - 1, /* the base's number; 0: none */
-	BASE_TAKES_NEW = 1 << 15, /* its weight is not 0 */
-	MOMENT_BIT = 1, /* of moments: not the program's */
+	BASE_TAKES_NEW = 1 << 15, /* the base's weight is not 0 */
+	MOMENT_BIT = 1, /* of moments; for the control side only */
 	/* Slot s of a ring has its past in record s / PLANES of plane s % PLANES. */
 	PLANES = 4,
 };
 
-/* What an unsettled slot was before. */
+/* The past of an unsettled slot. */
 struct slot_past {
 	__u16 base; /* a real's number, and BASE_TAKES_NEW */
 	__u16 since; /* a moment */
@@ -104,7 +107,7 @@ enum flow_tracking {
 	TRACK_CHANGED,
 };
 
-/* Behind the slots of a ring: in which places of rings their pasts lie. */
+/* Follows a ring's slots: the places of rings that hold their pasts. */
 struct ring_planes {
 	__u32 numbers[PLANES];
 };
@@ -117,49 +120,49 @@ enum vip_constant {
 };
 
 enum flow_table_constant {
-	/* Kinds of flow tables. */
+	/* Flow table types. */
 	FLOW_TABLE_SETS = 0,
 	FLOW_TABLE_LRU = 1,
 	/* Entries of a set. */
 	FLOW_WAYS = 8,
 	/* 32-bit words of a flow_key. */
 	FLOW_WORDS = 10,
-	/* Sets of the table that CPUs without one of their own share. */
+	/* Sets of the table shared by CPUs without a table. */
 	FALLBACK_SETS = 1024,
-	/* Sets that a table has in use from the start. */
+	/* Sets in use when a table starts. */
 	FIRST_SETS = 256,
 	REAL_NUMBER_BITS = 16,
 	REAL_NUMBER_MASK = (1 << REAL_NUMBER_BITS) - 1,
 	/* The low bits of a fingerprint: the number of the flow's VIP, plus one. */
 	VIP_NUMBER_BITS = 16,
 	VIP_NUMBER_MASK = (1 << VIP_NUMBER_BITS) - 1,
-	/* What a flow_value says beside the time, in the low bits of its ticks, which are that much
-	 * coarser: more than one packet of the flow has been seen; no id in a packet has made the
-	 * entry. So the stamp of nearly all packets is the time with all bits set. With neither the flow is over, where
-	 * only changed flows are remembered. */
+	/* Flags in the low bits of flow_value.used, whose ticks are that much coarser: more than
+	 * one packet of the flow was seen; no id in a packet made the entry. So most packets stamp
+	 * the time with all bits set. Where tables track only changed flows, neither bit set means
+	 * that the flow is over. */
 	USED_AGAIN = 1 << 0,
 	USED_NO_ID = 1 << 1,
 	USED_BITS = USED_AGAIN | USED_NO_ID,
 };
 
 enum server_id_constant {
-	/* Entries of a line of the server-id table: a cache line. */
+	/* Entries in a line of the server-id table: a cache line. */
 	SERVER_IDS_PER_LINE = 8,
 	SERVER_ID_TABLE = 1 << 30,
-	/* Parts of the array of chunks, of which a table takes one. */
+	/* Parts of the array of chunks; a table takes one. */
 	SERVER_ID_PARTS = 3,
-	/* Lines of a chunk of the table, each chunk a map of its own: so many that the largest table
-	 * takes 256 of them, which is as many as are put into their places side by side. */
+	/* Lines of a chunk, which is a map. The largest table takes 256 chunks: as many as the
+	 * library inserts side by side. */
 	SERVER_ID_CHUNK_LINES = 16384,
 };
 
-/* What becomes of the packets in tunnels that end at an address of `decap_destinations`. */
+/* How the program treats packets in tunnels that end at an address of `decap_destinations`. */
 enum decap_mode {
-	DECAP_INLINE = 1, /* they are walked like packets that come without a tunnel */
-	DECAP_EGRESS, /* they are sent back out */
+	DECAP_INLINE = 1, /* walk them like packets that arrive without a tunnel */
+	DECAP_EGRESS, /* send them back out */
 };
 
-/* What the control side may be told of. */
+/* Events for the control side. */
 enum event_kind {
 	EVENT_TCP_NON_SYN_MISS,
 	EVENT_TOO_BIG,
@@ -169,18 +172,18 @@ enum event_kind {
 
 #define EVENT_BYTES 128
 
-/* An event, with the beginning of the frame that made it. */
+/* An event, with the beginning of the frame that caused it. */
 struct event {
 	__u64 time; /* nanoseconds of the monotonic clock */
 	__u32 kind;
-	__u32 interface; /* that the frame came in on */
-	__u32 length; /* of the frame, bytes */
+	__u32 interface; /* where the frame arrived */
+	__u32 length; /* of the frame, in bytes */
 	__u32 captured; /* bytes of `data` */
 	__u8 data[EVENT_BYTES];
 };
 _Static_assert(sizeof(struct event) == 24 + EVENT_BYTES, "events are copied as they are");
 
-/* What identifies a VIP. IPv4 addresses take the first four bytes of 16. */
+/* A VIP's identity. IPv4 addresses take the first four of 16 bytes. */
 struct vip_key {
 	__u8 address[ADDRESS_BYTES];
 	__be16 port;
@@ -189,7 +192,7 @@ struct vip_key {
 };
 _Static_assert(sizeof(struct vip_key) == VIP_WORDS * 4, "vip_key is hashed and compared by words");
 
-/* The key of `prefix_vips` and `vip_addresses`: all but the address's tail has to match. */
+/* The key of `prefix_vips` and `vip_addresses`: all but the address's tail must match. */
 struct vip_prefix_key {
 	__u32 prefix_length; /* bits after this field: 32 and the address prefix's length */
 	__be16 port;
@@ -199,7 +202,7 @@ struct vip_prefix_key {
 };
 _Static_assert(sizeof(struct vip_prefix_key) == 24, "vip_prefix_key is copied byte by byte");
 
-/* What packets need to know of a VIP. Both halves are read and written as one word, so that a
+/* The part of a VIP that packets need. Both halves are read and written as one word, so that a
  * packet sees flags and ring of the same moment. */
 struct vip {
 	__u32 flags;
@@ -207,8 +210,8 @@ struct vip {
 } __attribute__((aligned(8)));
 _Static_assert(sizeof(struct vip) == 8, "a vip is switched by one store");
 
-/* A VIP as packets find it. Key and `next` are written before the number can be found, and the
- * key stays until no packet can have the number in its hands. */
+/* A VIP as packets find it. The library writes key and `next` before it publishes the number, and
+ * keeps the key until no packet can hold the number any more. */
 struct vip_info {
 	struct vip_key key;
 	__u32 next; /* in the chain of its hash: number + 1; 0: the last */
@@ -218,9 +221,9 @@ _Static_assert(sizeof(struct vip_info) == 32, "a cache line holds two VIPs");
 
 struct real {
 	__u8 address[ADDRESS_BYTES];
-	/* The number, and above it which of the number's owners this is: no two reals ever have
-	 * the same. 0: nobody has this number. Written last when a number is given out, first when
-	 * it is taken back. */
+	/* The number, and above it a count of the number's owners: no two reals ever have the same
+	 * id. 0: the number is free. The library writes it last when it gives a number out, and
+	 * first when it takes it back. */
 	__u32 id;
 	__u8 flags;
 	__u8 reserved[3];
@@ -234,13 +237,13 @@ struct flow_key {
 	__be16 destination_port;
 	__u8 protocol;
 	__u8 family;
-	/* The number of its VIP, plus one, so that entries can be told by VIP, and none is a later
-	 * VIP's with this address. */
+	/* The VIP's number, plus one. It assigns entries to VIPs, and keeps a later VIP with this
+	 * address from inheriting them. */
 	__u16 vip;
 };
 _Static_assert(sizeof(struct flow_key) == FLOW_WORDS * 4, "flow_key is hashed as a whole");
 
-/* What a flow table remembers of a flow; the LRU hash's value. */
+/* A flow table's record of a flow; the LRU hash's value. */
 struct flow_value {
 	__u32 id; /* of the real */
 	__u32 used; /* ticks, and USED_BITS */
@@ -258,7 +261,7 @@ struct flow_set {
 	struct flow_entry entries[FLOW_WAYS];
 };
 
-/* A server id and its real; id 0 of the real: an empty entry. Read and written as one word. */
+/* A server id and its real, read and written as one word. Real 0: an empty entry. */
 struct server_id {
 	__u32 id;
 	__u32 real; /* its id, as in struct real */
@@ -281,19 +284,19 @@ struct source_prefix_v6 {
 	__u8 address[ADDRESS_BYTES];
 };
 
-/* A real to which no flow of a VIP goes any more, whatever tables remember. */
+/* A real that gets none of a VIP's flows any more, whatever tables remember. */
 struct down_real {
 	__u32 vip; /* number */
-	__u32 real; /* id, as in struct real: a later owner of the number is not meant */
+	__u32 real; /* id as in struct real, so a later owner of the number is not meant */
 };
 
-/* Why. */
+/* The reason. */
 enum void_reason {
 	VOID_DOWN = 1, /* it is down for the VIP */
-	VOID_REMOVED, /* the VIP has it no more */
+	VOID_REMOVED, /* the VIP no longer has it */
 };
 
-/* The key of tries of prefixes that addresses are looked for in, of both families. */
+/* The key of tries that look up an address, of either family, among prefixes. */
 struct address_prefix {
 	__u32 prefix_length; /* bits after this field: 32 and the address prefix's length */
 	__u32 family;
@@ -323,9 +326,9 @@ struct real_counters {
 	__u64 misses;
 };
 
-/* What is counted of a VIP if the settings say so. */
+/* Counters of a VIP that only some settings turn on. */
 struct vip_details {
-	__u64 syns; /* TCP packets with SYN that went on */
+	__u64 syns; /* TCP packets with SYN that were forwarded or delivered */
 	__u64 unpaired; /* packets for which `vip_reals` had no room */
 };
 
@@ -379,7 +382,7 @@ enum drop_reason {
 };
 
 struct quic_counters {
-	__u64 initial; /* initial and 0-RTT packets: their ids are the client's */
+	__u64 initial; /* initial and 0-RTT packets: the client chose their ids */
 	__u64 no_id; /* ch_routed: no server id, or an unknown one */
 	__u64 routed;
 	__u64 versions[4];
@@ -412,16 +415,16 @@ struct inline_decap_counters {
 	__u64 remote; /* to an address of the table */
 	__u64 v4; /* by the outer family */
 	__u64 v6;
-	__u64 walked_v4; /* by the inner family: from here on */
+	__u64 walked_v4; /* by the inner family from here */
 	__u64 walked_v6;
 	__u64 egress_v4;
 	__u64 egress_v6;
 };
 
-/* The programs that a walk goes on in by a tail call: the one that looks for ids; then the one that
- * sends by an id, or the walk for special VIPs, of the balancer itself or of its explaining twin. And the
- * walk of rare frames; and the one for QUIC, which looks for ids and sends by them. The last one is the main program of the
- * balancer that this one has replaced, while packets are handed back. */
+/* The programs that continue a walk by tail call. One looks for ids, then one sends by an id or
+ * walks special VIPs; one walks rare frames; one looks for and sends by QUIC ids. The explaining
+ * twins have their own. The last one is the main program of the balancer that this one replaced,
+ * while packets are handed back. */
 enum program {
 	PROGRAM_IDS,
 	PROGRAM_SEND,
@@ -434,36 +437,35 @@ enum program {
 	PROGRAMS,
 };
 
-/* What a walk tells those programs of its packet, so that none of them has to parse it again, and the
- * answer of the first one. */
+/* What a walk passes to those programs about its packet, so that they need not parse it again, and
+ * the id program's answer. */
 struct id_query {
 	struct flow_key flow;
-	__u64 arrived; /* bytes of the frame as it came in */
+	__u64 arrived; /* bytes of the frame as it arrived */
 	struct vip vip;
 	__u32 vip_number;
-	/* The real's number, and above it the step; or a reason to drop, negative; or 0: no id led
+	/* The real's number, and above it the step; negative: a reason to drop; 0: no id led
 	 * anywhere. */
 	__s32 routed;
 	__u8 tcp_flags;
 	__u8 tcp_options;
 	__u8 icmp;
 	__u8 icmp_ignored_by_quic;
-	__u32 hash_ports; /* the flow's ports as ring and outer header have them */
+	__u32 hash_ports; /* the flow's ports as ring and outer header use them */
 	__u16 l3_length;
 	__u8 tos;
 	__u8 unchecked;
 	__u8 explain;
 	__u8 untagged;
-	/* Of no query, but where there was room: the outer VLAN tag of the last frame that left with any. No frame takes it
-	 * away. */
+	/* Not part of the query, but here is room: the outer VLAN tag of the last tagged frame that
+	 * left. No frame clears it. */
 	__be16 sent_tag;
 };
 
-/* What a walk tells the program for rare frames. */
+/* What a walk passes to the program for rare frames. */
 struct rare_frame {
-	__u64 arrived; /* bytes of the frame as it came in */
-	/* VLAN tags that have been taken off and will be put back: identifier and tag, as they lie in the
-	 * frame. */
+	__u64 arrived; /* bytes of the frame as it arrived */
+	/* VLAN tags to put back when the frame leaves: identifier and tag, in frame byte order. */
 	__u32 tags[2];
 	__u32 tag_bytes; /* of all tags: 0, 4 or 8 */
 	__u32 unwrapped; /* it came in a tunnel that ended here */
@@ -474,7 +476,7 @@ struct counters {
 	struct count tx;
 	struct count pass;
 	struct count drop;
-	__u64 settled; /* packets in settled slots, for which no table was asked */
+	__u64 settled; /* packets in settled slots, which no table was asked about */
 	__u64 by_base;
 	__u64 by_entry; /* in unsettled slots */
 	__u64 flow_packets;
@@ -505,36 +507,37 @@ struct counters {
 	__u64 events[EVENT_KINDS];
 	__u64 events_limited;
 	__u64 events_lost;
-	__u64 orphaned; /* frames passed, as nobody has given a sign of life for too long */
+	__u64 orphaned; /* frames passed because the owner gave no sign of life for too long */
 };
 
-/* The flood guard's present window. */
+/* The flood guard's current window. */
 struct flood_window {
 	__u64 start; /* ticks */
-	__u64 new_flows; /* that were to be remembered */
-	__u64 until; /* ticks: the guard acts before */
+	__u64 new_flows; /* flows to remember */
+	__u64 until; /* ticks: the guard acts until then */
 };
 
-/* How many sets of a CPU's flow table are in use, and a mask for their numbers: 2^n - 1, at least the
- * last one's and less than twice that. */
+/* How many sets of a CPU's flow table are in use, and a mask for their numbers: 2^n - 1, at least
+ * the highest number and less than twice that. */
 struct active_sets {
 	__u32 count;
 	__u32 mask;
 };
 
-/* How many events of each kind there have been in the rate limit's present window. */
+/* Events of each kind in the rate limit's current window. */
 struct event_window {
 	__u64 start; /* ticks */
 	__u64 events[EVENT_KINDS];
 };
 
-/* What a program leaves for the one that the walk goes on in: nothing else outlives a tail call. */
+/* What a program leaves for the program that continues the walk: nothing else survives a tail
+ * call. */
 struct scratch {
 	struct id_query query;
 	struct rare_frame rare;
 };
 
-/* All that a CPU has for itself: one record, found by one lookup a packet. */
+/* Everything a CPU keeps to itself: one record, found by one lookup per packet. */
 struct cpu {
 	struct counters counters;
 	struct flood_window flood;
@@ -543,34 +546,34 @@ struct cpu {
 	struct scratch scratch;
 };
 
-/* This host's own addresses, words as they lie in memory. */
+/* This host's own addresses, as words in memory order. */
 struct own_addresses {
 	__u32 v4;
 	__u32 v6[4];
 };
 
-/* Ethernet addresses of interfaces that frames come in by. An address is six bytes as in a frame, above
- * STATION_SHIFT bits that are 0, where a frame's source begins in the same word. */
+/* Ethernet addresses of interfaces where frames arrive. An address is the frame's six bytes above
+ * STATION_SHIFT zero bits, where the frame has the beginning of its source. */
 enum station_constant {
 	STATIONS = 64,
 	/* Of an interface: its own, its bond's, its bridge's. */
 	STATION_MACS = 3,
 	STATION_SHIFT = 16,
-	/* By so much a frame's word is shifted if nothing but the bit of groups is looked at. */
+	/* Shifts all but the group bit out of a frame's word. */
 	STATION_GROUP_SHIFT = 63,
-	/* The bit of groups in a frame's word. */
+	/* The group bit in a frame's word. */
 	STATION_GROUP = 1,
 };
 
-/* What frames that come in by an interface may be for. */
+/* The addresses that frames arriving on an interface may be for. */
 struct station {
 	__u64 macs[STATION_MACS]; /* 0: none */
 	__u32 interface; /* index; 0: none. Written last, and first when it goes */
 	__u32 reserved;
 };
 
-/* What the control side changes while packets flow; everything else is a load-time constant. What every
- * packet reads lies in the first cache line. */
+/* What the control side changes while packets flow; everything else is a load-time constant. The
+ * first cache line holds what every packet reads. */
 struct live {
 	__u64 gateway_mac; /* six bytes as in a frame, then two zero bytes: one load, one store */
 	__u32 watched_vip; /* the number of the VIP whose misses count per real, plus one; 0: none */
@@ -578,47 +581,48 @@ struct live {
 	__u32 prefix_vips;
 	__u32 any_port_prefix_vips;
 	__u32 max_frame; /* the longest frame that is forwarded, Ethernet header included */
-	/* The outer sources of GUE, and what strict destination goes by. The second of the two is
-	 * written while packets read the first, and the other way round. */
+	/* The outer sources of GUE, and the addresses for strict destination. The library writes
+	 * one of the two while packets read the other. */
 	__u32 own_in_force;
 	struct own_addresses own[2];
 	__u64 gateway_mac_v6; /* the same for reals with IPv6 addresses */
-	__u32 events; /* a bit for each kind that is listened to */
-	__u32 event_limit; /* events of each kind a second and CPU */
-	/* The server-id table in force: its part times SERVER_ID_TABLE, and the number of its
-	 * lines minus one, a mask. One word, so that both are of one table. */
+	__u32 events; /* a bit for each kind that a monitor listens to */
+	__u32 event_limit; /* events of each kind per second and CPU */
+	/* The current server-id table: its part times SERVER_ID_TABLE, and a mask, the number of
+	 * its lines minus one. One word, so that both are of one table. */
 	__u32 server_ids;
-	/* A frame is for this station if the first eight bytes, shifted by so much, are `station`: an
-	 * address if all interfaces have one, or 0 if only groups can be told. Of others `stations` decide. */
+	/* A frame is for this station if its first eight bytes, shifted by `station_shift`, equal
+	 * `station`: an address if all interfaces share one, or 0 if only the group bit can be
+	 * compared. `stations` decides about other frames. */
 	__u32 station_shift;
 	__u64 station;
-	/* By the interface's index, modulo. */
+	/* By the interface's index, modulo STATIONS. */
 	struct station stations[STATIONS];
 	__u64 alive; /* ticks: when the owner gave its last sign of life */
 };
 
 /* Where packets for a real go: six bytes of Ethernet address, and above them the number of the port
- * that they leave by. One word, so that both are of one moment. 0: not known. */
+ * to leave by. One word, so that both are of one moment. 0: not known. */
 enum hop_constant {
 	HOP_PORT_SHIFT = 48,
-	/* Ports that there can be; number 0 is the interface that the frame came in on. */
+	/* Ports at most. Number 0 is the interface where the frame arrived. */
 	PORTS = 64,
 };
 
-/* Entries of a root program: as many as it has if nobody says, and the most that it can have. */
+/* Entries of a root program: the default, and the maximum. */
 enum root_constant {
 	ROOT_ENTRIES = 3,
 	ROOT_MOST_ENTRIES = 16,
 };
 
-/* An interface that packets may be sent out of. */
+/* An interface to send packets out of. */
 struct port {
 	__u64 mac; /* its own, as in a frame */
 	__u32 interface; /* index */
 	__u32 reserved;
 };
 
-/* Which step decided, for the explaining twin of the program. */
+/* Which step decided, for the explaining twin. */
 enum step {
 	STEP_NONE,
 	STEP_NOT_IP,
@@ -645,11 +649,12 @@ enum step {
 };
 
 enum probe_constant {
-	/* TCP connections of probes that are remembered, for what the kernel sends after their end. */
+	/* TCP connections of probes that are remembered for what the kernel sends after their
+	 * end. */
 	PROBE_FLOWS = 16384,
 };
 
-/* What the explaining twin found out about its last frame. */
+/* The explaining twin's account of its last frame. */
 struct explanation {
 	__u32 vip; /* plus one; 0: none */
 	__u32 real; /* 0: none */
@@ -657,7 +662,7 @@ struct explanation {
 	enum drop_reason drop;
 };
 
-/* Brings what no map or variable shows into the object's BTF, and so to the Rust side. */
+/* Puts types that no map or variable shows into the object's BTF, and so on the Rust side. */
 struct constants {
 	struct flow_key flow_key;
 	struct flow_set flow_set;
@@ -690,20 +695,20 @@ struct constants {
 	struct server_id_line server_id_line;
 };
 
-/* The ends of TCP connections with a server id. */
+/* Both ends of TCP connections with a server id. */
 struct server_id_counters {
 	__u64 served; /* connections that the server's end has accepted */
-	__u64 heard; /* connections whose client's end has heard an id */
+	__u64 heard; /* connections whose client's end has received an id */
 	__u64 written; /* packets with the option */
 };
 
-/* What a connection writes: the server's own id, or the one that the client has heard. */
+/* The id that a connection writes: the server's own, or the one that the client received. */
 struct server_id_connection {
 	__u32 id;
-	__u32 server; /* which end the socket is: not 0 for the one that accepted */
+	__u32 server; /* not 0: the socket is the accepting end */
 };
 
-/* Where health checks go. A key with port 0 matches any port. */
+/* Destinations and sources of health checks. A key with port 0 matches any port. */
 struct probe_match {
 	__u8 address[ADDRESS_BYTES];
 	__be16 port;
@@ -716,23 +721,23 @@ struct probe_real {
 	__u32 v6;
 };
 
-/* How a real is reached where reals have next hops of their own. */
+/* How to reach a real if reals have their own next hops. */
 struct probe_way {
-	__u32 interface; /* that leads to it; 0: that of all probes */
+	__u32 interface; /* the one that leads to it; 0: the one for all probes */
 	__u32 by_gateway; /* by the gateway's Ethernet address, not by the neighbour table */
 };
 
-/* What the control side tells the health checks' program while packets flow. */
+/* What the control side tells the health check program while packets flow. */
 struct probe_settings {
 	__u64 gateway_mac; /* as in struct live */
 	__u64 gateway_mac_v6;
 	__u64 own_mac; /* of the interface that probes leave by */
-	__u32 interface; /* its index; 0: probes leave by whatever interface they were sent on */
+	__u32 interface; /* its index; 0: each probe leaves by the interface it was sent on */
 	__u32 destinations; /* how many of these matches there are: none, no lookup */
 	__u32 sources;
 	__u32 own_current; /* which of the two, as in struct live */
 	struct own_addresses own[2];
-	__u32 marked; /* there has been a mark: connections of marked packets are known */
+	__u32 marked; /* a mark was seen: connections of marked packets are known */
 	__u32 reserved;
 };
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* Stable routing of UDP: by the server id in a header at the start of the datagram. */
+/* Stable routing of UDP: by the server id in a header at the start of the datagram. ids.h calls it
+ * for VIPs with that flag. */
 #pragma once
 
 #include "counters.h"
@@ -14,8 +15,8 @@ struct stable_udp {
 	__u8 reserved[4];
 };
 
-/* The real that the datagram's id names. One that is known and has no real
- * has just lost it: the packet must be dropped. */
+/* The real that the datagram's id names. An id that is known without a real has just lost it: the
+ * packet must be dropped. */
 static __always_inline struct named stable_udp_route(const struct run *run, struct cursor payload)
 {
 	struct stable_udp_counters *count = &run->cpu->counters.stable_udp;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* How XDP programs take a packet out of its tunnel: the outer headers go, the Ethernet header moves to the inner
- * packet. */
+/* Takes a packet out of its tunnel, in XDP programs: removes the outer headers and moves the
+ * Ethernet header to the inner packet. The balancer's inline_decap.h and the XDP decapsulator call
+ * it. */
 #pragma once
 
 #include "cursor.h"
@@ -11,7 +12,8 @@
 #include <linux/if_ether.h>
 #include <bpf/bpf_helpers.h>
 
-/* The frame's new Ethernet header, with the cursor at the inner packet behind it; NULL: the head does not move. */
+/* The frame's new Ethernet header, with the cursor at the inner packet behind it; NULL: the kernel
+ * refused to move the head. */
 static __always_inline struct ethhdr *strip_outer(struct xdp_md *ctx, const struct ethhdr *eth,
 						  const struct tunnel *tunnel, struct cursor *inner)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* The server id in a TCP option: a server puts it into its packets, its client echoes it. */
+/* Finds the server id in a TCP option: a server puts it into its packets, and its client echoes it.
+ * The balancer routes by it, and the decapsulator counts it. */
 #pragma once
 
 #include "cursor.h"
@@ -10,17 +11,17 @@
 
 #define TCP_OPTION_END 0
 #define TCP_OPTION_NOP 1
-/* How many options are looked at, padding included. */
+/* How many options are examined, padding included. */
 #define TCP_OPTIONS_WALKED 15
-/* No option starts later in a frame, whatever headers there are. */
+/* No option starts later in a frame. */
 #define TCP_OPTION_LAST 0x3fff
-/* In the answer of a step: the server id has been found. */
+/* In a step's result: this is the server id. */
 #define TCP_OPTION_FOUND (1 << 16)
 
 /*
- * From the option at `at` in the frame to the next one: its place; or 0: there is none before
- * `end`; or the place of the server id. A global function, so that the verifier looks at it once,
- * and not at every way through fifteen options.
+ * From the option at `at` in the frame to the next one. Returns its place, or 0 if there is none
+ * before `end`, or the place of the server id. A global function, so the verifier checks it once,
+ * and not on every path through fifteen options.
  */
 LOOKED_AT_ONCE int tcp_option_step(CONTEXT *ctx, __u32 at, __u32 end)
 {
@@ -44,7 +45,8 @@ LOOKED_AT_ONCE int tcp_option_step(CONTEXT *ctx, __u32 at, __u32 end)
 	return at | TCP_OPTION_FOUND;
 }
 
-/* The place of the server id in the frame, among options from `at` to `end`; 0: none. Global, too. */
+/* The place in the frame of the server id among options from `at` to `end`; 0: none. Global for the
+ * same reason. */
 LOOKED_AT_ONCE int tcp_option_find(CONTEXT *ctx, __u32 at, __u32 end)
 {
 	for (int i = 0; i < TCP_OPTIONS_WALKED; i++) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Packets in tunnels, as all programs tell them from others: IP in IP (protocols 4 and 41) and GUE,
- * variant 1 (UDP to its port, then the inner packet at once), in all mixes of families. What becomes
- * of such a packet is the program's to say.
+ * Recognises tunnelled packets, for all programs: IP in IP (protocols 4 and 41) and GUE variant 1
+ * (a UDP port, then the inner packet), with any mix of families. The calling program decides what
+ * to do with such a packet.
  */
 #pragma once
 
@@ -25,14 +25,14 @@ struct tunnel {
 	const void *destination;
 	__u32 outer_bytes; /* headers in front of the inner packet, without Ethernet's */
 	__u32 length; /* of the outer packet, by its IP header */
-	/* Bytes of the outer packet behind its headers. What the frame has behind those is padding, whatever it
-	 * looks like. Below 0: the outer packet ends in its headers. */
+	/* Bytes of the outer packet behind its headers; anything further in the frame is padding,
+	 * whatever it looks like. Below 0: the outer packet ends within its headers. */
 	__s32 carried;
 	__u8 tos; /* of the outer header: type of service or traffic class */
 	bool outer_v6;
 	bool inner_v6;
 	bool gue;
-	/* The outer header is an IPv4 one with options, or of a fragment: there is nothing to strip. */
+	/* The outer IPv4 header has options or is a fragment's, so nothing can be stripped. */
 	bool options;
 	bool fragment;
 };
@@ -52,7 +52,7 @@ static __always_inline __be16 inner_type(const struct tunnel *tunnel)
 	return tunnel->inner_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 }
 
-/* The IP version that what is at the cursor begins with; 0: nothing is there. */
+/* The IP version of the packet at the cursor; 0: nothing is there. */
 static __always_inline __u8 ip_version(struct cursor cursor)
 {
 	const __u8 *first = cursor_take(&cursor, 1);
@@ -60,8 +60,8 @@ static __always_inline __u8 ip_version(struct cursor cursor)
 	return first ? *first >> 4 : 0;
 }
 
-/* Bytes of data in a UDP datagram, of which its packet has `bytes`. The datagram may end before the packet does:
- * what is between the two ends is none of its data (RFC 9868). */
+/* Bytes of data in a UDP datagram whose packet holds `bytes`. The datagram may end before the
+ * packet does; bytes between the two ends are not its data (RFC 9868). */
 static __always_inline __s32 bytes_in_udp(const struct udphdr *udp, __s32 bytes)
 {
 	const __s32 length = bpf_ntohs(udp->len);
@@ -69,8 +69,8 @@ static __always_inline __s32 bytes_in_udp(const struct udphdr *udp, __s32 bytes)
 	return (length < bytes ? length : bytes) - (__s32)sizeof(*udp);
 }
 
-/* Whether what a UDP datagram to GUE's port carries, so many bytes, is a packet: its version tells its family, and
- * what begins with neither 4 nor 6 is something else. */
+/* Whether `carried` bytes in a UDP datagram to GUE's port are a packet: they begin with version 4
+ * or 6. */
 static __always_inline bool is_in_gue(struct cursor behind, __s32 carried)
 {
 	const __u8 version = ip_version(behind);
@@ -93,19 +93,19 @@ static __always_inline bool is_gue(struct tunnel *tunnel, __u16 port)
 	return true;
 }
 
-/* Whether what is behind the outer IP header is in a tunnel. */
+/* Whether the packet behind the outer IP header is tunnelled. */
 static __always_inline bool is_tunnel_protocol(struct tunnel *tunnel, __u8 protocol, __u16 port)
 {
 	if (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6) {
 		tunnel->inner_v6 = protocol == IPPROTO_IPV6;
 		return true;
 	}
-	/* Of UDP in fragments or behind options it cannot be told whether it is GUE. */
+	/* UDP in fragments or behind options cannot be recognised as GUE. */
 	return port && protocol == IPPROTO_UDP && !tunnel->options && !tunnel->fragment &&
 	       is_gue(tunnel, port);
 }
 
-/* Whether the IPv4 packet at the cursor is a tunnelled one; GUE comes to `port`, 0: there is none. */
+/* Whether the IPv4 packet at the cursor is tunnelled. `port`: where GUE arrives; 0: no GUE. */
 static __always_inline bool find_tunnel_v4(struct tunnel *tunnel, struct cursor cursor, __u16 port)
 {
 	const struct iphdr *ip = cursor_take(&cursor, sizeof(*ip));
@@ -126,7 +126,8 @@ static __always_inline bool find_tunnel_v4(struct tunnel *tunnel, struct cursor 
 	return is_tunnel_protocol(tunnel, ip->protocol, port);
 }
 
-/* The same of an IPv6 packet; `protocol` is at the cursor, behind so many bytes of extension headers. */
+/* The same for an IPv6 packet; `protocol` is at the cursor, behind `extensions` bytes of extension
+ * headers. */
 static __always_inline bool find_tunnel_behind_v6(struct tunnel *tunnel, const struct ipv6hdr *ip,
 						  struct cursor cursor, __u32 extensions,
 						  __u8 protocol, __u16 port)
@@ -151,7 +152,7 @@ static __always_inline bool find_tunnel_v6(struct tunnel *tunnel, struct cursor 
 	return ip && find_tunnel_behind_v6(tunnel, ip, cursor, 0, ip->nexthdr, port);
 }
 
-/* Whether the tunnel carries all of the inner packet's header. */
+/* Whether the tunnel carries the inner packet's whole header. */
 static __always_inline bool inner_header_is_whole(const struct tunnel *tunnel)
 {
 	const __u32 header = tunnel->inner_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
@@ -160,7 +161,7 @@ static __always_inline bool inner_header_is_whole(const struct tunnel *tunnel)
 	return tunnel->carried >= (__s32)header && cursor_take(&cursor, header);
 }
 
-/* Whether it carries all of the inner packet, whose header is there. */
+/* Whether it carries the whole inner packet, whose header is there. */
 static __always_inline bool inner_is_whole(const struct tunnel *tunnel)
 {
 	struct cursor cursor = tunnel->inner;
@@ -176,7 +177,7 @@ static __always_inline bool inner_is_whole(const struct tunnel *tunnel)
 	}
 }
 
-/* Whether it is an IP packet of the family that the outer header says. */
+/* Whether it is an IP packet of the family that the outer header names. */
 static __always_inline bool inner_is_ip(const struct tunnel *tunnel)
 {
 	return ip_version(tunnel->inner) == (tunnel->inner_v6 ? 6 : 4);

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* What the source says for the verifier's sake alone. */
+/* Helpers that only serve the verifier: they shape what compilers generate so that the verifier
+ * accepts it, in reasonable time. All programs use them. */
 #pragma once
 
 #include <bpf/bpf_helpers.h>
 
 /*
- * A function that the verifier looks at once and not at each call. It takes such a function to return any
- * number. The compiler must do so, too: one that concludes from the function's body that a result is small
- * drops the mask after the call, without which the verifier refuses the access (clang 22 does). It cannot
- * conclude anything about a weak function, which another definition might replace.
+ * A function that the verifier checks once and not at each call. It assumes that such a function
+ * returns any number. The compiler must assume so too: one that infers from the body that a result
+ * is small drops the mask after the call, without which the verifier refuses the access (clang 22
+ * does). It can infer nothing about a weak function, which another definition might replace.
  */
 #define LOOKED_AT_ONCE __weak __noinline
 
-/* 0, of which the verifier does not know that it is. Ways through the walk that differ in nothing but a
- * number which each of them knows are looked at one by one; those that know no number are one. */
+/* 0, without the verifier knowing. The verifier checks paths one by one if they differ in a number
+ * that they know; paths that know no number are one. */
 static __always_inline __u64 unknown_zero(__u64 any)
 {
 	__u64 same = any;
@@ -22,8 +23,9 @@ static __always_inline __u64 unknown_zero(__u64 any)
 	return same - any;
 }
 
-/* All ones if the highest bit is set, else 0. Without the barriers compilers take either half for a comparison, and
- * make branches of it: they see before the shift what the sign says, and after it that there are two values. */
+/* All ones if the highest bit is set, else 0. Without the barriers compilers turn either half into
+ * a comparison and a branch: they see before the shift what the sign means, and after it that there
+ * are two values. */
 static __always_inline __u64 sign_mask(__u64 number)
 {
 	__s64 mask = number;
@@ -34,10 +36,11 @@ static __always_inline __u64 sign_mask(__u64 number)
 	return mask;
 }
 
-/* Keeps what a rare branch sets in that branch: compilers set a number before they branch if nothing else is done there. */
+/* Keeps what a rare branch sets in that branch. If nothing else happens there, compilers set the
+ * value before they branch. */
 #define stay_aside() asm volatile("" : : "i"(__COUNTER__))
 
-/* Follows a call in each of two branches, so that the compiler does not make one call of both, with a map that it
- * chooses: the verifier puts loads, or a direct call, in the place of a lookup only if it knows the map. The number
- * makes each place another, so that nothing takes the ends of both branches for the same. */
+/* Follows a call in each of two branches, to keep the compiler from merging them into one call with
+ * a variable map: the verifier replaces a lookup by loads, or a direct call, only if it knows the
+ * map. The number makes each place unique, so nothing merges the ends of both branches. */
 #define stay_apart(result) asm volatile("" : "+r"(result) : "i"(__COUNTER__))

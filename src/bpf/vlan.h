@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Frames with one or two VLAN tags (IEEE 802.1Q and 802.1ad). Their tags are taken off, the program for
- * rare frames walks them like others, and what leaves gets them back: so frames without tags pay
- * nothing, and tags mean nothing to the rest.
+ * Frames with one or two VLAN tags (IEEE 802.1Q and 802.1ad). The walk removes the tags, the
+ * program for rare frames walks the rest, and the frame gets its tags back when it leaves. So
+ * untagged frames pay nothing, and no other code knows about tags.
  */
 #pragma once
 
@@ -17,7 +17,7 @@
 #include <linux/if_ether.h>
 #include <bpf/bpf_endian.h>
 
-/* What follows a tag's identifier, which stands where the EtherType would. */
+/* What follows a tag's identifier, which is where the EtherType would be. */
 struct vlan_header {
 	__be16 tag;
 	__be16 type; /* of what follows */
@@ -33,8 +33,8 @@ static __always_inline __u32 tag_word(__be16 identifier, const struct vlan_heade
 	return identifier | (__u32)header->tag << 16;
 }
 
-/* Takes the tags off and goes on in the program for such frames. Comes back only with the verdict on
- * a frame that is none of them; it is untouched unless it is dropped. */
+/* Removes the tags and continues in the program for rare frames. Returns only if the walk ends
+ * here, with the verdict; the frame is untouched unless it is dropped. */
 static __always_inline int walk_untagged(const struct run *run, struct cursor cursor, __be16 type,
 					 __u64 arrived)
 {
@@ -71,13 +71,14 @@ static __always_inline int walk_untagged(const struct run *run, struct cursor cu
 	eth = cursor_take(&cursor, sizeof(*eth));
 	if (!eth)
 		return drop(run, DROP_VLAN_FAILED);
-	/* The EtherType is at its place. */
+	/* The EtherType is already in place. */
 	mac_store(eth->h_dest, destination);
 	mac_store(eth->h_source, source);
 	return walk_rarely(run, arrived, bytes);
 }
 
-/* Puts the tags back, unless the frame goes nowhere. The verdict, for it may fail. */
+/* Puts the tags back, unless the frame goes nowhere. Returns the verdict, which changes if that
+ * fails. */
 static __always_inline int tag_again(const struct run *run, int verdict)
 {
 	const struct rare_frame *rare = &run->cpu->scratch.rare;
@@ -97,7 +98,7 @@ static __always_inline int tag_again(const struct run *run, int verdict)
 	if (bpf_xdp_adjust_head(run->ctx, two ? -8 : -4))
 		return drop(run, DROP_VLAN_FAILED);
 	cursor = cursor_of(run->ctx);
-	/* Two tags are never more than tags and IP header. */
+	/* There are always bytes for two tags: an IP header is longer than one. */
 	eth = cursor_take(&cursor, sizeof(*eth) + 2 * sizeof(struct vlan_header));
 	if (!eth)
 		return drop(run, DROP_VLAN_FAILED);
@@ -107,7 +108,7 @@ static __always_inline int tag_again(const struct run *run, int verdict)
 	word[0] = rare->tags[0];
 	if (two)
 		word[1] = rare->tags[1];
-	/* What the host gets has any VLAN, and a simulated frame goes nowhere. */
+	/* Frames for the host may have any VLAN, and a simulated frame goes nowhere. */
 	if (verdict != XDP_PASS && !is(run, EXPLAINS))
 		run->cpu->scratch.query.sent_tag = rare->tags[0] >> 16;
 	return verdict;

@@ -1,5 +1,5 @@
-//! Why frames are dropped: the table of reasons. A row gives the reason, the program's name for it (in
-//! `bpf/shared.h`) and its name in counters and reports.
+//! The table of drop reasons. A row gives the reason, the program's name for it (in
+//! `bpf/shared.h`), and its name in counters and reports.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,8 +12,8 @@ macro_rules! drop_reasons {
         $(#[doc = $doc:literal])+
         $reason:ident = $number:ident, $name:literal;
     )+) => {
-        /// Why a frame was dropped. What cannot be parsed is dropped only if its destination is an address
-        /// of a VIP; else it passes.
+        /// Why a frame was dropped. The program drops a frame that it cannot parse only if the
+        /// destination is an address of a VIP; others pass.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize))]
         #[non_exhaustive]
@@ -71,7 +71,7 @@ drop_reasons! {
     QuoteOptions = DROP_QUOTE_OPTIONS, "quote_options";
     /// Shorter than its TCP or UDP header, by the frame or by the IP length.
     TransportTruncated = DROP_TRANSPORT_TRUNCATED, "transport_truncated";
-    /// Above `max_frame`, with ICMP_TOO_BIG off.
+    /// Above `max_frame`, with `ICMP_TOO_BIG` off.
     TooBig = DROP_TOO_BIG, "too_big";
     /// No real takes new flows of the VIP.
     RingEmpty = DROP_RING_EMPTY, "ring_empty";
@@ -81,35 +81,36 @@ drop_reasons! {
     EncapV4 = DROP_ENCAP_V4, "encap_v4";
     /// No headroom for an outer IPv6 header.
     EncapV6 = DROP_ENCAP_V6, "encap_v6";
-    /// No room for an ICMP message of the balancer's own.
+    /// No room for the balancer's ICMP message.
     ReplyFailed = DROP_REPLY_FAILED, "reply_failed";
-    /// The QUIC connection id names a server whose real is just going.
+    /// The QUIC connection id names a server whose real is just being removed.
     QuicRealGone = DROP_QUIC_REAL_GONE, "quic_real_gone";
-    /// The id of stable UDP routing names a server whose real is just going.
+    /// The id of stable UDP routing names a server whose real is just being removed.
     StableUdpRealGone = DROP_STABLE_UDP_REAL_GONE, "stable_udp_real_gone";
-    /// A tunnelled packet that does not lie within what the outer one carries, by the lengths of both.
+    /// A tunnelled packet that is longer than the outer packet's contents.
     InnerTruncated = DROP_INNER_TRUNCATED, "inner_truncated";
-    /// A tunnelled packet whose inner time to live is used up.
+    /// A tunnelled packet whose inner time to live has expired.
     InnerExpired = DROP_INNER_EXPIRED, "inner_expired";
     /// The outer headers could not be removed.
     DecapFailed = DROP_DECAP_FAILED, "decap_failed";
-    /// In a tunnel: no IP packet of the family that the outer header says.
+    /// Not an IP packet of the family that the outer header names.
     InnerVersion = DROP_INNER_VERSION, "inner_version";
-    /// A tunnelled packet with a mark of congestion outside, whose ends do not know such marks (RFC 6040).
+    /// The outer header marks congestion, which the inner packet's ends do not understand (RFC
+    /// 6040).
     Ecn = DROP_ECN, "ecn";
     /// A tunnel in a tunnel to an egress address.
     NestedTunnel = DROP_NESTED_TUNNEL, "nested_tunnel";
-    /// A tunnel from elsewhere than `allow_sources` says.
+    /// A tunnel whose source is not in `allow_sources`.
     OuterSource = DROP_OUTER_SOURCE, "outer_source";
-    /// What was to leave an egress address is from elsewhere than `egress_sources` says.
+    /// A packet to leave an egress address whose source is not in `egress_sources`.
     EgressSource = DROP_EGRESS_SOURCE, "egress_source";
-    /// The VLAN tags could not be taken off or put back.
+    /// The VLAN tags could not be removed or put back.
     VlanFailed = DROP_VLAN_FAILED, "vlan_failed";
-    /// Nothing is known of how to reach the real on its segment.
+    /// The Ethernet address of the real's next hop is not known.
     NextHopUnknown = DROP_NEXT_HOP_UNKNOWN, "next_hop_unknown";
     /// The packet could not leave by the interface that leads to the real.
     RedirectFailed = DROP_REDIRECT_FAILED, "redirect_failed";
-    /// A program that the walk goes on in is not there: somebody has emptied `special_programs`.
+    /// A program that continues the walk is missing: something emptied `special_programs`.
     ProgramMissing = DROP_PROGRAM_MISSING, "program_missing";
 }
 
@@ -136,7 +137,7 @@ pub struct DropReasons {
 }
 
 impl DropReasons {
-    /// Of all CPUs.
+    /// The sum over all CPUs.
     pub(crate) fn sum(records: &[counters]) -> Self {
         let sum = |reason: DropReason| {
             let of_cpus = records.iter().map(|record| record.drops[reason.number()]);
@@ -152,7 +153,7 @@ impl DropReasons {
         self.frames.get(&reason).copied().unwrap_or(0)
     }
 
-    /// Every reason with its frames, those without any included.
+    /// Every reason with its frames, including reasons without any.
     pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> {
         DropReason::ALL
             .into_iter()

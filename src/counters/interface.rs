@@ -1,7 +1,7 @@
-//! What an interface counts, beside the program.
+//! Counters of an interface itself, beside the program's.
 
-/// What an interface has made of the frames that it was to send, since the balancer was attached to it, or since
-/// this process has adopted it.
+/// What an interface did with frames to send, since the balancer was attached to it or this process
+/// adopted it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -12,12 +12,12 @@ pub struct InterfaceCounters {
     pub index: u32,
     /// The kernel's number of that namespace (`SO_NETNS_COOKIE`).
     pub namespace: u64,
-    /// Frames that it has sent, those of the host's own included (`tx_packets` of `ip -s link`). Some drivers leave
-    /// out what XDP sends.
+    /// Frames sent, including the host's (`tx_packets` of `ip -s link`). Some drivers leave out
+    /// what XDP sends.
     pub sent: u64,
-    /// Frames that it did not send. In native mode those of XDP programs, if the driver counts them: what
-    /// `ethtool -S` shows under names such as `rx_queue_0_xdp_tx_errors` (veth), `tx_xdp_tx_drops` (virtio_net) or
-    /// `rx_xdp_tx_full` (mlx5). Otherwise all that it dropped or failed to send, those of the host's own included
-    /// (`tx_dropped` and `tx_errors` of `ip -s link`).
+    /// Frames not sent. In native mode those of XDP programs, if the driver counts them: `ethtool
+    /// -S` shows them under names such as `rx_queue_0_xdp_tx_errors` (veth), `tx_xdp_tx_drops`
+    /// (virtio_net) or `rx_xdp_tx_full` (mlx5). Otherwise all frames that it dropped or failed to
+    /// send, including the host's (`tx_dropped` and `tx_errors` of `ip -s link`).
     pub unsent: u64,
 }

@@ -1,6 +1,6 @@
-//! Counters as metrics: name, kind, unit, help text and samples, for whatever collects them.
+//! Counters as metrics: name, kind, unit, help text and samples, for any collector.
 //!
-//! `table.rs` says which counter is in which metric; the macro here makes of its rows the snapshot's
+//! `table.rs` assigns counters to metrics; the macro here turns its rows into the snapshot's
 //! struct, the sum over CPUs and the metrics.
 
 use std::fmt;
@@ -8,14 +8,14 @@ use std::fmt;
 use super::Count;
 use crate::skel::katran::types;
 
-/// A number with a name, as Prometheus and its kind collect it; see
+/// A named number for a collector such as Prometheus; see
 /// [`Counters::metrics`](super::Counters::metrics).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Metric {
-    /// Its name, without a prefix for the program and without a suffix for the kind.
+    /// Its name, without the program's prefix or a suffix for the kind.
     pub name: &'static str,
-    /// Whether it counts.
+    /// Counter or gauge.
     pub kind: MetricKind,
     /// What is counted, such as `packets`.
     pub unit: &'static str,
@@ -23,19 +23,19 @@ pub struct Metric {
     pub help: &'static str,
     /// The names of its labels.
     pub labels: Vec<&'static str>,
-    /// Where its values stand in [`Counters`](super::Counters), such as `icmp.echo_v4`.
+    /// The fields of [`Counters`](super::Counters) with its values, such as `icmp.echo_v4`.
     pub fields: Vec<String>,
-    /// Its values: one if it has no labels, else one for each combination of them that there is.
+    /// Its values: one if it has no labels, else one for each combination.
     pub samples: Vec<Sample>,
 }
 
-/// Whether a metric counts, so that it is its growth that tells something.
+/// Whether the growth of a metric matters, or its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MetricKind {
     /// It only grows, from 0 at load.
     Counter,
-    /// It is what it is.
+    /// It goes up and down.
     Gauge,
 }
 
@@ -52,20 +52,20 @@ impl fmt::Display for MetricKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sample {
-    /// The values of the metric's labels, in their order.
+    /// The values of the metric's labels, in the same order.
     pub labels: Vec<String>,
     /// The number.
     pub value: u64,
 }
 
-/// A metric of a group of counters, which is a `G`.
+/// A metric of a group of counters of type `G`.
 pub(super) struct Family<G: 'static> {
     pub(super) name: &'static str,
     pub(super) kind: MetricKind,
     pub(super) unit: &'static str,
-    /// The label that tells its series apart, if it has several.
+    /// The label of its series, if it has several.
     pub(super) label: Option<&'static str>,
-    /// `None`: what its only series says.
+    /// `None`: its only series' documentation.
     pub(super) help: Option<&'static str>,
     pub(super) series: &'static [Series<G>],
 }
@@ -79,13 +79,13 @@ pub(super) struct Series<G> {
     pub(super) get: fn(&G) -> u64,
 }
 
-/// The metrics of a group that stands at `place` of the snapshot once.
+/// The metrics of a group that the snapshot has once, in the field `place`.
 pub(super) fn of_one<G>(place: &str, group: &G, families: &[Family<G>]) -> Vec<Metric> {
     let metric = |family| of_family(place, &[], family, [(Vec::new(), group)]);
     families.iter().map(metric).collect()
 }
 
-/// The metrics of a group that is there for each of many, which the label `of` tells apart.
+/// The metrics of a group that the snapshot has several times, with the label `of`.
 pub(super) fn of_many<'a, G: 'a>(
     place: &str,
     of: &'static str,
@@ -139,7 +139,7 @@ fn of_family<'a, G: 'a>(
     }
 }
 
-/// A metric with one label, whose values are told one by one.
+/// A metric with one label, given value by value.
 pub(super) fn by_label<L: ToString>(
     kind: MetricKind,
     (name, unit, label): (&'static str, &'static str, &'static str),
@@ -163,12 +163,12 @@ pub(super) fn by_label<L: ToString>(
     }
 }
 
-/// How the values of all CPUs become one.
+/// Sums over all CPUs.
 pub(super) fn sum(of_cpus: impl Iterator<Item = u64>) -> u64 {
     of_cpus.sum()
 }
 
-/// Any CPU's that is not 0.
+/// Any CPU's value that is not 0.
 pub(super) fn any(mut of_cpus: impl Iterator<Item = u64>) -> u64 {
     of_cpus.find(|value| *value != 0).unwrap_or(0)
 }
@@ -182,7 +182,7 @@ pub(super) fn count<'a>(of_cpus: impl Iterator<Item = &'a types::count>) -> Coun
     sum
 }
 
-/// Makes the groups of `table.rs`: for each the struct of the snapshot, `sum` over the records of all
+/// Makes the groups of `table.rs`: for each the snapshot's struct, `sum` over the records of all
 /// CPUs, and its metrics.
 macro_rules! counters {
     ($(
@@ -221,7 +221,7 @@ macro_rules! counters {
         }
 
         impl $group {
-            /// Of all CPUs.
+            /// The sum over all CPUs.
             pub(crate) fn sum(records: &[$record]) -> Self {
                 Self {
                     $($count: $crate::counters::metric::count(

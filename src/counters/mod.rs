@@ -1,8 +1,8 @@
-//! What the balancer counts, as plain values: a struct a group, every field with its unit, and the
-//! same as metrics.
+//! What the balancer counts, as plain values: one struct per group, every field with its unit, and
+//! the same as metrics.
 //!
-//! Most groups are rows of `table.rs`; here are those that are computed from several counters, or
-//! from what the library knows. No kernel.
+//! Most groups are rows of `table.rs`; this file holds those computed from several counters, or
+//! from what the library knows. Needs no kernel.
 
 mod drop_reason;
 mod interface;
@@ -62,8 +62,8 @@ use crate::skel::katran::types;
 pub struct Count {
     /// Packets.
     pub packets: u64,
-    /// Bytes. Of frames for [`Totals`], Ethernet header included; for VIPs and reals the length
-    /// field of the IP header: the total length of IPv4, the payload length of IPv6.
+    /// Bytes. For [`Totals`], of frames, Ethernet header included. For VIPs and reals, by the IP
+    /// header's length field: the total length of IPv4, the payload length of IPv6.
     pub bytes: u64,
 }
 
@@ -88,7 +88,7 @@ impl Count {
 pub struct Totals {
     /// All frames: the sum of the three below.
     pub total: Count,
-    /// Sent out of the interface: encapsulated, or an ICMP message of the balancer's own.
+    /// Sent: encapsulated packets, and the balancer's ICMP messages.
     pub tx: Count,
     /// Dropped; [`DropReasons`] says why.
     pub drop: Count,
@@ -97,7 +97,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Of all CPUs.
+    /// The sum over all CPUs.
     pub(crate) fn sum(records: &[types::counters]) -> Self {
         let mut totals = Self::default();
         for record in records {
@@ -119,17 +119,18 @@ pub struct CpuCounters {
     pub cpu: u32,
     /// Packets that it sent to reals, or delivered to this host.
     pub forwarded: u64,
-    /// New flows that were to be remembered, in the last window of one second in which there was one.
+    /// New flows to remember, in the last one-second window that had any.
     pub new_flows: u64,
-    /// Whether the flood guard acts now: there are more than `flood_threshold` of them in the present window, so
-    /// that new flows are not remembered.
+    /// Whether the flood guard acts now: the current window has more than `flood_threshold` new
+    /// flows, so the program does not remember new ones.
     pub under_flood: bool,
 }
 
-/// What the program need not count: all that was sent or passed, but for its own messages.
+/// Packets forwarded or delivered, which the program need not count: everything sent or passed,
+/// except its own messages.
 pub(crate) fn forwarded(record: &types::counters) -> u64 {
     let own = record.echo_v4 + record.echo_v6 + record.too_big_v4 + record.too_big_v6;
-    // A message that could not be sent was counted and then dropped.
+    // A message that could not be sent was counted, then dropped.
     let failed = record.drops[DropReason::ReplyFailed.number()];
     (record.tx.packets + record.local).saturating_sub(own.saturating_sub(failed))
 }
@@ -144,17 +145,18 @@ pub struct LibraryCounters {
     /// Addresses that were refused since load.
     pub rejected_addresses: u64,
     /// Callbacks of [`Katran::on_real_added`](crate::Katran::on_real_added) and
-    /// [`on_real_removed`](crate::Katran::on_real_removed) that have panicked since load, and are not
-    /// called again.
+    /// [`on_real_removed`](crate::Katran::on_real_removed) that have panicked since load. The
+    /// library does not call them again.
     pub panicked_callbacks: u64,
-    /// For how many grace periods calls have waited since load because the kernel put maps into
-    /// others: rings, server ids, and tables of CPUs. Before Linux 6.8 it waits some milliseconds for
-    /// each, 256 maps at a time; later releases wait at most as often.
+    /// Grace periods that calls have waited for since load while the kernel put maps into others:
+    /// rings, server ids, and tables of CPUs. Before Linux 6.8 each takes some milliseconds, for up
+    /// to 256 maps; later releases wait at most as often.
     pub waits_for_packets: u64,
-    /// How long ago this process gave the last sign of life of a [pinned](crate::Builder::pin) balancer, as
-    /// [`pinned`](crate::pinned) tells others; about a second at most. `None`: it is not pinned.
+    /// How long ago this process gave the last sign of life of a [pinned](crate::Builder::pin)
+    /// balancer, which [`pinned`](crate::pinned) shows to others; about a second at most. `None`:
+    /// it is not pinned.
     pub sign_of_life_age: Option<Duration>,
-    /// Capacity and use of every map that holds entries, flow tables of all CPUs together.
+    /// Capacity and use of every map with entries; flow tables of all CPUs count together.
     pub maps: Vec<MapUse>,
 }
 
@@ -163,12 +165,12 @@ pub struct LibraryCounters {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct SlotStats {
-    /// Every flow in them that may still live belongs to the real that the ring names.
+    /// Slots whose live flows all belong to the real that the ring names.
     pub settled: u32,
-    /// Flows in them may belong to another real; packets ask the flow table.
+    /// Slots with flows that may belong to another real; their packets ask the flow table.
     pub unsettled: u32,
-    /// For how long the oldest of those has been unsettled, to a 64th of the time after which a silent flow is
-    /// over; `None` if all slots are settled.
+    /// How long the oldest of those has been unsettled, accurate to a 64th of the idle time after
+    /// which a flow is over; `None` if all slots are settled.
     pub oldest: Option<Duration>,
 }
 
@@ -185,7 +187,7 @@ pub struct Counters {
     pub icmp: IcmpCounters,
     /// Packets that the ring had no real for.
     pub ring_drop: RingDrops,
-    /// Packets that could not be encapsulated.
+    /// Packets without headroom for outer headers.
     pub encap_fail: EncapFailures,
     /// Dropped frames by reason.
     pub drop_reasons: DropReasons,
@@ -197,51 +199,51 @@ pub struct Counters {
     pub stable_udp: StableUdpCounters,
     /// Packets that asked the global flow tables.
     pub global_lru: GlobalFlowCounters,
-    /// New flows that the client's prefix may have led.
+    /// New flows of VIPs with source routing.
     pub source_routing: SourceRoutingCounters,
     /// Packets in tunnels that end at the balancer.
     pub decap: InlineDecapCounters,
     /// UDP flows that left a real that is down.
     pub udp_flow_migration: UdpFlowMigrationCounters,
-    /// Frames that passed for want of an owner.
+    /// Frames that passed because the owner gave no sign of life.
     pub orphan: OrphanCounters,
     /// Events for a monitor.
     pub events: EventCounters,
     /// Health checks.
     pub healthcheck: HealthcheckCounters,
-    /// Probes that were sent for each registered key, under its text form.
+    /// Probes sent for each registered key, by its text form.
     pub probes: BTreeMap<String, u64>,
-    /// Every VIP's traffic, under its text form.
+    /// Every VIP's traffic, by its text form.
     pub vips: BTreeMap<String, VipCounters>,
-    /// More of every VIP, under its text form, if the settings say so
-    /// ([`count_syns`](crate::Builder::count_syns), [`max_vip_reals`](crate::Builder::max_vip_reals)).
+    /// More about every VIP, by its text form, if [`count_syns`](crate::Builder::count_syns) or
+    /// [`max_vip_reals`](crate::Builder::max_vip_reals) is set.
     pub vip_details: BTreeMap<String, VipDetails>,
-    /// Every VIP's traffic to every real, under the VIP's text form, as
-    /// [`Stats::vip_reals`](crate::stats::Stats::vip_reals) has it.
+    /// Every VIP's traffic to every real, by the VIP's text form, as in
+    /// [`Stats::vip_reals`](crate::stats::Stats::vip_reals).
     pub vip_reals: BTreeMap<String, BTreeMap<IpAddr, VipRealCounters>>,
-    /// The slots of the ring of every VIP of which only changed flows are remembered, under its text form.
+    /// Ring slots of every VIP that remembers only changed flows, by its text form.
     pub slots: BTreeMap<String, SlotStats>,
-    /// Entries of the flow tables for every VIP, under its text form, as [`FlowCount`](crate::flows::FlowCount) has
-    /// them.
+    /// Flow table entries of every VIP, by its text form, as in
+    /// [`FlowCount`](crate::flows::FlowCount).
     pub flow_entries: BTreeMap<String, u64>,
-    /// How long ago counting them was begun.
+    /// The age of that count, from its beginning.
     pub flow_entries_age: Duration,
     /// Every real's traffic.
     pub reals: BTreeMap<IpAddr, RealCounters>,
     /// Every possible CPU.
     pub cpus: Vec<CpuCounters>,
-    /// Every interface that the program is attached to, as [`Stats::interfaces`](crate::stats::Stats::interfaces) has
-    /// them.
+    /// Every interface that the program is attached to, as in
+    /// [`Stats::interfaces`](crate::stats::Stats::interfaces).
     pub interfaces: Vec<InterfaceCounters>,
-    /// The next hops that the library finds out.
+    /// The next hops that the library discovers.
     pub next_hops: NextHopCounts,
-    /// The library's own.
+    /// The library's own counters.
     pub library: LibraryCounters,
 }
 
 impl Counters {
-    /// Every number of the snapshot as metrics with names, kinds, units, help texts and labels: what a
-    /// collector such as Prometheus wants. `docs/metrics.md` in the sources lists them.
+    /// Every number of the snapshot as a metric with name, kind, unit, help text and labels, for a
+    /// collector such as Prometheus. `docs/metrics.md` in the sources lists them.
     ///
     /// ```no_run
     /// # fn serve(katran: &katran::Katran) -> katran::Result<()> {
@@ -324,7 +326,7 @@ impl Counters {
     }
 
     fn frames(&self) -> Vec<Metric> {
-        // Without their sum, which would be counted twice wherever somebody adds them up.
+        // Without the total, which a sum over the metric would count twice.
         let verdicts = [
             ("tx", self.totals.tx),
             ("pass", self.totals.pass),
@@ -350,8 +352,7 @@ impl Counters {
             by_label(
                 MetricKind::Counter,
                 ("frame_bytes", "bytes", "verdict"),
-                "Bytes of frames by verdict, as they came in: Ethernet headers included, no outer \
-                 headers.",
+                "Bytes of frames by verdict, as they arrived, with the Ethernet header.",
                 &[
                     "totals.tx.bytes",
                     "totals.pass.bytes",
@@ -372,7 +373,7 @@ impl Counters {
 
     fn interfaces(&self) -> Vec<Metric> {
         let of = |field: fn(&InterfaceCounters) -> u64| {
-            // There may be several of a name, in several network namespaces.
+            // Several network namespaces may have an interface of the same name.
             let mut by_name = BTreeMap::new();
             for counters in &self.interfaces {
                 *by_name.entry(&counters.interface).or_insert(0) += field(counters);
@@ -383,8 +384,8 @@ impl Counters {
             by_label(
                 MetricKind::Counter,
                 ("interface_sent_frames", "frames", "interface"),
-                "Frames that the interface has sent since the balancer was attached to it, those of the host's own \
-                 included. Some drivers leave out what XDP sends.",
+                "Frames sent by the interface since attachment, including the host's. Some drivers leave out what XDP \
+                 sends.",
                 &[
                     "interfaces.sent",
                     "interfaces.interface",
@@ -396,8 +397,8 @@ impl Counters {
             by_label(
                 MetricKind::Counter,
                 ("interface_unsent_frames", "frames", "interface"),
-                "Frames that the interface was to send since then, and has not: those of XDP programs, if the mode is \
-                 native and its driver counts them, else all. The balancer counts them as sent.",
+                "Frames that the interface failed to send since attachment, although the balancer counts them as sent: those of \
+                 XDP programs in native mode if the driver counts them, else all.",
                 &["interfaces.unsent"],
                 of(|counters| counters.unsent),
             ),
@@ -413,22 +414,22 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("vip_settled_slots", "slots", "vip"),
-                "Slots of the VIP's ring for whose packets no flow table is asked; only of VIPs of which changed flows \
-                 are remembered.",
+                "Slots of the VIP's ring whose packets ask no flow table; only for VIPs that remember only changed \
+                 flows.",
                 &["slots.settled"],
                 of(|slots| slots.settled.into()),
             ),
             by_label(
                 MetricKind::Gauge,
                 ("vip_unsettled_slots", "slots", "vip"),
-                "Slots of the VIP's ring in which flows may belong to another real than the ring names.",
+                "Slots of the VIP's ring with flows that may belong to another real.",
                 &["slots.unsettled"],
                 of(|slots| slots.unsettled.into()),
             ),
             by_label(
                 MetricKind::Gauge,
                 ("vip_oldest_unsettled_slot_seconds", "seconds", "vip"),
-                "For how long the oldest of these has been unsettled; 0: there is none.",
+                "Time since the VIP's oldest unsettled slot changed; 0: all are settled.",
                 &["slots.oldest"],
                 of(|slots| slots.oldest.map_or(0, |oldest| oldest.as_secs())),
             ),
@@ -440,7 +441,7 @@ impl Counters {
             name: "flow_entries_age_seconds",
             kind: MetricKind::Gauge,
             unit: "seconds",
-            help: "How long ago the last count of the flow tables' entries was begun, those of VIPs and those of maps.",
+            help: "Age of the last count of flow table entries, from its beginning.",
             labels: Vec::new(),
             fields: vec!["flow_entries_age".to_owned()],
             samples: vec![Sample {
@@ -451,8 +452,7 @@ impl Counters {
         let of_vips = by_label(
             MetricKind::Gauge,
             ("vip_flow_entries", "entries", "vip"),
-            "Entries of the VIP's flows in all flow tables when they were last counted; a flow that several CPUs know \
-             has several.",
+            "Flow table entries of the VIP at the last count; a flow that several CPUs know has several.",
             &["flow_entries"],
             self.flow_entries
                 .iter()
@@ -465,7 +465,7 @@ impl Counters {
         by_label(
             MetricKind::Counter,
             ("healthcheck_probe_packets", "packets", "vip"),
-            "Probes that were sent for each registered address, port and protocol.",
+            "Probes sent for each registered address, port and protocol.",
             &["probes"],
             self.probes.iter().map(|(vip, count)| (vip, *count)),
         )
@@ -487,15 +487,14 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("cpu_new_flows", "flows", "cpu"),
-                "New flows in the CPU's last window of one second in which there was one.",
+                "New flows in the CPU's last one-second window that had any.",
                 &["cpus.new_flows"],
                 of(|cpu| cpu.new_flows),
             ),
             by_label(
                 MetricKind::Gauge,
                 ("cpu_under_flood", "0 or 1", "cpu"),
-                "1 while these are above the flood threshold in the present window, so that new flows are \
-                 not remembered; else 0.",
+                "1 while the CPU has more new flows than `flood_threshold` and remembers none; else 0.",
                 &["cpus.under_flood"],
                 of(|cpu| cpu.under_flood.into()),
             ),
@@ -537,14 +536,14 @@ impl Counters {
             single(
                 "panicked_callbacks",
                 "callbacks",
-                "Callbacks of the library that have panicked and are not called again.",
+                "Callbacks that panicked, which the library does not call again.",
                 "library.panicked_callbacks",
                 self.library.panicked_callbacks,
             ),
             single(
                 "waits_for_packets",
                 "grace periods",
-                "Grace periods that calls have waited for while the kernel put maps into others.",
+                "Grace periods that calls waited for while the kernel put maps into others.",
                 "library.waits_for_packets",
                 self.library.waits_for_packets,
             ),
@@ -552,7 +551,7 @@ impl Counters {
                 name: "sign_of_life_age_seconds",
                 kind: MetricKind::Gauge,
                 unit: "seconds",
-                help: "How long ago the owner of a pinned balancer gave its last sign of life; none if it is not pinned.",
+                help: "Time since a pinned balancer's owner gave its last sign of life; no series if it is not pinned.",
                 labels: Vec::new(),
                 fields: vec!["library.sign_of_life_age".to_owned()],
                 samples: self
@@ -575,7 +574,7 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("map_entries", "elements", "map"),
-                "Elements of the map in use.",
+                "Elements in use.",
                 &["library.maps.entries"],
                 of(|map| map.entries),
             ),

@@ -1,20 +1,21 @@
-//! How many next hops are known, of those that the library finds out.
+//! How many of the next hops that the library discovers are known.
 
 use super::Metric;
 use super::MetricKind;
 use super::metric::by_label;
 
-/// The [next hops](crate::attachments::Gateways::next_hops) that packets may take, by what is known of them: one for each family of which
-/// there are reals, or one for each real. All are 0 where nothing is to be found out.
+/// The [next hops](crate::attachments::Gateways::next_hops) that packets may take, by their state:
+/// one for each family that has reals, or one for each real. All are 0 if there is nothing to
+/// discover.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct NextHopCounts {
     /// They answer, or their Ethernet address was given.
     pub answering: u64,
-    /// They do not answer; packets go to the last address that was known, or to the one that was given.
+    /// They do not answer; packets go to their last known address, or to the given one.
     pub silent: u64,
-    /// Packets are dropped, for no Ethernet address is known.
+    /// No Ethernet address is known, so packets are dropped.
     pub unknown: u64,
     /// Reals that are this host.
     pub here: u64,
@@ -25,8 +26,8 @@ impl NextHopCounts {
         by_label(
             MetricKind::Gauge,
             ("next_hops", "next hops", "state"),
-            "Next hops that the library finds out, by state: they answer; they are silent, and packets go to the last \
-             address that was known; none is known, and packets are dropped; or the real is this host.",
+            "Next hops that the library discovers, by state. Silent: packets go to the last known address. Unknown: \
+             packets are dropped. Here: the real is this host.",
             &[
                 "next_hops.answering",
                 "next_hops.silent",

@@ -1,11 +1,11 @@
-//! Metrics as a table of a page.
+//! Metrics as a Markdown table.
 
 use std::fmt::Write as _;
 
 use super::metric::Metric;
 use super::metric::MetricKind;
 
-/// As Prometheus has it.
+/// The name in Prometheus.
 pub(super) fn full_name(metric: &Metric) -> String {
     let suffix = match metric.kind {
         MetricKind::Counter => "_total",
@@ -22,7 +22,7 @@ pub(super) fn code(names: impl IntoIterator<Item = impl std::fmt::Display>) -> S
     }
 }
 
-/// A table of metrics, whose fields are those of a type.
+/// A table of metrics, whose fields are those of the type `owner`.
 pub(crate) fn rows_of(owner: &str, metrics: &[Metric]) -> String {
     let mut text = format!(
         "| metric | type | unit | labels | field of `{owner}` | meaning |\n\

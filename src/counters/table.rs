@@ -1,10 +1,9 @@
-//! The table of counters. A row gives the field of the program's record (in `bpf/shared.h`), how the
-//! values of all CPUs become one, the field of the snapshot, its documentation and its metric.
+//! The table of counters. A row names the field of the program's record (in `bpf/shared.h`), how to
+//! combine the values of all CPUs, the field of the snapshot, and its documentation.
 //!
-//! A block is one metric: its kind, its name (`katran_` before it and `_total` behind a counter's are
-//! added by the exporter), its unit, and where it has several series the label that tells them apart
-//! and a help text. The help text of a metric with one series is the documentation of its field.
-//! `docs/metrics.md` comes from this table, too: `make docs`.
+//! A block is one metric: kind, name (the exporter adds `katran_`, and `_total` for counters),
+//! unit, and for several series their label and a help text. A metric with one series uses the
+//! documentation of its field. `make docs` writes this table to `docs/metrics.md`.
 
 use super::Count;
 use super::DropReason;
@@ -20,15 +19,15 @@ counters! {
     /// What the flow table did.
     FlowTableCounters from types::counters {
         Counter flow_table_packets, "packets" {
-            /// Packets to any VIP, but those in settled slots: packets for which the flow table was asked.
+            /// Packets to any VIP that asked the flow table: all but those in settled slots.
             packets = sum(flow_packets);
         }
         Counter flow_table_misses, "packets" {
-            /// Packets whose flow was new: the ring chose the real.
+            /// Packets of new flows, whose real the ring chose.
             misses = sum(flow_misses);
         }
         Counter flow_table_tcp_misses, "packets" by kind:
-            "TCP packets of new flows: those that open a connection (syn), and those within one."
+            "TCP packets of new flows, by whether they open a connection."
         {
             /// TCP packets of new flows that open a connection.
             miss_syn = sum(flow_miss_syn) as "syn";
@@ -40,15 +39,14 @@ counters! {
             fallback = sum(flow_fallback);
         }
         Counter slot_packets, "packets" by choice:
-            "Packets to VIPs of which only changed flows are remembered, by what chose the real: the ring in a settled \
-             slot, or in an unsettled one its base or an entry of the flow table."
+            "Packets to VIPs that remember only changed flows, by what chose the real: the ring in a settled slot; \
+             base or entry in an unsettled one."
         {
-            /// Packets in settled slots, which went where the ring leads: nothing was asked of the flow table.
+            /// Packets in settled slots, which followed the ring without asking the flow table.
             settled = sum(settled) as "settled";
-            /// Packets in unsettled slots that no entry led, and that went to the real that the slot had
-            /// when it was last settled.
+            /// Packets in unsettled slots without an entry, which followed the slot's base.
             by_base = sum(by_base) as "base";
-            /// Packets in unsettled slots that an entry led.
+            /// Packets in unsettled slots that followed an entry.
             by_entry = sum(by_entry) as "entry";
         }
     }
@@ -56,7 +54,7 @@ counters! {
     /// ICMP messages, sent and received.
     IcmpCounters from types::counters {
         Counter icmp_too_big_sent, "messages" by family:
-            "Too-big messages sent for frames above the largest accepted size."
+            "Too-big messages sent for frames above `max_frame`."
         {
             /// Fragmentation-needed messages sent for IPv4 frames above `max_frame`.
             too_big_v4 = sum(too_big_v4) as "ipv4";
@@ -92,19 +90,19 @@ counters! {
     /// Packets that the ring had no real for.
     RingDrops from types::counters {
         Counter ring_dropped_packets, "packets" by reason:
-            "Packets that the ring had no real for; also among the dropped frames."
+            "Packets without a real in the ring; also among the dropped frames."
         {
-            /// The slot names a real out of range: somebody else wrote to the map.
+            /// The slot names a real out of range: something else wrote to the map.
             unknown_real = sum(drops[DropReason::RingUnknownReal.number()]) as "unknown_real";
             /// The VIP has no real that takes new flows.
             empty = sum(drops[DropReason::RingEmpty.number()]) as "empty";
         }
     }
 
-    /// Packets that could not be encapsulated for want of headroom.
+    /// Packets without headroom for outer headers.
     EncapFailures from types::counters {
         Counter encap_failed_packets, "packets" by family:
-            "Packets without headroom for outer headers of this family; also among the dropped frames."
+            "Packets without headroom for outer headers; also among the dropped frames."
         {
             /// For an IPv4 real.
             v4 = sum(drops[DropReason::EncapV4.number()]) as "ipv4";
@@ -118,7 +116,7 @@ counters! {
         Counter source_routing_flows, "flows" by result:
             "New flows of VIPs with source routing, by whether a prefix covers the client."
         {
-            /// No prefix covers the client: they went by the ring.
+            /// No prefix covers the client: they followed the ring.
             unmatched = sum(source_unmatched) as "unmatched";
             /// The client's prefix chose the real.
             matched = sum(source_matched) as "matched";
@@ -128,7 +126,7 @@ counters! {
     /// Packets that asked the global flow tables.
     GlobalFlowCounters from types::counters {
         Counter global_flow_no_table_packets, "packets" {
-            /// Packets on a CPU without a global flow table of its own, which asked the shared one.
+            /// Packets on a CPU without a global flow table, which asked the shared one.
             no_table = sum(global_no_table);
         }
         Counter global_flow_hit_packets, "packets" {
@@ -137,18 +135,18 @@ counters! {
         }
     }
 
-    /// What became of events, by the program; see [`Katran::events`](crate::Katran::events).
+    /// What the program did with events; see [`Katran::events`](crate::Katran::events).
     EventCounters from types::counters {
-        Counter events, "events" by event: "Events handed over to a monitor, by kind." {
-            /// TCP packets other than a SYN of flows that no table knew: handed over.
+        Counter events, "events" by event: "Events sent to a monitor, by kind." {
+            /// Sent: TCP packets without SYN of flows that no table knew.
             tcp_non_syn_miss = sum(events[event(event_kind::EVENT_TCP_NON_SYN_MISS)]) as "tcp_non_syn_miss";
-            /// Frames above `max_frame`: handed over.
+            /// Sent: frames above `max_frame`.
             packet_too_big = sum(events[event(event_kind::EVENT_TOO_BIG)]) as "packet_too_big";
-            /// QUIC packets whose real is just going: handed over.
+            /// Sent: QUIC packets whose real is just being removed.
             quic_real_gone = sum(events[event(event_kind::EVENT_QUIC_REAL_GONE)]) as "quic_real_gone";
         }
         Counter events_left_out, "events" by reason:
-            "Events that no monitor was told of, by the rate limit or for want of room in the buffer."
+            "Events not sent, because of the rate limit or a full buffer."
         {
             /// Left out by the rate limit.
             limited = sum(events_limited) as "limited";
@@ -167,17 +165,17 @@ counters! {
         Counter decap_packets, "packets" by family:
             "Packets unwrapped, by family of the outer header."
         {
-            /// Unwrapped from outer IPv4.
+            /// Outer IPv4.
             v4 = sum(decap.v4) as "ipv4";
-            /// Unwrapped from outer IPv6.
+            /// Outer IPv6.
             v6 = sum(decap.v6) as "ipv6";
         }
         Counter decap_balanced_packets, "packets" by family:
-            "Unwrapped packets that were then balanced, by family of the inner header."
+            "Unwrapped packets that were balanced, by family of the inner header."
         {
-            /// Inner IPv4 packets that were then balanced.
+            /// Inner IPv4 packets that were balanced.
             xpop_v4 = sum(decap.walked_v4) as "ipv4";
-            /// Inner IPv6 packets that were then balanced.
+            /// Inner IPv6 packets that were balanced.
             xpop_v6 = sum(decap.walked_v6) as "ipv6";
         }
         Counter decap_egress_packets, "packets" by family:
@@ -194,28 +192,28 @@ counters! {
     #[doc(alias = "lb_quic_packets_stats")]
     QuicCounters from types::counters {
         Counter quic_ch_routed_packets, "packets" {
-            /// QUIC packets without a known server id, which went by flow table and ring.
+            /// QUIC packets without a known server id, routed by flow table and ring.
             ch_routed = sum(quic.no_id);
         }
         Counter quic_cid_initial_packets, "packets" {
-            /// QUIC packets (initial and 0-RTT) whose ids are the client's, which went by flow table
-            /// and ring.
+            /// QUIC initial and 0-RTT packets, whose ids the client chose, routed by flow table and
+            /// ring.
             cid_initial = sum(quic.initial);
         }
         Counter quic_cid_invalid_server_id_packets, "packets" {
-            /// QUIC packets with a server id that nobody has.
+            /// QUIC packets with an unknown server id.
             cid_invalid_server_id = sum(quic.unknown_id);
         }
         Gauge quic_cid_invalid_server_id_sample, "a server id" {
-            /// One of the server ids that nobody has; 0: none yet.
+            /// One of the unknown server ids; 0: none yet.
             cid_invalid_server_id_sample = any(quic.unknown_id_sample);
         }
         Counter quic_cid_routed_packets, "packets" {
-            /// QUIC packets that went by their server id.
+            /// QUIC packets routed by server id.
             cid_routed = sum(quic.routed);
         }
         Counter quic_cid_unknown_real_dropped_packets, "packets" {
-            /// QUIC packets dropped because the real of their server id was just going.
+            /// QUIC packets dropped because the real of their server id is just being removed.
             cid_unknown_real_dropped = sum(quic.real_gone);
         }
         Counter quic_cid_version_packets, "packets" by version:
@@ -231,15 +229,15 @@ counters! {
             cid_v3 = sum(quic.versions[3]) as "3";
         }
         Counter quic_dst_match_in_lru_packets, "packets" {
-            /// QUIC packets that went by their id to where the flow table would have sent them.
+            /// QUIC packets routed by id, as the flow table would have routed them.
             dst_match_in_lru = sum(quic.r#match);
         }
         Counter quic_dst_mismatch_in_lru_packets, "packets" {
-            /// QUIC packets that went by their id, and the flow table's entry was corrected.
+            /// QUIC packets routed by id, which corrected the flow table's entry.
             dst_mismatch_in_lru = sum(quic.mismatch);
         }
         Counter quic_dst_not_found_in_lru_packets, "packets" {
-            /// QUIC packets that went by their id and were new to the flow table.
+            /// QUIC packets routed by id, whose flow the flow table did not know.
             dst_not_found_in_lru = sum(quic.not_found);
         }
         Counter quic_icmp_packets, "packets" {
@@ -247,25 +245,25 @@ counters! {
             icmp = sum(quic.icmp);
         }
         Counter quic_icmp_ignored_packets, "packets" {
-            /// ICMP errors about flows of QUIC VIPs that a QUIC server takes no notice of: port or
-            /// host unreachable.
+            /// ICMP errors about flows of QUIC VIPs that QUIC servers ignore: port or host
+            /// unreachable.
             icmp_ignored = sum(quic.icmp_ignored);
         }
     }
 
-    /// Routing TCP by the server id in an option.
+    /// TCP routing by the server id in an option.
     #[doc(alias = "tpr_packets_stats")]
     TcpServerIdCounters from types::counters {
         Counter tcp_server_id_ch_routed_packets, "packets" {
-            /// TCP packets without a known server id, which went by flow table and ring.
+            /// TCP packets without a known server id, routed by flow table and ring.
             ch_routed = sum(tcp_server_id.no_id);
         }
         Counter tcp_server_id_dst_mismatch_in_lru_packets, "packets" {
-            /// TCP packets that went by their server id, and the flow table's entry was corrected.
+            /// TCP packets routed by server id, which corrected the flow table's entry.
             dst_mismatch_in_lru = sum(tcp_server_id.mismatch);
         }
         Counter tcp_server_id_sid_routed_packets, "packets" {
-            /// TCP packets that went by their server id.
+            /// TCP packets routed by server id.
             sid_routed = sum(tcp_server_id.routed);
         }
         Counter tcp_server_id_syn_packets, "packets" {
@@ -277,23 +275,24 @@ counters! {
     /// Stable routing of UDP.
     StableUdpCounters from types::counters {
         Counter stable_udp_ch_routed_packets, "packets" {
-            /// Packets of stable UDP without a known server id, which went by flow table and ring.
+            /// Stable UDP packets without a known server id, routed by flow table and ring.
             ch_routed = sum(stable_udp.no_id);
         }
         Counter stable_udp_cid_routed_packets, "packets" {
-            /// Packets of stable UDP that went by their server id.
+            /// Stable UDP packets routed by server id.
             cid_routed = sum(stable_udp.routed);
         }
         Counter stable_udp_cid_invalid_server_id_packets, "packets" {
-            /// Packets of stable UDP with a server id that nobody has.
+            /// Stable UDP packets with an unknown server id.
             cid_invalid_server_id = sum(stable_udp.unknown_id);
         }
         Counter stable_udp_cid_unknown_real_dropped_packets, "packets" {
-            /// Packets of stable UDP dropped because the real of their server id was just going.
+            /// Stable UDP packets dropped because the real of their server id is just being
+            /// removed.
             cid_unknown_real_dropped = sum(stable_udp.real_gone);
         }
         Counter stable_udp_invalid_type_packets, "packets" {
-            /// Packets to stable UDP VIPs whose first byte is another one, or that are too short.
+            /// Packets to stable UDP VIPs with another first byte, or too short.
             invalid_packet_type = sum(stable_udp.invalid_type);
         }
     }
@@ -301,7 +300,7 @@ counters! {
     /// UDP flows that left a real that is down.
     UdpFlowMigrationCounters from types::counters {
         Counter udp_flow_migration_invalidated_packets, "packets" {
-            /// Packets whose flow was remembered on a real that is down.
+            /// Packets whose flow table entry names a real that is down.
             invalidated = sum(migrated);
         }
     }
@@ -309,37 +308,38 @@ counters! {
     /// What [`orphan_limit`](crate::Builder::orphan_limit) did.
     OrphanCounters from types::counters {
         Counter orphan_passed_packets, "packets" {
-            /// Frames that passed because no owner had given a sign of life for longer than `orphan_limit`; also among
-            /// those that passed.
+            /// Frames passed, because the owner gave no sign of life within `orphan_limit`; also
+            /// among the passed frames.
             passed = sum(orphaned);
         }
     }
 
-    /// What health checks have done, and what passed by them.
+    /// What the health check program did.
     #[doc(alias = "HealthCheckProgStats")]
     HealthcheckCounters from probes::probe_totals {
         Counter healthcheck_packets, "packets" by result:
-            "Packets that passed the path of health checks, by what became of them."
+            "Packets that the health check program saw, by outcome."
         {
-            /// Probes that were wrapped and sent.
+            /// Probes wrapped and sent.
             processed = sum(processed) as "processed";
-            /// Probes that were dropped, for whatever reason.
+            /// Probes dropped for any reason.
             dropped = sum(dropped) as "dropped";
-            /// Packets of the interface that are no probes.
+            /// Packets of the interface that are not probes.
             skipped = sum(skipped) as "skipped";
         }
         Counter healthcheck_too_big_packets, "packets" {
-            /// Probes that were dropped because they were longer than `healthcheck_max_packet`.
+            /// Probes dropped because they were longer than `healthcheck_max_packet`.
             too_big = sum(too_big);
         }
         Counter healthcheck_matched_packets, "packets" by by:
-            "Probes that were told by an address of theirs, or by their connection, and not by a mark."
+            "Probes recognised without a mark, by an address or their connection."
         {
-            /// Probes that were told by their destination.
+            /// Recognised by their destination.
             dst_matched = sum(dst_matched) as "destination";
-            /// Probes that were told by their source.
+            /// Recognised by their source.
             src_matched = sum(src_matched) as "source";
-            /// Packets of TCP connections whose socket had a mark: what the kernel sends when it is gone.
+            /// Packets of TCP connections whose socket had a mark: the kernel sends them after the
+            /// socket is gone.
             recalled = sum(recalled) as "connection";
         }
     }
@@ -349,35 +349,35 @@ counters! {
         /// Packets sent to a real, or delivered to this host.
         count forwarded {
             packets: vip_packets,
-                "Packets to the VIP that went to a real or were delivered to this host.";
+                "Packets to the VIP, forwarded or delivered to this host.";
             bytes: vip_bytes,
-                "Bytes of packets to the VIP that went on: total length of IPv4, payload length of IPv6.";
+                "Bytes of packets to the VIP: total length of IPv4, payload length of IPv6.";
         }
         Counter vip_server_id_new_packets, "packets" {
-            /// Packets that open a connection, after which packets may carry a server id.
+            /// Packets that open a connection, whose later packets may carry a server id.
             server_id_new = sum(server_id_new);
         }
         Counter vip_server_id_moved_flows, "flows" {
-            /// Flows that a server id took to another real than the flow table had.
+            /// Flows that a server id moved from the flow table's real to another.
             server_id_moved = sum(server_id_moved);
         }
         Counter vip_decap_packets, "packets" {
-            /// Packets to the VIP that were unwrapped from GUE for this host's own stack.
+            /// GUE packets for the VIP, unwrapped for this host's network stack.
             decap = sum(decap);
         }
     }
 
-    /// What is counted of one VIP if [`count_syns`](crate::Builder::count_syns) or
-    /// [`max_vip_reals`](crate::Builder::max_vip_reals) says so.
+    /// Counters of one VIP that [`count_syns`](crate::Builder::count_syns) or
+    /// [`max_vip_reals`](crate::Builder::max_vip_reals) turns on.
     VipDetails from types::vip_details {
         Counter vip_syn_packets, "packets" {
-            /// TCP packets with SYN that went to a real or were delivered to this host: each opens a connection, or is sent again
-            /// because no answer has come. Datagrams open nothing, so none counts.
+            /// TCP packets with SYN, forwarded or delivered to this host: each opens a connection
+            /// or retries.
             syns = sum(syns);
         }
         Counter vip_unpaired_packets, "packets" {
-            /// Packets to the VIP that went on, and whose real is not among the pairs that are counted, as there are
-            /// `max_vip_reals` others, or were up to 255 such packets ago; 0 without that setting.
+            /// Packets to the VIP not counted per real: `max_vip_reals` other pairs exist, or did
+            /// up to 255 such packets ago. 0 without that setting.
             unpaired = sum(unpaired);
         }
     }
@@ -387,12 +387,12 @@ counters! {
         /// Packets of the VIP that were sent to the real, or delivered to this host.
         count forwarded {
             packets: vip_real_packets,
-                "Packets of the VIP that went to the real; with `max_vip_reals`.";
+                "Packets of the VIP to the real; with `max_vip_reals`.";
             bytes: vip_real_bytes,
-                "Bytes of packets of the VIP that went to the real: total length of IPv4, payload length of IPv6.";
+                "Bytes of the VIP's packets to the real: total length of IPv4, payload length of IPv6.";
         }
         Counter vip_real_syn_packets, "packets" {
-            /// TCP packets with SYN among them.
+            /// TCP packets with SYN of the VIP to the real; with `max_vip_reals`.
             syns = sum(syns);
         }
     }
@@ -402,21 +402,21 @@ counters! {
         /// Packets sent to the real, or delivered to this host.
         count forwarded {
             packets: real_packets,
-                "Packets of all VIPs that went to the real.";
+                "Packets of all VIPs to the real.";
             bytes: real_bytes,
-                "Bytes of packets that went to the real: total length of IPv4, payload length of IPv6.";
+                "Bytes of packets to the real: total length of IPv4, payload length of IPv6.";
         }
         Counter real_watched_misses, "packets":
-            "New flows of the watched VIP that went to the real; 0 while none is watched."
+            "New flows of the watched VIP to the real; 0 while none is watched."
         {
             /// New flows of the watched VIP that went to this real since
-            /// [`StatsMut::watch_misses`](crate::stats::StatsMut::watch_misses); 0 while none is watched.
+            /// [`StatsMut::watch_misses`](crate::stats::StatsMut::watch_misses); 0 while none is
+            /// watched.
             misses = sum(misses);
         }
     }
 }
 
-/// The place of a kind of event.
 const fn event(kind: event_kind) -> usize {
     kind.0 as usize
 }

@@ -1,4 +1,4 @@
-//! That the table has every counter of the program, and that `docs/metrics.md` is what the table says.
+//! The table has every counter of the program, and `docs/metrics.md` matches the table.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -50,7 +50,7 @@ fn groups(record: types::counters) -> Counters {
     }
 }
 
-/// A record with a 1 in one of its words, for each of them.
+/// For each word of a record, one with a 1 there.
 fn records<R: crate::sys::pod::Pod>() -> impl Iterator<Item = (usize, R)> {
     let words = size_of::<R>() / size_of::<u64>();
     (0..words).map(move |place| {
@@ -60,11 +60,11 @@ fn records<R: crate::sys::pod::Pod>() -> impl Iterator<Item = (usize, R)> {
     })
 }
 
-/// A counter in `bpf/shared.h` without a row here is read by nobody.
+/// A counter in `bpf/shared.h` without a row in the table would never be read.
 #[test]
 fn every_counter_of_the_program_has_a_row() {
     let none = groups(types::counters::default());
-    // `DROP_NONE` is no reason.
+    // `DROP_NONE` is not a reason.
     let unused = types::counters {
         drops: std::array::from_fn(|reason| u64::from(reason == 0)),
         ..Default::default()
@@ -108,7 +108,7 @@ fn same(one: &types::counters, other: &types::counters) -> bool {
     format!("{one:?}") == format!("{other:?}")
 }
 
-/// No metric has another one's name, and all series of one differ.
+/// Metrics have unique names, and each metric's series differ.
 #[test]
 fn names_and_series_are_unique() {
     let mut names = BTreeSet::new();
@@ -139,22 +139,30 @@ fn documentation_is_current() {
     generated::check("docs/metrics.md", &tables);
 }
 
-/// Labels whose values are known beforehand.
+/// Labels whose values are known in advance.
 fn labels(metrics: &[Metric]) -> String {
-    let mut of_labels = BTreeMap::<&str, Vec<String>>::new();
+    let mut of_labels = BTreeMap::<&str, Vec<(String, Vec<String>)>>::new();
     for metric in metrics {
         for (place, label) in metric.labels.iter().enumerate() {
             let samples = metric.samples.iter();
             let values: Vec<_> = samples.map(|sample| &sample.labels[place]).collect();
             if !values.is_empty() {
-                let of_metric = format!("of `{}`: {}", full_name(metric), code(values));
-                of_labels.entry(label).or_default().push(of_metric);
+                let values = code(values);
+                let groups = of_labels.entry(label).or_default();
+                match groups.iter_mut().find(|(known, _)| *known == values) {
+                    Some((_, names)) => names.push(full_name(metric)),
+                    None => groups.push((values, vec![full_name(metric)])),
+                }
             }
         }
     }
     let mut text = "| label | values |\n| --- | --- |\n".to_owned();
-    for (label, of_metrics) in of_labels {
-        writeln!(text, "| `{label}` | {} |", of_metrics.join("; ")).unwrap();
+    for (label, groups) in of_labels {
+        let groups = groups.into_iter();
+        let groups: Vec<_> = groups
+            .map(|(values, names)| format!("of {}: {values}", code(names)))
+            .collect();
+        writeln!(text, "| `{label}` | {} |", groups.join("; ")).unwrap();
     }
     text
 }

@@ -1,4 +1,4 @@
-//! The end of the process between two stores, for tests: the thread panics instead of the store.
+//! For tests: ends the process between two stores, by a panic instead of the store.
 
 use std::cell::Cell;
 use std::panic;
@@ -12,7 +12,7 @@ thread_local! {
     static DONE_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// Comes before a change is noted as made.
+/// Called before a change is marked as done.
 pub(super) fn at_done() {
     let left = DONE_LEFT.get();
     if left == Some(0) {
@@ -21,8 +21,8 @@ pub(super) fn at_done() {
     DONE_LEFT.set(left.map(|left| left - 1));
 }
 
-/// Does `work`, of which the thread dies when so many changes were noted as made and one more is made; `None`: it has
-/// died.
+/// Runs `work`, and panics when `changes` changes are done and another one is about to be; `None`:
+/// it panicked.
 pub(crate) fn before_done<T>(changes: u64, work: impl FnOnce() -> T) -> Option<T> {
     DONE_LEFT.set(Some(changes));
     let done = panic::catch_unwind(AssertUnwindSafe(work));
@@ -34,10 +34,10 @@ pub(crate) fn before_done<T>(changes: u64, work: impl FnOnce() -> T) -> Option<T
     }
 }
 
-/// What a thread panics with.
+/// The panic's payload.
 struct Killed;
 
-/// Comes before each store.
+/// Called before each store.
 pub(super) fn step() {
     let left = LEFT.get();
     if left == Some(0) {
@@ -46,7 +46,7 @@ pub(super) fn step() {
     LEFT.set(left.map(|left| left - 1));
 }
 
-/// Does `work`, of which the thread dies before the store after `stores`; `None`: it has died.
+/// Runs `work`, and panics before the store that follows `stores` others; `None`: it panicked.
 pub(crate) fn after<T>(stores: u64, work: impl FnOnce() -> T) -> Option<T> {
     LEFT.set(Some(stores));
     let done = panic::catch_unwind(AssertUnwindSafe(work));

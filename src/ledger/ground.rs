@@ -1,23 +1,23 @@
-//! The memory that a ledger lies in: that of a pinned map, or of a test.
+//! The memory of a ledger: a pinned map, or a test's memory.
 
 use std::io;
 use std::sync::atomic::AtomicU64;
 
-/// Where a ledger lies.
+/// Memory for a ledger.
 pub(crate) trait Ground: Send + Sync {
-    /// The memory, which begins as zeros.
+    /// The memory, which starts as zeros.
     fn words(&self) -> &[AtomicU64];
 
-    /// Another one of at least so many bytes, which nobody finds yet.
+    /// Makes another ground of at least `bytes`, which no process can find yet.
     ///
     /// # Errors
     /// If there is no memory for it.
     fn larger(&self, bytes: usize) -> io::Result<Box<dyn Ground>>;
 
-    /// What is written there is whole: it is found from now on, in the place of the one before if there is one,
-    /// by one step that is made or not.
+    /// Declares the contents complete: processes find this ground from here on, in place of the
+    /// previous one. This is one step, which happens or does not.
     ///
     /// # Errors
-    /// If it cannot be. The one before is still found then.
+    /// If that fails. Processes then still find the previous one.
     fn publish(&mut self) -> io::Result<()>;
 }

@@ -1,4 +1,4 @@
-//! Memory for tests: what is left of it when the process has died is what was published last.
+//! Memory for tests: after the process has died, what was published last is left.
 
 use std::fmt;
 use std::io;
@@ -13,14 +13,14 @@ use super::ground::Ground;
 
 type Words = Arc<[AtomicU64]>;
 
-/// What outlives the process.
+/// What survives the process.
 #[derive(Clone)]
 pub(crate) struct Heap {
     words: Words,
     found: Arc<Mutex<Words>>,
-    /// The largest that there is memory for.
+    /// The largest size that there is memory for.
     limit: Arc<AtomicUsize>,
-    /// How often more of it is still made, or found.
+    /// How often a larger ground can still be made or published.
     left: Arc<AtomicUsize>,
 }
 
@@ -35,7 +35,8 @@ impl Heap {
         }
     }
 
-    /// Refuses to grow after so many steps of it: each larger one takes two, that it is made, and that it is found.
+    /// Refuses to grow after this many steps; each larger ground takes two, to make it and to
+    /// publish it.
     pub(crate) fn refuse_after(&self, steps: usize) {
         self.left.store(steps, Ordering::Relaxed);
     }
@@ -47,13 +48,13 @@ impl Heap {
         Ok(())
     }
 
-    /// The same with no memory beyond so much.
+    /// Refuses to grow beyond `limit`.
     pub(crate) fn limited(self, limit: usize) -> Self {
         self.limit.store(limit, Ordering::Relaxed);
         self
     }
 
-    /// What another process finds: a copy, so that this one can go on.
+    /// What another process finds: a copy, so that this one can continue.
     pub(crate) fn found(&self) -> Self {
         let found = self.found.lock().unwrap();
         let words: Words = found
@@ -68,7 +69,7 @@ impl Heap {
         }
     }
 
-    /// As bytes, to do something to them.
+    /// The bytes, for tests to damage.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let words = self.words.iter();
         words

@@ -1,4 +1,4 @@
-//! What a balancer is beyond the kernel's maps, as records say it: made of them, and made into them.
+//! What a balancer is beyond the kernel's maps: conversion from and to records.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -32,7 +32,7 @@ use crate::types::canonical;
 /// Names in one record.
 const NAMES: usize = 1 << 18;
 
-/// All of it.
+/// A balancer's whole recorded state.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Kept {
     pub(crate) config: Config,
@@ -45,20 +45,20 @@ pub(crate) struct Kept {
     pub(crate) small: Small,
 }
 
-/// What there is little of.
+/// The small parts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Small {
     pub(crate) marks: BTreeMap<u32, IpAddr>,
     pub(crate) matches: BTreeMap<ProbeMatch, IpAddr>,
-    /// What probes are counted for.
+    /// The keys that probes are counted for.
     pub(crate) probes: BTreeSet<Vip>,
     /// The VIP whose misses are counted.
     pub(crate) watched: Option<Vip>,
 }
 
-/// The same, borrowed: what a snapshot is made of.
+/// The same, borrowed, to make a snapshot.
 pub(crate) struct View<'a> {
-    /// As [`Config::stored`] has it.
+    /// As in [`Config::stored`].
     pub(crate) settings: Vec<u8>,
     pub(crate) drawn: Drawn,
     pub(crate) table: &'a Table,
@@ -70,7 +70,7 @@ pub(crate) struct View<'a> {
 }
 
 impl View<'_> {
-    /// Hands over the records of a snapshot.
+    /// Passes the records of a snapshot to `write`.
     pub(super) fn records(&self, write: &mut dyn FnMut(Record)) {
         write(Record::Start(self.settings.clone(), self.drawn.clone()));
         for (vip, entry) in self.table.stored_vips() {
@@ -116,7 +116,7 @@ impl View<'_> {
     }
 }
 
-/// All of them, some at a time.
+/// Passes them all on, some at a time.
 fn in_parts<T>(mut all: impl Iterator<Item = T>, mut write: impl FnMut(Vec<T>)) {
     loop {
         let part: Vec<T> = all.by_ref().take(NAMES).collect();
@@ -128,7 +128,7 @@ fn in_parts<T>(mut all: impl Iterator<Item = T>, mut write: impl FnMut(Vec<T>)) 
 }
 
 impl Kept {
-    /// What is known after the first record.
+    /// The state after the first record.
     pub(super) fn start(settings: &[u8], drawn: Drawn) -> Result<Self, String> {
         let config = Config::of_stored(settings)?;
         Ok(Self {
@@ -143,7 +143,7 @@ impl Kept {
         })
     }
 
-    /// Takes a part of a snapshot.
+    /// Adds a part of a snapshot.
     pub(super) fn part(&mut self, record: Record) -> Result<(), String> {
         let taken = match record {
             Record::Vip(vip, entry) => self.table.restore_vip((vip, entry)),
@@ -160,15 +160,15 @@ impl Kept {
                 return self.routes(add).map_err(|Nonsense(what)| what.to_owned());
             }
             Record::Part(change) => return self.change(change),
-            _ => Err(Nonsense("records are in an order that they cannot have")),
+            _ => Err(Nonsense("its records are in an impossible order")),
         };
         taken.map_err(|Nonsense(what)| what.to_owned())
     }
 
-    /// Finishes a change that was under way.
+    /// Completes a change that was under way.
     ///
     /// # Errors
-    /// What is wrong with it; what was read may have been written by another version.
+    /// What is wrong with it: another version may have written the record.
     pub(crate) fn finish(&mut self, intent: Intent) -> Result<(), String> {
         if let Some(edit) = intent.edit {
             let made = self.table.restore_edit(edit);
@@ -180,8 +180,8 @@ impl Kept {
             .try_for_each(|change| self.change(change))
     }
 
-    /// Gives one up. Where packets may have met its reals, their numbers are other reals' only after a grace period, and
-    /// under another generation.
+    /// Abandons a change that was under way. If packets may have met its reals, their numbers
+    /// become free only after a grace period, and with another generation.
     ///
     /// # Errors
     /// As [`finish`](Self::finish).
@@ -214,19 +214,19 @@ impl Kept {
         made.map_err(|Nonsense(what)| what.to_owned())
     }
 
-    /// The settings, if they can be reached without another load.
+    /// The new settings, if they do not need another load.
     fn same_load(&self, config: Config) -> Result<Config, String> {
         let [before, after] = [&self.config, &config].map(BalancerState::of);
         match before.load_changes(&after)[..] {
             [] => Ok(config),
-            [setting, ..] => Err(format!("{setting} changes, which takes another load")),
+            [setting, ..] => Err(format!("changing {setting} takes another load")),
         }
     }
 
     fn change_kept(&mut self, change: Change) -> Result<(), Nonsense> {
         let small = &mut self.small;
         match change {
-            // Taken before.
+            // Handled above.
             Change::Settings(_) => {}
             Change::ServerIds { remove, add } => {
                 for id in remove.iter().chain(add.iter().map(|(id, _)| id)) {
@@ -266,7 +266,7 @@ impl Kept {
         Ok(())
     }
 
-    /// Whether all of it fits together, as all code relies on.
+    /// Whether all parts fit together, as the rest of the code assumes.
     pub(super) fn check_whole(&self) -> Result<(), String> {
         let whole = self.table.check_whole();
         whole.map_err(|Nonsense(what)| what.to_owned())?;
@@ -278,11 +278,11 @@ impl Kept {
         let mut ids = self.invalid_ids.iter();
         match names_there && ids.all(|id| self.server_ids.get(*id).is_some()) {
             true => Ok(()),
-            false => Err("a server id or a source route names a real that is not there".to_owned()),
+            false => Err("a server id or a source route names a missing real".to_owned()),
         }
     }
 
-    /// As [`Katran::state`](crate::Katran::state) has it.
+    /// As [`Katran::state`](crate::Katran::state).
     pub(crate) fn state(&self) -> State {
         let address = |real| self.table.address_of(real);
         let ids = self.server_ids.iter().filter_map(|(id, real)| {
@@ -319,7 +319,7 @@ impl Kept {
         }
     }
 
-    /// What a snapshot is made of.
+    /// For a snapshot.
     #[cfg(test)]
     pub(crate) fn view(&self) -> View<'_> {
         View {
@@ -335,7 +335,7 @@ impl Kept {
     }
 }
 
-/// Whether the reals of all names are known, by their numbers.
+/// Whether the numbers of all names belong to known reals.
 fn named<K: Name>(names: &Names<K>, known: &[bool]) -> bool {
     names.iter().all(|(_, real)| known[usize::from(real.0)])
 }

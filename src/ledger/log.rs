@@ -1,12 +1,14 @@
-//! Records in shared memory that outlives the process, which may end between any two stores.
+//! Records in shared memory that outlives the process. The process may end between any two stores.
 //!
-//! There are two halves. In one of them is a *snapshot*, some records that say everything, and behind it what
-//! has changed since, record by record. When it is full a snapshot goes to the other half, and one word, the *root*,
-//! says that this is the one to read now. When a snapshot does not fit, a larger ground takes the place of this one.
+//! There are two halves. One holds a *snapshot*, records that describe everything, and behind it
+//! each change since. When it is full, the library writes a snapshot to the other half, and one
+//! word, the *root*, then makes that half the current one. If a snapshot does not fit, a larger
+//! ground replaces this one.
 //!
-//! A record is a header (its length, and a checksum of it, of its number and of the root) and its bytes. The header
-//! is stored last, in one word, and the word behind the record was made zero before: so a record is there whole or
-//! not at all, and a checksum that does not match is no cut-off write, but memory that somebody has spoiled.
+//! A record is a header (its length, and a checksum over it, its number and the root) and its
+//! bytes. The header is one word and stored last, and the word behind the record is zeroed before.
+//! So a record is either complete or absent: a wrong checksum is not a torn write but memory that
+//! something has corrupted.
 
 use std::fmt;
 use std::io;
@@ -16,44 +18,45 @@ use std::sync::atomic::Ordering;
 
 use super::ground::Ground;
 
-/// The number of the format, of log and records. Another one is not read: records do not name their fields, so any change
-/// of one is another layout.
+/// The format's number, for log and records. A version reads only its own: records do not name
+/// their fields, so changing one changes the layout.
 pub(crate) const LAYOUT: u32 = 2;
 
 /// The first word's low half: `KTLG`.
 const MAGIC: u32 = 0x474c_544b;
 
-/// The words at the beginning: what this is, and the words of a half.
+/// The first words: the format, and a half's length in words.
 const KIND: usize = 0;
 const HALF: usize = 1;
 /// The root, twice.
 const ROOTS: [usize; 2] = [2, 3];
-/// Where the log ended after the last record: without it a log that has lost its end would look whole.
+/// Where the log ended after the last record: without it a log that has lost its end would look
+/// complete.
 const END: usize = 4;
 /// Where the halves begin; a cache line.
 const HEAD: usize = 8;
 
-/// Room that each record leaves, in words: for what ends a change, which must not fail.
+/// Words that each record leaves free for the end of its change, which must not fail.
 const RESERVE: usize = 32;
 
-/// Words of a half that make sense.
+/// The fewest words that a half can use.
 const LEAST_HALF: usize = 4 * RESERVE;
 
 /// Why a log cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// It is none, or its beginning is spoiled.
+    /// It is not a log, or its beginning is corrupt.
     NoLedger,
-    /// It has another layout than this version.
+    /// Its layout differs from this version's.
     Layout(u32),
-    /// What was written there is not there any more.
+    /// Something has corrupted it.
     Spoiled(&'static str),
 }
 
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoLedger => f.write_str("it does not begin as a ledger does"),
+            Self::NoLedger => f.write_str("it is not a ledger"),
             Self::Layout(layout) => write!(
                 f,
                 "it has layout {layout}, and this version reads layout {LAYOUT}"
@@ -63,7 +66,7 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Which half is to be read, and how often that has changed.
+/// Which half to read, and how often that has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Root {
     sequence: u32,
@@ -76,7 +79,7 @@ impl Root {
         half: 0,
     };
 
-    /// After two billion snapshots a new ground begins with the first again.
+    /// After two billion snapshots a new ground starts from the first root again.
     const LAST: u32 = u32::MAX >> 1;
 
     fn word(self) -> u64 {
@@ -100,7 +103,7 @@ impl Root {
     }
 }
 
-/// The records of a ledger, of which more can be written.
+/// A ledger's records, to which more can be added.
 pub(super) struct Log {
     ground: Box<dyn Ground>,
     root: Root,
@@ -110,11 +113,12 @@ pub(super) struct Log {
     count: u32,
 }
 
-/// A snapshot: hands its records, one after the other, to a function. If it cannot, it is not whole, and nothing is made of it.
+/// A snapshot: passes its records to a function, one by one. If it fails, the snapshot is
+/// incomplete and is not used.
 pub(super) type Snapshot<'a> = &'a dyn Fn(&mut dyn FnMut(&[u8])) -> io::Result<()>;
 
 impl Log {
-    /// Writes a log of nothing but a snapshot, and publishes its ground, or a larger one.
+    /// Writes a log that is only a snapshot, and publishes its ground, or a larger one.
     pub(super) fn create(ground: Box<dyn Ground>, snapshot: Snapshot<'_>) -> io::Result<Self> {
         let written = match half_of(ground.words()) >= LEAST_HALF {
             true => write_first(ground.words(), snapshot)?,
@@ -137,7 +141,7 @@ impl Log {
         Self::publish(ground, end)
     }
 
-    /// A log whose snapshot is written, and ends there: so many words, so many records.
+    /// Publishes a log whose snapshot is written, with this many words and records.
     fn publish(mut ground: Box<dyn Ground>, (at, count): (usize, u32)) -> io::Result<Self> {
         ground.publish()?;
         Ok(Self {
@@ -148,12 +152,12 @@ impl Log {
         })
     }
 
-    /// Whether a ground begins as a log of this layout does.
+    /// Whether a ground begins like a log of this layout.
     pub(super) fn check(ground: &dyn Ground) -> Result<(), Unreadable> {
         check_head(ground.words()).map(drop)
     }
 
-    /// Reads what is there, and hands it to `read` record by record. Nothing is written.
+    /// Reads the log, passing each record to `read`. Writes nothing.
     pub(super) fn open<E: From<Unreadable>>(
         ground: Box<dyn Ground>,
         mut read: impl FnMut(&[u8]) -> Result<(), E>,
@@ -162,9 +166,7 @@ impl Log {
         let half = check_head(words)?;
         let roots = ROOTS.map(|at| Root::of(words[at].load(Ordering::Acquire)));
         let root = roots.into_iter().flatten().max();
-        let root = root.ok_or(Unreadable::Spoiled(
-            "both copies of the word that says which half is current are spoiled",
-        ))?;
+        let root = root.ok_or(Unreadable::Spoiled("both copies of its root are corrupt"))?;
         let records = &words[half_range(half, root.half)];
         let (mut at, mut count) = (0, 0);
         let mut bytes = Vec::new();
@@ -188,7 +190,7 @@ impl Log {
         })
     }
 
-    /// Whether there is room for a record of so many bytes, and for what ends its change.
+    /// Whether there is room for a record of `bytes`, and for the end of its change.
     pub(super) fn fits(&self, bytes: usize) -> bool {
         self.at + words_for(bytes) + RESERVE <= half_of(self.ground.words())
     }
@@ -198,7 +200,7 @@ impl Log {
         let words = self.ground.words();
         let range = half_range(half_of(words), self.root.half);
         let written = put(&words[range], self.at, self.root, self.count, record);
-        // There is room by what `fits` has left. Without, the next change writes a snapshot.
+        // `fits` has left room for it. If not, the next change writes a snapshot.
         debug_assert!(written.is_some());
         if let Some(at) = written {
             self.at = at;
@@ -207,11 +209,11 @@ impl Log {
         }
     }
 
-    /// Writes a snapshot to where there is room for it, and for `bytes` more.
+    /// Writes a snapshot where there is room for it and `bytes` more.
     ///
     /// # Errors
-    /// If there is no memory for a larger ground, or it cannot be published, and those of `snapshot`. Everything is as before
-    /// then.
+    /// If there is no memory for a larger ground, or it cannot be published, and those of
+    /// `snapshot`. Nothing has changed then.
     pub(super) fn compact(&mut self, bytes: usize, snapshot: Snapshot<'_>) -> io::Result<()> {
         let root = Root {
             sequence: self.root.sequence + 1,
@@ -228,7 +230,7 @@ impl Log {
         let snapshot_words = match written {
             Ok((at, _)) | Err(at) => at,
         };
-        // What comes behind it is to have half as much room as it, so that snapshots are rare.
+        // Snapshots are rare if the records behind one have half as much room as the snapshot.
         if !has_room(needed.max(snapshot_words / 2)) {
             match Self::create_larger(&*self.ground, 2 * snapshot_words + needed, snapshot) {
                 Ok(larger) => {
@@ -236,7 +238,7 @@ impl Log {
                     return Ok(());
                 }
                 Err(error) if !has_room(needed) => return Err(error),
-                // It will have to do.
+                // Less room will do.
                 Err(_) => {}
             }
         }
@@ -246,7 +248,7 @@ impl Log {
         Ok(())
     }
 
-    /// Turns to the other half, in which a snapshot was written.
+    /// Switches to the other half, which holds a new snapshot.
     fn turn(&mut self, root: Root, at: usize, count: u32) {
         let words = self.ground.words();
         store(&words[END], 0, Ordering::Release);
@@ -257,7 +259,7 @@ impl Log {
         (self.root, self.at, self.count) = (root, at, count);
     }
 
-    /// Takes the log as it is to a larger ground, with room for `bytes` more.
+    /// Moves the log unchanged to a larger ground, with room for `bytes` more.
     ///
     /// # Errors
     /// As [`compact`](Self::compact).
@@ -297,7 +299,8 @@ fn write_head(words: &[AtomicU64], root: Root, at: usize) {
     store(&words[KIND], kind, Ordering::Release);
 }
 
-/// Writes a snapshot to memory that nobody reads yet; the words that are needed, if it is too small.
+/// Writes a snapshot to memory that no process reads yet; returns the words needed if that is too
+/// small.
 fn write_first(
     words: &[AtomicU64],
     snapshot: Snapshot<'_>,
@@ -310,14 +313,15 @@ fn write_first(
     Ok(written)
 }
 
-/// Where a snapshot ends and how many records it has; the words that it takes, if the half is too small.
+/// Writes a snapshot and returns where it ends and how many records it has, or the words needed if
+/// the half is too small.
 fn write_snapshot(
     half: &[AtomicU64],
     root: Root,
     snapshot: Snapshot<'_>,
 ) -> io::Result<Result<(usize, u32), usize>> {
     let (mut at, mut count) = (0, 0);
-    // Also where it has no record, and so that nothing is read of what was there.
+    // Even if there is no record, so that nothing reads the previous contents.
     if let Some(first) = half.first() {
         store(first, 0, Ordering::Relaxed);
     }
@@ -342,7 +346,7 @@ fn needed(snapshot: Snapshot<'_>) -> io::Result<usize> {
 /// Writes a record, and returns where the next one goes; `None`: there is no room.
 fn put(half: &[AtomicU64], at: usize, root: Root, number: u32, record: &[u8]) -> Option<usize> {
     let length = u32::try_from(record.len()).ok()?;
-    // An empty record whose checksum is 0 would be none.
+    // An empty record whose checksum is 0 would look absent.
     debug_assert!(length != 0);
     let next = at + 1 + record.len().div_ceil(8);
     store(half.get(next)?, 0, Ordering::Relaxed);
@@ -356,7 +360,8 @@ fn put(half: &[AtomicU64], at: usize, root: Root, number: u32, record: &[u8]) ->
     Some(next)
 }
 
-/// Reads the record at `at` into `bytes`, and returns where the next one is; `None`: there is none.
+/// Reads the record at `at` into `bytes`, and returns where the next one is; `None`: there is no
+/// record.
 fn read_record(
     half: &[AtomicU64],
     at: usize,
@@ -366,7 +371,7 @@ fn read_record(
 ) -> Result<Option<usize>, Unreadable> {
     let spoiled = || Unreadable::Spoiled("a record does not match its checksum");
     let Some(found) = half.get(at) else {
-        // The word behind the last record was cut off with the memory.
+        // The memory was cut off within the last record.
         return Err(spoiled());
     };
     let found = found.load(Ordering::Acquire);
@@ -423,16 +428,16 @@ fn check_head(words: &[AtomicU64]) -> Result<usize, Unreadable> {
     }
     match words[HALF].load(Ordering::Relaxed) == half as u64 {
         true => Ok(half),
-        false => Err(Unreadable::Spoiled("its size is another than it says")),
+        false => Err(Unreadable::Spoiled("its size does not match its header")),
     }
 }
 
-/// The words of a record of so many bytes.
+/// The words of a record of `bytes`.
 fn words_for(bytes: usize) -> usize {
     1 + bytes.div_ceil(8)
 }
 
-/// The bytes of a ground whose halves have at least so many words.
+/// The bytes of a ground whose halves have at least `words`.
 fn bytes_for(words: usize) -> usize {
     let half = (words + RESERVE).max(LEAST_HALF).next_power_of_two();
     8 * (HEAD + 2 * half)
@@ -447,7 +452,8 @@ fn half_range(half: usize, which: usize) -> Range<usize> {
     start..start + half
 }
 
-/// All stores of a ledger, so that a test can have the process end before any of them.
+/// Every store of a ledger goes through here, so that a test can end the process before any of
+/// them.
 fn store(word: &AtomicU64, value: u64, order: Ordering) {
     #[cfg(test)]
     super::death::step();

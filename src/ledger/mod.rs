@@ -1,10 +1,12 @@
-//! What the kernel's maps do not say of a balancer, kept in memory that outlives the process: a pinned map.
+//! What the kernel's maps do not say about a balancer, kept in memory that outlives the process: a
+//! pinned map.
 //!
-//! A change is a transaction. Before its first store that packets may see an *intent* is written, with the new values of
-//! all that it touches; when the change is made, *done*; when nothing is left of it, *undone*. So a process that ends at
-//! any moment leaves the last state that a call returned `Ok` for, and with it the change that was under way, if there
-//! was one: the next owner finishes it, or undoes it. How records are written is in `log.rs`, what they say in `record.rs`,
-//! and what is made of them in `kept.rs`.
+//! A change is a transaction. Before the first store that packets may see, the library writes an
+//! *intent*, the new values of everything the change touches; when the change is made, *done*; when
+//! it has been rolled back, *undone*. So a process that ends at any moment leaves the last state
+//! that a call returned `Ok` for, and the change under way, if any: the next owner finishes or
+//! undoes it. `log.rs` writes records, `record.rs` defines them, and `kept.rs` turns them into a
+//! state.
 
 #[cfg(test)]
 pub(crate) mod death;
@@ -37,7 +39,7 @@ use crate::document::State;
 use crate::table::Met;
 use crate::types::Vip;
 
-/// Bytes of a ground that is enough to begin with; it grows by itself.
+/// Bytes that are enough to begin with; the ground grows when needed.
 pub(crate) const FIRST_BYTES: usize = 1 << 20;
 
 /// Why a ledger cannot be read.
@@ -60,53 +62,56 @@ impl From<Unreadable> for Refused {
     }
 }
 
-/// What was read.
+/// The result of reading a ledger.
 #[derive(Debug)]
 pub(crate) struct Replayed {
-    /// The last state that a call returned `Ok` for; within a change of many steps, that after the last step.
+    /// The last state that a call returned `Ok` for; within a change of several steps, the state
+    /// after the last step.
     pub(crate) kept: Kept,
-    /// The change that was under way. [`Kept::finish`] and [`Kept::give_up`] take it.
+    /// The change that was under way, for [`Kept::finish`] or [`Kept::give_up`].
     pub(crate) under_way: Option<Intent>,
-    /// A change of many steps was under way (`apply`): what there was before it, to which the next owner goes back.
+    /// The state before a change of several steps (`apply`), if one was under way: the next owner
+    /// goes back to it.
     pub(crate) before: Option<Before>,
 }
 
-/// What there was before a change of many steps.
+/// The state before a change of several steps.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Before {
     pub(crate) state: State,
-    /// The VIP whose misses were counted, which a state does not say.
+    /// The VIP whose misses were counted, which the state does not include.
     pub(crate) watched: Option<Vip>,
 }
 
-/// Where changes are written down.
+/// Records changes.
 pub(crate) struct Ledger {
     log: Log,
     /// A change is under way.
     is_open: bool,
-    /// Within a change of many steps.
+    /// Within a change of several steps.
     group: Option<Group>,
-    /// A change that could not be refused was not written down: a snapshot is due.
+    /// A change that could not be refused was not recorded: a snapshot is due.
     is_behind: bool,
 }
 
-/// A change of many steps, on whose way no snapshot is written: it would lose the state before it.
+/// A change of several steps, during which no snapshot is written: it would lose the state before.
 struct Group {
-    /// Gone with the call that makes it. `None`: an owner before has begun it, and this one goes back.
+    /// Gone once the call that makes the change has returned. `None`: a previous owner began it,
+    /// and this one goes back.
     call: Option<Weak<()>>,
-    /// Its steps from now on are those back to that state.
+    /// Further steps lead back to the previous state.
     is_going_back: bool,
 }
 
-/// The call that makes a change of many steps.
-#[must_use = "a change of many steps is over when this is dropped"]
+/// The call that makes a change of several steps.
+#[must_use = "dropping this ends the change of several steps"]
 #[derive(Debug)]
 pub(crate) struct Steps {
     _call: Arc<()>,
 }
 
 impl Ledger {
-    /// Begins a ledger, and publishes the ground that it lies in, or a larger one.
+    /// Begins a ledger, and publishes its ground, or a larger one.
     ///
     /// # Errors
     /// If there is no memory, or the ground cannot be published.
@@ -124,7 +129,7 @@ impl Ledger {
         }
     }
 
-    /// Whether what lies in a ground is a ledger of the layout that this version reads.
+    /// Whether a ground holds a ledger of the layout that this version reads.
     ///
     /// # Errors
     /// Why not, and what to do about it.
@@ -132,17 +137,17 @@ impl Ledger {
         Ok(Log::check(ground)?)
     }
 
-    /// Reads a ledger. Nothing is written: a change that was under way is so until [`done`](Self::done) or
-    /// [`undone`](Self::undone), and one of many steps until [`end`](Self::end).
+    /// Reads a ledger. Writes nothing: a change under way stays so until [`done`](Self::done) or
+    /// [`undone`](Self::undone), and one of several steps until [`end`](Self::end).
     ///
     /// # Errors
-    /// If it has another layout, or was spoiled: what to do about it.
+    /// If it has another layout, or was corrupted; says what to do about it.
     pub(crate) fn read(ground: Box<dyn Ground>) -> Result<(Self, Replayed), Refused> {
         let mut replay = Replay::default();
         let log = Log::open(ground, |bytes| {
             let record = postcard::from_bytes(bytes);
-            let record =
-                record.map_err(|_| Refused("a record is none that this version has".to_owned()))?;
+            let record = record
+                .map_err(|_| Refused("this version does not know a record's type".to_owned()))?;
             replay.take(record).map_err(Refused)
         })?;
         let replayed = replay.finish().map_err(Refused)?;
@@ -157,11 +162,12 @@ impl Ledger {
         Ok((ledger, replayed))
     }
 
-    /// Writes down what a change will make of what it touches. `view` is asked for what there is before it if a snapshot
-    /// is due.
+    /// Records the new values of what a change touches. Calls `view` for the state before it if a
+    /// snapshot is due.
     ///
     /// # Errors
-    /// If there is no memory for it. The change must not be made then, but for one on the [way back](Self::go_back).
+    /// If there is no memory for it. The caller must then not make the change, except on the [way
+    /// back](Self::go_back).
     pub(crate) fn intend<'a>(
         &mut self,
         intent: Intent,
@@ -173,7 +179,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// A panic may have cut a change off, and the embedder has caught it: what there is now is what counts.
+    /// A panic that the application caught may have cut a change off: the current state counts.
     fn look_for_what_was_cut_off(&mut self) {
         let call = self.group.as_ref().and_then(|group| group.call.as_ref());
         let is_over = call.is_some_and(|call| call.strong_count() == 0);
@@ -181,17 +187,18 @@ impl Ledger {
             self.group = None;
         }
         if mem::take(&mut self.is_open) || is_over {
-            ::log::error!("a change has not come to its end, and another one begins");
+            ::log::error!("a change begins before the previous one has ended");
             self.is_behind = true;
         }
     }
 
-    /// On the way back steps are made, written down or not: the next owner knows the state before, and goes there.
+    /// On the way back steps are made even if not recorded: the next owner knows the state before,
+    /// and goes there.
     pub(crate) fn is_going_back(&self) -> bool {
         self.group.as_ref().is_some_and(|group| group.is_going_back)
     }
 
-    /// The change that was under way, if there is one, is made.
+    /// The change under way, if any, is made.
     pub(crate) fn done(&mut self) {
         if mem::take(&mut self.is_open) {
             #[cfg(test)]
@@ -200,15 +207,17 @@ impl Ledger {
         }
     }
 
-    /// Nothing is left of it; `met`: packets may have met its new reals, whose numbers are given back.
+    /// The change under way is rolled back. `met`: packets may have met its new reals, whose
+    /// numbers it returns.
     pub(crate) fn undone(&mut self, met: bool) {
         if mem::take(&mut self.is_open) {
             self.close(&Record::Undone { met });
         }
     }
 
-    /// Writes down numbers that packets have met, where there is no view of what this ledger tells of: the balancer is about
-    /// to be another one. No change is under way, but for one of many steps.
+    /// Records numbers that packets have met, when there is no view of this ledger's balancer
+    /// because another one is about to replace it. No change is under way, except one of several
+    /// steps.
     ///
     /// # Errors
     /// If there is no memory for it.
@@ -227,8 +236,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// What comes from here on is one change, until [`end`](Self::end); if what is returned is dropped before, a panic
-    /// has cut it off.
+    /// Begins a change of several steps, until [`end`](Self::end). Dropping the result before that
+    /// means that a panic has cut the change off.
     ///
     /// # Errors
     /// As [`intend`](Self::intend).
@@ -246,15 +255,16 @@ impl Ledger {
         Ok(Steps { _call: call })
     }
 
-    /// A step of a change of many was refused: the next ones are those back to the state before.
+    /// A step was refused: the next steps lead back to the state before.
     pub(crate) fn go_back(&mut self) {
         if let Some(group) = &mut self.group {
             group.is_going_back = true;
         }
     }
 
-    /// The change of many steps is made, or undone, whole. `view`: what there is now, for a snapshot, if not all steps
-    /// back are written down. If there is no room for one, the next owner goes back from the last step that is.
+    /// The change of several steps is made, or undone, as a whole. `view`: the current state, for a
+    /// snapshot, if some steps back are not recorded. If there is no room for a snapshot, the next
+    /// owner goes back from the last recorded step.
     pub(crate) fn end<'a>(&mut self, view: impl FnOnce() -> io::Result<View<'a>>) {
         if self.group.take().is_none() {
             return;
@@ -262,11 +272,11 @@ impl Ledger {
         if !self.is_behind {
             self.close(&Record::End);
         } else if let Err(error) = view().and_then(|view| self.compact(0, &view)) {
-            ::log::warn!("the steps back from a change are not written down: {error}");
+            ::log::warn!("cannot record the rollback of a change: {error}");
         }
     }
 
-    /// A change could not be written down, and is made all the same: the next one begins with a snapshot.
+    /// A change is made although it could not be recorded: the next one begins with a snapshot.
     pub(crate) fn fall_behind(&mut self) {
         self.is_behind = true;
     }
@@ -279,8 +289,8 @@ impl Ledger {
         let bytes = encode(record)?;
         if self.group.is_some() {
             if self.is_behind {
-                // A step back before it is missing: what is read has to end there.
-                return Err(io::Error::other("a step before it is not written down"));
+                // A step back is missing before it, so what is read must end there.
+                return Err(io::Error::other("a previous step is not recorded"));
             }
             if !self.log.fits(bytes.len()) {
                 self.log.grow(bytes.len())?;
@@ -292,20 +302,20 @@ impl Ledger {
         Ok(())
     }
 
-    /// Writes a snapshot, behind which there is room for so many bytes.
+    /// Writes a snapshot, with room for `bytes` behind it.
     fn compact(&mut self, bytes: usize, view: &View<'_>) -> io::Result<()> {
         self.log.compact(bytes, &|write| snapshot(view, write))?;
         self.is_behind = false;
         Ok(())
     }
 
-    /// Appends what ends a change, for which there is room.
+    /// Appends the record that ends a change, for which there is room.
     fn close(&mut self, record: &Record) {
         match encode(record) {
             Ok(bytes) => self.log.append(&bytes),
-            // It is a byte or two in memory of our own.
+            // Encoding a byte or two into our own memory cannot fail.
             Err(error) => {
-                ::log::error!("a change is not known to be made: {error}");
+                ::log::error!("cannot record the end of a change: {error}");
                 self.is_behind = true;
             }
         }
@@ -333,16 +343,17 @@ fn snapshot(view: &View<'_>, write: &mut dyn FnMut(&[u8])) -> io::Result<()> {
     written
 }
 
-/// Records that were read, on their way to what they say.
+/// A replay of the records read so far.
 #[derive(Default)]
 struct Replay {
     kept: Option<Kept>,
     under_way: Option<Intent>,
-    /// Changes since a change of many steps has begun: the state before it is known while they wait.
+    /// Changes since a change of several steps began; they wait while the state before it is
+    /// needed.
     group: Option<Vec<Ended>>,
 }
 
-/// A change that was made, or given up.
+/// A change that was made, or abandoned.
 enum Ended {
     Done(Intent),
     Undone(Intent, bool),
@@ -350,7 +361,7 @@ enum Ended {
 
 impl Replay {
     fn take(&mut self, record: Record) -> Result<(), String> {
-        let order = || "records are in an order that they cannot have".to_owned();
+        let order = || "its records are in an impossible order".to_owned();
         let is_open = self.under_way.is_some();
         match record {
             Record::Start(settings, drawn) if self.kept.is_none() => {

@@ -1,5 +1,5 @@
-//! What a ledger says, record by record. The numbers of the variants are those of the layout: a new one goes to the end,
-//! and a version that does not know it refuses the ledger.
+//! The records of a ledger. The variants' numbers are part of the layout: add new ones at the end,
+//! and a version that does not know one refuses the ledger.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::types::StoredVip;
 /// One record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Record {
-    /// The first one: the settings, and what was drawn at load.
+    /// The first one: the settings, and the values drawn at load.
     Start(Vec<u8>, Drawn),
     /// Parts of a snapshot.
     Vip(StoredVip, StoredEntry),
@@ -30,34 +30,34 @@ pub(super) enum Record {
     Intent(Intent),
     /// It is made.
     Done,
-    /// It is not, and nothing is left of it; packets may have met its new reals.
+    /// It is rolled back; packets may have met its new reals.
     Undone {
         met: bool,
     },
-    /// What is changed from here to `End` is one change, of which a part is none.
+    /// All changes from here to `End` are one change, made whole or not at all.
     Begin,
     End,
 }
 
-/// What a change makes of what it touches.
+/// The new values of what a change touches.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Intent {
-    /// Of VIPs and reals.
+    /// VIPs and reals.
     pub(crate) edit: Option<StoredEdit>,
-    /// Of the rest.
+    /// Everything else.
     pub(crate) changes: Vec<Change>,
 }
 
-/// What is drawn or found out at load, and stays.
+/// What is drawn or discovered at load, and stays.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Drawn {
-    /// The keys of the flow table's hash, of the VIP table's, and of server ids.
+    /// The hash keys of the flow table, of the VIP table, and of server ids.
     pub(crate) flow_keys: Vec<u64>,
     pub(crate) vip_keys: Vec<u64>,
     pub(crate) server_id_keys: [u64; 2],
-    /// Of the hash of flows: those of the settings that the balancer was loaded with first.
+    /// Of the flow hash, from the settings that the balancer was first loaded with.
     pub(crate) hash_seeds: (u32, u32),
-    /// The kernel's tick, in nanoseconds, and how many CPUs there can be.
+    /// The kernel's tick in nanoseconds, and the number of possible CPUs.
     pub(crate) tick: u64,
     pub(crate) possible_cpus: u32,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Drawn {
 pub(crate) enum Change {
     /// All settings.
     Settings(Vec<u8>),
-    /// Ids that go, and ids that come with the numbers of their reals; those that come are valid.
+    /// Ids that go, and new ids with the numbers of their reals; new ones are valid.
     ServerIds {
         remove: Vec<u32>,
         add: Vec<(u32, u16)>,
@@ -85,11 +85,11 @@ pub(crate) enum Change {
     Match(StoredMatch, Option<IpAddr>),
     Probe(StoredVip, bool),
     Watched(Option<StoredVip>),
-    /// Numbers that packets have met in a balancer that did not take this one's place.
+    /// Numbers that packets met in a balancer that did not replace this one after all.
     Met(Met),
 }
 
-/// By what probes are told.
+/// How a probe is recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum StoredMatch {
     Destination(SocketAddr),

@@ -1,4 +1,5 @@
-//! A ledger against what it is to remember: random changes of everything, killed before any store, spoiled, and large.
+//! A ledger against a model: random changes of everything, killed before any store, corrupted, and
+//! large.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -38,7 +39,7 @@ fn builder() -> Builder {
         .forwarding_cpus([0])
 }
 
-/// A balancer that has just been loaded, as far as it is kept.
+/// The recorded state of a balancer that has just been loaded.
 fn loaded(builder: Builder) -> Kept {
     let config = builder.validate().unwrap();
     let drawn = Drawn {
@@ -72,7 +73,7 @@ fn prefix(rng: &mut Rng) -> Prefix {
     Prefix::new(Ipv4Addr::new(10, rng.u8(0..6), 0, 0).into(), 16).unwrap()
 }
 
-/// A change of the table, if the first that is thought of is possible.
+/// A change of the table, if the first random one is possible.
 fn paper(kept: &Kept, rng: &mut Rng) -> Option<Paper> {
     let table = &kept.table;
     let vip = vip(rng);
@@ -149,7 +150,7 @@ fn number_of(kept: &Kept, staged: &crate::table::StagedReferences, real: IpAddr)
     staged.or_else(|| Some(kept.table.real_index(real)?.0))
 }
 
-/// What concerns neither.
+/// Anything else.
 fn other(kept: &Kept, rng: &mut Rng) -> Change {
     let small = &kept.small;
     match rng.u32(0..7) {
@@ -233,7 +234,7 @@ fn read(heap: &Heap) -> Result<(Ledger, Replayed), Refused> {
     Ledger::read(Box::new(heap.clone()))
 }
 
-/// What another process knows of it: nothing of numbers is settled there.
+/// Another process's view: no numbers are settled there.
 fn elsewhere(kept: &Kept) -> Kept {
     Kept {
         table: kept.table.unsettled(),
@@ -245,7 +246,7 @@ fn assert_same(found: &Kept, kept: &Kept) {
     assert_eq!(elsewhere(found), elsewhere(kept));
 }
 
-/// Small enough that snapshots and larger grounds are needed all the time.
+/// Small enough that it always needs snapshots and larger grounds.
 fn begun(kept: &Kept) -> (Heap, Ledger) {
     let heap = Heap::new(2048);
     let ledger = Ledger::create(Box::new(heap.clone()), &kept.view()).unwrap();
@@ -273,8 +274,9 @@ fn what_was_done_is_known_to_the_next_owner() {
     });
 }
 
-/// Killed before any store of a change: the next owner knows the state before it or after it, or the one before with the
-/// change as a whole; and whichever way it ends that, the one after it knows the same.
+/// Killed before any store of a change: the next owner knows the state before it or after it, or
+/// the one before with the whole change; and however it ends that, the owner after it knows the
+/// same.
 #[test]
 fn a_change_that_is_cut_off_is_known_whole() {
     mutate::cases(25, |rng| {
@@ -387,7 +389,7 @@ fn mark(mark: u32) -> Intent {
     }
 }
 
-/// A panic that the embedder has caught: what came of that change is in the snapshot.
+/// A panic that the application has caught: the result of that change is in the snapshot.
 #[test]
 fn a_change_that_has_not_come_to_its_end_is_none_for_the_next_one() {
     let mut kept = small();
@@ -410,7 +412,7 @@ fn a_mutated_ledger_is_read_or_refused() {
             let intent = intent(&kept, rng);
             change(&mut ledger, &mut kept, &intent, End::Done).unwrap();
         }
-        // With a checksum that is right, as another version might write it.
+        // With a correct checksum, as another version might write it.
         let mut record = encode(&Record::Intent(intent(&kept, rng))).unwrap();
         mutate::bytes(rng, &mut record);
         if record.is_empty() {

@@ -1,5 +1,5 @@
-//! The addresses that VIPs have, whatever port and protocol: by them packets that cannot be forwarded, and
-//! echo requests, are told from the host's own.
+//! The addresses that VIPs have, whatever port and protocol. By them the program tells packets that
+//! it cannot forward, and echo requests, from the host's.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -14,10 +14,10 @@ use crate::types::Family;
 use crate::types::Vip;
 use crate::types::address_bytes;
 
-/// `vip_addresses`, and how many VIPs there are of each address or prefix.
+/// `vip_addresses`, and the number of VIPs of each address or prefix.
 pub(crate) struct VipAddresses {
     map: Typed<types::vip_prefix_key, u32>,
-    /// One without VIPs is one that the kernel has refused to remove.
+    /// 0 VIPs: the kernel refused to remove the address.
     vips: BTreeMap<(IpAddr, u8), u32>,
 }
 
@@ -29,7 +29,7 @@ impl VipAddresses {
         }
     }
 
-    /// The address has one VIP more.
+    /// Counts one more VIP of its address.
     pub(crate) fn add(&mut self, vip: &Vip) -> io::Result<()> {
         match self.vips.entry(place(vip)) {
             Entry::Occupied(mut known) => *known.get_mut() += 1,
@@ -41,17 +41,17 @@ impl VipAddresses {
         Ok(())
     }
 
-    /// The address has had this VIP before.
+    /// Counts a VIP that its address already had.
     pub(crate) fn resume(&mut self, vip: &Vip) {
         *self.vips.entry(place(vip)).or_default() += 1;
     }
 
-    /// Writes the address of a VIP that is known.
+    /// Writes the address of a known VIP.
     pub(crate) fn write(&self, vip: &Vip) -> io::Result<()> {
         self.map.update(&key(vip), &1)
     }
 
-    /// Removes an address that no VIP is known to have.
+    /// Removes an address that no known VIP has.
     pub(crate) fn forget(&self, vip: &Vip) -> io::Result<()> {
         match self.vips.contains_key(&place(vip)) {
             true => Ok(()),
@@ -59,8 +59,8 @@ impl VipAddresses {
         }
     }
 
-    /// It has one VIP less. If the kernel refuses, what cannot be forwarded to the address is dropped until
-    /// the next VIP that comes there has gone.
+    /// Counts one VIP less of its address. If the kernel refuses, packets to the address that
+    /// cannot be forwarded are dropped until the next VIP with that address comes and goes.
     pub(crate) fn remove(&mut self, vip: &Vip) -> io::Result<()> {
         if let Entry::Occupied(mut known) = self.vips.entry(place(vip)) {
             let left = known.get().saturating_sub(1);
@@ -73,7 +73,7 @@ impl VipAddresses {
         Ok(())
     }
 
-    /// How many different ones there are.
+    /// The number of different addresses.
     pub(crate) fn len(&self) -> usize {
         self.vips.len()
     }

@@ -1,6 +1,6 @@
-//! Carries counters from maps that packets have left to those that are in their place, so that none goes back. It is done by a
-//! program in the kernel (`bpf/carry.bpf.c`), a CPU at a time, as a whole: a process that dies has counted each packet
-//! once, and the next one carries what is left.
+//! Carries counters from maps that packets have left to their replacements, so that no counter goes
+//! back. A program in the kernel does it (`bpf/carry.bpf.c`), one whole CPU at a time: even if the
+//! process dies each packet is counted once, and the next owner carries the rest.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -21,17 +21,17 @@ use crate::sys::object::numbered;
 use crate::sys::program;
 use crate::sys::signals::without_signals;
 
-/// What is counted in the elements of a map.
+/// What a map's elements count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Counted {
-    /// Counters alone, of which nobody asks which CPU they are of.
+    /// Only counters, whose CPU does not matter.
     Sums,
-    /// The record of each CPU: its counters, and more that stays where it is.
+    /// The record of each CPU: its counters, and other fields that are not carried.
     Cpus,
 }
 
 impl Counted {
-    /// Of a map of this name; `None`: nothing is.
+    /// By the map's name; `None`: nothing.
     pub(crate) fn of(name: &str) -> Option<Self> {
         match name {
             "vip_counters" | "real_counters" | "vip_details" | "probe_counters" => Some(Self::Sums),
@@ -41,8 +41,8 @@ impl Counted {
     }
 }
 
-/// What carries the counters of one map to another; it is made before packets leave the first one, for then it must not
-/// fail.
+/// Carries the counters of one map to another. It is made before packets leave the first one,
+/// because it must not fail afterwards.
 pub(crate) struct Carrier {
     program: OwnedFd,
     counted: Counted,
@@ -52,11 +52,11 @@ pub(crate) struct Carrier {
 const FRAME: usize = 14;
 
 impl Carrier {
-    /// From one map of this name to another, of which either may have more elements; `None`: they are one map, or such
-    /// maps count nothing.
+    /// From one map of this name to another, of which either may have more elements; `None`: they
+    /// are one map, or such maps count nothing.
     ///
     /// # Errors
-    /// If the kernel refuses, or they count in other forms.
+    /// If the kernel refuses, or they count in different forms.
     pub(crate) fn between(
         name: &str,
         from: BorrowedFd<'_>,
@@ -107,15 +107,16 @@ impl Carrier {
         Ok(Some(Self { program, counted }))
     }
 
-    /// Carries what there is.
+    /// Carries the current counts.
     ///
     /// # Errors
-    /// If the kernel refuses; what is left can be carried later.
+    /// If the kernel refuses; the rest can be carried later.
     pub(crate) fn carry(&self) -> io::Result<()> {
         let cpus = map::possible_cpus()?;
         match self.counted {
             Counted::Sums => (0..cpus).try_for_each(|cpu| self.run(cpu)),
-            // On the CPU itself, so that the counts stay its own. A thread, as the caller's has CPUs of its choice.
+            // Runs on the CPU itself, so that the counts stay its own. A separate thread, because
+            // the caller's has its own CPU affinity.
             Counted::Cpus => thread::scope(|scope| {
                 let all = || (0..cpus).try_for_each(|cpu| self.run_on(cpu));
                 let thread = thread::Builder::new()
@@ -129,12 +130,12 @@ impl Carrier {
 
     fn run_on(&self, cpu: usize) -> io::Result<()> {
         let mut only = CpuSet::new();
-        // Of one that is off, or not for this process, the counts become another's.
+        // The counts of an offline CPU, or one that this process may not use, go to another.
         if let Err(error) = only
             .set(cpu)
             .and_then(|()| sched_setaffinity(Pid::from_raw(0), &only))
         {
-            log::debug!("CPU {cpu} cannot be run on: {error}");
+            log::debug!("cannot run on CPU {cpu}: {error}");
         }
         self.run(cpu)
     }
@@ -192,7 +193,7 @@ mod tests {
                 assert_eq!((sum(&one, 4), sum(&other, 4)), (0, 107 * cpus));
                 assert_eq!((sum(&one, 0), sum(&other, 0)), (0, 3 * cpus));
             }
-            // What is counted behind that is carried the next time.
+            // Later counts are carried the next time.
             one.fill(1, counts(1)).unwrap();
             carrier.carry().unwrap();
             assert_eq!(

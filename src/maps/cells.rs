@@ -1,6 +1,6 @@
-//! The arrays that packets read and the library writes through shared memory: what
-//! a real is, and the settings that change while packets flow. No store here is a system call,
-//! so none can fail; the order of stores is what keeps packets right.
+//! Arrays that packets read and the library writes through shared memory: reals, and settings that
+//! change while packets flow. A store here is not a system call, so it cannot fail; the order of
+//! stores keeps packets right.
 
 use std::io;
 use std::net::IpAddr;
@@ -27,7 +27,7 @@ use crate::types::address_bytes;
 
 const _: () = assert!(std::mem::offset_of!(types::live, station) == 96);
 
-/// `reals`: six 32-bit words a real: four of address, the id, the flags.
+/// `reals`: six 32-bit words per real, four of address, the id, the flags.
 pub(crate) struct RealCells {
     map: OwnedFd,
     memory: Mapping,
@@ -49,8 +49,8 @@ impl RealCells {
         &self.memory.u32s()[first..first + REAL_WORDS]
     }
 
-    /// Gives a number to an address. Nothing refers to the number yet, neither a ring nor, under
-    /// this generation, a flow.
+    /// Gives a number to an address. Nothing refers to the number yet: no ring, and no flow with
+    /// this generation.
     pub(crate) fn publish(&self, number: u16, address: IpAddr, generation: u16, flags: RealFlags) {
         let words = self.words(number);
         for (word, bytes) in words.iter().zip(address_bytes(address).chunks_exact(4)) {
@@ -70,13 +70,13 @@ impl RealCells {
         self.words(number)[REAL_FLAGS].store(word, Ordering::Release);
     }
 
-    /// Takes a number back: no flow's entry matches it from now on.
+    /// Takes a number back: from here no flow's entry matches it.
     pub(crate) fn withdraw(&self, number: u16) {
         self.words(number)[REAL_ID].store(0, Ordering::Release);
     }
 }
 
-/// A real as flow entries name it: its number, and above it which of the number's owners it is.
+/// A real's id in flow entries: its number, and above it a count of the number's owners.
 pub(crate) fn real_id(number: u16, generation: u16) -> u32 {
     u32::from(number) | u32::from(generation) << types::flow_table_constant::REAL_NUMBER_BITS.0
 }
@@ -87,13 +87,13 @@ impl AsFd for RealCells {
     }
 }
 
-/// Words of `live`.
+/// 32-bit words of `live`.
 const MAX_FRAME: usize = 6;
 const OWN_IN_FORCE: usize = 7;
 const OWN: usize = 8;
 /// 64-bit words of it.
 const GATEWAY_MACS: ByFamily<usize> = ByFamily { v4: 0, v6: 9 };
-/// And 32-bit ones again.
+/// 32-bit words again.
 const EVENTS: usize = 20;
 const EVENT_LIMIT: usize = 21;
 const SERVER_IDS: usize = 22;
@@ -118,24 +118,24 @@ impl Live {
         })
     }
 
-    /// Packets see that the balancer has an owner, at so many ticks of the clock that they read.
+    /// Shows packets that the balancer has an owner, at this time of the clock that they read.
     pub(crate) fn show_life(&self, ticks: u64) {
         self.memory.u64s()[ALIVE].store(ticks, Ordering::Release);
     }
 
-    /// For how long this process may write what packets see.
+    /// The time for which this process may write what packets see.
     pub(crate) fn tenure(&self) -> &Arc<Tenure> {
         &self.tenure
     }
 
-    /// Where packets for reals of a family go.
+    /// Sets where packets for reals of a family go.
     pub(crate) fn set_gateway_mac(&self, family: Family, mac: MacAddr) {
         let [a, b, c, d, e, f] = mac.octets();
         let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
         self.memory.u64s()[GATEWAY_MACS[family]].store(word, Ordering::Release);
     }
 
-    /// The longest frame that is forwarded, bytes.
+    /// Sets the longest frame that is forwarded, in bytes.
     pub(crate) fn set_max_frame(&self, bytes: u32) {
         self.memory.u32s()[MAX_FRAME].store(bytes, Ordering::Relaxed);
     }
@@ -144,8 +144,9 @@ impl Live {
         self.memory.u32s()[MAX_FRAME].load(Ordering::Relaxed)
     }
 
-    /// Which kinds of events packets tell, a bit each, and how many of each kind a second and CPU; that
-    /// stays if there are to be none, as a packet may have read the kinds and not the limit yet.
+    /// Sets which kinds of events the program emits, a bit each, and how many of each kind per
+    /// second and CPU. Turning all kinds off leaves the limit: a packet may have read the old kinds
+    /// but not the limit yet.
     pub(crate) fn set_events(&self, kinds: u32, limit: u32) {
         let words = self.memory.u32s();
         if kinds != 0 {
@@ -154,21 +155,21 @@ impl Live {
         words[EVENTS].store(kinds, Ordering::Release);
     }
 
-    /// Where packets for reals of a family go; `None`: that is not known.
+    /// Where packets for reals of a family go; `None`: not known.
     pub(crate) fn gateway_mac(&self, family: Family) -> Option<MacAddr> {
         let word = self.memory.u64s()[GATEWAY_MACS[family]].load(Ordering::Acquire);
         let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
         (word != 0).then(|| MacAddr::new([a, b, c, d, e, f]))
     }
 
-    /// What [`set_events`](Self::set_events) has set.
+    /// The values of [`set_events`](Self::set_events).
     pub(crate) fn events(&self) -> (u32, u32) {
         let words = self.memory.u32s();
         let kinds = words[EVENTS].load(Ordering::Acquire);
         (kinds, words[EVENT_LIMIT].load(Ordering::Relaxed))
     }
 
-    /// What has been found out of links and gateways, until it is found out again.
+    /// Copies what was discovered about links and gateways, until it is discovered again.
     pub(crate) fn take_over(&self, before: &Self) {
         let (own, its) = (self.memory.u64s(), before.memory.u64s());
         for family in Family::ALL {
@@ -190,22 +191,22 @@ impl Live {
         }
     }
 
-    /// The part and the lines of the table that packets look for server ids in.
+    /// The current server-id table: its part and number of lines.
     pub(crate) fn server_ids(&self) -> Option<(u32, u32)> {
         let word = self.memory.u32s()[SERVER_IDS].load(Ordering::Acquire);
         let table = types::server_id_constant::SERVER_ID_TABLE.0;
         (word != 0).then(|| (word / table, word % table + 1))
     }
 
-    /// Packets look for server ids in the table in this part, of so many lines (a power of two).
+    /// Switches packets to the server-id table in this part, with `lines` lines (a power of two).
     pub(crate) fn set_server_ids(&self, table: u32, lines: u32) {
         let word = (table * types::server_id_constant::SERVER_ID_TABLE.0) | (lines - 1);
         self.memory.u32s()[SERVER_IDS].store(word, Ordering::Release);
     }
 
-    /// Sets this host's own addresses; a missing one is written as zero. They are written where packets
-    /// do not read: after a call a grace period has to pass before the next one, for a packet may still
-    /// be reading what the next one writes.
+    /// Sets this host's own addresses; a missing one becomes zero. It writes the copy that packets
+    /// do not read. A grace period must pass before the next call, because a packet may still be
+    /// reading that copy.
     pub(crate) fn set_own_addresses(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
         let words = self.memory.u32s();
         // Packets read the other copy.
@@ -221,13 +222,13 @@ impl Live {
         words[OWN_IN_FORCE].store(spare, Ordering::Release);
     }
 
-    /// Counts misses per real for this VIP number only; `None` for no VIP.
+    /// Counts misses per real for this VIP number only; `None`: for no VIP.
     pub(crate) fn set_watched_vip(&self, number: Option<u16>) {
         let word = number.map_or(0, |number| u32::from(number) + 1);
         self.memory.u32s()[2].store(word, Ordering::Release);
     }
 
-    /// Tells packets which kinds of VIPs to look for beyond the exact ones.
+    /// Tells packets which kinds of VIPs to look for beyond exact matches.
     pub(crate) fn set_vip_kinds(&self, kinds: VipKinds) {
         let words = self.memory.u32s();
         words[3].store(kinds.any_port, Ordering::Release);
@@ -242,7 +243,7 @@ impl AsFd for Live {
     }
 }
 
-/// The memory that packets read by now, for threads that write to it.
+/// The memory that packets read now, for threads that write to it.
 #[derive(Clone, Debug)]
 pub(crate) struct LivePointer(Arc<Mutex<Arc<Live>>>);
 
@@ -251,12 +252,12 @@ impl LivePointer {
         Self(Arc::new(Mutex::new(live)))
     }
 
-    /// Until this is dropped it stays the same.
+    /// It stays the same until this is dropped.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Arc<Live>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Packets read other memory from now on: of links it says what this has said.
+    /// Points to the new memory that packets read, and copies what the old said about links.
     pub(crate) fn move_to(&self, live: &Arc<Live>) {
         let mut present = self.lock();
         live.set_max_frame(present.max_frame());
@@ -265,7 +266,7 @@ impl LivePointer {
     }
 }
 
-/// How many VIPs there are of each kind that needs a lookup of its own.
+/// The number of VIPs of each kind that takes an extra lookup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct VipKinds {
     pub(crate) any_port: u32,

@@ -26,13 +26,13 @@ use crate::sys::tenure::Tenure;
 /// Rings in one chunk.
 pub(crate) const RINGS_PER_CHUNK: u32 = types::ring_constant::RINGS_PER_CHUNK.0;
 
-/// Bytes of one ring as an array element: 16 bits a slot, rounded up to 8 bytes, and behind them which places its
-/// history lies in.
+/// Bytes of one ring as an array element: 16 bits per slot, rounded up to 8 bytes, followed by the
+/// places of its history.
 pub(crate) fn ring_bytes(ring_size: u32) -> u32 {
     planes_at(ring_size) + size_of::<types::ring_planes>() as u32
 }
 
-/// Where in a ring's element it stands which places its history lies in.
+/// The offset in a ring's element of the places of its history.
 pub(crate) fn planes_at(ring_size: u32) -> u32 {
     (ring_size * 2).next_multiple_of(8)
 }
@@ -56,25 +56,24 @@ pub(crate) trait Chunk {
     fn words(&self) -> &[AtomicU16];
 }
 
-/// What the places of rings need of the kernel. Unit tests have a fake.
+/// What the places of rings need from the kernel. Unit tests have a fake.
 pub(crate) trait Backing {
     type Chunk: Chunk;
 
-    /// Makes chunks, so that packets find them under these numbers. May wait for packets.
+    /// Makes chunks, which packets then find under these numbers. May wait for packets.
     fn make(&self, numbers: &[usize]) -> io::Result<Vec<Self::Chunk>>;
 
-    /// Takes chunks away from packets; chunk 0 is never among them. May wait for packets. After an error
-    /// some of them may be gone.
+    /// Takes chunks away from packets; chunk 0 is never among them. May wait for packets. After an
+    /// error some may be gone.
     fn unmake(&self, numbers: &[usize]) -> io::Result<()>;
 
-    /// Starts to make chunks. Nothing else may have been started and not
-    /// [`finished`](Self::finished).
+    /// Starts to make chunks. Any previous start must have been [`finished`](Self::finished).
     fn start_making(&mut self, numbers: &[usize]) -> io::Result<()>;
 
     /// Starts to take chunks away, likewise.
     fn start_unmaking(&mut self, numbers: &[usize]) -> io::Result<()>;
 
-    /// What has become of the last start, once: the chunks made, none if it took some away.
+    /// The result of the last start, once: the chunks made, none if it took some away.
     fn finished(&mut self) -> Option<io::Result<Vec<Self::Chunk>>>;
 
     /// As [`GracePeriods::begin`].
@@ -89,8 +88,8 @@ pub(crate) trait Backing {
     fn now(&self) -> Instant;
 }
 
-/// The memory of one inner map, which lives as long as that and the place of the map: no chunk keeps
-/// a descriptor, for there may be thousands, and a process often has 1,024.
+/// The memory of one inner map, which lives as long as its map and the map's place. A chunk keeps
+/// no descriptor, because there may be thousands, and a process often may have only 1,024.
 pub(crate) struct MappedChunk {
     memory: Mapping,
 }
@@ -112,13 +111,13 @@ impl Chunk for MappedChunk {
 /// The array of chunks in the kernel.
 pub(crate) struct KernelChunks {
     pub(super) outer: Arc<MapArray>,
-    /// Chunk 0, which always stays: it takes the places of those that go.
+    /// Chunk 0, which always stays: it fills the places of those that go.
     pub(super) first: Arc<OwnedFd>,
     ring_size: u32,
     grace_periods: GracePeriods,
     tenure: Arc<Tenure>,
-    /// A thread that waits for the kernel in the caller's stead. It is never joined before it has
-    /// ended: it may not be there in a child made by fork(2).
+    /// A thread that waits for the kernel instead of the caller. It is joined only after it has
+    /// ended, because in a child made by fork(2) it may not exist.
     started: Option<JoinHandle<io::Result<Vec<MappedChunk>>>>,
 }
 
@@ -149,7 +148,7 @@ impl KernelChunks {
         &mut self,
         work: impl FnOnce() -> io::Result<Vec<MappedChunk>> + Send + 'static,
     ) -> io::Result<()> {
-        // The next owner of a pinned balancer comes when it has ended.
+        // The next owner of a pinned balancer waits for it.
         let permit = self.tenure.thread_permit().map_err(io::Error::other)?;
         let work = move || {
             let _permit = permit;
@@ -240,9 +239,9 @@ fn make(
         match made {
             Ok(mapped) => chunks.extend(mapped),
             Err(error) => {
-                // A part of the last ones may be in their places as well.
+                // Some of the last ones may be in place as well.
                 if let Err(error) = set(outer, &all_like(numbers, first)) {
-                    log::warn!("the memory of rings that are not used stays: {error}");
+                    log::warn!("cannot free the memory of unused rings: {error}");
                 }
                 return Err(error);
             }
@@ -251,15 +250,15 @@ fn make(
     Ok(chunks)
 }
 
-/// One map for many places, whose own are freed if no packet looks there. (To delete them would take
-/// a grace period for each, as there is no batch call for it.)
+/// One map for many places, which frees theirs if no packet looks there. (Deleting them would take
+/// a grace period each, because there is no batch call for it.)
 fn all_like<'a>(numbers: &[usize], map: &'a OwnedFd) -> Vec<(u32, BorrowedFd<'a>)> {
     let places = numbers.iter().map(|number| *number as u32);
     places.map(|place| (place, map.as_fd())).collect()
 }
 
-/// Makes maps, at least one: as many as are wanted, as take their places together, and as there are
-/// descriptors for, of which half are left to the rest of the process when they run out.
+/// Makes at least one map: as many as wanted, as are inserted together, and as there are
+/// descriptors for. If descriptors run out, half of them are left to the rest of the process.
 pub(super) fn create_some(
     wanted: usize,
     create: impl Fn() -> io::Result<OwnedFd>,

@@ -1,5 +1,5 @@
-//! What few balancers count: more of each VIP than packets and bytes, and the packets of each pair of a VIP and a real. Packets
-//! make the pairs; the library forgets those whose VIP or real is there no more.
+//! Optional counters: more about each VIP than packets and bytes, and the packets of each pair of a
+//! VIP and a real. Packets make the pairs; the library removes those whose VIP or real is gone.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,12 +13,12 @@ use crate::skel::katran::types;
 use crate::sys::map::PerCpuArray;
 use crate::sys::map::PerCpuHash;
 
-/// The maps of what is counted on demand.
+/// The maps of optional counters.
 pub(crate) struct Details {
     of_vips: PerCpuArray<types::vip_details>,
-    /// `None`: no pairs are counted.
+    /// `None`: pairs are not counted.
     pairs: Option<PerCpuHash<types::vip_real, types::vip_real_counters>>,
-    /// There may be pairs of VIPs that have gone.
+    /// There may be pairs of VIPs that are gone.
     may_have_former: AtomicBool,
 }
 
@@ -27,17 +27,18 @@ impl Details {
         Ok(Self {
             of_vips: PerCpuArray::new(of_vips)?,
             pairs: pairs.map(PerCpuHash::new).transpose()?,
-            // The owner before may have left some.
+            // The previous owner may have left some.
             may_have_former: AtomicBool::new(true),
         })
     }
 
-    /// What is counted of the VIP with a number, on each possible CPU.
+    /// The counters of a VIP, by its number, on each possible CPU.
     pub(crate) fn of_vip(&self, number: u16) -> io::Result<Vec<types::vip_details>> {
         self.of_vips.get(number.into())
     }
 
-    /// Shows all pairs to `see`: the VIP's number, the real's id, and what is counted on each possible CPU.
+    /// Passes all pairs to `see`: the VIP's number, the real's id, and the counters on each
+    /// possible CPU.
     pub(crate) fn pairs(
         &self,
         mut see: impl FnMut(u32, u32, &[types::vip_real_counters]),
@@ -47,13 +48,13 @@ impl Details {
         })
     }
 
-    /// A VIP has gone: its pairs stay until a VIP comes, or somebody reads them.
+    /// A VIP is gone: its pairs stay until a VIP comes, or until they are read.
     pub(crate) fn vip_gone(&self) {
         self.may_have_former.store(true, Ordering::Relaxed);
     }
 
-    /// Begins at 0 for the VIP that gets a number. If VIPs have gone since, one walk forgets the pairs of all that are not in
-    /// use.
+    /// Zeroes the counters for a new VIP with this number. If VIPs have gone since, one walk
+    /// removes the pairs of all unused numbers.
     pub(crate) fn clear(
         &self,
         number: u16,
@@ -75,7 +76,7 @@ impl Details {
         Ok(())
     }
 
-    /// Gives the places of pairs back: numbers of VIPs, and ids of reals.
+    /// Removes pairs: numbers of VIPs, and ids of reals.
     pub(crate) fn forget(&self, pairs: &[(u32, u32)]) -> io::Result<()> {
         let Some(map) = &self.pairs else {
             return Ok(());

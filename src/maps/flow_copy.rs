@@ -1,4 +1,5 @@
-//! What one flow table remembers, entered into another one of its kind: of another size, or of another CPU.
+//! Copies entries of a flow table to another of the same type: one of another size, or of another
+//! CPU.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,24 +15,25 @@ use super::flows::SET_WORDS;
 use super::flows::set_bytes;
 use crate::sys::mapping::Mapping;
 
-/// Entries that are asked for at a time, of a hash.
+/// Entries of a hash to read at a time.
 const A_STEP: u32 = 4096;
 
-/// Whether packets use the table that entries come into.
+/// Whether packets use the receiving table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reader {
-    /// None do.
+    /// They do not.
     Nobody,
-    /// They do: what they have made stays.
+    /// They do: entries that they have made stay.
     Packets,
 }
 
 impl FlowTable {
-    /// Enters what another table knows and this one does not, as far as there is room. `active` of this one's sets are in use,
-    /// or all if that is `None`. Tables of two kinds have nothing in common; `false` then.
+    /// Enters what another table knows and this one does not, as far as there is room. `active` of
+    /// this table's sets are in use, or all if that is `None`. Returns `false` for tables of
+    /// different types, which have nothing in common.
     ///
     /// # Errors
-    /// If the kernel refuses; some is entered then.
+    /// If the kernel refuses; some entries are copied then.
     pub(crate) fn enter_all_of(
         &self,
         other: &Self,
@@ -79,7 +81,7 @@ impl FlowTable {
     }
 }
 
-/// Enters one flow into the set that it belongs to, unless that has it: an older entry makes room for a younger one.
+/// Enters one flow into its set, unless it is there: an older entry makes room for a younger one.
 fn enter(sets: &[AtomicU64], active: u32, tag: u64, value: u64) {
     let fingerprint = Fingerprint(tag ^ u64::from(value as u32));
     let first = fingerprint.set_of(active) as usize * SET_WORDS;
@@ -99,7 +101,7 @@ fn enter(sets: &[AtomicU64], active: u32, tag: u64, value: u64) {
     };
     let take = |entry: &[AtomicU64], empty| {
         entry[ENTRY_TAG].store(tag, Ordering::Relaxed);
-        // A packet may have taken it meanwhile; an entry that is half of each matches no flow.
+        // A packet may have taken it meanwhile; a torn entry matches no flow.
         exchange(entry, empty, value)
     };
     for entry in set() {
@@ -109,7 +111,7 @@ fn enter(sets: &[AtomicU64], active: u32, tag: u64, value: u64) {
         }
     }
     let used = |word: u64| (word >> 32) as u32;
-    // Stamps wrap around: all are of the last days.
+    // Stamps wrap around, but all are from the last days.
     let age = |entry: &&[AtomicU64]| used(value).wrapping_sub(used(word(entry))) as i32;
     if let Some(oldest) = set().max_by_key(age)
         && age(&oldest) > 0
@@ -166,7 +168,7 @@ mod tests {
             assert!(large.enter_all_of(&small, Some(active), reader).unwrap());
             assert!(before.iter().all(|port| known(&large, active, *port)));
         }
-        // The youngest come into one that has no room for all.
+        // If there is no room for all, the youngest are entered.
         let tiny = make(32);
         assert!(tiny.enter_all_of(&small, None, Reader::Nobody).unwrap());
         let kept = before.iter().filter(|port| known(&tiny, 8, **port));

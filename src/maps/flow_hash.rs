@@ -1,8 +1,8 @@
-//! A flow's fingerprint in a set-associative flow table, and the set it belongs to: the program's
-//! arithmetic (`src/bpf/flow_sets.h`) for the control side.
+//! A flow's fingerprint in a set-associative flow table, and its set: the program's arithmetic
+//! (`src/bpf/flow_sets.h`) for the control side.
 //!
 //! The fingerprint is a multilinear hash: Daniel Lemire and Owen Kaser, "Strongly universal string
-//! hashing is fast", The Computer Journal 57 (2014). Sets are addressed by linear hashing: Witold
+//! hashing is fast", The Computer Journal 57 (2014). Linear hashing addresses the sets: Witold
 //! Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980.
 
 use std::io;
@@ -17,24 +17,25 @@ const WORDS: usize = types::flow_table_constant::FLOW_WORDS.0 as usize;
 const VIP_NUMBER_BITS: u32 = types::flow_table_constant::VIP_NUMBER_BITS.0;
 const VIP_BITS: u64 = types::flow_table_constant::VIP_NUMBER_MASK.0 as u64;
 
-/// The random keys: one for each 32-bit word of a flow, and the start value.
+/// The random keys: one for each 32-bit word of a flow, then the start value.
 #[derive(Clone)]
 pub(crate) struct FlowHashKeys([u64; WORDS + 1]);
 
-/// A flow's fingerprint: what its entry is told by, and what its set follows from.
+/// A flow's fingerprint, which identifies its entry and determines its set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fingerprint(pub(crate) u64);
 
 impl FlowHashKeys {
-    /// Draws keys from the kernel's random number generator. Those of words are odd, so that flows that
-    /// differ in the high bits of one word, as neighbouring addresses do, never have one fingerprint.
+    /// Draws keys from the kernel's random number generator. Those of words are odd, so flows that
+    /// differ only in high bits of one word, as neighbouring addresses do, never share a
+    /// fingerprint.
     pub(crate) fn draw() -> io::Result<Self> {
         let mut keys: [u64; WORDS + 1] = random_words()?;
         keys[..WORDS].iter_mut().for_each(|key| *key |= 1);
         Ok(Self(keys))
     }
 
-    /// Keys that were drawn before; `None`: they are of another number.
+    /// Keys drawn earlier; `None`: the number of keys is wrong.
     pub(crate) fn of(keys: &[u64]) -> Option<Self> {
         keys.try_into().ok().map(Self)
     }
@@ -60,18 +61,18 @@ impl Fingerprint {
         let number = hash & mask;
         match number < active {
             true => number,
-            // Not in use yet: the set that it will be split from.
+            // Not in use yet, so the set that it will be split from.
             false => number & (mask >> 1),
         }
     }
 }
 
-/// A mask for the numbers of so many sets.
+/// A mask for the numbers of `active` sets.
 pub(crate) fn mask(active: u32) -> u32 {
     active.next_power_of_two() - 1
 }
 
-/// The key as the program reads it: 32-bit words as they lie in memory.
+/// The key as the program reads it: 32-bit words in memory order.
 fn words(key: &types::flow_key) -> [u32; WORDS] {
     let word = |bytes: &[u8], at: usize| {
         u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -115,8 +116,8 @@ mod tests {
 
     #[test]
     fn flows_that_differ_in_little_spread_over_the_sets() {
-        // 65,536 flows of 16 clients with ports in a row, over 4,096 sets: 16 each, by whatever
-        // keys. That a set of a truly random hash gets more than 64 has a probability below
+        // 65,536 flows of 16 clients with consecutive ports, over 4,096 sets: 16 each, with any
+        // keys. The probability that a set of a truly random hash gets more than 64 is below
         // 10^-15.
         const SETS: u32 = 4096;
         for _ in 0..20 {
@@ -134,8 +135,8 @@ mod tests {
 
     #[test]
     fn another_set_takes_flows_from_one_set_only() {
-        // Some 40 flows and more a set: that none of them moves has a probability below 10^-16.
-        // (4,000 were too few: one run in fifty found a set that gave nothing.)
+        // Some 40 flows and more per set: the probability that none of them moves is below 10^-16.
+        // (With 4,000 flows one run in fifty found a set that gave nothing.)
         let keys = FlowHashKeys::draw().unwrap();
         let flows: Vec<_> = (0..40_000)
             .map(|flow| keys.fingerprint(&key((flow % 8) as u8, flow / 8)))
@@ -157,7 +158,7 @@ mod tests {
     #[test]
     fn neighbours_have_fingerprints_of_their_own_whatever_the_keys() {
         // The last byte of an address is the highest of its word: a difference of 2^31 times a key
-        // whose low 33 bits are 0 is nothing at all.
+        // whose low 33 bits are 0 would vanish.
         let draws = (0..1000).map(|_| FlowHashKeys::draw().unwrap());
         let mut unlucky = FlowHashKeys::draw().unwrap();
         unlucky.0 = unlucky.0.map(|key| key & !((1 << 33) - 1) | key & 1);

@@ -1,4 +1,4 @@
-//! A sample of a flow table: are its sets so crowded that a new flow takes the place of one that goes on?
+//! A sample of a flow table: are its sets so crowded that new flows replace live ones?
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,23 +13,24 @@ use super::flows::set_bytes;
 use crate::skel::katran::types::flow_table_constant;
 use crate::sys::mapping::Mapping;
 
-/// Flows spread over sets by a hash, so the first ones are as good as any. So many fill whole pages.
+/// A hash spreads flows over sets, so the first sets are as good as any. This many fill whole
+/// pages.
 const SAMPLE: u32 = 256;
-/// As the program has it: of so many entries that one packet was seen of, one makes room.
+/// As in the program: with this many single-packet entries, one of them makes room.
 const ONCE_STAY: usize = 2;
 
-/// What was found in a sample.
+/// The findings of a sample.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Crowding {
-    /// Sets that were looked at.
+    /// Sets examined.
     pub(crate) sets: usize,
-    /// Of each crowded one, since when the flow is silent that makes room next, in ticks.
+    /// For each crowded set, how long the next flow to be replaced has been silent, in ticks.
     pub(crate) silent: Vec<u32>,
 }
 
 impl FlowTable {
-    /// Of a table of sets of which `active` are in use, at `now` in ticks. Nothing as long as it grows into its sets, and
-    /// of a hash of the kernel's.
+    /// Samples a set-associative table with `active` sets in use, at `now` in ticks. Finds nothing
+    /// while the table still adds sets, and in a hash of the kernel.
     pub(crate) fn crowding(&self, active: u32, now: u32) -> io::Result<Crowding> {
         let Self::Sets { map, sets } = self else {
             return Ok(Crowding::default());
@@ -47,8 +48,8 @@ impl FlowTable {
     }
 }
 
-/// For how long the flow has been silent that makes room next; `None`: there is room, or one of which only one packet was
-/// seen makes it.
+/// How long the flow has been silent that makes room next; `None`: there is room, or a
+/// single-packet flow makes it.
 fn makes_room(set: &[AtomicU64], now: u32) -> Option<u32> {
     let (mut once, mut longest) = (0, 0);
     for entry in set.chunks_exact(ENTRY_WORDS) {
@@ -85,11 +86,11 @@ mod tests {
         let mut all = [again; 8];
         assert_eq!(makes_room(&set(&all[..7]), NOW), None);
         assert_eq!(makes_room(&set(&all), NOW), Some(1_000));
-        // The longest silent one goes first; one that has just come is silent for no time.
+        // The flow silent for longest goes first; one that has just come is silent for no time.
         all[3] -= 1_000;
         all[4] = (NOW + 8) | flow_table_constant::USED_AGAIN.0;
         assert_eq!(makes_room(&set(&all), NOW), Some(2_000));
-        // One of which a single packet was seen stays, of two one makes room.
+        // A single-packet flow stays; of two, one makes room.
         all[0] = 3_500;
         assert_eq!(makes_room(&set(&all), NOW), Some(2_000));
         all[1] = 3_500;

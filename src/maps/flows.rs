@@ -1,4 +1,4 @@
-//! The flow tables of the forwarding CPUs and the one that all others share, of either kind.
+//! The flow tables of the forwarding CPUs and the table that all others share, of either type.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,14 +16,14 @@ use crate::sys::mapping::Mapping;
 use crate::sys::nested::MapArray;
 use crate::types::FlowTableKind;
 
-/// Flows in the table that CPUs without a table of their own share.
+/// Flows in the table shared by CPUs without a table.
 pub(crate) const FALLBACK_FLOWS: u32 = 4096;
 
 const WAYS: u32 = types::flow_table_constant::FLOW_WAYS.0;
-/// A table has so many entries for each flow it is made for: with fewer, a set would often have
-/// more flows than entries long before the table is full.
+/// Entries per flow that a table is made for. With fewer, a set would often have more flows than
+/// entries long before the table is full.
 const ENTRIES_PER_FLOW: u32 = 2;
-/// Words of an entry, and which of them holds the real's id in its low half.
+/// Words of an entry, and the one whose low half is the real's id.
 pub(super) const ENTRY_WORDS: usize = size_of::<types::flow_entry>() / 8;
 pub(super) const ENTRY_TAG: usize = 0;
 pub(super) const ENTRY_VALUE: usize = 1;
@@ -34,13 +34,13 @@ const _: () = assert!(
     FALLBACK_FLOWS * ENTRIES_PER_FLOW == types::flow_table_constant::FALLBACK_SETS.0 * WAYS
 );
 
-/// An entry that a walk has met.
+/// An entry seen on a walk.
 #[derive(Clone, Copy)]
 pub(crate) struct SeenFlow {
     /// The VIP's number.
     pub(crate) vip: u16,
     pub(crate) value: types::flow_value,
-    /// The flow, if the table knows it.
+    /// The flow, if the table stores it.
     pub(crate) key: Option<types::flow_key>,
 }
 
@@ -48,13 +48,13 @@ pub(super) fn set_bytes(sets: u32) -> usize {
     sets as usize * size_of::<types::flow_set>()
 }
 
-/// The number of the VIP that an entry of a set is of; `None`: the entry is empty.
+/// The VIP's number in a set's entry; `None`: the entry is empty.
 fn vip_of(tag: u64, id: u32) -> Option<u16> {
     let number = (tag ^ u64::from(id)) as u16;
     (id != 0).then(|| number.saturating_sub(1))
 }
 
-/// Empties an entry if it is one of those, by one store at a moment at which it is.
+/// Empties an entry if it matches, by one store, at a moment when it does.
 fn clear_if(entry: &[AtomicU64], matches: impl Fn(u64, u32) -> bool) -> bool {
     let value = &entry[ENTRY_VALUE];
     let mut word = value.load(Ordering::Relaxed);
@@ -63,7 +63,7 @@ fn clear_if(entry: &[AtomicU64], matches: impl Fn(u64, u32) -> bool) -> bool {
         if id == 0 || !matches(entry[ENTRY_TAG].load(Ordering::Relaxed), id) {
             return false;
         }
-        // A packet may stamp the entry meanwhile, or give it to another flow.
+        // Meanwhile a packet may stamp the entry, or give it to another flow.
         match value.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => return true,
             Err(now) => word = now,
@@ -71,7 +71,7 @@ fn clear_if(entry: &[AtomicU64], matches: impl Fn(u64, u32) -> bool) -> bool {
     }
 }
 
-/// What the kernel has to be told to make a flow table.
+/// The kernel's parameters for a flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowTableShape {
     pub(crate) kind: libbpf_sys::bpf_map_type,
@@ -82,7 +82,7 @@ pub(crate) struct FlowTableShape {
 }
 
 impl FlowTableShape {
-    /// The shape of a table for so many flows; at most 2^27.
+    /// The shape of a table for `flows` flows; at most 2^27.
     pub(crate) fn new(kind: FlowTableKind, flows: u32) -> Self {
         match kind {
             FlowTableKind::SetAssociative => Self {
@@ -115,7 +115,7 @@ pub(crate) enum FlowTable {
 }
 
 impl FlowTable {
-    /// Makes a table for so many flows.
+    /// Makes a table for `flows` flows.
     pub(crate) fn create(
         kind: FlowTableKind,
         flows: u32,
@@ -134,7 +134,7 @@ impl FlowTable {
         Self::new(kind, flows, map)
     }
 
-    /// Takes a map of the shape for this kind and number of flows.
+    /// Takes a map with the shape for this type and number of flows.
     pub(crate) fn new(kind: FlowTableKind, flows: u32, map: OwnedFd) -> io::Result<Self> {
         Ok(match kind {
             FlowTableKind::SetAssociative => Self::Sets {
@@ -147,8 +147,8 @@ impl FlowTable {
         })
     }
 
-    /// What the table remembers of a flow; whether that still counts is for the caller to judge.
-    /// `active` of its sets are in use, or all if that is `None`.
+    /// The table's entry of a flow; the caller judges whether it is still valid. `active` of the
+    /// table's sets are in use, or all if that is `None`.
     pub(crate) fn find(
         &self,
         key: &types::flow_key,
@@ -192,8 +192,8 @@ impl FlowTable {
         }
     }
 
-    /// Removes every entry that `matches` its VIP's number and its real's id; how many. Packets go
-    /// on meanwhile: an entry that one of them makes behind this walk stays.
+    /// Removes every entry that `matches` by its VIP's number and its real's id; returns how many.
+    /// Packets continue meanwhile: an entry that one makes behind this walk stays.
     pub(crate) fn remove_all(&self, matches: impl Fn(u16, u32) -> bool) -> io::Result<u64> {
         match self {
             Self::Lru { map } => {
@@ -236,8 +236,8 @@ impl FlowTable {
         })
     }
 
-    /// The sets that are in use, by what entries say: up to the last one that has any, and those that a table begins with.
-    /// 1 if it has no sets.
+    /// The sets in use, by their entries: up to the last one that has any, and at least the initial
+    /// ones. 1 if the table has no sets.
     pub(crate) fn sets_in_use(&self) -> io::Result<u32> {
         let Self::Sets { map, sets } = self else {
             return Ok(1);
@@ -252,7 +252,7 @@ impl FlowTable {
         Ok(used.max(types::flow_table_constant::FIRST_SETS.0.min(*sets)))
     }
 
-    /// Shows every entry to `see`, until that returns `false`.
+    /// Passes every entry to `see`, until that returns `false`.
     pub(crate) fn each(&self, mut see: impl FnMut(SeenFlow) -> bool) -> io::Result<()> {
         match self {
             Self::Lru { map } => {
@@ -298,9 +298,9 @@ impl FlowTable {
         Ok(())
     }
 
-    /// Tells `see` the VIP's number of every entry in the part of the table from `from` on (`None`:
-    /// its beginning), whose first `active` sets are in use, or all if that is `None`. Where the next
-    /// part begins; `None`: nowhere.
+    /// Passes the VIP's number of every entry in the part of the table from `from` (`None`: its
+    /// beginning) to `see`. The first `active` sets are in use, or all if that is `None`. Returns
+    /// where the next part begins; `None`: that was the last.
     pub(crate) fn see_part(
         &self,
         from: Option<u32>,
@@ -322,7 +322,7 @@ impl FlowTable {
                 if first >= last {
                     return Ok(None);
                 }
-                // The part alone: to map millions of flows takes as long as to read them.
+                // Maps only this part: mapping millions of flows takes as long as reading them.
                 let memory = Mapping::part(map.as_fd(), set_bytes(first), set_bytes(last - first))?;
                 for entry in memory.u64s().chunks_exact(ENTRY_WORDS) {
                     let id = entry[ENTRY_VALUE].load(Ordering::Relaxed) as u32;
@@ -336,12 +336,12 @@ impl FlowTable {
     }
 }
 
-/// Sets, or entries of a hash, that a step of a [`Walk`] or of a count looks at: for a fraction of a
-/// millisecond. So many sets fill whole pages.
+/// Sets, or entries of a hash, per step of a [`Walk`] or count, which takes a fraction of a
+/// millisecond. This many sets fill whole pages.
 const SETS_A_STEP: u32 = 8192;
 const ENTRIES_A_STEP: u32 = 2048;
 
-/// A walk through a flow table that removes entries while packets go on.
+/// A walk through a flow table that removes entries while packets continue.
 pub(crate) enum Walk<'a> {
     Sets {
         memory: Mapping,
@@ -349,15 +349,15 @@ pub(crate) enum Walk<'a> {
     },
     Lru {
         map: &'a Typed<types::flow_key, types::flow_value>,
-        /// Where in the hash it goes on.
+        /// Where in the hash to continue.
         from: Option<u32>,
     },
 }
 
 impl Walk<'_> {
-    /// Removes what `matches` its VIP's number and its real's id from the next part of the table:
-    /// of a table of sets from set `first` on and before `end` (others are gone through as they
-    /// are). Where the next part begins; `None`: nowhere.
+    /// Removes what `matches`, by its VIP's number and its real's id, from the next part of the
+    /// table; of a set-associative table only from set `first` up to `end` (other tables are walked
+    /// as they are). Returns where the next part begins; `None`: that was the last.
     pub(crate) fn step(
         &mut self,
         first: u32,
@@ -382,8 +382,9 @@ impl Walk<'_> {
                 for (key, value) in met.keys.iter().zip(&met.values) {
                     let ours =
                         |value: &types::flow_value| matches(key.vip.saturating_sub(1), value.id);
-                    // A packet may have given the flow another real since the part was read; the moment
-                    // between the two calls is left, in which an entry goes that the ring gives again.
+                    // A packet may have moved the flow to another real since the part was read.
+                    // Between these two calls it still may; then an entry goes that the ring makes
+                    // again.
                     if ours(value) && map.lookup(key)?.is_some_and(|now| ours(&now)) {
                         map.delete(key)?;
                     }
@@ -414,7 +415,7 @@ pub(crate) struct FlowTables {
 }
 
 impl FlowTables {
-    /// Each table, with its CPU; `None`: the one that all others share.
+    /// Each table, with its CPU; `None`: the table that all others share.
     pub(crate) fn all(&self) -> Vec<(Option<u32>, &FlowTable)> {
         let of_cpus = self.of_cpus.iter();
         let of_cpus = of_cpus.map(|(cpu, table)| (Some(*cpu), table));
@@ -437,7 +438,7 @@ mod tests {
         assert_eq!(smallest.max_entries, 1);
     }
 
-    /// The numbers that parts of a table tell of, and how many parts it has.
+    /// The VIP numbers seen in all parts of a table, and the number of parts.
     fn seen(table: &FlowTable, active: Option<u32>) -> (Vec<u16>, u32) {
         let (mut seen, mut parts, mut from) = (Vec::new(), 0, None);
         loop {
@@ -473,7 +474,7 @@ mod tests {
         assert_eq!(seen(&table, Some(sets - 1)), (vec![10, 11, 12, 13], 3));
         assert_eq!(seen(&table, Some(SETS_A_STEP)), (vec![10, 11], 1));
         assert_eq!(seen(&table, Some(1)), (vec![10], 1));
-        // Fewer sets than it was at: a table of another balancer.
+        // The table has fewer sets than where the walk was: it is another balancer's.
         let beyond = table.see_part(Some(sets), None, |_| unreachable!("no set is there"));
         assert_eq!(beyond.unwrap(), None);
     }

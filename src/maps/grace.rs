@@ -1,25 +1,28 @@
-//! Grace periods of RCU that pass while the library goes on: what packets may still be reading is
-//! given a moment, and used again once that moment has passed for every packet.
+//! RCU grace periods that pass in the background. What packets may still be reading gets a moment,
+//! and can be reused once that moment has passed for every packet.
 //!
-//! The kernel offers to wait for a grace period, not to be told of one. So a thread of its own
-//! waits, for as long as there is something to wait for, and ends then: an idle balancer has none.
+//! The kernel offers to wait for a grace period, but not to report one. So a thread waits while
+//! there is something to wait for, and then ends: an idle balancer has none.
 //!
-//! Why it is right, whatever the order of threads. All that is shared is `State`, behind one mutex, so an
-//! order is an order of the sections that hold it: `begin`, both of `follow`'s round (it reads `begun`,
-//! waits, writes) and both of `wait`.
+//! Why it is correct, whatever the order of threads. All shared data is `State`, behind one mutex,
+//! so what matters is the order of the sections that hold it: `begin`, both of `follow`'s round (it
+//! reads `begun`, waits, writes) and both of `wait`.
 //!
-//! 1. *No moment passes too early.* `passed` becomes `m` or more only by `pass(n)` with `n >= m`, where `n`
-//!    was read from `begun` before a wait began that has ended. `begun` is `m` or more only since
-//!    the `begin` that returned `m`, and its caller had taken out of packets' reach before what the moment is for;
-//!    the mutex hands these stores on to the thread that waits, and the wait is a full barrier on every CPU. So a
-//!    packet that can still see it had begun before the wait did, and is through when it ends.
-//! 2. *None goes back.* `passed` is a maximum.
-//! 3. *None is forgotten.* While `waited_for` is set, a thread is before the end of a round, and every round's
-//!    end compares with `begun` in the section in which it clears `waited_for`. A `begin` before that section
-//!    makes it go round again, a `begin` after it finds `waited_for` clear and starts another thread.
-//! 4. *Where there is no thread* (it cannot be started, the kernel refuses to wait, a child made by fork(2))
-//!    moments pass late, not early: what is needed again is waited for by `wait`, whose caller is told of
-//!    a refusal. The thread gives up early only if it holds the last reference: then nobody can ask.
+//! 1. *No moment passes too early.* `passed` becomes `m` or more only by `pass(n)` with `n >= m`,
+//!   where `n` was read from `begun` before a wait began that has ended. `begun` is `m` or more
+//!   only since the `begin` that returned `m`, and its caller had put the moment's object out of
+//!   packets' reach before. The mutex passes these stores on to the waiting thread, and the wait is
+//!   a full barrier on every CPU. So a packet that can still see the object had begun before the
+//!   wait did, and has finished when the wait ends.
+//! 2. *No moment goes back.* `passed` is a maximum.
+//! 3. *No moment is forgotten.* While `waited_for` is set, a thread is before the end of a round,
+//!   and every round's end compares with `begun` in the section that clears `waited_for`. A `begin`
+//!   before that section causes another round; a `begin` after it finds `waited_for` clear and
+//!   starts another thread.
+//! 4. *Without a thread* (it cannot be started, the kernel refuses to wait, a child made by
+//!   fork(2)) moments pass late, not early: a caller that needs something again calls `wait`, which
+//!   reports a refusal. The thread gives up early only if it holds the last reference: then nothing
+//!   can ask.
 
 use std::io;
 use std::sync::Arc;
@@ -34,7 +37,8 @@ use crate::sys::rcu::GracePeriod;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(pub(super) u64);
 
-/// Tells which moments have passed: no packet is under way any more that was then. Copies share them.
+/// Reports which moments have passed, so that no packet from before is under way. Copies share
+/// them.
 #[derive(Clone, Debug)]
 pub(crate) struct GracePeriods {
     shared: Arc<Shared>,
@@ -52,8 +56,8 @@ struct State {
     begun: u64,
     /// The last moment that has passed.
     passed: u64,
-    /// A thread waits. In a child made by fork(2) it may be said to and not be there; then nothing
-    /// passes but what `wait` waits for.
+    /// A thread waits. In a child made by fork(2) this may be set without a thread; then only
+    /// `wait` makes moments pass.
     waited_for: bool,
 }
 
@@ -64,7 +68,7 @@ impl State {
 }
 
 impl GracePeriods {
-    /// By whatever means this machine has to wait for one.
+    /// Uses whatever way to wait this machine has.
     pub(crate) fn new() -> io::Result<Self> {
         GracePeriod::new().map(Self::by)
     }
@@ -78,15 +82,14 @@ impl GracePeriods {
         }
     }
 
-    /// Now: what was taken out of packets' reach before this call, none sees once the moment has
-    /// passed.
+    /// A new moment. Once it has passed, no packet sees what was put out of reach before this call.
     pub(crate) fn begin(&self) -> Moment {
         let mut state = self.shared.lock();
         state.begun += 1;
         if !state.waited_for {
             let shared = Arc::clone(&self.shared);
             let thread = thread::Builder::new().name("katran-grace".to_owned());
-            // Without a thread moments pass as well, when somebody waits for them.
+            // Without a thread, moments pass when a caller waits for them.
             state.waited_for = thread.spawn(move || follow(&shared)).is_ok();
         }
         Moment(state.begun)
@@ -97,7 +100,7 @@ impl GracePeriods {
         Moment(self.shared.lock().passed)
     }
 
-    /// Waits until every moment has passed that has begun. Takes milliseconds.
+    /// Waits until every moment that has begun has passed. Takes milliseconds.
     pub(crate) fn wait(&self) -> io::Result<()> {
         let begun = self.shared.lock().begun;
         self.shared.grace_period.wait()?;
@@ -106,7 +109,7 @@ impl GracePeriods {
     }
 }
 
-/// Waits for grace periods until the last moment has passed, or nobody asks any more.
+/// Waits for grace periods until the last moment has passed, or nothing can ask any more.
 fn follow(shared: &Arc<Shared>) {
     loop {
         let begun = shared.lock().begun;
@@ -115,7 +118,7 @@ fn follow(shared: &Arc<Shared>) {
         if waited.is_ok() {
             state.pass(begun);
         }
-        // If the kernel refuses: whatever call needs it waits, and is told.
+        // If the kernel refuses, the call that needs it waits itself, and gets the error.
         let done = state.passed >= state.begun || Arc::strong_count(shared) == 1;
         if done || waited.is_err() {
             state.waited_for = false;
@@ -126,7 +129,7 @@ fn follow(shared: &Arc<Shared>) {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Three plain values: right even if somebody panicked.
+        // Three plain values, valid even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -158,7 +161,7 @@ mod tests {
             let before = Instant::now();
             let moment = grace_periods.begin();
             let passed = grace_periods.passed();
-            // It takes longer than that, unless others had the CPU in between.
+            // It takes longer than that, unless other work had the CPU in between.
             let at_once = before.elapsed() < Duration::from_micros(100);
             assert!(moment > last && (passed < moment || !at_once));
             last = moment;
@@ -168,7 +171,7 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(60), "{last:?}");
             thread::sleep(Duration::from_millis(1));
         }
-        // The thread has ended, and another one comes for the next moment.
+        // The thread has ended, and another starts for the next moment.
         assert!(!grace_periods.shared.lock().waited_for);
         let moment = grace_periods.begin();
         grace_periods.wait().unwrap();

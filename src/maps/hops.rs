@@ -1,4 +1,4 @@
-//! The next hops of single reals, and the interfaces that they are behind: arrays that packets read and
+//! The next hops of single reals, and the interfaces they are behind: arrays that packets read and
 //! the library writes through shared memory.
 
 use std::io;
@@ -29,8 +29,8 @@ pub(crate) struct HopCells {
     ports: OwnedFd,
     of_ports: Mapping,
     devices: Typed<u32, u32>,
-    /// Outlives each follower: packets may still read what the one before has written. Only a follower's thread
-    /// takes the lock.
+    /// Outlives each follower, because packets may still read what the previous one wrote. Only a
+    /// follower's thread takes the lock.
     numbers: Mutex<Ports>,
 }
 
@@ -51,7 +51,7 @@ impl HopCells {
         let made = of_ports.u64s().chunks_exact(PORT_WORDS).zip(0..);
         let made = made.map(|(words, port)| (port, words[1].load(Ordering::Acquire) as u32));
         let made = made.filter(|(_, interface)| *interface != 0);
-        // Of an owner before; of a new balancer there are none.
+        // Made by a previous owner; a new balancer has none.
         let mut numbers = Ports::new(grace);
         numbers.resume(&made.collect(), &used_by_hops.collect());
         Ok(Self {
@@ -64,8 +64,8 @@ impl HopCells {
         })
     }
 
-    /// Packets for this real go to `mac` by this port from now on; 0: back out of the interface that
-    /// they came in on.
+    /// Sends packets for this real to `mac` by this port; 0: back out of the interface where they
+    /// arrived.
     pub(crate) fn set(&self, real: u16, mac: MacAddr, port: u16) {
         let [a, b, c, d, e, f] = mac.octets();
         let word = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
@@ -73,12 +73,13 @@ impl HopCells {
         self.of_reals.u64s()[usize::from(real)].store(word, Ordering::Release);
     }
 
-    /// It is not known any more where packets for this real go: they are dropped.
+    /// The next hop of this real is no longer known: its packets are dropped.
     pub(crate) fn clear(&self, real: u16) {
         self.of_reals.u64s()[usize::from(real)].store(0, Ordering::Release);
     }
 
-    /// What is known of these reals, and of the interfaces that they are behind, until it is found out again.
+    /// Copies what is known about these reals and the interfaces they are behind, until it is
+    /// discovered again.
     pub(crate) fn take_over(
         &self,
         before: &Self,
@@ -101,7 +102,7 @@ impl HopCells {
 
     /// The ports' numbers.
     pub(crate) fn numbers(&self) -> MutexGuard<'_, Ports> {
-        // Each change of them is whole.
+        // Every change of them is complete, even after a panic.
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,5 +1,5 @@
-//! The kernel's maps as the library sees them: typed, with the errno and the map's name in every
-//! error, and with shared memory where a store has to be seen at once.
+//! The kernel's maps as the library sees them: typed, with errno and map name in every error, and
+//! with shared memory where packets must see a store at once.
 
 mod addresses;
 mod carry;
@@ -94,7 +94,7 @@ use crate::error::Result;
 use crate::kernel::kernel_error;
 use crate::sys::nested::MapArray;
 
-/// Puts a table for each CPU into the map that they are found by.
+/// Puts a table for each CPU into the map where packets find them.
 pub(crate) fn fill_outer(
     name: &'static str,
     outer: &MapArray,

@@ -1,6 +1,6 @@
-//! Numbers of the interfaces that packets can be redirected to. A number that is given back is used again
-//! as late as possible, and never before a grace period has passed: a packet that has just read it may still
-//! be on its way, and would leave by another interface.
+//! Numbers of the interfaces that packets can be redirected to. A released number is reused as late
+//! as possible, and never before a grace period has passed: a packet that has just read it would
+//! leave by another interface.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use super::grace::GracePeriods;
 use super::grace::Moment;
 use crate::skel::katran::types::hop_constant;
 
-/// How many interfaces packets can be sent out of, the one that they came in on not counted.
+/// The most interfaces that packets can be sent out of, besides the one where they arrived.
 const MAX_PORTS: u16 = hop_constant::PORTS.0 as u16 - 1;
 
 /// Interfaces by their index, with their numbers: 1 to [`MAX_PORTS`].
@@ -22,9 +22,9 @@ pub(crate) struct Ports {
     numbers: BTreeMap<u32, u16>,
     /// The largest number that was ever in use.
     used: u16,
-    /// Numbers of interfaces that are gone, or belong to a follower before: hops may lead there.
+    /// Numbers of interfaces that are gone, or belong to a previous follower: hops may lead there.
     left: Vec<u16>,
-    /// Numbers that were given back, in that order: packets may have read them until the moment has passed.
+    /// Released numbers, in that order: packets may have read them until the moment has passed.
     given_back: VecDeque<(Moment, u16)>,
 }
 
@@ -39,7 +39,8 @@ impl Ports {
         }
     }
 
-    /// Those that a process before has made, by their number, with their interfaces; hops lead to some.
+    /// Ports that a previous process made, by their number, with their interfaces; hops lead to
+    /// some.
     pub(super) fn resume(&mut self, made: &BTreeMap<u16, u32>, used_by_hops: &BTreeSet<u16>) {
         for (port, index) in made {
             self.used = self.used.max(*port);
@@ -62,7 +63,8 @@ impl Ports {
         numbers.map(|(index, port)| (*index, *port)).collect()
     }
 
-    /// A number that nobody has, and no packet. Waits for a grace period if all were in use a moment ago.
+    /// A number that neither an interface nor a packet has. Waits for a grace period if all were in
+    /// use a moment ago.
     ///
     /// # Errors
     /// If the kernel refuses to wait.
@@ -79,7 +81,7 @@ impl Ports {
         Ok(Some(*port))
     }
 
-    /// Gives the number that [`free`](Self::free) has told to an interface.
+    /// Gives an interface the number that [`free`](Self::free) returned.
     pub(crate) fn take(&mut self, index: u32, port: u16) {
         self.numbers.insert(index, port);
         self.given_back.retain(|(_, free)| *free != port);
@@ -91,12 +93,12 @@ impl Ports {
         self.left.extend(self.numbers.remove(&index));
     }
 
-    /// Nobody knows the interfaces any more; their numbers are still in use.
+    /// All interfaces are unknown again; their numbers are still in use.
     pub(crate) fn forget_all(&mut self) {
         self.left.extend(mem::take(&mut self.numbers).into_values());
     }
 
-    /// No hop leads any more to interfaces that were forgotten.
+    /// No hop leads to forgotten interfaces any more: releases their numbers.
     pub(crate) fn give_back(&mut self) {
         if !self.left.is_empty() {
             let moment = self.grace.begin();
@@ -122,7 +124,7 @@ mod tests {
             let port = ports.free().unwrap().unwrap();
             assert_eq!(u32::from(port), index);
             ports.take(index, port);
-            // The first two are gone soon; their numbers have to wait.
+            // The first two are gone soon; their numbers must wait.
             if index <= 2 {
                 ports.forget(index);
                 ports.give_back();
@@ -136,7 +138,7 @@ mod tests {
             }
         }
         assert_eq!(ports.list().len(), usize::from(MAX_PORTS));
-        // Hops may lead there still.
+        // Hops may still lead there.
         ports.forget_all();
         assert_eq!((ports.free().unwrap(), ports.list()), (None, Vec::new()));
         ports.give_back();

@@ -1,4 +1,4 @@
-//! Tries of prefixes in which programs look for addresses of packets, of both families.
+//! Tries of prefixes, of both families, in which programs look up addresses of packets.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,7 +16,7 @@ use crate::types::address_bytes;
 /// Bits of the key before those of the address: the family.
 const FAMILY_BITS: u32 = 32;
 
-/// Prefixes that addresses may lie in.
+/// A set of prefixes to check addresses against.
 pub(crate) struct PrefixTrie(Typed<types::address_prefix, u32>);
 
 impl PrefixTrie {
@@ -25,13 +25,14 @@ impl PrefixTrie {
         Ok(Self(Typed::new(map)?))
     }
 
-    /// Adds prefixes. After an error some of them may be there.
+    /// Adds prefixes. After an error some may be there.
     pub(crate) fn insert(&self, prefixes: &[Prefix]) -> io::Result<()> {
         let keys: Vec<_> = prefixes.iter().map(key).collect();
         self.0.update_all(&keys, &vec![1; keys.len()])
     }
 
-    /// Those that are in it; nobody may change them meanwhile. An error of kind `InvalidData` for what is none.
+    /// The prefixes in it; nothing may change them meanwhile. An error of kind `InvalidData` for an
+    /// entry that is not a prefix.
     pub(crate) fn prefixes(&self) -> io::Result<BTreeSet<Prefix>> {
         let mut found = BTreeSet::new();
         let mut last = None;

@@ -1,4 +1,4 @@
-//! What the health checks' program is told while packets flow.
+//! What the control side tells the health check program while packets flow.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +22,7 @@ use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::address_bytes;
 
-/// Ways of probes for each real that there may be: by marks, and by two kinds of matches.
+/// Most ways of probes per real: by marks, and by two kinds of matches.
 pub(crate) const MAX_WAYS: u32 = 3;
 
 const _: () = assert!(size_of::<types::probe_settings>() == 88);
@@ -30,7 +30,7 @@ const _: () = assert!(size_of::<types::probe_settings>() == 88);
 /// 64-bit words of `settings`.
 const GATEWAY_MACS: ByFamily<usize> = ByFamily { v4: 0, v6: 1 };
 const OWN_MAC: usize = 2;
-/// 32-bit ones.
+/// 32-bit words.
 const INTERFACE: usize = 6;
 const MATCHES: [usize; 2] = [7, 8];
 const OWN_CURRENT: usize = 9;
@@ -38,12 +38,12 @@ const OWN: usize = 10;
 const MARKED: usize = 20;
 const OWN_WORDS: usize = size_of::<types::own_addresses>() / 4;
 
-/// How a real is reached where reals have next hops of their own.
+/// How to reach a real if reals have their own next hops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ProbeWay {
-    /// The interface that leads to it; 0: that of all probes.
+    /// The interface that leads to it; 0: the one for all probes.
     pub(crate) interface: u32,
-    /// By the gateway's Ethernet address; else by the neighbour table.
+    /// By the gateway's Ethernet address; otherwise by the neighbour table.
     pub(crate) by_gateway: bool,
 }
 
@@ -52,30 +52,30 @@ pub(crate) struct ProbeCells {
     /// Keeps the memory's map.
     map: OwnedFd,
     memory: Mapping,
-    /// If reals have next hops of their own.
+    /// If reals have their own next hops.
     ways: Option<Ways>,
-    /// By which interface probes leave, with its network namespace, if not by their own. Under this lock owner
-    /// and follower write that to memory, and nothing else.
+    /// The interface that probes leave by, with its network namespace, if not the one they are sent
+    /// on. Only under this lock do owner and follower write it to memory.
     leave_by: Mutex<Option<(u64, u32)>>,
 }
 
 /// The ways to all reals that marks and matches lead to.
 struct Ways {
     map: Typed<types::probe_match, types::probe_way>,
-    /// The order in which a way is written is that in which it is known, so writing is done under the lock: one
-    /// bpf(2) call, which waits for nobody. The routing tables are never asked under it.
+    /// Ways must be written in the order in which they become known, so writing happens under the
+    /// lock: one bpf(2) call, which waits for nothing. Routing tables are never asked under it.
     known: Mutex<BTreeMap<IpAddr, Known>>,
 }
 
 struct Known {
     /// Marks and matches that lead to the real.
     users: usize,
-    /// `None`: it is being asked for.
+    /// `None`: a query is under way.
     way: Option<ProbeWay>,
 }
 
 impl Ways {
-    /// Nothing is left half done by one who panics.
+    /// A panic leaves nothing half done.
     fn known(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,7 +89,7 @@ impl Ways {
     }
 }
 
-/// An address and port, as the program looks for them.
+/// The program's key for an address and port.
 pub(crate) fn match_key(address: SocketAddr) -> types::probe_match {
     types::probe_match {
         address: address_bytes(address.ip()),
@@ -99,7 +99,7 @@ pub(crate) fn match_key(address: SocketAddr) -> types::probe_match {
 }
 
 impl ProbeCells {
-    /// Takes the maps; `ways` is there if reals have next hops of their own.
+    /// Takes the maps; `ways` is there if reals have their own next hops.
     pub(crate) fn new(map: OwnedFd, ways: Option<OwnedFd>) -> io::Result<Self> {
         let memory = Mapping::new(map.as_fd(), size_of::<types::probe_settings>())?;
         let ways = match ways {
@@ -121,18 +121,18 @@ impl ProbeCells {
         self.map.as_fd()
     }
 
-    /// The ways, if reals have next hops of their own.
+    /// The ways, if reals have their own next hops.
     pub(crate) fn ways_fd(&self) -> Option<BorrowedFd<'_>> {
         self.ways.as_ref().map(|ways| ways.map.as_fd())
     }
 
-    /// How many ways there are.
+    /// The number of ways.
     pub(crate) fn ways(&self) -> usize {
         self.ways.as_ref().map_or(0, |ways| ways.known().len())
     }
 
-    /// A mark or a match leads to `real` from now on; `find` has the follower tell the way, if nobody knows
-    /// it yet; if it does not, `or` is asked. Both are called under no lock.
+    /// A mark or a match leads to `real` from here. If the way is not known yet, `find` makes the
+    /// follower report it; if it does not, this asks `or`. Both are called without a lock.
     pub(crate) fn use_way(
         &self,
         real: IpAddr,
@@ -147,7 +147,7 @@ impl ProbeCells {
             known.users += 1;
             return Ok(());
         }
-        // From here on the follower hears of the real, so that no change of its way is missed.
+        // From here the follower watches the real, so no change of its way is missed.
         let asked = Known {
             users: 1,
             way: None,
@@ -166,7 +166,7 @@ impl ProbeCells {
         let way = or();
         let mut known = ways.known();
         match known.get_mut(&real) {
-            // What the follower has found out meanwhile is newer.
+            // What the follower has discovered meanwhile is newer.
             Some(of_real) if of_real.way.is_none() => match ways.write(real, way) {
                 Ok(()) => of_real.way = Some(way),
                 Err(error) => {
@@ -179,7 +179,8 @@ impl ProbeCells {
         Ok(())
     }
 
-    /// A mark or a match of the owner before leads to `real`: what it has found out goes until the follower finds another way.
+    /// A mark or a match of the previous owner leads to `real`: its way stays until the follower
+    /// finds another.
     pub(crate) fn resume_way(&self, real: IpAddr) -> io::Result<()> {
         let Some(ways) = &self.ways else {
             return Ok(());
@@ -210,20 +211,20 @@ impl ProbeCells {
         of_real.users -= 1;
         if of_real.users == 0 {
             known.remove(&real);
-            // What is left there is never asked for, and written over when it is used again.
+            // Nothing looks up what is left there, and the next use overwrites it.
             if let Err(error) = ways.map.delete(&match_key((real, 0).into())) {
                 log::warn!("cannot forget the way of probes to {real}: {error}");
             }
         }
     }
 
-    /// The reals that marks and matches lead to, if they have ways of their own.
+    /// The reals that marks and matches lead to, if they have their own ways.
     pub(crate) fn probed(&self) -> Vec<IpAddr> {
         let ways = self.ways.as_ref();
         ways.map_or_else(Vec::new, |ways| ways.known().keys().copied().collect())
     }
 
-    /// This is the way to a real now, if anything still leads there.
+    /// Sets the way to a real, if anything still leads there.
     pub(crate) fn set_way(&self, real: IpAddr, way: ProbeWay) {
         let Some(ways) = &self.ways else {
             return;
@@ -244,12 +245,13 @@ impl ProbeCells {
         self.memory.u64s()[word].store(value, Ordering::Release);
     }
 
-    /// Where probes of reals of a family go.
+    /// Sets where probes for reals of a family go.
     pub(crate) fn set_gateway_mac(&self, family: Family, mac: MacAddr) {
         self.set_mac(GATEWAY_MACS[family], mac);
     }
 
-    /// By which interface of a network namespace probes leave; `None`: by that which they were sent on.
+    /// Sets the interface of a network namespace that probes leave by; `None`: the one they are
+    /// sent on.
     pub(crate) fn leave_by(&self, interface: Option<(u64, u32, MacAddr)>) {
         self.write_interface(&mut self.lock_interface(), interface);
     }
@@ -260,7 +262,8 @@ impl ProbeCells {
         (of == namespace).then_some(index)
     }
 
-    /// This interface is gone: probes leave by the next one, or by their own. `false`: they leave by another.
+    /// An interface is gone: probes leave by the next one, or by the one they are sent on. `false`:
+    /// they leave by another.
     pub(crate) fn interface_gone(
         &self,
         (namespace, index): (u64, u32),
@@ -276,7 +279,7 @@ impl ProbeCells {
     }
 
     fn lock_interface(&self) -> MutexGuard<'_, Option<(u64, u32)>> {
-        // Nothing that is done under it panics.
+        // Nothing under the lock panics.
         let locked = self.leave_by.lock();
         locked.unwrap_or_else(PoisonError::into_inner)
     }
@@ -288,7 +291,8 @@ impl ProbeCells {
         self.memory.u32s()[INTERFACE].store(index, Ordering::Release);
     }
 
-    /// What has been found out of gateways, until it is found out again, and whether there ever was a mark.
+    /// Copies what was discovered about gateways, until it is discovered again, and whether there
+    /// ever was a mark.
     pub(crate) fn take_over(&self, before: &Self) {
         for family in Family::ALL {
             let [own, its] = [self, before].map(|of| &of.memory.u64s()[GATEWAY_MACS[family]]);
@@ -301,20 +305,20 @@ impl ProbeCells {
         }
     }
 
-    /// There is a mark, or has been one: packets of its connections are known by these from now on.
+    /// There is a mark, or was one: from here the program tracks connections of marked packets.
     pub(crate) fn set_marked(&self) {
         self.memory.u32s()[MARKED].store(1, Ordering::Release);
     }
 
-    /// How many matches by destination, and by source, there are.
+    /// Sets the number of matches by destination, and by source.
     pub(crate) fn set_matches(&self, matches: [usize; 2]) {
         for (word, count) in MATCHES.into_iter().zip(matches) {
             self.memory.u32s()[word].store(count as u32, Ordering::Release);
         }
     }
 
-    /// The outer source addresses; a missing one is written as zero. As with those of packets, a
-    /// grace period has to pass before the next call.
+    /// Sets the outer source addresses; a missing one becomes zero. As with packets' addresses, a
+    /// grace period must pass before the next call.
     pub(crate) fn set_own_addresses(&self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
         let words = self.memory.u32s();
         let spare = words[OWN_CURRENT].load(Ordering::Relaxed) ^ 1;

@@ -1,10 +1,10 @@
 //! Where rings live: places in chunks of memory that packets read.
 //!
-//! A new ring is written into a place that no packet reads, then the VIP is switched to it by one
-//! store. The place of the old ring is written again only after a grace period of RCU, so a
-//! packet that was on its way through the old ring finishes on it. No update waits for that, nor
-//! for memory: there are spare places, and when updates follow each other faster than packets let
-//! go of old rings, more of them for as long as that lasts.
+//! The library writes a new ring into a place that no packet reads, then switches the VIP to it by
+//! one store. It reuses the old ring's place only after an RCU grace period, so a packet on its way
+//! through the old ring finishes on it. No update waits for that, nor for memory: there are spare
+//! places, and if updates come faster than packets leave old rings, more of them for as long as
+//! that lasts.
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
@@ -34,25 +34,25 @@ use crate::ring::history::Planes;
 use crate::sys::nested::MapArray;
 use crate::sys::tenure::Tenure;
 
-/// Places beyond one a VIP that there always are. A hundred updates a second give up that many in
-/// 70 ms; a grace period takes 4 to 28 ms, and a place waits for two at worst.
+/// Spare places that there always are beyond one per VIP. A hundred updates a second use that many
+/// in 70 ms; a grace period takes 4 to 28 ms, and a place waits for two at worst.
 const SPARE: u32 = RINGS_PER_CHUNK - 1;
 
-/// Places beyond one a VIP while updates come without a pause: for 0.3 ms each and two grace
+/// Spare places beyond one per VIP while updates come without a pause, at 0.3 ms each and two grace
 /// periods of 10 ms.
 const SURGE: u32 = 64;
 
-/// So many places given up and not taken back yet are the start of a surge.
+/// Retired places not yet collected that start a surge.
 const SURGE_BEGINS: usize = 4;
 
-/// A surge is over when this long no update has needed its places.
+/// A surge is over when no update has needed its places for this long.
 const SURGE_ENDS: Duration = Duration::from_secs(10);
 
-/// When VIPs that come one by one need room, one place in so many is made ahead, so that thousands of
-/// them wait some hundred times.
+/// When VIPs that come one by one need room, one place in this many is made ahead, so that
+/// thousands of VIPs wait some hundred times.
 const MADE_AHEAD: u32 = 16;
 
-/// Removed VIPs give memory back when at least one part in so many is unused.
+/// Removed VIPs give memory back when at least one part in this many is unused.
 const TRIMMED_AT_ONCE: u32 = 8;
 
 /// The place of a ring.
@@ -60,7 +60,7 @@ const TRIMMED_AT_ONCE: u32 = 8;
 pub(crate) struct RingSlot(u32);
 
 impl RingSlot {
-    /// The ring's number, as the program knows it.
+    /// The ring's number in the program.
     pub(crate) fn get(self) -> u32 {
         self.0
     }
@@ -74,7 +74,7 @@ impl RingSlot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PlaneSlots(pub(crate) [RingSlot; PLANES]);
 
-/// The words of a ring or a plane; their memory stays while this is there.
+/// The words of a ring or a plane, whose memory this keeps.
 #[derive(Debug)]
 pub(crate) struct HeldWords<C> {
     chunk: Arc<C>,
@@ -88,13 +88,13 @@ impl<C: Chunk> HeldWords<C> {
     }
 }
 
-/// Chunks that `max_vips` VIPs with a ring each have, but for a surge.
+/// Chunks for `max_vips` VIPs with a ring each, without those for a surge.
 pub(crate) fn max_chunks(max_vips: u32) -> u32 {
     (max_vips + SPARE).div_ceil(RINGS_PER_CHUNK)
 }
 
-/// How many chunks the array of chunks must have room for: while those of a surge are being made or
-/// taken away, all VIPs may come that there can be.
+/// Room in the array of chunks: while a surge's chunks are being made or removed, the most VIPs may
+/// come.
 pub(crate) fn max_chunks_in_surge(max_vips: u32) -> u32 {
     (max_vips * (1 + PLANES as u32) + SPARE + SURGE).div_ceil(RINGS_PER_CHUNK)
 }
@@ -103,23 +103,23 @@ pub(crate) fn max_chunks_in_surge(max_vips: u32) -> u32 {
 pub(crate) struct RingStore<B: Backing = KernelChunks> {
     backing: B,
     ring_size: u32,
-    /// As many as can ever be; `None`: not made, taken away, or what is left of that after a refusal.
+    /// As many as there can ever be; `None`: not made, removed, or lost after a refusal.
     chunks: Vec<Option<Arc<B::Chunk>>>,
-    /// Places that no packet reads. The lowest goes first, so that high chunks run empty.
+    /// Places that no packet reads. The lowest is used first, so that high chunks become empty.
     free: BTreeSet<RingSlot>,
     /// Places given up, oldest first: a packet may be reading one until the moment has passed.
     retired: VecDeque<(Moment, RingSlot)>,
-    /// Chunks that are not made, and not being made. The lowest goes first.
+    /// Chunks that are not made, and not being made. The lowest is made first.
     unmade: BTreeSet<usize>,
-    /// How many rings VIPs have in each chunk.
+    /// The number of VIPs' rings in each chunk.
     held: Vec<u32>,
-    /// Chunks, but the first one, in which no VIP has a ring, and which are not busy.
+    /// Chunks, except the first, in which no VIP has a ring, and which are not busy.
     idle: BTreeSet<usize>,
-    /// Chunks that are being made or taken away meanwhile; their places are not in `free`.
+    /// Chunks being made or removed in the background; their places are not in `free`.
     busy: Vec<usize>,
     /// When the last update came that needed the places of a surge.
     surge: Option<Instant>,
-    /// Do not ask the kernel again for a surge's places before: it has just refused.
+    /// Do not ask the kernel for a surge's places before this: it has just refused.
     refused_until: Option<Instant>,
 }
 
@@ -137,8 +137,7 @@ impl RingStore {
         Ok(Self::over(backing, chunk, ring_size, max_vips))
     }
 
-    /// Goes on with the chunks that are in `outer`. All places are free until they are
-    /// [occupied](Self::occupy).
+    /// Adopts the chunks in `outer`. All places are free until they are [occupied](Self::occupy).
     pub(crate) fn resume(
         outer: OwnedFd,
         ring_size: u32,
@@ -154,7 +153,7 @@ impl RingStore {
         let mut store = Self::over(backing, chunk, ring_size, max_vips);
         for index in 1..store.chunks.len() {
             let outer = &store.backing.outer;
-            // The first one takes the places of those that have gone.
+            // Chunk 0 fills the places of those that are gone.
             let is_there = outer.id_at(index as u32)?.is_some_and(|id| id != first_id);
             if is_there && let Some(map) = outer.open_at(index as u32)? {
                 store.add(index, MappedChunk::new(&map, ring_size)?);
@@ -168,12 +167,12 @@ impl RingStore {
         &self.backing.outer
     }
 
-    /// The grace periods that places of rings are given back by.
+    /// The grace periods after which places of rings are reused.
     pub(crate) fn grace_periods(&self) -> &GracePeriods {
         self.backing.grace_periods()
     }
 
-    /// How many chunks there are, and one of them, to ask for its memory: all are alike.
+    /// The number of chunks, and one of them to ask for its memory: all are alike.
     pub(crate) fn chunks(&self) -> (usize, BorrowedFd<'_>) {
         let there = self.chunks.iter().flatten().count();
         (there, self.backing.first.as_fd())
@@ -204,7 +203,7 @@ impl<B: Backing> RingStore<B> {
         self.capacity() - self.free.len() as u32 - self.retired.len() as u32
     }
 
-    /// Rings that there is memory for at present.
+    /// Rings that there is memory for now.
     fn capacity(&self) -> u32 {
         let usable = self.chunks.len() - self.unmade.len() - self.busy.len();
         usable as u32 * RINGS_PER_CHUNK
@@ -224,20 +223,20 @@ impl<B: Backing> RingStore<B> {
         self.unmade.insert(index);
     }
 
-    /// Chunks to make, so that there are `places` places; as far as there can be.
+    /// Chunks to make for `places` places, up to the maximum.
     fn missing(&self, places: u32) -> Vec<usize> {
         let missing = places.saturating_sub(self.capacity());
         let missing = missing.div_ceil(RINGS_PER_CHUNK) as usize;
         self.unmade.iter().copied().take(missing).collect()
     }
 
-    /// Makes room for so many rings of VIPs that have none. This, and not an update, is what asks
-    /// the kernel for memory, and it waits for a grace period if it does.
+    /// Makes room for `rings` more VIPs with rings. This call, and not an update, asks the kernel
+    /// for memory, and waits for a grace period if it does.
     ///
     /// # Errors
     /// If the kernel refuses; nothing has changed then.
     pub(crate) fn reserve(&mut self, kernel: &KernelCalls, rings: u32) -> Result<(), Error> {
-        // What is reserved for a while is not given back meanwhile as left over from a surge.
+        // Reserved places must not be given back meanwhile as left over from a surge.
         self.surge = self.surge.map(|_| self.backing.now());
         let needed = self.in_use() + rings + SPARE;
         let missing = self.missing(needed);
@@ -257,7 +256,7 @@ impl<B: Backing> RingStore<B> {
         Ok(())
     }
 
-    /// Writes a ring where no packet reads, with the places that its history lies in, and returns the place.
+    /// Writes a ring, with the places of its history, where no packet reads, and returns its place.
     ///
     /// # Errors
     /// If no place is left and the kernel refuses to wait for one; nothing has changed then.
@@ -275,7 +274,7 @@ impl<B: Backing> RingStore<B> {
         Ok(place)
     }
 
-    /// Writes down behind a ring in which places its history lies: packets read that for its unsettled slots.
+    /// Writes the places of its history behind a ring: packets read them for unsettled slots.
     pub(crate) fn point(&self, ring: RingSlot, planes: Option<PlaneSlots>) {
         let numbers = planes.map_or([0; PLANES], |planes| planes.0.map(RingSlot::get));
         for (words, number) in self.trailer(ring).chunks(2).zip(numbers) {
@@ -286,13 +285,13 @@ impl<B: Backing> RingStore<B> {
         }
     }
 
-    /// Places for a VIP's history, which no packet reads. While there are spare places, what it takes is made up
-    /// for in the background, and nothing waits.
+    /// Places for a VIP's history, which no packet reads. While there are spare places nothing
+    /// waits, and new ones are made in the background.
     ///
     /// # Errors
     /// If the kernel refuses memory, or to wait for packets; nothing has changed then.
     pub(crate) fn take_planes(&mut self, kernel: &KernelCalls) -> Result<PlaneSlots, Error> {
-        // And the ring that goes with them.
+        // One more is for the ring itself.
         if self.free.len() <= PLANES {
             self.reserve(kernel, PLANES as u32)?;
         }
@@ -311,7 +310,8 @@ impl<B: Backing> RingStore<B> {
         Ok(PlaneSlots(taken))
     }
 
-    /// A place that a VIP has, by its number; `None`: there is no such place, or another VIP has it.
+    /// Marks the place with this number as a VIP's; `None`: there is no such place, or another VIP
+    /// has it.
     pub(crate) fn occupy(&mut self, number: u32) -> Option<RingSlot> {
         let place = RingSlot(number);
         if !self.free.remove(&place) {
@@ -322,7 +322,7 @@ impl<B: Backing> RingStore<B> {
         Some(place)
     }
 
-    /// The places that a ring says its history lies in, which are occupied then; `None`: it has none.
+    /// Occupies the places that a ring names for its history; `None`: it has none.
     pub(crate) fn occupy_planes(&mut self, ring: RingSlot) -> Option<PlaneSlots> {
         let words = self.trailer(ring).iter();
         let words: Vec<u32> = words
@@ -346,7 +346,7 @@ impl<B: Backing> RingStore<B> {
         None
     }
 
-    /// Gives back a place that no packet has been sent to.
+    /// Returns a place that no packet was sent to.
     pub(crate) fn put_back(&mut self, place: RingSlot) {
         self.let_go(place);
         self.free.insert(place);
@@ -366,12 +366,12 @@ impl<B: Backing> RingStore<B> {
         Planes(places.0.map(|place| self.element(place)))
     }
 
-    /// The slots of a ring for as long as somebody else looks at them; `None`: it has none.
+    /// The slots of a ring, kept while another thread reads them; `None`: there are none.
     pub(crate) fn held_words(&self, place: RingSlot) -> Option<HeldWords<B::Chunk>> {
         self.hold(place, self.ring_size as usize)
     }
 
-    /// The same of a plane.
+    /// The same for a plane.
     pub(crate) fn held_plane(&self, place: RingSlot) -> Option<HeldWords<B::Chunk>> {
         self.hold(place, self.stride())
     }
@@ -394,7 +394,7 @@ impl<B: Backing> RingStore<B> {
         (place.0 % RINGS_PER_CHUNK) as usize * self.stride()
     }
 
-    /// A place that no packet reads, with whatever is in it.
+    /// A place that no packet reads, with any contents.
     fn take(&mut self, kernel: &KernelCalls) -> Result<RingSlot, Error> {
         if self.free.is_empty() {
             self.settle(kernel)?;
@@ -424,7 +424,7 @@ impl<B: Backing> RingStore<B> {
         &element[..element.len().min(self.ring_size as usize)]
     }
 
-    /// What stands behind the slots.
+    /// The words behind the slots.
     fn trailer(&self, place: RingSlot) -> &[AtomicU16] {
         let element = self.element(place);
         &element[element.len().min((planes_at(self.ring_size) / 2) as usize)..]
@@ -438,8 +438,8 @@ impl<B: Backing> RingStore<B> {
         &chunk.words()[first..first + self.stride()]
     }
 
-    /// Gives up the place of a ring that no VIP has any more, if it had one. What has been taken
-    /// out of packets' reach by now, none sees when the moment returned has passed.
+    /// Gives up the place of a ring that no VIP has any more, if it had one. Once the returned
+    /// moment has passed, no packet sees what was put out of reach before this call.
     pub(crate) fn retire(&mut self, place: Option<RingSlot>) -> Moment {
         let moment = self.backing.begin();
         if let Some(place) = place {
@@ -454,7 +454,7 @@ impl<B: Backing> RingStore<B> {
         self.free.is_empty()
     }
 
-    /// Sees to the places of a surge.
+    /// Manages the places of a surge.
     fn surge(&mut self) {
         let now = self.backing.now();
         self.surge = Some(now);
@@ -470,7 +470,7 @@ impl<B: Backing> RingStore<B> {
         }
     }
 
-    /// Takes back, without waiting, what packets have let go of. Returns the moment that has
+    /// Collects, without waiting, the places that packets have left. Returns the moment that has
     /// passed.
     pub(crate) fn collect(&mut self, kernel: &KernelCalls) -> Moment {
         if let Some(finished) = self.backing.finished() {
@@ -491,8 +491,8 @@ impl<B: Backing> RingStore<B> {
         passed
     }
 
-    /// Ends what was started; `None`: the kernel has refused. What was being taken away is given up all the
-    /// same, see [`trim`](Self::trim).
+    /// Completes what was started; `None`: the kernel refused. Chunks being removed are given up
+    /// all the same, see [`trim`](Self::trim).
     fn finish(&mut self, made: Option<Vec<B::Chunk>>) {
         if made.is_none() {
             self.refused_until = Some(self.backing.now() + SURGE_ENDS);
@@ -517,14 +517,14 @@ impl<B: Backing> RingStore<B> {
         Ok(())
     }
 
-    /// How many chunks there are beyond those that VIPs need, and `spare` places.
+    /// The number of chunks beyond those that VIPs need, and `spare` places.
     fn surplus_count(&self, spare: u32) -> usize {
         // One more stays, so that a VIP that comes and goes does not make and free it each time.
         let keep = self.in_use() + spare + RINGS_PER_CHUNK;
         (self.capacity().saturating_sub(keep) / RINGS_PER_CHUNK) as usize
     }
 
-    /// Chunks to give up of those in which all places are free, the highest first.
+    /// Chunks to give up, all of whose places are free, the highest first.
     fn surplus(&self, spare: u32) -> Vec<usize> {
         let unused = |index: &usize| places(*index).all(|place| self.free.contains(&place));
         let idle = self.idle.iter().copied().rev();
@@ -533,25 +533,24 @@ impl<B: Backing> RingStore<B> {
             .collect()
     }
 
-    /// Whether [`trim`](Self::trim) would free enough after a grace period: an eighth of all chunks,
-    /// so that thousands of VIPs that go one by one wait for some dozens.
+    /// Whether [`trim`](Self::trim) would free enough to be worth a grace period: an eighth of all
+    /// chunks, so that thousands of VIPs that go one by one wait some dozen times.
     pub(crate) fn has_surplus(&self) -> bool {
         let chunks = self.surplus_count(self.spare()).min(self.idle.len());
         chunks > 0 && chunks as u32 * RINGS_PER_CHUNK >= self.capacity() / TRIMMED_AT_ONCE
     }
 
-    /// Places to have beyond one a VIP.
+    /// Places to have beyond one per VIP.
     fn spare(&self) -> u32 {
         if self.surge.is_some() { SURGE } else { SPARE }
     }
 
-    /// Frees chunks in which no ring is left, beyond what is kept in reserve. Waits for a grace
-    /// period.
+    /// Frees chunks without a ring, beyond those kept in reserve. Waits for a grace period.
     ///
     /// # Errors
-    /// If the kernel refuses. It may have taken some of the chunks away by then (before Linux 6.8 each is a
-    /// call of its own), and nobody says which: a ring in one of these would not be the one that packets see.
-    /// So all are given up; the memory of those still there is freed when their places are made again.
+    /// If the kernel refuses. It may have removed some of the chunks by then (before Linux 6.8 each
+    /// takes a call), and does not say which: packets might not see a ring in one of these. So all
+    /// are given up; the memory of those still there is freed when their places are made again.
     pub(crate) fn trim(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
         let surplus = self.surplus(self.spare());
         if surplus.is_empty() {
@@ -565,8 +564,9 @@ impl<B: Backing> RingStore<B> {
         kernel.check("give up room for rings", "rings", freed)
     }
 
-    /// As [`trim`](Self::trim), without waiting. At most as many chunks at a time as there is room
-    /// for beyond one place a VIP, so that all VIPs may come meanwhile; `false`: none is left.
+    /// As [`trim`](Self::trim), without waiting. Takes at most as many chunks at a time as there is
+    /// room for beyond one place per VIP, so that all VIPs may come meanwhile; `false`: none is
+    /// left.
     fn start_trimming(&mut self) -> bool {
         let mut surplus = self.surplus(SPARE);
         surplus.truncate((SURGE / RINGS_PER_CHUNK) as usize);
@@ -581,8 +581,7 @@ impl<B: Backing> RingStore<B> {
         started
     }
 
-    /// A VIP has lost its ring and may not get another soon: what it leaves is given back in a
-    /// while.
+    /// A VIP has lost its ring and may not get another soon: what it leaves is given back later.
     pub(crate) fn trim_later(&mut self) {
         self.surge.get_or_insert(self.backing.now());
     }

@@ -1,15 +1,15 @@
-//! Which elements of a per-CPU array are read by which call: what is far apart one by one, what is close
-//! together by batches, and never more of what nobody asked for than a call more would cost.
+//! How to read elements of a per-CPU array with few calls: distant elements one by one, close ones
+//! in batches. A batch never reads more unwanted elements than another call would cost.
 
 use std::ops::RangeInclusive;
 
-/// Bytes that are read in vain rather than to make another call.
+/// Unwanted bytes worth reading to save a call.
 const WORTH_A_CALL: usize = 4096;
 
-/// The longest batch in bytes, but for an element that is longer: what a call has memory for.
+/// The longest batch in bytes, unless one element is longer: the memory of a call.
 const LONGEST: usize = 1 << 20;
 
-/// The runs in which `numbers`, ascending, are read; each element has so many bytes over all CPUs.
+/// The runs in which to read `numbers`, ascending; each element has `element` bytes over all CPUs.
 pub(crate) fn runs(numbers: &[u32], element: usize) -> Vec<RangeInclusive<u32>> {
     let bytes = |count: u32| count as usize * element;
     let mut runs: Vec<RangeInclusive<u32>> = Vec::new();
@@ -36,7 +36,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes of a real's counters on so many CPUs.
+    /// Bytes of a real's counters on `cpus` CPUs.
     fn element(cpus: usize) -> usize {
         24 * cpus
     }

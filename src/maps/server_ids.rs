@@ -1,14 +1,17 @@
 //! The server-id table: reals by the ids that their servers put into packets, in shared memory.
 //!
-//! A hash of lines, each a cache line of eight entries. An id is in one of two lines, the emptier one
-//! when it came (Azar, Broder, Karlin and Upfal, "Balanced allocations", SIAM Journal on Computing
-//! 29, 1999), so lines fill evenly. When ids fill more than half of it, a table of twice the size
-//! takes its place, and one of a fitting size when few are left: a table takes 16 to 64 bytes for
-//! each id in it, at least a chunk of 1 MiB, and none of it is there before the first id. It is made
-//! of chunks of one size, for only in such maps does the verifier make loads of lookups. A table that
-//! has grown leaves the memory of the one before, half as large, to a later change: to take it away at
-//! once would be a second grace period to wait for. There are three parts for tables: what takes the
-//! third one has waited, as it came, for packets that were on their way to the first.
+//! It is a hash of lines, each a cache line of eight entries. An id is in one of two lines, the
+//! emptier one when it was added (Azar, Broder, Karlin and Upfal, "Balanced allocations", SIAM
+//! Journal on Computing 29, 1999), so lines fill evenly. When ids fill more than half of a table,
+//! one of twice the size replaces it, and one of a fitting size when few are left. A table takes 16
+//! to 64 bytes per id, at least a chunk of 1 MiB, and does not exist before the first id. It
+//! consists of chunks of one size, because only for such maps does the verifier turn lookups into
+//! loads.
+//!
+//! A table that has grown leaves its predecessor's memory, half as large, to a later change:
+//! freeing it at once would mean waiting for a second grace period. There are three parts for
+//! tables: before a table takes the third one, the library has waited for packets on their way to
+//! the first.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -52,7 +55,7 @@ impl ServerIdKeys {
         })
     }
 
-    /// The two lines of an id, in a table of so many; as `server_id_lookup` in the program has it.
+    /// The two lines of an id in a table of `lines` lines, as in the program's `server_id_lookup`.
     fn lines(self, id: u32, lines: u32) -> [usize; 2] {
         let product = self.start.wrapping_add(id.into()).wrapping_mul(self.key);
         let hash = mix(product);
@@ -61,19 +64,19 @@ impl ServerIdKeys {
     }
 }
 
-/// Lines of the table for so many ids: at most half of its entries are in use then.
+/// Lines of a table for `ids` ids, which then use at most half of its entries.
 fn lines_for(ids: u32) -> u32 {
     let lines = (u64::from(ids) * 2).div_ceil(PER_LINE as u64);
     (lines.next_power_of_two() as u32).max(CHUNK_LINES)
 }
 
-/// How many chunks the largest table may have: twice of what so many ids need, for the case that
-/// both lines of an id are full before that.
+/// The most chunks of the largest table: twice what `ids` ids need, in case both lines of an id
+/// fill up early.
 pub(crate) fn max_server_id_chunks(ids: u32) -> u32 {
     2 * lines_for(ids) / CHUNK_LINES
 }
 
-/// How many elements the array of chunks has for so many ids.
+/// Elements of the array of chunks for `ids` ids.
 pub(crate) fn max_server_id_places(ids: u32) -> u32 {
     PARTS as u32 * max_server_id_chunks(ids)
 }
@@ -88,7 +91,7 @@ struct Table {
 }
 
 impl Table {
-    /// Makes a table in the elements of `outer` from `first` on.
+    /// Makes a table in the elements of `outer` from `first`.
     fn create(lines: u32, outer: &MapArray, first: u32) -> io::Result<Self> {
         let count = (lines / CHUNK_LINES) as usize;
         let mut chunks = Vec::with_capacity(count);
@@ -109,7 +112,7 @@ impl Table {
                     let places = (first..).take(chunks.len());
                     let like: Vec<_> = places.map(|at| (at, sample.as_fd())).collect();
                     if let Err(error) = outer.set(&like) {
-                        log::warn!("the memory of a server-id table stays: {error}");
+                        log::warn!("cannot free the memory of a server-id table: {error}");
                     }
                 }
                 return Err(error);
@@ -138,7 +141,7 @@ impl Table {
         })
     }
 
-    /// Puts an id where there is room for it; `false`: both its lines are full.
+    /// Enters an id if there is room; `false`: both its lines are full.
     fn place(&self, keys: ServerIdKeys, id: u32, real: u32) -> bool {
         let word = word(id, real);
         if let Some(entry) = self.entry(keys, id) {
@@ -159,7 +162,7 @@ impl Table {
             .is_some()
     }
 
-    /// Everything in it: ids and reals' ids.
+    /// All entries: ids and reals' ids.
     fn entries(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         let words = self.chunks.iter().flat_map(Mapping::u64s);
         let words = words.map(|word| word.load(Ordering::Relaxed));
@@ -182,7 +185,7 @@ fn chunk() -> io::Result<OwnedFd> {
     })
 }
 
-/// The memory of the table for so many ids.
+/// The memory of a table for `ids` ids.
 pub(crate) fn server_id_table_bytes(ids: u32) -> u64 {
     let chunks = u64::from(lines_for(ids) / CHUNK_LINES);
     chunks * (4096 + CHUNK_BYTES as u64)
@@ -198,20 +201,20 @@ pub(crate) struct ServerIdStore {
     outer: MapArray,
     keys: ServerIdKeys,
     table: Option<Table>,
-    /// How many chunks there are in each part of `outer`.
+    /// The number of chunks in each part of `outer`.
     left: [usize; PARTS],
-    /// The part of `outer` that the table is in.
+    /// The part of `outer` that holds the table.
     part: usize,
-    /// When packets were turned away from the table before.
+    /// When packets were switched away from the previous table.
     switched: Moment,
     grace_periods: GracePeriods,
-    /// How many elements a part has.
+    /// The number of elements in a part.
     max_chunks: u32,
     ids: u32,
 }
 
 impl ServerIdStore {
-    /// For so many ids at most.
+    /// For `max_ids` ids at most.
     pub(crate) fn new(
         outer: MapArray,
         grace_periods: GracePeriods,
@@ -231,7 +234,7 @@ impl ServerIdStore {
         }
     }
 
-    /// Goes on with the table that packets look into.
+    /// Adopts the table that packets use.
     pub(crate) fn resume(&mut self, live: &Live) -> io::Result<()> {
         let Some((part, lines)) = live.server_ids() else {
             return Ok(());
@@ -252,7 +255,7 @@ impl ServerIdStore {
         };
         self.ids = table.entries().count() as u32;
         self.part = part as usize;
-        // What is left of others goes with the next change.
+        // What other tables left goes with the next change.
         self.left = [self.max_chunks as usize; PARTS];
         self.table = Some(table);
         Ok(())
@@ -263,19 +266,19 @@ impl ServerIdStore {
         &self.outer
     }
 
-    /// How many ids there are.
+    /// The number of ids.
     pub(crate) fn len(&self) -> u32 {
         self.ids
     }
 
-    /// How many chunks there are, and one of them, to ask for its memory: all are alike.
+    /// The number of chunks, and one of them to ask for its memory: all are alike.
     pub(crate) fn chunks(&self) -> Option<(usize, BorrowedFd<'_>)> {
         let table = self.table.as_ref()?;
         Some((self.left.iter().sum(), table.sample.as_fd()))
     }
 
-    /// Makes packets find the reals (by their ids, number and generation) under these server ids,
-    /// or other reals than before. All or none: a packet may see some a moment before the others.
+    /// Enters reals (by their ids, number and generation) under these server ids, or replaces reals
+    /// there. All or none, though a packet may see some a moment before the others.
     ///
     /// # Errors
     /// If the kernel refuses memory; nothing has changed then.
@@ -299,7 +302,7 @@ impl ServerIdStore {
         Ok(())
     }
 
-    /// Writes to the table in force; `false`, and nothing has changed: a line is full.
+    /// Writes to the current table; `false`, and nothing has changed: a line is full.
     fn insert_in_place(&self, ids: &[(u32, u32)]) -> bool {
         let Some(table) = &self.table else {
             return false;
@@ -321,7 +324,7 @@ impl ServerIdStore {
         false
     }
 
-    /// Packets find nothing under these ids any more; those that are not there are passed over.
+    /// Removes these ids; skips those that are not there.
     pub(crate) fn remove(&mut self, live: &Live, ids: impl IntoIterator<Item = u32>) {
         let before = self.ids;
         for id in ids {
@@ -340,9 +343,11 @@ impl ServerIdStore {
             match self.rebuild(live, self.ids, &[]) {
                 Ok(()) => match self.grace_periods.wait() {
                     Ok(()) => self.release_former(),
-                    Err(error) => log::warn!("the memory of removed server ids stays: {error}"),
+                    Err(error) => {
+                        log::warn!("cannot free the memory of removed server ids: {error}")
+                    }
                 },
-                Err(error) => log::warn!("the memory of removed server ids stays: {error}"),
+                Err(error) => log::warn!("cannot free the memory of removed server ids: {error}"),
             }
         } else {
             self.release_former();
@@ -355,7 +360,7 @@ impl ServerIdStore {
         Some((entry.load(Ordering::Relaxed) >> 32) as u32)
     }
 
-    /// Makes a table for so many ids out of the one there is and `more`, and switches packets to it.
+    /// Makes a table for `ids` ids from the current one and `more`, and switches packets to it.
     fn rebuild(&mut self, live: &Live, ids: u32, more: &[(u32, u32)]) -> io::Result<()> {
         let part = (self.part + 1) % PARTS;
         let table = self.fill(part, lines_for(ids), more)?;
@@ -366,14 +371,14 @@ impl ServerIdStore {
         Ok(())
     }
 
-    /// A table of at least so many lines in this part, with everything that is to be in it.
+    /// A table of at least `lines` lines in this part, with all its entries.
     fn fill(&mut self, part: usize, lines: u32, more: &[(u32, u32)]) -> io::Result<Table> {
         let first = part as u32 * self.max_chunks;
         let mut lines = lines;
         while lines / CHUNK_LINES <= self.max_chunks {
             let count = (lines / CHUNK_LINES) as usize;
             let table = Table::create(lines, &self.outer, first);
-            // Where it fails they are one, but for what was there before.
+            // If that fails, the part has one chunk, besides what was there before.
             let count = if table.is_ok() { count } else { 1 };
             self.left[part] = self.left[part].max(count);
             let table = table?;
@@ -387,9 +392,9 @@ impl ServerIdStore {
         Err(io::Error::from(io::ErrorKind::OutOfMemory))
     }
 
-    /// Gives back the memory of tables that packets have left; waits for a grace period if there are
-    /// any. Puts one chunk into the place of all, by one call, while each element that is emptied
-    /// would take a grace period. A refusal costs their memory until the places are used again.
+    /// Frees the memory of tables that packets have left, and waits for a grace period if there are
+    /// any. One call puts one chunk into all places, because emptying an element takes a grace
+    /// period each. If the kernel refuses, the memory stays until the places are used again.
     fn release_former(&mut self) {
         let Some(table) = &self.table else {
             return;
@@ -414,7 +419,9 @@ impl ServerIdStore {
                 self.left = [0; PARTS];
                 self.left[self.part] = table.chunks.len();
             }
-            Err(error) => log::warn!("the memory of a former server-id table stays: {error}"),
+            Err(error) => {
+                log::warn!("cannot free the memory of a previous server-id table: {error}")
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Settles slots in place, by a thread that is there only while some VIP has unsettled ones. It looks through some
-//! thousand slots at a time, with pauses, so it takes a hundredth of a CPU at most.
+//! Settles slots in place, on a thread that exists only while some VIP has unsettled ones. It
+//! examines some thousand slots at a time, with pauses, and so uses at most a hundredth of a CPU.
 //!
-//! Who writes a history otherwise (a change of the VIP) has the lock meanwhile, and tells the thread about the
-//! ring that packets are switched to before the place of the one before is given up.
+//! Any other writer of a history (a change of the VIP) holds the lock meanwhile, and tells the
+//! thread about the new ring before it gives up the place of the old one.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -26,25 +26,25 @@ use crate::ring::history::Planes;
 use crate::ring::history::Unsettled;
 use crate::sys::tenure::Tenure;
 
-/// Slots that are looked at under one lock: some tens of microseconds.
+/// Slots examined under one lock: some tens of microseconds.
 const AT_ONCE: usize = 8192;
-/// Between two such looks.
+/// The pause between two of these steps.
 const PAUSE: Duration = Duration::from_millis(2);
-/// From one look through all to the next, at least and at most.
+/// The least and most time from one round through all slots to the next.
 const ROUND: Range<Duration> = Duration::from_millis(100)..Duration::from_secs(60);
 
 /// How a VIP's slots settle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pace {
-    /// By how much ticks are shifted for moments.
+    /// The shift from ticks to moments.
     pub(crate) shift: u32,
-    /// So many moments after its last deviation a slot is settled.
+    /// A slot is settled this many moments after its last deviation.
     pub(crate) idle: u16,
     /// How long a moment lasts.
     pub(crate) moment: Duration,
 }
 
-/// The words that a VIP's history consists of.
+/// The words of a VIP's history.
 #[derive(Debug)]
 pub(crate) struct Watched<C> {
     pub(crate) ring: HeldWords<C>,
@@ -61,14 +61,15 @@ impl<C: Chunk> Watched<C> {
 #[derive(Debug)]
 struct OfVip<C> {
     watched: Watched<C>,
-    /// What was left when its slots were last counted, and when that was; `None`: they have changed since.
+    /// What was left at the last count of its slots, and when that was; `None`: they have changed
+    /// since.
     left: Option<(Unsettled, Instant)>,
-    /// What the present look through it has found so far, and where it goes on.
+    /// What the current round has found so far, and where it continues.
     seen: Unsettled,
     next: usize,
 }
 
-/// The kernel's clock, as it was when somebody last asked.
+/// The kernel's clock when it was last read.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     ticks: u32,
@@ -92,14 +93,14 @@ struct Shared<C> {
     tenure: Arc<Tenure>,
 }
 
-/// Settles slots of the VIPs that it is told about.
+/// Settles slots of the VIPs that it watches.
 #[derive(Debug)]
 pub(crate) struct Settler<C> {
     shared: Arc<Shared<C>>,
     task: Task,
 }
 
-/// While this is there the thread does not look at slots.
+/// While this lives the thread does not touch slots.
 #[must_use = "the thread goes on when it is dropped"]
 pub(crate) struct Halted<'a, C>(
     #[expect(dead_code, reason = "it is held")] Option<MutexGuard<'a, State<C>>>,
@@ -117,7 +118,7 @@ impl<C> Shared<C> {
 }
 
 impl<C: Chunk + Send + Sync + 'static> Shared<C> {
-    /// Looks through all slots, again and again, until there is nothing left to settle.
+    /// Goes through all slots, again and again, until nothing is left to settle.
     fn follow(&self) {
         loop {
             let began = Instant::now();
@@ -148,7 +149,7 @@ impl<C: Chunk + Send + Sync + 'static> Shared<C> {
         }
     }
 
-    /// Looks at the next slots of a VIP; `false`: there are no more.
+    /// Examines the next slots of a VIP; `false`: there are no more.
     fn look(&self, vip: u16) -> bool {
         let Ok(_permit) = self.tenure.permit() else {
             return false;
@@ -206,17 +207,17 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
         }
     }
 
-    /// What is shared with the thread; `None` in a child made by fork(2).
+    /// The state shared with the thread; `None` in a child made by fork(2).
     fn state(&self) -> Option<MutexGuard<'_, State<C>>> {
         self.task.is_here().then(|| self.shared.lock())
     }
 
-    /// Has the thread wait. In a child made by fork(2) there is none.
+    /// Makes the thread wait. In a child made by fork(2) there is none.
     pub(crate) fn halt(&self) -> Halted<'_, C> {
         Halted(self.state())
     }
 
-    /// Settles the slots of the VIP with this number from now on; `ticks`: what the kernel's clock says.
+    /// Settles the slots of the VIP with this number from here on; `ticks`: the kernel's clock.
     pub(crate) fn watch(&mut self, vip: u16, watched: Watched<C>, ticks: u32) {
         if !self.task.is_here() {
             return;
@@ -233,15 +234,15 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
             next: 0,
         };
         state.vips.insert(vip, of);
-        // One that has panicked has not said that it ended.
+        // After a panic it does not say that it has ended.
         if state.running && !self.task.is_over() {
             return;
         }
         let shared = Arc::clone(&self.shared);
         match self.task.start(move || shared.follow()) {
             Ok(()) => state.running = true,
-            // Tables are asked for their packets meanwhile; the next change tries again.
-            Err(error) => log::warn!("slots are not settled before the next change: {error}"),
+            // Meanwhile their packets ask the tables; the next change tries again.
+            Err(error) => log::warn!("cannot settle slots until the next change: {error}"),
         }
     }
 
@@ -252,14 +253,15 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
         }
     }
 
-    /// What was left unsettled when the VIP's slots were last counted, and how long ago that was. That is how
-    /// things stand: the thread counts what it leaves, and others that settle slots say so. `None`: nobody has counted.
+    /// What was unsettled at the last count of the VIP's slots, and how long ago that was. This is
+    /// current: the thread counts what it leaves, and others that settle slots report it. `None`:
+    /// there was no count.
     pub(crate) fn left(&self, vip: u16) -> Option<(Unsettled, Duration)> {
         let (left, at) = self.state()?.vips.get(&vip)?.left?;
         Some((left, at.elapsed()))
     }
 
-    /// Somebody has counted while the thread had not.
+    /// Reports a count made by another thread, if this one had none.
     pub(crate) fn counted(&self, vip: u16, left: Unsettled) {
         if let Some(mut state) = self.state()
             && let Some(of) = state.vips.get_mut(&vip)
@@ -268,7 +270,7 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
         }
     }
 
-    /// Somebody else has settled slots of the VIP: what was counted is no more.
+    /// Another thread has settled slots of the VIP, which makes the last count invalid.
     pub(crate) fn count_again(&self, vip: u16) {
         if let Some(mut state) = self.state()
             && let Some(of) = state.vips.get_mut(&vip)
@@ -279,7 +281,7 @@ impl<C: Chunk + Send + Sync + 'static> Settler<C> {
         }
     }
 
-    /// VIPs of which all slots are settled.
+    /// VIPs whose slots are all settled.
     pub(crate) fn settled(&self) -> Vec<u16> {
         let Some(state) = self.state() else {
             return Vec::new();

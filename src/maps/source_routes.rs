@@ -1,4 +1,4 @@
-//! The tries in which the program looks for the client's prefix.
+//! The tries in which the program looks up the client's prefix.
 
 use std::io;
 
@@ -14,8 +14,7 @@ pub(crate) struct SourceRouteMaps {
 }
 
 impl SourceRouteMaps {
-    /// Adds routes, or leads them elsewhere, by one call for each family. After an error some of them
-    /// may be there.
+    /// Adds or changes routes, by one call per family. After an error some may be there.
     pub(crate) fn insert(&self, routes: &[(Prefix, u32)]) -> io::Result<()> {
         let (v4, v6): (Vec<_>, Vec<_>) = routes.iter().partition(|(prefix, _)| is_v4(*prefix));
         let keys: Vec<_> = v4.iter().map(|(prefix, _)| key_v4(*prefix)).collect();
@@ -26,7 +25,7 @@ impl SourceRouteMaps {
         self.v6.update_all(&keys, &values)
     }
 
-    /// Removes routes that are there, by one call for each family. After an error some may be gone.
+    /// Removes existing routes, by one call per family. After an error some may be gone.
     pub(crate) fn remove(&self, prefixes: &[Prefix]) -> io::Result<()> {
         let (v4, v6): (Vec<_>, Vec<_>) = prefixes.iter().partition(|prefix| is_v4(**prefix));
         let keys: Vec<_> = v4.into_iter().map(key_v4).collect();
@@ -35,7 +34,7 @@ impl SourceRouteMaps {
         self.v6.delete_all(&keys)
     }
 
-    /// Leads one prefix to a real, or nowhere.
+    /// Routes one prefix to a real, or removes its route.
     pub(crate) fn set(&self, prefix: Prefix, real: Option<u32>) -> io::Result<()> {
         match (is_v4(prefix), real) {
             (true, Some(real)) => self.v4.update(&key_v4(prefix), &real),

@@ -1,5 +1,5 @@
-//! The Ethernet addresses by which packets tell frames for this station from others: a place for each, and
-//! one word that nearly all frames are decided by.
+//! The Ethernet addresses by which packets tell frames for this station from others: a place for
+//! each interface, and one word that decides nearly all frames.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -9,16 +9,16 @@ use super::cells::Live;
 use crate::skel::katran::types;
 use crate::types::MacAddr;
 
-/// Interfaces have places by their index, modulo.
+/// The number of places; an interface has the one of its index, modulo this.
 const PLACES: usize = types::station_constant::STATIONS.0 as usize;
 
 const SHIFT: u32 = types::station_constant::STATION_SHIFT.0;
 const GROUP_SHIFT: u32 = types::station_constant::STATION_GROUP_SHIFT.0;
-/// A word that no frame's, shifted, is.
+/// A word that no shifted frame has.
 const NOBODY: u64 = 1;
 
-/// The place of the shift in words of 32 bits; of the rest in words of 64 bits. A place has addresses, then the
-/// interface.
+/// The position of the shift in 32-bit words, and of the rest in 64-bit words. A place has
+/// addresses, then the interface.
 const SHIFT_WORD: usize = std::mem::offset_of!(types::live, station_shift) / 4;
 const STATION: usize = std::mem::offset_of!(types::live, station) / 8;
 const FIRST: usize = std::mem::offset_of!(types::live, stations) / 8;
@@ -28,13 +28,14 @@ const MACS: usize = types::station_constant::STATION_MACS.0 as usize;
 const _: () = assert!(size_of::<types::station>() == 8 * (MACS + 1));
 
 impl Live {
-    /// Frames that come in by these interfaces are for this station if they are for one of these addresses;
-    /// by others, all are that are for no group. While this is under way a frame for another station may be
-    /// taken for one of ours, never the other way round. What does not fit is left out: of an interface more
-    /// than three addresses, of two interfaces in one place the later one.
+    /// Sets the addresses that frames arriving on these interfaces may be for; frames on other
+    /// interfaces are for this station unless they are for a group. During this call a frame for
+    /// another station may be taken for ours, never the reverse. What does not fit is left out:
+    /// more than three addresses of an interface, and the later of two interfaces with the same
+    /// place.
     pub(crate) fn set_stations(&self, stations: &BTreeMap<u32, BTreeSet<MacAddr>>) {
         let words = self.memory.u64s();
-        // All frames look into the places meanwhile.
+        // All frames look at the places meanwhile.
         words[STATION].store(NOBODY, Ordering::Release);
 
         let mut wanted = [const { (0, [0; MACS]) }; PLACES];

@@ -1,6 +1,6 @@
-//! The removal of void entries from the flow tables: what is to be removed, and the thread that does
-//! it. It walks through the tables a little at a time while packets go on, then takes back what voided
-//! the entries, and ends when there is nothing left.
+//! Removes void entries from the flow tables: what to remove, and the thread that does it. It walks
+//! through the tables in small steps while packets continue, then withdraws what voided the
+//! entries, and ends when nothing is left.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -24,17 +24,17 @@ use crate::sys::map::Typed;
 use crate::sys::rcu::GracePeriod;
 use crate::sys::tenure::Tenure;
 
-/// Between two steps of the thread, each of which takes some tenths of a millisecond.
+/// The pause between two steps of the thread, each of which takes some tenths of a millisecond.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Before the thread asks again for what the kernel has refused.
+/// The time before the thread repeats what the kernel has refused.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Why a VIP's flows do not go to a real.
+/// Why a VIP's flows must not go to a real.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum VoidReason {
     /// It is down for the VIP.
     Down,
-    /// The VIP has it no more.
+    /// The VIP no longer has it.
     Removed,
 }
 
@@ -52,7 +52,7 @@ impl VoidReason {
 pub(super) struct Void {
     pub(super) reason: VoidReason,
     pub(super) keep: bool,
-    /// They are to be removed; the number tells this job from others for the same pair.
+    /// The entries are to be removed; the number tells this job from others for the same pair.
     pub(super) job: Option<u64>,
 }
 
@@ -67,19 +67,19 @@ pub(super) struct OfVip {
 pub(super) struct State {
     /// By the VIP's number; each pair in here is in the kernel's map.
     pub(super) vips: BTreeMap<u16, OfVip>,
-    /// How many pairs there are, how many of them stay, and how many jobs there are.
+    /// The numbers of pairs, of those that stay, and of jobs.
     pub(super) pairs: usize,
     pub(super) kept: usize,
     pub(super) pending: usize,
     pub(super) last_job: u64,
-    /// How many ask the thread to wait.
+    /// How many callers want the thread to wait.
     pub(super) held: u32,
-    /// A thread is there, or in a child made by fork(2) said to be.
+    /// There is a thread; in a child made by fork(2) this may be set without one.
     pub(super) running: bool,
     pub(super) stop: bool,
 }
 
-/// What is to be removed from tables.
+/// Entries to remove from tables.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Jobs {
     pub(super) pairs: BTreeMap<(u16, u32), u64>,
@@ -87,7 +87,7 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// Leaves out what is to be removed no more: such entries count again.
+    /// Leaves out what must no longer be removed, because such entries are valid again.
     fn keep_current(&mut self, state: &State) {
         self.pairs.retain(|(vip, real), job| {
             let void = state.vips.get(vip).and_then(|of| of.reals.get(real));
@@ -99,7 +99,7 @@ impl Jobs {
         });
     }
 
-    /// Those of VIPs that are gone.
+    /// Only those of VIPs that are gone.
     pub(super) fn of_gone(mut self) -> Self {
         self.pairs.retain(|(vip, _), _| self.vips.contains_key(vip));
         self
@@ -138,7 +138,7 @@ impl State {
         }
     }
 
-    /// Forgets a VIP of which nothing is void any more; `false`: something is.
+    /// Forgets a VIP that has no void entries any more; `false`: it has some.
     pub(super) fn tidy(&mut self, vip: u16) -> bool {
         let of = self.vips.get(&vip);
         let idle = of.is_none_or(|of| of.reals.is_empty() && of.gone.is_none());
@@ -148,7 +148,7 @@ impl State {
         idle
     }
 
-    /// All that is to be removed, or what is of one VIP.
+    /// All jobs, or those of one VIP.
     pub(super) fn jobs(&self, of: Option<u16>) -> Jobs {
         let mut jobs = Jobs::default();
         let vips = self.vips.iter();
@@ -161,7 +161,7 @@ impl State {
         jobs
     }
 
-    /// Has everything of a VIP removed.
+    /// Marks everything of a VIP for removal.
     pub(super) fn all_gone(&mut self, vip: u16) {
         let job = self.job();
         let of = self.vips.entry(vip).or_default();
@@ -193,13 +193,13 @@ pub(super) struct Shared {
     pub(super) grace_period: GracePeriod,
     pub(super) state: Mutex<State>,
     pub(super) wake: Condvar,
-    /// Held over each step through a table, and taken before the state.
+    /// Held during each step through a table, and taken before the state.
     pub(super) step: Mutex<()>,
-    /// How often something that was to be removed came to count again.
+    /// How often entries to be removed became valid again.
     pub(super) cancelled: AtomicU64,
 }
 
-/// The thread, while it runs: if it panics another one comes for the next job.
+/// The thread, while it runs: after a panic another one starts for the next job.
 struct Running<'a>(&'a Mutex<State>);
 
 impl Drop for Running<'_> {
@@ -214,8 +214,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// While it is there, the thread takes nothing back and begins nothing; what is void is so all the
-/// same.
+/// While this lives, the thread withdraws nothing and begins nothing; void entries stay void.
 #[must_use]
 pub(crate) struct Held(pub(super) Arc<Shared>);
 
@@ -228,7 +227,7 @@ impl Drop for Held {
 
 impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic in between leaves pairs that are void a little longer.
+        // After a panic in between, pairs stay void a little longer.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -243,8 +242,8 @@ impl Shared {
         }
     }
 
-    /// Ends what was being removed and counts again: when this returns, no step goes by what was to be
-    /// removed before. Not with the state locked.
+    /// Cancels the current removal and counts again: when this returns, no step uses the previous
+    /// jobs. Do not call it with the state locked.
     pub(super) fn cancel(&self) {
         self.cancelled.fetch_add(1, Ordering::Relaxed);
         drop(self.lock_step());
@@ -254,21 +253,21 @@ impl Shared {
         self.step.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread: removes what is void for as long as there is something.
+    /// The thread: removes void entries while there are any.
     pub(super) fn follow(&self) {
         let _running = Running(&self.state);
         let mut refused = false;
         loop {
             let mut state = self.unheld();
             if state.stop || state.pending == 0 || self.tenure.is_over() {
-                // Another thread comes for the next job.
+                // Another thread starts for the next job.
                 state.running = false;
                 return;
             }
             let jobs = state.jobs(None);
             drop(state);
             let removed = self.remove(&jobs, || !self.wait(self.lock(), PAUSE).stop);
-            // Before the state: whoever has a permit may ask for that.
+            // Before the state, because the holder of a permit may ask for that.
             let Ok(permit) = self.tenure.permit() else {
                 continue;
             };
@@ -279,7 +278,7 @@ impl Shared {
             let done = removed.and_then(|_| self.finish(&mut state, &jobs));
             if let Err(error) = done {
                 if !refused {
-                    log::warn!("void flows stay in the flow tables for now: {error}");
+                    log::warn!("cannot remove void flow entries yet: {error}");
                 }
                 refused = true;
                 drop(permit);
@@ -288,7 +287,7 @@ impl Shared {
         }
     }
 
-    /// The state, when nobody asks the thread to wait any more, or it is to stop.
+    /// The state, once no caller wants the thread to wait, or it is to stop.
     fn unheld(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         while state.held > 0 && !state.stop {
@@ -302,11 +301,11 @@ impl Shared {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Removes the entries that jobs are of from all tables; `false`: `go_on`, which is asked after
-    /// each step, said to stop.
+    /// Removes the jobs' entries from all tables; `false`: `go_on`, called after each step, said to
+    /// stop.
     ///
-    /// Packets go on meanwhile, but none makes such an entry once a grace period has passed. They
-    /// may move one, by splitting its set: into a set behind all others, which is gone through
+    /// Packets continue meanwhile, but after a grace period none makes such an entry. A packet may
+    /// move one by splitting its set: into a set behind all others, which the walk visits
     /// afterwards.
     pub(super) fn remove(&self, jobs: &Jobs, mut go_on: impl FnMut() -> bool) -> io::Result<bool> {
         if jobs.is_empty() {
@@ -340,10 +339,10 @@ impl Shared {
                     }
                 }
             }
-            // Sets that were being split when they were gone through, are split now.
+            // Sets that were being split during the walk are split now.
             self.grace_period.wait()?;
             let now = self.sets_in_use(&tables)?;
-            // A set that one of these entries has come into is split when twice as many are in use.
+            // A set that has received one of these entries is split once twice as many are in use.
             let settled = from
                 .iter()
                 .zip(&now)
@@ -355,7 +354,7 @@ impl Shared {
         }
     }
 
-    /// How many sets of each table packets use.
+    /// The number of sets of each table that packets use.
     fn sets_in_use(&self, tables: &[(Option<u32>, &FlowTable)]) -> io::Result<Vec<u32>> {
         let records = self.cpus.get(0)?;
         let of = |cpu: &Option<u32>| {
@@ -365,7 +364,7 @@ impl Shared {
         Ok(tables.iter().map(|(cpu, _)| of(cpu)).collect())
     }
 
-    /// Takes back what voided the entries that are removed; not where another job has come since.
+    /// Withdraws what voided the removed entries, unless another job has come since.
     pub(super) fn finish(&self, state: &mut State, jobs: &Jobs) -> io::Result<()> {
         let mut touched = BTreeSet::new();
         let mut refused = Ok(());
@@ -421,7 +420,7 @@ mod tests {
         });
         let running = state.lock().unwrap_or_else(PoisonError::into_inner).running;
         assert_eq!((panicked, running), (true, false));
-        // One that ends says so itself, when nothing is left to do.
+        // A thread that ends says so itself, once nothing is left to do.
         drop(Running(&Mutex::new(State::default())));
     }
 }

@@ -1,5 +1,5 @@
-//! A thread that is there only while it has something to do: it ends by itself, and is started again when there is
-//! more.
+//! A thread that exists only while it has something to do: it ends by itself, and is started again
+//! when there is more.
 
 use std::io;
 use std::mem;
@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use crate::sys::process::Owner;
 
-/// Such a thread. Those who share a lock with it note there whether it runs.
+/// Such a thread. Users of a lock that they share with it record there whether it runs.
 #[derive(Debug)]
 pub(super) struct Task {
     name: &'static str,
@@ -25,18 +25,18 @@ impl Task {
         }
     }
 
-    /// Whether this is the process that the thread belongs to, and no child made by fork(2): that has none, and nobody may be
-    /// left in it to give up the lock.
+    /// Whether this is the thread's process, and not a child made by fork(2): a child has no
+    /// thread, and a lock that the thread held would never be released there.
     pub(super) fn is_here(&self) -> bool {
         self.owner.is_here()
     }
 
-    /// Whether there is no thread any more, also if it has panicked.
+    /// Whether the thread has ended, by a panic or otherwise.
     pub(super) fn is_over(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Starts the thread. The one before has ended, or is about to.
+    /// Starts the thread. The previous one has ended, or is about to.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -46,7 +46,7 @@ impl Task {
         Ok(())
     }
 
-    /// Has the thread end, which `tell` asks it to, and waits until it has.
+    /// Asks the thread to end, by `tell`, and waits until it has.
     pub(super) fn end(&mut self, tell: impl FnOnce()) {
         if !self.is_here() {
             mem::forget(self.thread.take());

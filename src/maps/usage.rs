@@ -1,4 +1,4 @@
-//! What is told of a map to those who watch it.
+//! The fill level of maps, for monitoring.
 
 /// How full a map is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,7 +7,7 @@
 pub struct MapUse {
     /// The map's name, as in [`MemoryEstimate`](crate::stats::MemoryEstimate).
     pub name: &'static str,
-    /// Elements it can hold.
+    /// Elements that it can hold.
     pub capacity: u64,
     /// Elements in use.
     pub entries: u64,

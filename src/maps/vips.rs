@@ -1,9 +1,9 @@
-//! The VIP table: what packets find a VIP by, and what they then see of it. A hash table with
-//! chains in shared memory: packets walk a chain while the library changes it.
+//! The VIP table: how packets find a VIP, and what they see of it. A hash table with chains in
+//! shared memory: packets walk a chain while the library changes it.
 //!
-//! A VIP goes to the head of its chain by one store, and leaves it by one store; its number keeps
-//! its key and its successor until a grace period has passed (the caller waits for it before a
-//! number is given out again), so a packet that stands on it finds its way on.
+//! One store puts a VIP at the head of its chain, and one store removes it. A removed number keeps
+//! its key and its successor until a grace period has passed (the caller waits for that before it
+//! gives the number out again), so a packet that is at it can continue.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,13 +23,13 @@ use crate::sys::mapping::Mapping;
 use crate::types::FlowTracking;
 use crate::types::VipFlags;
 
-/// As many heads of chains for each VIP, at least: half a dozen VIPs with one hash are rare then.
+/// Chain heads per VIP, at least: half a dozen VIPs with one hash are rare then.
 const HEADS_PER_VIP: u32 = 4;
 const CHAIN: usize = types::vip_constant::VIP_CHAIN.0 as usize;
 const WORDS: usize = types::vip_constant::VIP_WORDS.0 as usize;
 
-/// 32-bit words of a VIP, and which of them is its successor's; 64-bit words, and which of them
-/// holds flags and ring.
+/// 32-bit words of a VIP, and the one of its successor; 64-bit words, and the one of flags and
+/// ring.
 const INFO_U32S: usize = size_of::<types::vip_info>() / 4;
 const INFO_NEXT: usize = WORDS;
 const INFO_U64S: usize = size_of::<types::vip_info>() / 8;
@@ -41,8 +41,8 @@ const _: () = {
     assert!(std::mem::offset_of!(types::vip_info, vip) == 8 * INFO_VIP);
 };
 
-/// The flows of VIPs with these may be elsewhere than the ring ever led, so tables are asked for all of them, or they go
-/// by a port alone and are in none.
+/// Flows of VIPs with these flags may be elsewhere than the ring ever sent them, so all of them ask
+/// the tables; or they go by a port alone and are in no table.
 pub(crate) const TABLES_DECIDE: VipFlags = VipFlags::QUIC
     .union(VipFlags::UDP_STABLE_ROUTING)
     .union(VipFlags::SRC_ROUTING)
@@ -52,24 +52,24 @@ pub(crate) const TABLES_DECIDE: VipFlags = VipFlags::QUIC
 
 const VOID_FLOWS: u32 = types::vip_flag::VIP_VOID_FLOWS.0;
 const HANDS_BACK: u32 = types::vip_flag::VIP_HANDS_BACK.0;
-/// No table knows flows of VIPs with these.
+/// Tables have no flows of VIPs with these flags.
 const NOT_REMEMBERED: VipFlags = VipFlags::LRU_BYPASS.union(VipFlags::DPORT_HASH);
 
 /// What packets see of one VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VipCell {
     pub(crate) flags: VipFlags,
-    /// Whether the VIP has any real, drained ones included.
+    /// Whether the VIP has any real, including drained ones.
     pub(crate) has_reals: bool,
     /// Whether entries of its flows may be void.
     pub(crate) void_flows: bool,
-    /// The ring in force; none if no real takes new flows.
+    /// The current ring; none if no real takes new flows.
     pub(crate) ring: Option<RingSlot>,
 }
 
 impl VipCell {
-    /// `tracking`: which flows this balancer remembers; `in_detail`: whether it counts more than packets and bytes;
-    /// `hands_back`: tables of one before may know more of its flows.
+    /// `tracking`: which flows this balancer remembers; `in_detail`: whether it counts more than
+    /// packets and bytes; `hands_back`: a replaced balancer's tables may know more of its flows.
     fn word(&self, tracking: FlowTracking, in_detail: bool, hands_back: bool) -> u64 {
         let no_reals = types::vip_flag::VIP_NO_REALS.0;
         let mut flags = self.flags.bits() | if self.has_reals { 0 } else { no_reals };
@@ -93,8 +93,7 @@ impl VipCell {
     }
 }
 
-/// How the VIP table hashes: a multilinear hash, mixed (see `src/bpf/flow_sets.h`), with keys of its
-/// own.
+/// The VIP table's hash: a multilinear hash, mixed (see `src/bpf/flow_sets.h`), with its own keys.
 #[derive(Clone, Debug)]
 pub(crate) struct VipHash {
     keys: [u64; WORDS + 1],
@@ -102,12 +101,12 @@ pub(crate) struct VipHash {
 }
 
 impl VipHash {
-    /// Random keys, and room for so many VIPs.
+    /// Random keys, for a table of `max_vips` VIPs.
     pub(crate) fn draw(max_vips: u32) -> io::Result<Self> {
         Ok(Self::with(random_words()?, max_vips))
     }
 
-    /// Keys that were drawn before; `None`: they are of another number.
+    /// Keys drawn earlier; `None`: the number of keys is wrong.
     pub(crate) fn of(keys: &[u64], max_vips: u32) -> Option<Self> {
         Some(Self::with(keys.try_into().ok()?, max_vips))
     }
@@ -123,12 +122,12 @@ impl VipHash {
         self.keys
     }
 
-    /// Bits that the sum is shifted right by.
+    /// How far the sum is shifted right.
     pub(crate) fn shift(&self) -> u32 {
         self.shift
     }
 
-    /// How many chains there are.
+    /// The number of chains.
     #[cfg(test)]
     pub(crate) fn heads(&self) -> usize {
         1 << (u64::BITS - self.shift)
@@ -145,7 +144,7 @@ impl VipHash {
     }
 }
 
-/// The VIP table's memory in bytes, for so many VIPs: heads, and the VIPs themselves.
+/// The VIP table's memory in bytes for `max_vips` VIPs: heads, and the VIPs themselves.
 pub(crate) fn vip_table_bytes(max_vips: u32) -> [u32; 2] {
     let heads = (HEADS_PER_VIP * max_vips).next_power_of_two();
     [
@@ -166,7 +165,7 @@ pub(crate) struct VipCells {
     hands_back: AtomicBool,
 }
 
-/// A chain that has all the VIPs that a packet would look at.
+/// A chain with as many VIPs as a packet would examine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChainFull;
 
@@ -202,12 +201,14 @@ impl VipCells {
         infos.map(|info| &info[INFO_VIP])
     }
 
-    /// Whether packets that no entry leads are handed to the program before, as its tables may know more of them.
+    /// Whether packets without an entry go to the replaced program, whose tables may know more
+    /// flows.
     pub(crate) fn hands_back(&self) -> bool {
         self.hands_back.load(Ordering::Relaxed)
     }
 
-    /// From now on they are, of VIPs that are set; or at once of none. Not while another thread sets cells.
+    /// Turns that on for VIPs that are set later, or off at once for all. No other thread may set
+    /// cells meanwhile.
     pub(crate) fn set_hands_back(&self, hands_back: bool) {
         self.hands_back.store(hands_back, Ordering::Relaxed);
         if !hands_back {
@@ -234,8 +235,8 @@ impl VipCells {
         (ring != types::ring_constant::RING_NONE.0).then_some(ring)
     }
 
-    /// No entry of a VIP's flows is void any more. Not while another thread sets its cell. Nothing is to be done of a
-    /// number that another balancer alone has room for.
+    /// A VIP's flows have no void entries any more. No other thread may set its cell meanwhile.
+    /// Does nothing for a number that only another balancer has room for.
     pub(crate) fn clear_void_flows(&self, number: u16) {
         let words: &[AtomicU64] = self.infos.u64s();
         if let Some(word) = words.get(usize::from(number) * INFO_U64S + INFO_VIP) {
@@ -243,7 +244,7 @@ impl VipCells {
         }
     }
 
-    /// Lets packets find a VIP by its key. Its cell has been set, and no packet knows the number.
+    /// Lets packets find a VIP by its key. Its cell is set, and no packet knows the number.
     pub(crate) fn insert(&self, key: &types::vip_key, number: u16) -> Result<(), ChainFull> {
         self.chains().insert(key, number)
     }
@@ -255,7 +256,7 @@ impl VipCells {
         chains.chain(head).any(|of| of == number)
     }
 
-    /// Lets packets find the VIP with this key no more; whether it was there.
+    /// Removes the VIP with this key from packets' sight; returns whether it was there.
     pub(crate) fn remove(&self, key: &types::vip_key) -> bool {
         self.chains().remove(key)
     }
@@ -277,7 +278,7 @@ impl VipCells {
     }
 }
 
-/// The chains, in whatever memory.
+/// The chains, in any memory.
 struct Chains<'a> {
     heads: &'a [AtomicU16],
     infos: &'a [AtomicU32],
@@ -294,7 +295,7 @@ impl Chains<'_> {
         self.info(number)[INFO_NEXT].load(Ordering::Relaxed) as u16
     }
 
-    /// The numbers from a chain's head on.
+    /// The numbers of a chain, from its head.
     fn chain(&self, head: usize) -> impl Iterator<Item = u16> {
         let number = |next: u16| next.checked_sub(1);
         let first = number(self.heads[head].load(Ordering::Relaxed));
@@ -341,7 +342,7 @@ impl Chains<'_> {
     }
 }
 
-/// The key as the program reads it: 32-bit words as they lie in memory.
+/// The key as the program reads it: 32-bit words in memory order.
 fn words(key: &types::vip_key) -> [u32; WORDS] {
     let [port_low, port_high] = key.port.to_ne_bytes();
     let service = u32::from_ne_bytes([port_low, port_high, key.protocol, key.family]);
@@ -392,7 +393,7 @@ mod tests {
             }
         }
 
-        /// As the program does.
+        /// As in the program.
         fn find(&self, key: &types::vip_key) -> Option<u16> {
             let words = words(key);
             let chains = self.chains();
@@ -481,7 +482,7 @@ mod tests {
 
     #[test]
     fn many_vips_in_a_row_spread() {
-        // A table for 65,535 VIPs: 64 addresses with 1,000 ports each, by whatever keys.
+        // A table for 65,535 VIPs: 64 addresses with 1,000 ports each, with any keys.
         for _ in 0..30 {
             let hash = VipHash::draw(65_535).unwrap();
             let mut lengths = vec![0; hash.heads()];

@@ -1,10 +1,10 @@
-//! Which entries of flow tables are void: those that name a real which their VIP has given up, or
-//! which is down for it.
+//! Void entries of flow tables: those that name a real which their VIP has given up, or which is
+//! down for it.
 //!
-//! A pair of VIP and real in the kernel's map `down_reals`, and a bit in the word that packets read
-//! of the VIP, void the entries at once. A thread of its own then walks through the tables and
-//! removes them, a little at a time, and after that takes pair and bit back: the packets of a VIP
-//! pay for a look at the map only meanwhile. It ends when there is nothing left to remove.
+//! A pair of VIP and real in the kernel's map `down_reals`, and a bit in the VIP's word that
+//! packets read, void the entries at once. A thread then walks through the tables in small steps
+//! and removes them, and withdraws pair and bit afterwards: only meanwhile do the VIP's packets pay
+//! for a lookup. The thread ends when nothing is left to remove.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -32,21 +32,22 @@ use crate::sys::map::Typed;
 use crate::sys::rcu::GracePeriod;
 use crate::sys::tenure::Tenure;
 
-/// What happens to the entries that a real's being down voids.
+/// What happens to entries of a real that is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lasting {
-    /// They are removed, and not left for their flows' next packets.
+    /// The thread removes them; otherwise their flows' next packets do.
     pub(crate) sweep: bool,
-    /// The pair stays while the real is down, for more than the ring may lead to it.
+    /// The pair stays while the real is down, because more than the ring may lead to it.
     pub(crate) keep: bool,
 }
 
-/// What entries of a VIP that is gone may do if the same VIP comes again and gets the same number.
+/// Whether entries of a VIP that is gone may become valid if the same VIP comes again with the same
+/// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entries {
     /// None names a real that is still known.
     Void,
-    /// Some may count again.
+    /// Some may become valid.
     MayCount,
 }
 
@@ -54,14 +55,14 @@ pub(crate) enum Entries {
 #[derive(Debug, Default)]
 #[must_use = "nothing changes until it is prepared and switched to"]
 pub(crate) struct VoidChange {
-    /// Reals whose entries are void from now on, by their ids.
+    /// Reals whose entries become void, by their ids.
     void: Vec<(u32, VoidReason, Lasting)>,
-    /// Reals whose entries count again.
+    /// Reals whose entries become valid again.
     lift: Vec<u32>,
 }
 
 impl VoidChange {
-    /// Entries of a real that the VIP gives up.
+    /// Voids entries of a real that the VIP gives up.
     pub(crate) fn remove(&mut self, id: u32) {
         let lasting = Lasting {
             sweep: true,
@@ -70,22 +71,22 @@ impl VoidChange {
         self.void.push((id, VoidReason::Removed, lasting));
     }
 
-    /// Entries of a real that is down for the VIP.
+    /// Voids entries of a real that is down for the VIP.
     pub(crate) fn down(&mut self, id: u32, lasting: Lasting) {
         self.void.push((id, VoidReason::Down, lasting));
     }
 
-    /// Entries of this real count again.
+    /// Makes entries of this real valid again.
     pub(crate) fn lift(&mut self, id: u32) {
         self.lift.push(id);
     }
 
-    /// Whether anything changes.
+    /// Whether nothing changes.
     pub(crate) fn is_empty(&self) -> bool {
         self.void.is_empty() && self.lift.is_empty()
     }
 
-    /// What the map is to say of which real.
+    /// What the map should say about each real.
     fn wanted(&self) -> impl Iterator<Item = (u32, Option<VoidReason>)> {
         let voids = self.void.iter();
         let voids = voids.map(|(id, reason, _)| (*id, Some(*reason)));
@@ -106,8 +107,7 @@ pub(crate) struct Voiding {
     _held: Held,
 }
 
-/// How many pairs the map has room for: as many reals as there can be may be down, and a VIP may
-/// give up as many at once.
+/// The map's capacity in pairs: all reals may be down, and a VIP may give up as many at once.
 pub(crate) fn void_pairs(max_reals: u32) -> u32 {
     2 * max_reals
 }
@@ -140,8 +140,7 @@ impl VoidFlows {
         })
     }
 
-    /// The pairs that another process has left in the kernel's map: VIPs, reals' ids, and whether the VIP has the
-    /// real no more.
+    /// The pairs that another process left in the kernel's map: VIPs, reals' ids, and the reasons.
     pub(crate) fn found(&self) -> io::Result<Vec<(u16, u32, VoidReason)>> {
         let map = &self.shared.map;
         let mut found = Vec::new();
@@ -159,7 +158,7 @@ impl VoidFlows {
         Ok(found)
     }
 
-    /// Removes a pair that another process has left and that says nothing true.
+    /// Removes a pair that another process left and that is not true.
     pub(crate) fn lift_found(&self, vip: u16, real: u32) -> io::Result<()> {
         self.shared.write(vip, real, None)
     }
@@ -169,13 +168,13 @@ impl VoidFlows {
         self.shared.lock().pairs
     }
 
-    /// Why a VIP's entries of a real are void; `None`: they count.
+    /// Why a VIP's entries of a real are void; `None`: they are valid.
     pub(crate) fn reason(&self, vip: u16, real: u32) -> Option<VoidReason> {
         let state = self.shared.lock();
         state.vips.get(&vip)?.reals.get(&real).map(|of| of.reason)
     }
 
-    /// Whether entries of a real that the VIP had given up are still to be removed.
+    /// Whether entries of a real that the VIP gave up are still to be removed.
     pub(crate) fn is_being_removed(&self, vip: u16, real: u32) -> bool {
         self.reason(vip, real) == Some(VoidReason::Removed)
     }
@@ -186,17 +185,17 @@ impl VoidFlows {
         state.vips.get(&vip).is_some_and(|of| of.gone.is_some())
     }
 
-    /// Has the thread wait.
+    /// Makes the thread wait.
     pub(crate) fn hold(&self) -> Held {
         self.shared.lock().held += 1;
         Held(Arc::clone(&self.shared))
     }
 
-    /// Tells the kernel of a change; it counts from the [`switch`](Self::switch) on if nothing of the VIP is
-    /// void yet. If something is, packets look at the map already, so that it counts at once: flows move then
-    /// some microseconds before the ring does, and find a real by the ring before. One that is
-    /// [abandoned](Self::abandon) may have moved some flows so. Waits for the removal of what is void, if
-    /// there is no room otherwise.
+    /// Tells the kernel about a change. It takes effect at the [`switch`](Self::switch) if nothing
+    /// of the VIP is void yet. Otherwise packets already look at the map, so it takes effect at
+    /// once: flows move some microseconds before the ring does, and the old ring gives them a real.
+    /// A change that is [abandoned](Self::abandon) may have moved some flows in this way. If there
+    /// is no room, this waits until void entries are removed.
     ///
     /// # Errors
     /// If the kernel refuses, or too many reals are down; nothing has changed then.
@@ -215,7 +214,7 @@ impl VoidFlows {
         })
     }
 
-    /// The same of several VIPs, all or none.
+    /// The same for several VIPs, all or none.
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
@@ -243,7 +242,7 @@ impl VoidFlows {
         Ok(prepared)
     }
 
-    /// Tells the kernel, or leaves it as it was.
+    /// Tells the kernel, or leaves it unchanged.
     fn write(&self, kernel: &KernelCalls, vip: u16, change: &VoidChange) -> Result<()> {
         let mut done = Vec::new();
         for (id, reason) in change.wanted() {
@@ -286,14 +285,14 @@ impl VoidFlows {
         }
     }
 
-    /// Undoes a [`prepare`](Self::prepare) that nothing came of.
+    /// Undoes a [`prepare`](Self::prepare) that is not followed by a switch.
     pub(crate) fn abandon(&self, vip: u16, prepared: &Voiding) {
         let ids = prepared.change.wanted().map(|(id, _)| id);
         let before: Vec<_> = ids.map(|id| (id, self.reason(vip, id))).collect();
         self.restore(vip, &before);
     }
 
-    /// The same of several VIPs.
+    /// The same for several VIPs.
     pub(crate) fn abandon_all(&self, prepared: &[(u16, Voiding)]) {
         for (vip, voiding) in prepared {
             self.abandon(*vip, voiding);
@@ -308,7 +307,7 @@ impl VoidFlows {
         }
     }
 
-    /// Switches what packets see of a VIP, together with a change that was prepared, if one was.
+    /// Switches what packets see of a VIP, together with a prepared change, if there is one.
     pub(crate) fn switch(&mut self, vip: u16, mut cell: VipCell, prepared: Option<Voiding>) {
         if let Some(Voiding { change, .. }) = &prepared {
             let mut state = self.shared.lock();
@@ -326,7 +325,7 @@ impl VoidFlows {
             }
             state.tidy(vip);
             drop(state);
-            // Before packets make entries that count.
+            // Before packets make valid entries.
             if !change.lift.is_empty() {
                 self.shared.cancel();
             }
@@ -340,7 +339,8 @@ impl VoidFlows {
         self.start();
     }
 
-    /// No packet finds the VIP any more: has those of its entries removed that may count again.
+    /// Packets no longer find the VIP: starts to remove those of its entries that may become valid
+    /// again.
     pub(crate) fn vip_gone(&mut self, vip: u16, entries: Entries) {
         let mut state = self.shared.lock();
         if entries == Entries::MayCount || state.vips.contains_key(&vip) {
@@ -350,7 +350,7 @@ impl VoidFlows {
         self.start();
     }
 
-    /// The same of one that another process has left, with its pairs in the kernel's map.
+    /// The same for a VIP that another process left, with its pairs in the kernel's map.
     pub(crate) fn found_gone(&mut self, vip: u16, reals: impl Iterator<Item = u32>) {
         let mut state = self.shared.lock();
         for real in reals {
@@ -366,17 +366,17 @@ impl VoidFlows {
         self.start();
     }
 
-    /// Removes what is to be removed, of one VIP or of all, before it returns: some tenths of a second
-    /// with millions of flows, more with the kernel's LRU hash.
+    /// Removes void entries, of one VIP or of all, before it returns: some tenths of a second with
+    /// millions of flows, more with the kernel's LRU hash.
     ///
     /// # Errors
-    /// If the kernel refuses; some entries are removed then, and the thread goes on.
+    /// If the kernel refuses; some entries are removed then, and the thread continues.
     pub(crate) fn remove_now(&self, kernel: &KernelCalls, vip: Option<u16>) -> Result<()> {
         let jobs = self.shared.lock().jobs(vip);
         self.do_now(kernel, &jobs)
     }
 
-    /// The same of all VIPs that are gone.
+    /// The same for all VIPs that are gone.
     ///
     /// # Errors
     /// As [`remove_now`](Self::remove_now).
@@ -396,7 +396,7 @@ impl VoidFlows {
         kernel.check("remove void flows from", "the flow tables", removed)
     }
 
-    /// Starts the thread, if there is something for it and it is not there.
+    /// Starts the thread, if it has something to do and is not there.
     fn start(&mut self) {
         let mut state = self.shared.lock();
         if state.running || state.pending == 0 {
@@ -406,7 +406,7 @@ impl VoidFlows {
         match self.task.start(move || shared.follow()) {
             Ok(()) => state.running = true,
             // They are void; the next change tries again.
-            Err(error) => log::warn!("void flows stay in the flow tables: {error}"),
+            Err(error) => log::warn!("cannot remove void flow entries: {error}"),
         }
     }
 }
@@ -419,7 +419,7 @@ impl AsFd for VoidFlows {
 
 impl Drop for VoidFlows {
     fn drop(&mut self) {
-        // The thread's end is waited for, so that the tables are gone with the handle.
+        // Waits for the thread, so that the tables are gone with the handle.
         self.task.end(|| {
             self.shared.lock().stop = true;
             self.shared.wake.notify_all();

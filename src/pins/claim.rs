@@ -1,4 +1,5 @@
-//! How a directory comes to be a process's: it is taken for a new tenant, opened for what is there, or asked for.
+//! How a process gets a directory: it claims one for a new tenant, opens an existing one, or asks
+//! its owner for it.
 
 use std::fs;
 use std::fs::DirBuilder;
@@ -38,14 +39,14 @@ use crate::sys::lock::Lock;
 use crate::sys::lock::Locked;
 use crate::sys::process::Owner;
 
-/// So often a directory is opened that others remove at the same moment.
+/// Attempts to open a directory that others remove at the same moment.
 const TRIES: usize = 16;
 
-/// For so long who asks waits if it was told to wait for longer than there is time: some 136 years.
+/// A patience longer than there is time means this long: some 136 years.
 const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
 
 impl Home {
-    /// Takes a directory for a new tenant; it is made if it is missing.
+    /// Claims a directory for a new tenant, and makes it if it is missing.
     pub(crate) fn claim(path: &Path, tenant: Tenant) -> Result<Self> {
         let path = absolute(path)?;
         check_name(&path)?;
@@ -57,7 +58,7 @@ impl Home {
             };
             let taken = Self::take(&path, None);
             if taken.is_err() && made {
-                // Another process has it by now, if it is not empty.
+                // If it is not empty, another process has it by now.
                 let _ = fs::remove_dir(&path);
             }
             let Some(mut home) = taken? else {
@@ -75,12 +76,12 @@ impl Home {
         Err(busy(&path, None))
     }
 
-    /// Takes the directory of whatever is there, whole or not.
+    /// Claims the directory of whatever is there, whole or not.
     pub(super) fn open(given: &Path) -> Result<Self> {
         Self::open_as(given, None, None)
     }
 
-    /// The same of a tenant that is this one; a process that has it is asked to let go, and waited for, no longer than
+    /// The same for this tenant. Asks a process that has it to let go, and waits for up to
     /// `patience`.
     pub(crate) fn open_or_ask(
         given: &Path,
@@ -102,7 +103,7 @@ impl Home {
                 given.display()
             ),
         };
-        // Nor is there one where a symbolic link leads nowhere, or below a directory that is missing.
+        // A symbolic link to nowhere, or a missing parent directory, means that there is none.
         if let Ok(false) = given.try_exists() {
             return Err(missing());
         }
@@ -131,13 +132,13 @@ impl Home {
         let Some(directory) = open_directory(path)? else {
             return Ok(None);
         };
-        // Nobody lets go for one that could not go on.
+        // The owner must not let go for a process that could not adopt it.
         if let Some(identity) = identity_in(path)? {
             known(path, &identity, GO_ON)?;
             if let Some(tenant) = tenant {
                 check_tenant(tenant, path, &identity)?;
                 let set = PinnedSet::at(path.join(SET), tenant);
-                // What was not pinned to the end is loaded anew.
+                // An incompletely pinned one is loaded again.
                 match set.readable_contents() {
                     Err(Error::NotFound { .. }) if identity.stage() != Stage::Whole => {}
                     readable => drop(readable?),
@@ -160,12 +161,12 @@ impl Home {
             }
         }
         drop(request);
-        // It may have let go a moment ago.
+        // The owner may have let go a moment ago.
         Self::take(path, None)
     }
 
-    /// Locks a directory and sees that nobody else can write there; `None`: it has been removed since. `request`: this
-    /// process's own.
+    /// Locks a directory and checks that no other user can write there; `None`: it has been removed
+    /// since. `request`: this process's own.
     fn take(path: &Path, request: Option<&Request>) -> Result<Option<Self>> {
         let Some(file) = open_directory(path)? else {
             return Ok(None);
@@ -181,7 +182,7 @@ impl Home {
             }
             Err(error) => return Err(file_error("lock", path, error)),
         };
-        // Another process may have removed it, and another one have been made.
+        // Another process may have removed it and made a new one.
         let ours = file.metadata().map(|of| (of.st_dev(), of.st_ino()));
         let present = fs::metadata(path).map(|of| (of.st_dev(), of.st_ino()));
         if !matches!((ours, present), (Ok(ours), Ok(present)) if ours == present) {
@@ -193,7 +194,7 @@ impl Home {
                 // The owner has let go for that process.
                 return Err(busy(path, asked.by));
             }
-            // Of a process that has died.
+            // Left by a process that died.
             handover::remove_left(&file).map_err(failed)?;
         }
         let identity = identity_in(path)?.map(Arc::new);

@@ -1,10 +1,12 @@
-//! How a pinned balancer goes from one process to another while both live: in its directory, whatever network or mount
-//! namespaces they are in.
+//! How a pinned balancer moves from one live process to another: through its directory, whatever
+//! network or mount namespaces they are in.
 //!
-//! The process that wants it locks the directory `handover` inside, which is the request: one that dies takes it back.
-//! Then it changes that directory's mode to what it is, of which inotify(7) tells the owner, and waits for the lock of the balancer's
-//! own directory. The owner, when nothing is under way, looks whether the request still stands and gives that lock up.
-//! Nobody else takes it meanwhile: whoever has it and finds a request of another process gives it back.
+//! The process that wants it makes a request: it locks the directory `handover` inside. If it dies,
+//! the request is gone. It then sets that directory's mode to its current value, which inotify(7)
+//! reports to the owner, and waits for the lock of the balancer's own directory. When nothing is
+//! under way, the owner checks that the request still stands and releases that lock. No other
+//! process takes it meanwhile: one that gets the lock and finds another's request releases it
+//! again.
 
 use std::fs::File;
 use std::fs::Permissions;
@@ -27,11 +29,11 @@ use crate::sys::lock::Locked;
 use crate::sys::lock::holder;
 use crate::sys::lock::is_locked;
 
-/// The directory that is locked by who asks.
+/// The directory that a requesting process locks.
 const REQUEST: &str = "handover";
 const MODE: u32 = 0o700;
 
-/// So often a lock is tried that is another's.
+/// How often to try a lock that another process has.
 pub(super) const TRY_EVERY: Duration = Duration::from_millis(1);
 
 /// A directory and the lock on it.
@@ -40,7 +42,7 @@ pub(crate) struct Claim {
     pub(super) lock: Lock,
 }
 
-/// That another process asks for the balancer.
+/// Another process's request for the balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
     /// The process, if it is visible from here.
@@ -58,26 +60,26 @@ impl Claim {
         self.lock.give_up();
     }
 
-    /// Takes it again, if nobody has.
+    /// Takes it again, unless another process has.
     pub(crate) fn take_back(&self) -> bool {
         self.lock.take_back()
     }
 
-    /// Hears of those who ask.
+    /// Listens for requests.
     pub(crate) fn listen(&self) -> io::Result<Listener> {
         let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        // It knows no descriptors; whatever mounts lead there.
+        // inotify takes no descriptors, and this path works whatever mounts lead there.
         let path = format!("/proc/thread-self/fd/{}/.", self.directory.as_raw_fd());
         events.add_watch(path.as_str(), AddWatchFlags::IN_ATTRIB)?;
         Ok(Listener(events))
     }
 }
 
-/// What is readable when somebody may have asked.
+/// Becomes readable when there may be a request.
 pub(crate) struct Listener(Inotify);
 
 impl Listener {
-    /// Takes what has come.
+    /// Discards what has arrived.
     pub(crate) fn clear(&self) {
         while self.0.read_events().is_ok_and(|events| !events.is_empty()) {}
     }
@@ -100,7 +102,7 @@ pub(super) fn asked(directory: &File) -> io::Result<Option<Asked>> {
     }
 }
 
-/// What a process has left that asked and died. Whoever asks now has it locked, and it stays.
+/// Removes what a process left that asked and died. A live request is locked, so it stays.
 pub(super) fn remove_left(directory: &File) -> io::Result<()> {
     let Some(file) = directory::open(directory, REQUEST)? else {
         return Ok(());
@@ -111,17 +113,19 @@ pub(super) fn remove_left(directory: &File) -> io::Result<()> {
     }
 }
 
-/// Whether this is the directory of requests, not one that was removed. It stays so for who has locked it.
+/// Whether this is the current directory of requests, not a removed one. While it is locked, that
+/// does not change.
 fn is_present(directory: &File, file: &File) -> io::Result<bool> {
     directory::is_present(directory, REQUEST, file)
 }
 
-/// The directory of requests, whoever asks: there is nothing to ask for any more.
+/// Removes the directory of requests, even while a process asks: there is nothing to ask for any
+/// more.
 pub(super) fn remove(directory: &File) -> io::Result<()> {
     directory::remove(directory, REQUEST)
 }
 
-/// That this process asks for a balancer, until it is dropped.
+/// This process's request for a balancer, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Request {
     directory: File,
@@ -130,7 +134,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Asks, when no other process does so any more; `None`: one did for too long.
+    /// Makes a request once no other process has one; `None`: one had for too long.
     pub(super) fn make(directory: &File, until: Instant) -> io::Result<Option<Self>> {
         loop {
             directory::make(directory, REQUEST, MODE)?;
@@ -155,7 +159,7 @@ impl Request {
         if !is_present(directory, &file)? {
             return Ok(None);
         }
-        // From now on it is one that is taken back.
+        // From here the request is withdrawn on drop.
         let made = Self {
             directory: directory.try_clone()?,
             locked: file,
@@ -168,13 +172,13 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        // While it is locked, so that nobody else's goes. With the balancer it has gone already.
+        // While it is locked, so that no other request goes. With the balancer it has gone already.
         let removed = match is_present(&self.directory, &self.locked) {
             Ok(true) => remove(&self.directory),
             present => present.map(drop),
         };
         if let Err(error) = removed {
-            log::warn!("{REQUEST} stays: {error}");
+            log::warn!("cannot remove {REQUEST}: {error}");
         }
     }
 }
@@ -216,14 +220,14 @@ mod tests {
             assert!(wait(&listener));
             let by = Some(std::process::id());
             assert_eq!(claim.asked().unwrap(), Some(Asked { by }));
-            // Another one waits for its turn.
+            // Another process waits for its turn.
             let until = Instant::now() + Duration::from_millis(20);
             assert!(Request::make(&directory, until).unwrap().is_none());
             drop(request);
             assert_eq!(claim.asked().unwrap(), None);
             assert!(!path.join(REQUEST).exists());
         }
-        // What a process has left that died.
+        // Left by a process that died.
         fs::create_dir(path.join(REQUEST)).unwrap();
         assert_eq!(claim.asked().unwrap(), None);
         remove_left(&directory).unwrap();
@@ -240,7 +244,8 @@ mod tests {
         };
         assert!(!claim.take_back());
         drop(next);
-        // One that stands goes with the balancer only, and whose it is not leaves the next one's alone.
+        // A live request goes only with the balancer, and a process that does not own it leaves the
+        // next one's alone.
         remove_left(&directory).unwrap();
         assert!(path.join(REQUEST).exists());
         remove(&directory).unwrap();

@@ -1,5 +1,5 @@
-//! What a pinned directory says of itself: whose it is, how it is arranged, who made it, and whether it is whole, in a
-//! map whose form never changes.
+//! A pinned directory's description of itself, in a map whose form never changes: its tenant, its
+//! arrangement, the version that made it, and whether it is whole.
 
 use std::io;
 use std::path::Path;
@@ -12,16 +12,16 @@ use super::words::VERSION;
 use super::words::Words;
 use super::words::with_version;
 
-/// How the directory is arranged: what is where, and how attachments are kept. What maps mean is said beside them
-/// (`contents.rs`).
+/// The arrangement of the directory: what is where, and how attachments are kept. `contents.rs`
+/// says what maps mean.
 pub(crate) const LAYOUT: u64 = 3;
 
 /// "katran" and the form of this map.
 const MAGIC: u64 = u64::from_be_bytes(*b"katran\0\x01");
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_identity";
-/// Words: magic, layout, state, when it was loaded and when an owner gave the last sign of life (nanoseconds since boot),
-/// whose it is, and the text of the version that it goes on with.
+/// Words: magic, layout, state, when it was loaded and when an owner last gave a sign of life
+/// (nanoseconds since boot), the tenant, and the text of its current version.
 const AT_LAYOUT: usize = 1;
 const AT_STATE: usize = 2;
 const AT_LOADED: usize = 3;
@@ -29,7 +29,7 @@ const AT_LIFE: usize = 4;
 const AT_TENANT: usize = 5;
 const AT_VERSION: usize = 6;
 
-/// How far a directory has come.
+/// The state of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Its load was cut off: nothing is attached.
@@ -47,7 +47,7 @@ impl Stage {
 pub(crate) struct Identity(Words);
 
 impl Identity {
-    /// Makes one, whose stage is [`Stage::Making`], and pins it: from then on the directory is that tenant's.
+    /// Makes one in [`Stage::Making`], and pins it, which makes the directory that tenant's.
     pub(super) fn pin(path: &Path, tenant: Tenant) -> io::Result<Self> {
         let made = now()?;
         let stage = Stage::Making as u64;
@@ -55,12 +55,12 @@ impl Identity {
         Words::pin(path, NAME, with_version(fixed)).map(Self)
     }
 
-    /// The one that is pinned at a path; `None` if nothing is, or something else.
+    /// The identity that is pinned at a path; `None` if there is none.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
         Ok(Words::open(path, NAME, MAGIC)?.map(Self))
     }
 
-    /// Whose it is; `None`: a later version has made it.
+    /// Its tenant; `None`: a later version made it.
     pub(super) fn tenant(&self) -> Option<Tenant> {
         Tenant::of(self.0.get(AT_TENANT))
     }
@@ -74,26 +74,26 @@ impl Identity {
         self.0.text(AT_VERSION)
     }
 
-    /// It goes on with programs of this version.
+    /// Records that programs of this version run it.
     pub(super) fn set_version(&self) {
         self.0.set_text(AT_VERSION, VERSION);
     }
 
-    /// How long ago it was loaded, times of sleep included.
+    /// How long ago it was loaded, including time asleep.
     pub(crate) fn age(&self) -> io::Result<Duration> {
         let age = now()?.saturating_sub(self.0.get(AT_LOADED));
         Ok(Duration::from_nanos(age))
     }
 
-    /// The owner lives.
+    /// Records a sign of life of the owner.
     pub(crate) fn show_life(&self) {
-        // Without a clock there is none to say when.
+        // Without a clock there is no time to record.
         if let Ok(now) = now() {
             self.0.set(AT_LIFE, now);
         }
     }
 
-    /// How long ago an owner gave the last sign of life, times of sleep included.
+    /// How long ago an owner last gave a sign of life, including time asleep.
     pub(crate) fn silence(&self) -> io::Result<Duration> {
         let silence = now()?.saturating_sub(self.0.get(AT_LIFE));
         Ok(Duration::from_nanos(silence))
@@ -102,7 +102,7 @@ impl Identity {
     pub(crate) fn stage(&self) -> Stage {
         let number = self.0.get(AT_STATE);
         let stage = Stage::ALL.into_iter().find(|of| *of as u64 == number);
-        // A number of a later version: it can be removed.
+        // A later version's number: the directory can be removed.
         stage.unwrap_or(Stage::Removing)
     }
 

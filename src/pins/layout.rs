@@ -1,36 +1,40 @@
-//! Layouts of sets, by number: what programs and maps mean, and the parts that move over together to a set of another layout,
-//! if theirs is the same in both.
+//! Layout numbers of sets: what programs and maps mean. Parts with the same number in two layouts
+//! move to the new set together.
 
-/// What programs and maps of a balancer's set mean. Count it up whenever a program of another version of the crate could not go on
-/// with what this one has pinned, and with it each of the [parts](BALANCER) that has changed: those that have not move over.
+/// What programs and maps of a balancer's set mean. Increase it whenever programs of another
+/// version of the crate could not use what this one has pinned, and with it each of the
+/// [parts](BALANCER) that changed. Unchanged parts move to the new set.
 pub(super) const LAYOUT: u64 = 4;
 
-/// What the maps of each part mean; 0: there is none. Count one up whenever its maps change, or their sizes.
+/// What the maps of each part mean; 0: there is none. Increase one whenever its maps change, or
+/// their sizes.
 pub(super) const BALANCER: [u64; PARTS] = [2, 1, 1, 1, 0, 0];
 
-/// The same of a decapsulator, and of a server id option, which have no flows and no probes.
+/// The same for a decapsulator and a server id option, which have no flows and no probes.
 pub(super) const DECAPSULATOR: u64 = 2;
 pub(super) const SERVER_ID_OPTION: u64 = 2;
 pub(super) const OTHERS: [u64; PARTS] = [1, 0, 1, 0, 0, 0];
 
-/// How many parts there can be: words for them.
+/// The most parts that there can be: words for them.
 pub(super) const PARTS: usize = 6;
 
-/// A part of a set. The numbers are those of words of `contents.rs`, for good.
+/// A part of a set. Its number is a word of `contents.rs`, for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// Of a balancer: VIPs, reals, rings with their histories, names of reals, next hops. Of others: all that they know.
+    /// Of a balancer: VIPs, reals, rings with their histories, names of reals, next hops. Of
+    /// others: everything.
     State = 0,
-    /// Which real a flow is on, and which of that is void.
+    /// Which real a flow is on, and which of these entries are void.
     Flows = 1,
-    /// What is counted of packets.
+    /// Packet counters.
     Counters = 2,
     /// The tables and counters of health checks.
     Probes = 3,
 }
 
 impl Part {
-    /// That of a balancer's map. `None`: it is made anew with each set, for nothing in it is to be kept.
+    /// The part of a balancer's map. `None`: each set has a new one, because nothing in it is worth
+    /// keeping.
     pub(crate) fn of(map: &str) -> Option<Self> {
         Some(match map {
             "rings" | "ring_chunk" | "prefix_vips" | "vip_addresses" | ".data.vip_heads"
@@ -68,7 +72,7 @@ mod tests {
         );
     }
 
-    /// The records that maps of each part have in them, and a checksum of what they say now.
+    /// The records in the maps of each part, and a checksum of their current definition.
     const RECORDS: [(Part, &[&str], u32); 4] = [
         (
             Part::State,
@@ -88,7 +92,7 @@ mod tests {
                 "server_id",
                 "server_id_line",
             ],
-            0x6684_5c70,
+            0x2dd5_d56c,
         ),
         (
             Part::Flows,
@@ -121,7 +125,7 @@ mod tests {
                 "event_window",
                 "scratch",
             ],
-            0x1df6_5296,
+            0xd9dd_dc92,
         ),
         (
             Part::Probes,
@@ -132,19 +136,20 @@ mod tests {
                 "probe_settings",
                 "probe_totals",
             ],
-            0xdffe_d6a3,
+            0xb9bc_49e6,
         ),
     ];
 
-    /// A record without comments, a line a field.
-    fn record<'a>(header: &'a str, name: &str) -> Option<Vec<&'a str>> {
+    /// The fields of a record, without comments.
+    fn record(header: &str, name: &str) -> Option<Vec<String>> {
         let (_, rest) = header.split_once(&format!("\nstruct {name} {{\n"))?;
         let (inside, _) = rest.split_once("\n};")?;
-        let fields = inside.split(';').map(|field| {
-            let field = field.rsplit("*/").next().unwrap_or(field);
-            field.trim()
-        });
-        Some(fields.collect())
+        let mut code = String::new();
+        for part in inside.split("/*") {
+            code += part.split_once("*/").map_or(part, |(_, behind)| behind);
+        }
+        let fields = code.split(';').map(str::trim);
+        Some(fields.map(str::to_owned).collect())
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The memory of a pinned balancer's ledger: a map in its set of pins, in whose place a larger one is pinned when it
-//! is too small.
+//! The memory of a pinned balancer's ledger: a map in its set of pins, which a larger one replaces
+//! when it becomes too small.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -26,19 +26,19 @@ use crate::sys::pin;
 
 /// The map's name, as the kernel keeps it.
 const NAME: &str = "katran_ledger";
-/// Under which it is pinned; and before it takes the place of another one.
+/// Its pin, and the pin of a map that is about to replace it.
 const PATHS: [&str; 2] = ["ledger", "ledger_new"];
-/// Bytes of an element: a page, so that they lie one behind the other.
+/// Bytes of an element: a page, so that elements are contiguous.
 const ELEMENT: usize = 4096;
 
-/// A map, mapped, and the directory that it is pinned in, or is to be.
+/// A mapped map, and the directory where it is or will be pinned.
 struct PinnedGround {
     map: OwnedFd,
     memory: Mapping,
     seat: Seat,
 }
 
-/// The directory of a ledger, which may come to be another one: that of a set that takes the place of another.
+/// The directory of a ledger, which changes when its set replaces another.
 #[derive(Clone)]
 pub(crate) struct Seat(Arc<Mutex<PathBuf>>);
 
@@ -54,14 +54,14 @@ impl Seat {
             .clone()
     }
 
-    /// What is pinned there is found under another path by now.
+    /// The set has moved to another path.
     pub(super) fn move_to(&self, path: &Path) {
         path.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
 impl PinnedGround {
-    /// A new one, which is pinned nowhere.
+    /// A new one without a pin.
     fn make(seat: Seat, bytes: usize) -> io::Result<Self> {
         let elements = bytes.div_ceil(ELEMENT);
         let map = map::create(&Spec {
@@ -116,12 +116,13 @@ impl Ground for PinnedGround {
 }
 
 impl PinnedSet {
-    /// Memory for the ledger of a balancer that is pinned here; the ledger pins it when it is written.
+    /// Memory for the ledger of a balancer that is pinned here; the ledger pins it once it is
+    /// written.
     pub(crate) fn new_ground(&self) -> io::Result<Box<dyn Ground>> {
         Ok(self.movable_ground()?.0)
     }
 
-    /// The same, with what tells it that the set has got another path.
+    /// The same, with the seat that tells it about a new path.
     pub(crate) fn movable_ground(&self) -> io::Result<(Box<dyn Ground>, Seat)> {
         let seat = Seat::at(self.path());
         let ground = PinnedGround::make(seat.clone(), FIRST_BYTES)?;
@@ -134,10 +135,11 @@ impl PinnedSet {
         Ok(ground.map(|ground| Box::new(ground) as Box<dyn Ground>))
     }
 
-    /// Whether the ledger that is pinned here has a layout that this version reads.
+    /// Checks that the ledger pinned here has a layout that this version reads.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) if there is none; [`Error::Unsupported`](crate::Error::Unsupported).
+    /// [`Error::NotFound`](crate::Error::NotFound) if there is none;
+    /// [`Error::Unsupported`](crate::Error::Unsupported).
     pub(super) fn check_ledger(&self, contents: &Contents) -> Result<()> {
         let path = self.path().join(PATHS[0]);
         let ground = self.ground();
@@ -148,7 +150,7 @@ impl PinnedSet {
         checked.map_err(|refused| self.unreadable(contents, &refused.to_string()))
     }
 
-    /// Takes the pins of the ledger away, if they are a ledger's.
+    /// Removes the ledger's pins, if they are a ledger's.
     pub(super) fn remove_ledger(&self) -> io::Result<()> {
         for path in PATHS.map(|name| self.path().join(name)) {
             if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
@@ -159,14 +161,14 @@ impl PinnedSet {
                 && elements_of(map.as_fd())?.is_some();
             match is_ours {
                 true => pin::remove(&path)?,
-                false => log::warn!("{} is not a balancer's and stays", path.display()),
+                false => log::warn!("{} is not a balancer's: leaving it", path.display()),
             }
         }
         Ok(())
     }
 }
 
-/// How many elements a ledger's map has; `None`: it is another map.
+/// The number of elements of a ledger's map; `None`: it is another map.
 fn elements_of(map: BorrowedFd<'_>) -> io::Result<Option<usize>> {
     let info = map::info(map)?;
     let is_ledger = info.kind == libbpf_sys::BPF_MAP_TYPE_ARRAY

@@ -1,4 +1,4 @@
-//! Looks at what is pinned in a directory, which may be anybody's, or nobody's, without taking it.
+//! Inspects what is pinned in a directory, with any owner or none, without taking it.
 
 use std::fmt;
 use std::path::Path;
@@ -58,58 +58,59 @@ impl PinnedKind {
     }
 }
 
-/// How far it has come.
+/// Whether it is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PinnedStage {
     /// It is being loaded, or its load was cut off: nothing is attached.
     Loading,
-    /// All of it is there.
+    /// It is whole.
     Whole,
     /// It is being removed, or its removal was cut off.
     Removing,
 }
 
-/// Whose it is.
+/// Its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PinnedOwner {
-    /// No process has it: it works as it was left, and follows nothing.
+    /// No process has it: it works as its last owner left it, without any updates.
     Nobody,
-    /// The process of this id.
+    /// The process with this id.
     Process(u32),
-    /// One that this process cannot see, as in another PID namespace.
+    /// A process that this one cannot see, for instance in another PID namespace.
     Unseen,
 }
 
-/// What can be told from outside of what is pinned: [`pinned`].
+/// What [`pinned`] can tell about a pinned directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pinned {
     /// What it is.
     pub kind: PinnedKind,
-    /// Its directory, from the root on.
+    /// Its absolute path.
     pub path: PathBuf,
-    /// What its maps mean: a version of the crate that has another layout puts a set of its own in their place when it adopts
-    /// a balancer. `None`: nothing says so yet, or any more.
+    /// The layout of its maps. A version of the crate with another layout replaces them when it
+    /// adopts a balancer. `None`: the directory does not say, because it is being made or removed.
     pub layout: Option<u64>,
-    /// The version of the crate that has made these maps.
+    /// The version of the crate that made these maps.
     pub version: String,
-    /// That of the process that has it, or had it last, whose programs packets go by. Where it has gone on with maps of another
-    /// version, this is another one.
+    /// The version of its owner, or last owner, whose programs process packets. It differs from
+    /// `version` if the owner adopted maps of another version.
     pub owner_version: String,
-    /// How far it has come.
+    /// Whether it is whole.
     pub stage: PinnedStage,
-    /// How long ago it was loaded, times of sleep included.
+    /// How long ago it was loaded, including time asleep.
     pub age: Duration,
-    /// Whose it is.
+    /// Its owner.
     pub owner: PinnedOwner,
-    /// How long ago an owner gave the last sign of life, times of sleep included. A process that has a balancer and works gives
-    /// one a second, and one with each change. `None`: of the other kinds none is given, for nothing has to be followed.
+    /// How long ago an owner last gave a sign of life, including time asleep. The owner of a
+    /// balancer gives one every second and with each change. `None`: the other kinds give none,
+    /// because they need no updates.
     pub silence: Option<Duration>,
 }
 
-/// In words, such as `owner: process 123`, or `no owner for 42 s`.
+/// Such as `owner: process 123`, or `no owner for 42 s`.
 impl fmt::Display for Pinned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let silence = self.silence.unwrap_or_default().as_secs();
@@ -143,18 +144,20 @@ impl Pinned {
         }
     }
 
-    /// Whether the last sign of life is older than it is where an owner works: more than five seconds. No where none is given.
+    /// Whether the last sign of life is older than five seconds, longer than a working owner takes.
+    /// `false` for kinds that give none.
     pub fn is_silent(&self) -> bool {
         self.silence > Some(Duration::from_secs(5))
     }
 }
 
-/// Looks at the balancer, decapsulator or server id option that is pinned in a directory, whosever it is, and changes nothing.
+/// Inspects the balancer, decapsulator or server id option pinned in a directory, whatever its
+/// owner. Changes nothing.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is none; [`Error::InvalidConfig`] if others can open, change or replace the directory;
-/// [`Error::Unsupported`] if another version of the crate has pinned something that this one does not know;
-/// [`Error::Privilege`]; [`Error::File`]; [`Error::Kernel`].
+/// [`Error::NotFound`] if there is none; [`Error::InvalidConfig`] if others can open, change or
+/// replace the directory; [`Error::Unsupported`] if another version of the crate has pinned
+/// something that this one does not know; [`Error::Privilege`]; [`Error::File`]; [`Error::Kernel`].
 ///
 /// ```no_run
 /// let pinned = katran::pinned("/sys/fs/bpf/katran")?;
@@ -173,7 +176,7 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
     let file = open_directory(&path)?.ok_or_else(missing)?;
     let identity = identity_in(&path)?.ok_or_else(missing)?;
     let kind = PinnedKind::of(tenant_of(&path, &identity)?);
-    let failed = |error| file_error("look whose it is:", &path, error);
+    let failed = |error| file_error("find the owner of", &path, error);
     let owner = match holder(&file) {
         Some(id) => PinnedOwner::Process(id),
         None if is_locked(&file).map_err(failed)? => PinnedOwner::Unseen,

@@ -1,23 +1,24 @@
-//! The directory of a pinned balancer, decapsulator or server id option, in a BPF file system: what is pinned in it
-//! outlives the process. One process at a time has it, by a lock that the kernel gives up when the process dies.
+//! The directory of a pinned balancer, decapsulator or server id option, in a BPF file system: its
+//! pins outlive the process. One process at a time has it, by a lock that the kernel releases when
+//! the process dies.
 //!
 //! ```text
-//! identity           whose it is, how it is arranged, and whether the rest is whole (`identity.rs`)
+//! identity           tenant, arrangement, and whether the rest is whole (`identity.rs`)
 //! attached/          what keeps attachments (`attach/kept.rs`)
-//! set/               what packets see, and the record of it; all of it can be exchanged by one rename
-//!     contents       which layout the maps have, in which parts (`layout.rs`), and the version that has made them (`contents.rs`)
+//! set/               what packets see, and its record; one rename exchanges all of it
+//!     contents       the maps' layout, with that of each part (`layout.rs`), and the version that made them (`contents.rs`)
 //!     maps/          the maps that every balancer has
-//!     programs/      the programs, what they hand packets on to, and the maps of features
+//!     programs/      the programs, the programs they call, and the maps of features
 //!     programs_new/  the same of a reload that is under way
 //!     probes/        program and maps of health checks
-//!     ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it takes the place of another
-//! next_set/          the same of a replacement that is under way, which may be of another layout
+//!     ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it replaces another
+//! next_set/          the same of a replacement that is under way, which may have another layout
 //! handover/          while another process asks for the balancer (`handover.rs`)
 //! ```
 //!
-//! The identity comes first and goes last, so a directory with one is its tenant's (`tenant.rs`), however far it is. Maps
-//! inside others need no pins: the outer ones keep them. Tenants other than balancers have maps and programs only, which
-//! say all there is to say.
+//! The identity is made first and removed last, so a directory with one is its tenant's
+//! (`tenant.rs`), even if incomplete. Maps inside others need no pins: the outer ones keep them.
+//! Other tenants than balancers have only maps and programs, which hold their whole state.
 
 mod claim;
 mod contents;
@@ -79,52 +80,53 @@ const NEXT_SET: &str = "next_set";
 const MAPS: &str = "maps";
 const PROBES: &str = "probes";
 
-/// The program that is attached, in the directories of programs.
+/// The attached program, in the directories of programs.
 pub(crate) const MAIN: &str = "program";
 pub(crate) const EXPLAINER: &str = "explainer";
 pub(crate) const CLOCK: &str = "clock";
-/// That of a decapsulator for tc, by its name.
+/// A decapsulator's program for tc.
 pub(crate) const TC_PROGRAM: &str = "decap_tc";
-/// With what they were loaded.
+/// The constants that they were loaded with.
 pub(crate) const CONSTANTS: &str = "constants";
-/// The array of programs that it hands packets on to.
+/// The array of programs that it calls.
 pub(crate) const SPECIAL: &str = "special_programs";
 
-/// What is to be done, if it is to go on.
-const GO_ON: &str = "to go on with what is pinned";
+/// What adoption wants to do, for error messages.
+const GO_ON: &str = "adopting what is pinned";
 
-/// Objects, by the names under which they are pinned.
+/// Objects, by the names of their pins.
 pub(crate) type Objects<'a> = Vec<(&'static str, BorrowedFd<'a>)>;
 
-/// All that there is to pin when something is loaded.
+/// All objects to pin when something is loaded.
 pub(crate) struct Content<'a> {
     pub(crate) maps: Objects<'a>,
     pub(crate) programs: Objects<'a>,
     pub(crate) probes: Objects<'a>,
 }
 
-/// A directory that this process has, as long as this lives.
+/// A directory that this process has while this value lives.
 pub(crate) struct Home {
     path: PathBuf,
     attached: PathBuf,
-    /// That which it is taken for, until something is pinned.
+    /// The tenant that it was claimed for, until something is pinned.
     tenant: Tenant,
     identity: Option<Arc<Identity>>,
     owner: Owner,
-    /// Of the handle that it belongs to.
+    /// The tenure of the handle that it belongs to.
     tenure: OnceLock<Arc<Tenure>>,
     /// Given up last.
     claim: Arc<Claim>,
 }
 
 impl Home {
-    /// From now on threads and monitors of a handle end before the directory is given up.
+    /// Makes threads and monitors of a handle end before the directory is given up.
     pub(crate) fn keep_tenure(&self, tenure: &Arc<Tenure>) {
-        // A handle has one, also after a replacement.
+        // A handle keeps its tenure after a replacement.
         let _ = self.tenure.set(Arc::clone(tenure));
     }
 
-    /// Waits for threads that calls have left behind, and has nothing begin any more: the next owner may come.
+    /// Waits for threads that calls have started, and lets nothing begin any more, so that the next
+    /// owner may come.
     pub(crate) fn end_tenure(&self) {
         if let Some(tenure) = self.tenure.get()
             && self.owner.is_here()
@@ -135,18 +137,18 @@ impl Home {
         }
     }
 
-    /// How long ago the owner gave its last sign of life, if there is a clock that says so.
+    /// How long ago the owner last gave a sign of life, if there is a clock.
     pub(crate) fn silence(&self) -> Option<Duration> {
         self.identity.as_ref()?.silence().ok()
     }
 
-    /// What there is to hand over, with the identity; `None`: nothing is pinned.
+    /// The claim to hand over, with the identity; `None`: nothing is pinned.
     pub(crate) fn claim_of_balancer(&self) -> Option<(Arc<Claim>, Arc<Identity>)> {
         let identity = self.identity.as_ref()?;
         Some((Arc::clone(&self.claim), Arc::clone(identity)))
     }
 
-    /// What the directory says of itself, if this version knows how it is arranged.
+    /// The directory's identity, if this version knows its arrangement.
     pub(crate) fn known_identity(&self) -> Result<Option<&Identity>> {
         let identity = self.identity.as_deref();
         identity.map_or(Ok(()), |of| known(&self.path, of, GO_ON))?;
@@ -162,8 +164,8 @@ impl Home {
     fn describe(&self, identity: &Identity) -> String {
         let how_far = match identity.stage() {
             Stage::Whole => "",
-            Stage::Making => " that was never loaded to the end",
-            Stage::Removing => " that was not removed to the end",
+            Stage::Making => " that was not fully loaded",
+            Stage::Removing => " that was not fully removed",
         };
         let age = identity.age().map(|age| age.as_secs()).unwrap_or(0);
         format!(
@@ -174,33 +176,33 @@ impl Home {
         )
     }
 
-    /// Nothing was pinned: the directory goes, if it is empty.
+    /// Nothing was pinned: removes the directory if it is empty.
     pub(crate) fn give_up(mut self) {
         if let Err(error) = self.remove() {
-            log::warn!("{} stays: {error}", self.path.display());
+            log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 
-    /// Whether the directory says whose it is, if there is a balancer in it.
+    /// Checks that the directory of a balancer still has its identity.
     ///
     /// # Errors
-    /// Somebody has removed what says so.
+    /// Something has removed it.
     pub(crate) fn check_identified(&self) -> Result<()> {
         match self.identity.is_none() && self.set().has_program() {
             false => Ok(()),
             true => Err(refused(
                 &self.path,
-                "somebody has removed its pin `identity`: what is attached forwards on, and nobody can go on with it; \
-                 `rm -r` of the directory ends it, and then it can be loaded again"
+                "something has removed its pin `identity`: what is attached continues to forward, but no process can \
+                 adopt it; `rm -r` the directory to detach it, then load it again"
                     .to_owned(),
             )),
         }
     }
 
-    /// Whether the directory is where it was, so that something can be pinned in it.
+    /// Checks that the directory is still there, so that something can be pinned in it.
     ///
     /// # Errors
-    /// [`Error::NotFound`]: what to do.
+    /// [`Error::NotFound`], with what to do.
     pub(crate) fn check_there(&self) -> Result<()> {
         let place = |of: fs::Metadata| (of.st_dev(), of.st_ino());
         let ours = self.claim.directory.metadata().map(place);
@@ -223,20 +225,20 @@ impl Home {
             Some(other) => Err(refused(
                 &self.path,
                 format!(
-                    "there is something else in it, such as {}: choose another directory",
+                    "it contains something else, such as {}: choose another directory",
                     other.display()
                 ),
             )),
         }
     }
 
-    /// Pins all that a tenant has, but for a ledger. If that fails nothing is left.
+    /// Pins everything that a tenant has, except a ledger. If that fails nothing is left.
     pub(crate) fn fill(&mut self, content: &Content<'_>) -> Result<()> {
         let filled = self.pin_all(content);
         if filled.is_err()
             && let Err(error) = self.remove()
         {
-            log::error!("{}: something stays: {error}", self.path.display());
+            log::error!("{}: cannot remove everything: {error}", self.path.display());
         }
         filled
     }
@@ -250,7 +252,7 @@ impl Home {
         self.set().fill(content)
     }
 
-    /// All that the tenant has is pinned, a ledger included.
+    /// Everything that the tenant has is pinned, including a ledger.
     pub(crate) fn set_whole(&self) {
         if let Some(identity) = &self.identity {
             identity.set_stage(Stage::Whole);
@@ -261,24 +263,25 @@ impl Home {
         &self.path
     }
 
-    /// Where what keeps attachments is pinned.
+    /// The directory for pins that keep attachments.
     pub(crate) fn attached(&self) -> &Path {
         &self.attached
     }
 
-    /// What counts: the programs, the maps and the ledger of the tenant.
+    /// The current set: the tenant's programs, maps and ledger.
     pub(crate) fn set(&self) -> PinnedSet {
         PinnedSet::at(self.path.join(SET), self.tenant)
     }
 
-    /// From now on the next set counts, whose ledger has this seat; what has counted until now is the next set then.
+    /// Makes the next set the current one, with its ledger's seat, and the current set the next
+    /// one.
     pub(crate) fn commit_set(&self, seat: &Seat) -> Result<()> {
         self.commit_next()?;
         seat.move_to(self.set().path());
         Ok(())
     }
 
-    /// The same of a replacement: what is to count, or has counted until now.
+    /// The set of a replacement: the one to become current, or the one that was.
     pub(crate) fn next_set(&self) -> PinnedSet {
         PinnedSet::at(self.path.join(NEXT_SET), self.tenant)
     }
@@ -290,7 +293,7 @@ impl Drop for Home {
     }
 }
 
-/// Where an object of this name is pinned: a BPF file system takes no dots.
+/// The file name for an object of this name: a BPF file system takes no dots.
 fn file_name(name: &str) -> String {
     name.trim_start_matches('.').replace('.', "_")
 }
@@ -308,7 +311,7 @@ fn make_directory(path: &Path) -> Result<()> {
     made.map_err(|error| file_error("make the directory", path, error))
 }
 
-/// What is in a directory; what the file system itself puts there has dots.
+/// The entries of a directory; those of the file system itself have dots.
 fn entries(path: &Path) -> Result<Vec<PathBuf>> {
     let failed = |error| file_error("list", path, error);
     let mut found = Vec::new();
@@ -322,14 +325,15 @@ fn entries(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Removes a directory, unless there is something else in it, or it is where the file system is mounted.
+/// Removes a directory, unless there is something else in it, or it is where the file system is
+/// mounted.
 fn remove_directory(path: &Path) -> Result<()> {
     match fs::remove_dir(path) {
         Ok(()) => Ok(()),
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
             io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy => {
-                log::warn!("{} stays: {error}", path.display());
+                log::warn!("cannot remove {}: {error}", path.display());
                 Ok(())
             }
             _ => Err(file_error("remove", path, error)),
@@ -337,26 +341,26 @@ fn remove_directory(path: &Path) -> Result<()> {
     }
 }
 
-/// What a directory says of itself; `None`: it is no balancer's.
+/// A directory's identity; `None`: it is not a balancer's.
 fn identity_in(path: &Path) -> Result<Option<Identity>> {
     let path = path.join(IDENTITY);
     let opened = Identity::open(&path);
     opened.map_err(|error| kernel_error("open", &path.display().to_string(), error))
 }
 
-/// Whether what is to be done with a balancer takes no more than this version knows.
+/// Checks that this version knows the directory's arrangement, which `to` do something takes.
 fn known(path: &Path, identity: &Identity, to: &str) -> Result<()> {
     let found = identity.layout();
     match found == identity::LAYOUT {
         true => Ok(()),
         false => Err(Error::Unsupported {
             what: format!(
-                "{to} in {}, which is arranged in the way {found} (katran {})",
+                "{to} in {} (arrangement {found}, katran {})",
                 path.display(),
                 identity.version()
             ),
-            reason: "this version of the crate does not know that: it forwards on; use the version that has made \
-                     it, or have that remove it and load it again",
+            reason: "this version of the crate does not know that arrangement, and what is attached continues to \
+                     forward: use the version that made it, or let that remove it and load it again",
         }),
     }
 }

@@ -1,4 +1,4 @@
-//! Which of what is in a directory its tenant has pinned there.
+//! Which entries of a directory its tenant has pinned there.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -30,7 +30,7 @@ const MAPS_OF_OTHERS: [&str; 7] = [
     ".data.own",
 ];
 
-/// Whether what is pinned at a path is an object that a tenant has of that name.
+/// Whether the object pinned at a path is a tenant's, by its name.
 pub(super) fn is_ours(part: &str, path: &Path) -> Result<bool> {
     let failed = |error| kernel_error("look at", &path.display().to_string(), error);
     if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
@@ -88,7 +88,7 @@ pub(super) fn is_object(path: &Path) -> Result<bool> {
     Ok(matches!(kind, Some(Kind::Map | Kind::Program)))
 }
 
-/// Whether the kernel gives this name to an object of that name, which it cuts.
+/// Whether `name` is what the kernel keeps of the name `of`.
 fn is_cut(name: &str, of: &str) -> bool {
     name == &of[..of.len().min(KEPT_OF_NAME)]
 }

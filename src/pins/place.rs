@@ -1,4 +1,5 @@
-//! Where a balancer can be pinned: in a BPF file system, in a directory that nobody else can open, change or replace.
+//! Checks where a balancer is to be pinned: in a BPF file system, in a directory that no other user
+//! can open, change or replace.
 
 use std::fs;
 use std::fs::File;
@@ -16,33 +17,33 @@ use crate::error::Result;
 use crate::sys::pin;
 
 const NO_BPF_FS: &str =
-    "it is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
+    "it is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there";
 
-/// The path from the root on, whatever becomes of the working directory; symbolic links on the way are followed.
+/// The absolute path, which stays valid if the working directory changes. Follows symbolic links.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     if let Ok(path) = path.canonicalize() {
         return Ok(path);
     }
     if path.is_symlink() {
-        return Err(refused(
-            path,
-            "it is a symbolic link to what is not there".to_owned(),
-        ));
+        return Err(refused(path, "it is a dangling symbolic link".to_owned()));
     }
-    // It is still to be made.
+    // It does not exist yet.
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let Some(name) = path.file_name() else {
-        return Err(refused(path, "it is no path of a directory".to_owned()));
+        return Err(refused(
+            path,
+            "it is not the path of a directory".to_owned(),
+        ));
     };
     let parent = parent.canonicalize();
-    let parent = parent.map_err(|error| refused(path, format!("what it is in: {error}")))?;
+    let parent = parent.map_err(|error| refused(path, format!("its parent directory: {error}")))?;
     Ok(parent.join(name))
 }
 
-/// Whether a directory of this path could be in a BPF file system, before it is made.
+/// Checks, before a directory is made, that a BPF file system could have one of this path.
 pub(super) fn check_name(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default();
     let exists = path.exists();
@@ -54,14 +55,14 @@ pub(super) fn check_name(path: &Path) -> Result<()> {
         Ok(true) if exists || !name.to_string_lossy().contains('.') => Ok(()),
         Ok(true) => Err(refused(
             path,
-            "a BPF file system takes no names with dots".to_owned(),
+            "names in a BPF file system must not contain dots".to_owned(),
         )),
         Ok(false) => Err(refused(path, format!("{}: {NO_BPF_FS}", place.display()))),
         Err(error) => Err(file_error("look at", place, error)),
     }
 }
 
-/// Opens the directory of a balancer, which nobody else can write to; `None`: it is not there.
+/// Opens the directory of a balancer, which no other user can write to; `None`: it is not there.
 pub(super) fn open_directory(path: &Path) -> Result<Option<File>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -70,16 +71,16 @@ pub(super) fn open_directory(path: &Path) -> Result<Option<File>> {
     check_safe(path, &file).map(|()| Some(file))
 }
 
-/// Whether only this user can change what is in a directory.
+/// Checks that only this user can change what is in a directory.
 fn check_safe(path: &Path, directory: &File) -> Result<()> {
     let failed = |error| file_error("look at", path, error);
-    // Of what was opened: there may be another one at the path by now.
+    // Asks about the open directory, because another one may be at the path by now.
     let is_bpf_fs = pin::is_on_bpf_fs(directory).map_err(failed)?;
     let metadata = directory.metadata().map_err(failed)?;
     let reason = if !is_bpf_fs {
         NO_BPF_FS.to_owned()
     } else if !metadata.is_dir() {
-        "it is no directory".to_owned()
+        "it is not a directory".to_owned()
     } else if metadata.st_uid() != geteuid().as_raw() {
         format!(
             "it belongs to user {}, and this process runs as user {}: choose another one, or run as that user",
@@ -100,7 +101,7 @@ fn check_safe(path: &Path, directory: &File) -> Result<()> {
     Err(refused(path, reason))
 }
 
-/// Whether nobody else can put another directory in the place of one, by what it is in.
+/// Checks that no other user can replace a directory, through the directory above it.
 fn check_above(path: &Path, above: &Path) -> Result<()> {
     let metadata = fs::metadata(above).map_err(|error| file_error("look at", above, error))?;
     let (user, mode) = (metadata.st_uid(), metadata.st_mode());
@@ -113,7 +114,7 @@ fn check_above(path: &Path, above: &Path) -> Result<()> {
             ),
         ));
     }
-    // Where the sticky bit is set only its user can move what is there.
+    // With the sticky bit only their owner can move entries.
     if mode & 0o022 != 0 && mode & libc::S_ISVTX == 0 {
         return Err(refused(
             path,

@@ -1,5 +1,5 @@
-//! Takes away what is pinned, also if it is half made or half removed: by what is in its directory, never more than
-//! what its tenant has put there.
+//! Removes what is pinned, even if it is half made or half removed: by what is in its directory,
+//! and never more than its tenant put there.
 
 use std::os::fd::AsFd;
 use std::os::unix::process::parent_id;
@@ -22,19 +22,23 @@ use crate::error::Result;
 use crate::sys::pin;
 use crate::sys::rcu::GracePeriod;
 
-/// Takes away what is pinned in a directory, a [`Katran`](crate::Katran), [`Decap`](crate::Decap) or
-/// [`ServerIdOption`](crate::ServerIdOption): from its interfaces, entries of root programs or cgroups, and all that
-/// is pinned. It is for what a process has left; [`Katran::remove`](crate::Katran::remove) and its fellows do it with a handle. The directory goes,
-/// too, unless there is something else in it, which is left alone.
+/// Removes the [`Katran`](crate::Katran), [`Decap`](crate::Decap) or
+/// [`ServerIdOption`](crate::ServerIdOption) that is pinned in a directory: from its interfaces,
+/// root entries or cgroups, and all its pins. Use it for what a process has left behind; with a
+/// handle, use [`Katran::remove`](crate::Katran::remove) and the like. The directory goes too,
+/// unless it contains something else.
 ///
-/// Call it in the mount namespace where the BPF file system is. A clsact filter is found if a process
-/// that this one may look into, or a mount, is in its network namespace. It blocks for some 50 ms, as the kernel waits for packets
-/// under way at each interface.
+/// Call it in the mount namespace with the BPF file system. It finds a clsact filter only if a
+/// mount, or a process that this one may inspect, is in the filter's network namespace. It blocks
+/// for some 50 ms per interface, because the kernel waits for packets under way.
 ///
 /// # Errors
-/// [`Error::NotFound`] if nothing is pinned there (an empty directory may be what is left of one, and goes);
-/// [`Error::Busy`] if a process has it; [`Error::InvalidConfig`] if others can open, change or replace the directory; [`Error::Unsupported`] if another version of the crate has arranged it in another way (whatever layout its maps have is fine); [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. What was
-/// removed by then is gone, and to call it again goes on.
+/// [`Error::NotFound`] if nothing is pinned there (it still removes an empty directory, which may
+/// be left over); [`Error::Busy`] if a process has it; [`Error::InvalidConfig`] if others can open,
+/// change or replace the directory; [`Error::Unsupported`] if another version of the crate has
+/// arranged it differently (the layout of its maps does not matter); [`Error::Privilege`];
+/// [`Error::Kernel`]; [`Error::File`]. After an error part of it may be gone; call it again to
+/// continue.
 pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
     let mut home = Home::open(directory.as_ref())?;
     home.check_identified()?;
@@ -44,7 +48,7 @@ pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
         });
     }
     if let Some(identity) = &home.identity {
-        known(&home.path, identity, "to remove what is pinned")?;
+        known(&home.path, identity, "removing what is pinned")?;
     }
     home.remove()
 }
@@ -58,7 +62,7 @@ pub(crate) fn remove_if_there(directory: &Path) -> Result<()> {
 }
 
 impl Home {
-    /// From now on what is there is nobody's any more, however far its removal gets.
+    /// Marks it as being removed: from here it has no owner, however far the removal gets.
     pub(crate) fn begin_removal(&self) -> Result<()> {
         self.check_owner()?;
         if let Some(identity) = &self.identity {
@@ -67,7 +71,7 @@ impl Home {
         Ok(())
     }
 
-    /// Whether this process has the directory, and is no child of that made by fork(2).
+    /// Checks that this process has the directory, and is not a child made by fork(2).
     pub(crate) fn check_owner(&self) -> Result<()> {
         match self.owner.is_here() {
             true => Ok(()),
@@ -75,14 +79,14 @@ impl Home {
         }
     }
 
-    /// Takes away all that is the tenant's, the identity last.
+    /// Removes everything that is the tenant's, the identity last.
     pub(crate) fn remove(&mut self) -> Result<()> {
         self.begin_removal()?;
         if self.identity.is_some() {
             self.end_attachments()?;
             self.next_set().remove()?;
             self.set().remove()?;
-            // What is left of attachments is not the tenant's.
+            // What remains of attachments is not the tenant's.
             remove_directory(&self.attached)?;
             self.remove_requests()?;
             let path = self.path.join(IDENTITY);
@@ -92,7 +96,8 @@ impl Home {
         remove_directory(&self.path)
     }
 
-    /// What processes have left that asked for the balancer; who asks now finds out that there is none.
+    /// Removes requests that processes have left; a process that asks now learns that there is no
+    /// balancer.
     fn remove_requests(&self) -> Result<()> {
         handover::remove(&self.claim.directory)
             .map_err(|error| file_error("remove requests in", &self.path, error))
@@ -110,7 +115,7 @@ impl Home {
         let attached = entries(&self.attached)?;
         for path in &attached {
             if !end_kept(path, &sets, &filters)? {
-                log::warn!("{} is not ours and stays", path.display());
+                log::warn!("{} is not this crate's: leaving it", path.display());
             }
         }
         if !attached.is_empty()
@@ -122,7 +127,7 @@ impl Home {
         Ok(())
     }
 
-    /// Ends what a pin keeps that nobody was told of, or that cannot be reached any more.
+    /// Ends an attachment whose pin is all that is left of it.
     pub(crate) fn end_leftover(&self, path: &Path) -> Result<()> {
         let filters = self.programs(TC_PROGRAM)?;
         let filters: Vec<_> = filters.iter().map(AsFd::as_fd).collect();

@@ -1,4 +1,4 @@
-//! A whole set of pins: the programs and maps of a balancer, and its ledger; or those of another tenant.
+//! A whole set of pins: the programs, maps and ledger of a balancer, or those of another tenant.
 
 use std::fs;
 use std::io;
@@ -37,20 +37,21 @@ const PROGRAMS: &str = "programs";
 const NEW_PROGRAMS: &str = "programs_new";
 const PARTS: [&str; 3] = [PROGRAMS, MAPS, PROBES];
 
-/// One set, by where it is.
+/// One set, by its path.
 pub(crate) struct PinnedSet {
     path: PathBuf,
     tenant: Tenant,
 }
 
-/// What of a balancer's programs is in entries of root programs; the first one is what interfaces have.
+/// What an attachment or root entry takes of one load of the programs: the main program, and the
+/// array of programs that it calls.
 pub(crate) struct Entrance {
     pub(crate) main: OwnedFd,
     pub(crate) special: OwnedFd,
 }
 
 impl Entrance {
-    /// What an entry of a shared array takes.
+    /// For an entry of a shared array.
     pub(crate) fn entry_set(&self) -> EntrySet<'_> {
         EntrySet {
             main: self.main.as_fd(),
@@ -68,7 +69,7 @@ impl PinnedSet {
         &self.path
     }
 
-    /// Pins all that there is, but for the ledger.
+    /// Pins everything except the ledger.
     pub(super) fn fill(&self, content: &Content<'_>) -> Result<()> {
         make_directory(&self.path)?;
         let path = self.path.join(CONTENTS);
@@ -88,55 +89,56 @@ impl PinnedSet {
         Ok(())
     }
 
-    /// Whether there is any of it.
+    /// Whether any of it is there.
     pub(crate) fn is_there(&self) -> bool {
         self.path.exists()
     }
 
-    /// What the set says of itself, whatever layout it has; `None`: nothing.
+    /// The set's description of itself, whatever its layout; `None`: there is none.
     pub(crate) fn contents(&self) -> Result<Option<Contents>> {
         let path = self.path.join(CONTENTS);
         let contents = Contents::open(&path, self.tenant);
         contents.map_err(|error| kernel_error("open", &path.display().to_string(), error))
     }
 
-    /// The same of a set that this version can go on with, or put another one in the place of.
+    /// The same for a set that this version can use or replace.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it says nothing, or its ledger is missing; [`Error::Unsupported`]: what to do.
+    /// [`Error::NotFound`] if it has no description, or its ledger is missing;
+    /// [`Error::Unsupported`], with what to do.
     pub(crate) fn readable_contents(&self) -> Result<Contents> {
         let contents = self.contents()?.ok_or_else(|| self.untold())?;
         match self.tenant {
             Tenant::Balancer => self.check_ledger(&contents)?,
             _ if contents.knows(Part::State) => {}
-            _ => return Err(self.unreadable(&contents, "what it knows has another form")),
+            _ => return Err(self.unreadable(&contents, "its state has another layout")),
         }
         Ok(contents)
     }
 
-    /// The error for a set that does not say what it is.
+    /// The error for a set without a description.
     fn untold(&self) -> Error {
         let path = self.path.join(CONTENTS);
         if !path.exists() {
             return self.missing(CONTENTS);
         }
         Error::Unsupported {
-            what: format!("to go on with what {} tells of", path.display()),
-            reason: "it says that in a form which this version of the crate does not know: what is there works on; use the \
-                     version that has made it, or remove it and load it again",
+            what: format!("adopting what {} describes", path.display()),
+            reason: "this version of the crate does not know its format, and what is attached continues to work: use the \
+                     version that made it, or remove it and load it again",
         }
     }
 
-    /// The error for a set that this version can do nothing with but remove it.
+    /// The error for a set that this version can only remove.
     pub(crate) fn unreadable(&self, contents: &Contents, why: &str) -> Error {
         Error::Unsupported {
             what: format!(
-                "to go on with what is in {} (layout {}, katran {}): {why}",
+                "adopting what is in {} (layout {}, katran {}; {why})",
                 self.path.display(),
                 contents.layout(),
                 contents.version()
             ),
-            reason: "what is there works on: use the version of the crate that has made it, or remove it and load it again",
+            reason: "what is attached continues to work: use the version of the crate that made it, or remove it and load it again",
         }
     }
 
@@ -151,7 +153,7 @@ impl PinnedSet {
         Err(self.missing(name))
     }
 
-    /// A program, as it is called here; `None` if it is not pinned.
+    /// A program, by its name here; `None` if it is not pinned.
     pub(crate) fn program(&self, name: &str) -> Result<Option<OwnedFd>> {
         self.open_pin(PROGRAMS, name)
     }
@@ -167,22 +169,22 @@ impl PinnedSet {
         map.ok_or_else(|| self.missing(name))
     }
 
-    /// The program of health checks; `None` if they have not been needed.
+    /// The health check program; `None` if it has not been needed.
     pub(crate) fn probe(&self) -> Result<Option<OwnedFd>> {
         self.open_pin(PROBES, "healthcheck")
     }
 
-    /// Pins program and maps of health checks that were loaded later than the rest, the program last: with it they are
-    /// whole.
+    /// Pins program and maps of health checks that were loaded later than the rest. The program
+    /// comes last and marks them as complete.
     pub(crate) fn pin_probes(&self, objects: &Objects<'_>) -> Result<()> {
-        // Of a process that was killed here.
+        // Left by a process that was killed here.
         self.remove_part(PROBES)?;
         let directory = self.path.join(PROBES);
         let pinned = make_directory(&directory).and_then(|()| pin_objects(&directory, objects));
         if pinned.is_err()
             && let Err(error) = self.remove_part(PROBES)
         {
-            log::warn!("what was pinned of health checks stays: {error}");
+            log::warn!("cannot remove the pins of health checks: {error}");
         }
         pinned
     }
@@ -192,7 +194,7 @@ impl PinnedSet {
         self.path.join(PROGRAMS).join(MAIN).exists()
     }
 
-    /// All that may be attached, as far as it is pinned here: also of a reload that was cut off.
+    /// Everything pinned here that may be attached, including a reload that was cut off.
     pub(crate) fn entrances(&self) -> Result<Vec<Entrance>> {
         let mut entrances = Vec::new();
         for part in [PROGRAMS, NEW_PROGRAMS] {
@@ -213,11 +215,11 @@ impl PinnedSet {
         }
     }
 
-    /// A pin is not there that a balancer has.
+    /// The error for a missing pin.
     pub(crate) fn missing(&self, name: &str) -> Error {
         Error::NotFound {
             what: format!(
-                "the pin {} in {} (somebody has removed it: what is attached forwards on, and nobody can go on with it; remove the rest, and load it again)",
+                "the pin {} in {} (something has removed it: what is attached continues to forward, but no process can adopt it; remove the rest, and load it again)",
                 file_name(name),
                 self.path.display()
             ),
@@ -227,18 +229,18 @@ impl PinnedSet {
     /// Pins the programs of a reload beside those that are there.
     pub(crate) fn stage_programs(&self, objects: &Objects<'_>) -> Result<()> {
         let staged = self.path.join(NEW_PROGRAMS);
-        // Of one that failed, and that an interface has kept.
+        // Left by a failed reload, and kept by an interface.
         self.unstage_programs()?;
         let pinned = make_directory(&staged).and_then(|()| pin_objects(&staged, objects));
         if pinned.is_err()
             && let Err(error) = self.unstage_programs()
         {
-            log::warn!("programs of a reload that has failed stay pinned: {error}");
+            log::warn!("cannot remove the pins of a failed reload: {error}");
         }
         pinned
     }
 
-    /// From now on those that were staged are the balancer's; the others can be unstaged.
+    /// Makes the staged programs the balancer's; the others can be unstaged.
     pub(crate) fn commit_programs(&self) -> Result<()> {
         let [present, staged] = [PROGRAMS, NEW_PROGRAMS].map(|part| self.path.join(part));
         pin::exchange(&present, &staged).map_err(|error| file_error("exchange", &staged, error))
@@ -249,7 +251,8 @@ impl PinnedSet {
         self.remove_part(NEW_PROGRAMS)
     }
 
-    /// Removes all pins, if there are any, and leaves what is not a balancer's. Nothing of it may be attached.
+    /// Removes all pins, if there are any, and leaves what is not a balancer's. None of it may be
+    /// attached.
     pub(crate) fn remove(&self) -> Result<()> {
         let failed = |error| file_error("remove what is in", &self.path, error);
         match self.contents()?.is_some_and(|of| !of.is_known()) {
@@ -261,14 +264,15 @@ impl PinnedSet {
                 self.remove_ledger().map_err(failed)?;
             }
         }
-        // What it means goes last.
+        // The description goes last.
         if self.contents()?.is_some() {
             pin::remove(&self.path.join(CONTENTS)).map_err(failed)?;
         }
         remove_directory(&self.path)
     }
 
-    /// Removes all that is pinned in a set of another layout, of which this version need not know the names.
+    /// Removes everything that is pinned in a set of another layout, whose names this version need
+    /// not know.
     fn remove_objects(&self) -> Result<()> {
         let is_directory = |path: &PathBuf| path.symlink_metadata().is_ok_and(|of| of.is_dir());
         let (inside, mut pins): (Vec<_>, Vec<_>) =
@@ -280,7 +284,7 @@ impl PinnedSet {
         for path in pins {
             match is_object(&path)? {
                 true => pin::remove(&path).map_err(|error| file_error("remove", &path, error))?,
-                false => log::warn!("{} is not a balancer's and stays", path.display()),
+                false => log::warn!("{} is not a balancer's: leaving it", path.display()),
             }
         }
         inside
@@ -298,7 +302,7 @@ impl PinnedSet {
             if is_ours(part, &path)? {
                 pin::remove(&path).map_err(|error| file_error("remove", &path, error))?;
             } else {
-                log::warn!("{} is not a balancer's and stays", path.display());
+                log::warn!("{} is not a balancer's: leaving it", path.display());
             }
         }
         remove_directory(&directory)

@@ -1,4 +1,4 @@
-//! Whose a pinned directory is: each kind of thing that outlives its process has one of its own.
+//! The tenant of a pinned directory: what kind of thing outlives its process there.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ impl Tenant {
         }
     }
 
-    /// That with a number; `None`: a later version has made it.
+    /// The tenant with a number; `None`: a later version made it.
     pub(super) fn of(number: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|of| of.number() == number)
     }
@@ -38,7 +38,7 @@ impl Tenant {
         }
     }
 
-    /// What its programs and maps mean.
+    /// The layout number of its programs and maps.
     pub(super) fn layout(self) -> u64 {
         match self {
             Self::Balancer => layout::LAYOUT,
@@ -47,7 +47,7 @@ impl Tenant {
         }
     }
 
-    /// The same of the parts.
+    /// The same for the parts.
     pub(super) fn parts(self) -> [u64; layout::PARTS] {
         match self {
             Self::Balancer => layout::BALANCER,
@@ -55,7 +55,7 @@ impl Tenant {
         }
     }
 
-    /// The error for a directory that has none of them, or none that is whole.
+    /// The error for a directory without one, or without a whole one.
     pub(crate) fn missing(self, directory: &Path) -> Error {
         Error::NotFound {
             what: format!("a whole {} in {}", self.name(), directory.display()),

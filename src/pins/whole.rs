@@ -1,5 +1,4 @@
-//! Whose a directory is that there is, and what tenants have in common that have no ledger: a set takes the place of
-//! another one as a whole.
+//! Checks a directory's tenant, and replaces sets as a whole for tenants without a ledger.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -17,11 +16,11 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::sys::pin;
 
-/// The tenant of a directory which says whose it is.
+/// The tenant of a directory that has an identity.
 pub(super) fn tenant_of(path: &Path, identity: &Identity) -> Result<Tenant> {
     identity.tenant().ok_or_else(|| Error::Unsupported {
         what: format!("what is pinned in {}", path.display()),
-        reason: "this version of the crate does not know it: use the version that has made it",
+        reason: "this version of the crate does not know it: use the version that made it",
     })
 }
 
@@ -42,11 +41,13 @@ pub(super) fn check_tenant(tenant: Tenant, path: &Path, identity: &Identity) -> 
 }
 
 impl Home {
-    /// Takes the directory of a tenant that is whole: with its age, and what says of itself what counts, in whatever
-    /// layout. `None`: there is none. A process that has it is asked to let go for no longer than `patience`.
+    /// Claims the directory of a whole tenant; returns its age, and the description of its current
+    /// set, whatever its layout. `None`: there is none. Asks a process that has it to let go, for
+    /// up to `patience`.
     ///
     /// # Errors
-    /// Somebody has removed what says so: it may be at work, and nobody is to take it for one that is half made.
+    /// Something has removed the description: the tenant may be at work, and must not be taken for
+    /// a half made one.
     pub(crate) fn whole(
         path: &Path,
         tenant: Tenant,
@@ -68,17 +69,17 @@ impl Home {
         Ok(Some((home, age, contents)))
     }
 
-    /// It goes on with programs of this version.
+    /// Records that programs of this version run it.
     pub(crate) fn note_version(&self) {
         if let Some(identity) = &self.identity {
             identity.set_version();
         }
     }
 
-    /// Pins what is to take the place of what counts, beside it.
+    /// Pins a replacement for the current set, beside it.
     pub(crate) fn stage_next(&self, content: &Content<'_>) -> Result<()> {
         let next = self.next_set();
-        // Of one that was cut off, or that an attachment has kept.
+        // Left by a replacement that was cut off, or kept by an attachment.
         next.remove()?;
         let pinned = next.fill(content);
         if pinned.is_err() {
@@ -87,21 +88,21 @@ impl Home {
         pinned
     }
 
-    /// From now on what was staged counts; the other set can be unstaged.
+    /// Makes the staged set the current one; the other can be unstaged.
     pub(crate) fn commit_next(&self) -> Result<()> {
         let [set, next] = [self.set(), self.next_set()];
         let exchanged = pin::exchange(set.path(), next.path());
         exchanged.map_err(|error| file_error("exchange", next.path(), error))
     }
 
-    /// Removes the pins of what does not count.
+    /// Removes the pins of the set that is not current.
     pub(crate) fn unstage_next(&self) {
         if let Err(error) = self.next_set().remove() {
-            log::warn!("what is pinned for another program stays: {error}");
+            log::warn!("cannot remove the pins of the other set: {error}");
         }
     }
 
-    /// The programs of this name, that of a set which does not count included.
+    /// The programs of this name, including that of a set that is not current.
     pub(crate) fn programs(&self, name: &str) -> Result<Vec<OwnedFd>> {
         let sets = [self.set(), self.next_set()];
         let found = sets.iter().filter_map(|set| set.program(name).transpose());

@@ -1,5 +1,5 @@
-//! A small map whose form never changes, so that every version of the crate can read it: words, of which the first
-//! says what it is.
+//! A small map whose form never changes, so that every version of the crate can read it: words, of
+//! which the first identifies it.
 
 use std::io;
 use std::iter;
@@ -19,7 +19,7 @@ const BYTES: usize = WORDS * size_of::<u64>();
 pub(super) struct Words(Mapping);
 
 impl Words {
-    /// Makes one of this name that says these words, and pins it.
+    /// Makes one with this name and these words, and pins it.
     pub(super) fn pin(path: &Path, name: &str, values: [u64; WORDS]) -> io::Result<Self> {
         let map = map::create_value(name, BYTES)?;
         let words = Self(Mapping::new(map.as_fd(), BYTES)?);
@@ -30,7 +30,7 @@ impl Words {
         Ok(words)
     }
 
-    /// The one of this name and first word that is pinned at a path; `None` if nothing is, or something else.
+    /// The one with this name and first word that is pinned at a path; `None` if there is none.
     pub(super) fn open(path: &Path, name: &str, first: u64) -> io::Result<Option<Self>> {
         let map = match pin::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -62,7 +62,8 @@ impl Words {
         self.words()[at].store(value, Ordering::Release);
     }
 
-    /// Puts another text in the place of the one from a word on. A process that dies in between leaves a part of each.
+    /// Replaces the text that starts at a word. A process that dies in between leaves a mix of
+    /// both.
     pub(super) fn set_text(&self, from: usize, text: &str) {
         let words = text_words(text).chain(iter::repeat(0));
         for (at, word) in (from..WORDS).zip(words) {
@@ -70,7 +71,7 @@ impl Words {
         }
     }
 
-    /// The text from a word on.
+    /// The text that starts at a word.
     pub(super) fn text(&self, from: usize) -> String {
         let bytes: Vec<u8> = (from..WORDS)
             .flat_map(|at| self.get(at).to_le_bytes())
@@ -80,7 +81,7 @@ impl Words {
     }
 }
 
-/// Which the crate has, as far as there is room for it.
+/// The crate's version.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn text_words(text: &str) -> impl Iterator<Item = u64> {
@@ -91,7 +92,7 @@ fn text_words(text: &str) -> impl Iterator<Item = u64> {
     })
 }
 
-/// Words that begin with these, and go on with the version of the crate.
+/// Words that begin with `fixed`, followed by the crate's version, cut to fit.
 pub(super) fn with_version<const FIXED: usize>(fixed: [u64; FIXED]) -> [u64; WORDS] {
     let mut version = text_words(VERSION);
     std::array::from_fn(|at| match fixed.get(at) {

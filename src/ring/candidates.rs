@@ -1,8 +1,8 @@
-//! An endpoint's sequence of candidate slots, and the arithmetic in which it is cheap.
+//! An endpoint's sequence of candidate slots, and arithmetic that makes it cheap.
 //!
-//! The n-th candidate is slot ((offset + n * skip) mod 2^32) mod size. Here the slots lie on a
-//! circle, evenly spaced, and its circumference is 2^64: the way to the next candidate is one
-//! addition, and that 64-bit numbers wrap is the reduction mod size.
+//! The n-th candidate is slot ((offset + n * skip) mod 2^32) mod size. Here the slots are evenly
+//! spaced on a circle of circumference 2^64: one addition leads to the next candidate, and the
+//! wrap-around of 64-bit numbers is the reduction mod size.
 
 use std::cell::Cell;
 
@@ -12,8 +12,8 @@ use super::hash::offset_and_skip;
 /// The slots of a ring as points on a circle of circumference 2^64.
 ///
 /// Slot s is at s * unit, where unit is 2^64 / size, rounded up. Because of the rounding, the
-/// points of a sequence are a little farther on than the true ones, which are fractions: the
-/// n-th by less than (n + 1) * size.
+/// points of a sequence are slightly beyond the true ones, which are fractions: the n-th by less
+/// than (n + 1) * size.
 #[derive(Clone, Copy)]
 pub(super) struct Circle {
     size: u32,
@@ -22,12 +22,12 @@ pub(super) struct Circle {
 }
 
 impl Circle {
-    /// A circle on which the `bits` highest bits of a point depend on its slot alone; with 0,
-    /// that is not needed. If 2^bits is at least the size, they tell the slots from each other.
+    /// A circle on which the `bits` highest bits of a point depend only on its slot; 0 if that is
+    /// not needed. If 2^bits is at least the size, they distinguish all slots.
     ///
-    /// From its true point to the next one at which these bits change, a slot has at least
-    /// 2^(64 - bits) / size, so a stretch must end before its error is that large. (The next
-    /// slot is no nearer, so that the slot is known as well, even with 0 bits.)
+    /// From its true point to the next one where these bits change, a slot has at least 2^(64 -
+    /// bits) / size, so a stretch must end before its error is that large. (The next slot is no
+    /// nearer, so the slot is certain as well, even with 0 bits.)
     pub(super) fn new(size: RingSize, bits: u32) -> Self {
         let size = size.get();
         let square = u64::from(size) * u64::from(size);
@@ -44,20 +44,20 @@ impl Circle {
         self.size
     }
 
-    /// Where this slot is.
+    /// The point of this slot.
     #[inline(always)]
     pub(super) fn point(self, slot: u32) -> u64 {
         u64::from(slot) * self.unit
     }
 
-    /// Which slot is at this point of a sequence.
+    /// The slot at this point of a sequence.
     #[inline(always)]
     pub(super) fn slot(self, point: u64) -> u32 {
         ((u128::from(point) * u128::from(self.size)) >> 64) as u32
     }
 
     /// A number whose product with the distance of two slots, mod 2^64, grows with the number of
-    /// skips from the one to the other, and is [`Circle::slot`]'s argument for that number.
+    /// skips from one to the other, and is [`Circle::slot`]'s argument for that number.
     ///
     /// The distance is from 0 to less than twice the size.
     pub(super) fn skips_by_distance(self, skip: u32) -> u64 {
@@ -69,25 +69,25 @@ impl Circle {
     }
 }
 
-/// Where an endpoint stands in its sequence of candidates.
+/// An endpoint's position in its sequence of candidates.
 ///
-/// It goes through the sequence in stretches, within which neither offset + n * skip wraps at
-/// 2^32, nor the points on the circle become inexact.
+/// It goes through the sequence in stretches, within which neither offset + n * skip wraps at 2^32,
+/// nor the points on the circle become inexact.
 ///
-/// It goes on by shared reference, for the same endpoint can have a turn more than once.
+/// It advances by shared reference, because one endpoint can have several turns.
 pub(super) struct Candidates {
-    /// The next candidate, while there is one in this stretch.
+    /// The next candidate, while this stretch has one.
     point: Cell<u64>,
-    /// How far it is from one candidate to the next.
+    /// The distance from one candidate to the next.
     step: u64,
     skip: u32,
-    /// How many candidates are left in this stretch.
+    /// Candidates left in this stretch.
     left: Cell<u32>,
     /// offset + n * skip, mod 2^32, of the candidate behind this stretch.
     behind: Cell<u32>,
-    /// What a claimed slot gets.
+    /// The value of a claimed slot.
     number: u16,
-    /// All candidates were tested and none was free, or will ever be.
+    /// All candidates were tested, and none is or will be free.
     pub(super) exhausted: Cell<bool>,
 }
 
@@ -98,7 +98,7 @@ impl Candidates {
         Self::from_offset(number, offset, skip, size)
     }
 
-    /// The sequence that begins at this slot, with this distance from one to the next.
+    /// The sequence that begins at `offset`, with the distance `skip`.
     pub(super) fn from_offset(number: u16, offset: u32, skip: u32, size: RingSize) -> Self {
         Self {
             point: Cell::new(0),
@@ -111,7 +111,7 @@ impl Candidates {
         }
     }
 
-    /// What a claimed slot gets.
+    /// The value of a claimed slot.
     #[inline(always)]
     pub(super) fn number(&self) -> u16 {
         self.number
@@ -121,31 +121,31 @@ impl Candidates {
         self.skip
     }
 
-    /// The candidate that is so many behind the next, in this stretch.
+    /// The candidate `index` behind the next, in this stretch.
     #[inline(always)]
     pub(super) fn point(&self, index: u32) -> u64 {
         let way = self.step.wrapping_mul(index.into());
         self.point.get().wrapping_add(way)
     }
 
-    /// How many candidates are left in this stretch.
+    /// Candidates left in this stretch.
     #[inline(always)]
     pub(super) fn left(&self) -> u32 {
         self.left.get()
     }
 
-    /// Goes on by `count` candidates of this stretch.
+    /// Advances by `count` candidates of this stretch.
     #[inline(always)]
     pub(super) fn advance(&self, count: u32) {
         self.point.set(self.point(count));
         self.left.set(self.left.get() - count);
     }
 
-    /// Goes on to the next stretch, which this returns the length of.
+    /// Advances to the next stretch, and returns its length.
     pub(super) fn next_stretch(&self, circle: Circle) -> u64 {
         let start = self.behind.get();
         let length = self.until_wrap(start).min(circle.longest_stretch);
-        // At most 2^32, of which all but the last will do.
+        // At most 2^32, of which all but the last are enough.
         let length = u32::try_from(length).unwrap_or(u32::MAX);
         self.left.set(length);
         self.point.set(circle.point(start % circle.size));
@@ -160,18 +160,18 @@ impl Candidates {
         self.behind.get().wrapping_sub(way)
     }
 
-    /// Goes on to the candidate at this position; with it a stretch will begin.
+    /// Advances to the candidate at this position, which begins a stretch.
     pub(super) fn go_to(&self, position: u32) {
         self.behind.set(position);
         self.left.set(0);
     }
 
-    /// From this position on, how many candidates there are until the position wraps.
+    /// The number of candidates from this position until it wraps.
     pub(super) fn until_wrap(&self, position: u32) -> u64 {
         u64::from((u32::MAX - position) / self.skip) + 1
     }
 
-    /// After so many candidates the sequence repeats itself.
+    /// The number of candidates after which the sequence repeats.
     pub(super) fn period(&self) -> u64 {
         1 << (u32::BITS - self.skip.trailing_zeros())
     }
@@ -182,7 +182,7 @@ fn unit(size: u32) -> u64 {
     u64::MAX / u64::from(size) + 1
 }
 
-/// The number by which `number` has the product 1, mod `prime`: Euclid's extended algorithm.
+/// The inverse of `number` mod `prime`: Euclid's extended algorithm.
 fn inverse(number: u32, prime: u32) -> u32 {
     let (mut larger, mut smaller) = (prime, number);
     // larger = number * of_larger, smaller = number * of_smaller, mod prime.
@@ -209,8 +209,8 @@ mod tests {
         RingSize::try_from(slots).unwrap()
     }
 
-    /// Sizes of all magnitudes, each with the highest bits by which its slots can be told apart,
-    /// and with none.
+    /// Sizes of all magnitudes, each with the number of highest bits that distinguish its slots,
+    /// and with 0.
     fn circles() -> impl Strategy<Value = (u32, u32)> {
         prop::sample::select(vec![
             (3, 2),
@@ -226,7 +226,7 @@ mod tests {
         ])
     }
 
-    /// The points of the next candidates, whether free or not.
+    /// The points of the next candidates, free or not.
     fn points(candidates: &Candidates, circle: Circle, count: usize) -> Vec<u64> {
         let mut points = Vec::new();
         while points.len() < count {
@@ -265,7 +265,7 @@ mod tests {
             for (n, point) in (0..).zip(points(&candidates, circle, 5000)) {
                 let slot = offset.wrapping_add(skip.wrapping_mul(n)) % slots;
                 prop_assert_eq!(circle.slot(point), slot);
-                // The highest bits are the same wherever the sequence came from.
+                // The highest bits are the same on every way to a slot.
                 if bits > 0 {
                     let shift = u64::BITS - bits;
                     prop_assert_eq!(point >> shift, circle.point(slot) >> shift);
@@ -285,7 +285,7 @@ mod tests {
             let (slot, skip) = (slot % slots, skip % (slots - 1) + 1);
             let circle = Circle::new(size(slots), bits);
             let n = circle.longest_stretch.min(u32::MAX.into()) - 1;
-            // So that the last candidate is this slot.
+            // Makes the last candidate this slot.
             let way = u128::from(n) * u128::from(skip) % u128::from(slots);
             let start = (slot + slots - way as u32) % slots;
             let candidates = Candidates::from_offset(1, start, skip, size(slots));

@@ -1,8 +1,8 @@
 //! The hashes on which the hosts of a fleet must agree, bit for bit.
 //!
-//! Three kinds: [`backend_hash`] names a backend, [`offset_and_skip`] derives its candidate
-//! slots in a ring from that, and [`FlowHasher`] finds the slot of a flow, as the BPF program
-//! does. All are published algorithms; each function names its own.
+//! [`backend_hash`] identifies a backend, [`offset_and_skip`] derives its candidate slots in a
+//! ring, and [`FlowHasher`] finds the slot of a flow, as the BPF program does. All are published
+//! algorithms; each function names its own.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -10,11 +10,11 @@ use std::net::Ipv6Addr;
 
 use super::RingSize;
 
-/// The 64-bit hash under which the address of a backend takes part in a ring.
+/// The 64-bit hash of a backend's address in ring building.
 ///
-/// It depends on the address alone, so all hosts of a fleet derive the same one. An IPv4-mapped
-/// IPv6 address (`::ffff:a.b.c.d`) hashes like the IPv4 address. Hashes of different addresses
-/// can collide: [`Endpoint`](crate::ring::Endpoint) tells what happens then.
+/// It depends only on the address, so all hosts of a fleet derive the same one. An IPv4-mapped IPv6
+/// address (`::ffff:a.b.c.d`) hashes like the IPv4 address. Hashes of different addresses can
+/// collide: see [`Endpoint`](crate::ring::Endpoint).
 ///
 /// ```
 /// let hash = katran::ring::backend_hash("198.51.100.7".parse().unwrap());
@@ -54,7 +54,7 @@ fn fnv1(address: Ipv4Addr) -> u32 {
 
 /// SpookyHash V2 (Jenkins) of the 16 bytes of the address, both seeds 0.
 ///
-/// Of that algorithm, a message of 16 bytes needs the short form only, with one round of mixing.
+/// A message of 16 bytes needs only the algorithm's short form, with one round of mixing.
 fn spooky(address: Ipv6Addr) -> (u64, u64) {
     const FILL: u64 = 0xdead_beef_dead_beef;
     const MIX: [u32; 12] = [50, 52, 30, 41, 54, 48, 38, 37, 62, 34, 5, 36];
@@ -85,8 +85,8 @@ fn spooky(address: Ipv6Addr) -> (u64, u64) {
     (h[0], h[1])
 }
 
-/// Where a backend's candidate slots begin, and how far apart they are: `0 <= offset < size` and
-/// `1 <= skip < size`.
+/// Where a backend's candidate slots begin, and their distance: `0 <= offset < size` and `1 <= skip
+/// < size`.
 pub(super) fn offset_and_skip(hash: u64, size: RingSize) -> (u32, u32) {
     let size = u64::from(size.get());
     let offset = murmur3(hash, 42, 0) % size;
@@ -128,10 +128,10 @@ fn murmur3(first: u64, second: u64, seed: u64) -> u64 {
 
 /// Finds the slot of a flow, exactly as the BPF program does.
 ///
-/// The two settings are part of the hash: hosts agree only if they have the same ones.
+/// Both settings are part of the hash: hosts agree only if both are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowHasher {
-    /// Seed of the hash that decides: `max_vips * ring_size`.
+    /// Seed of the final hash: `max_vips * ring_size`.
     seed: u32,
     /// Seed of the hash that folds an IPv6 source address into a word: `max_vips`.
     seed_v6: u32,
@@ -148,10 +148,10 @@ impl FlowHasher {
         }
     }
 
-    /// The same with seeds that are not public, made of this one.
+    /// The same with secret seeds derived from `seed`.
     pub(crate) fn seeded(self, seed: u64) -> Self {
         let [seed, seed_v6] = [1, 2].map(|nth| {
-            // Two numbers of Steele, Lea and Flood's SplitMix64 (OOPSLA 2014).
+            // Two numbers of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
             let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(nth));
             z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -164,7 +164,7 @@ impl FlowHasher {
         }
     }
 
-    /// The same with seeds of another one.
+    /// The same with another hasher's seeds.
     pub(crate) fn with_seeds(self, (seed, seed_v6): (u32, u32)) -> Self {
         Self {
             seed,
@@ -173,18 +173,17 @@ impl FlowHasher {
         }
     }
 
-    /// The seeds as the program needs them: of the deciding hash, and of the one that folds an
-    /// IPv6 source address.
+    /// The seeds for the program: of the final hash, and of the one that folds an IPv6 source
+    /// address.
     pub(crate) fn seeds(&self) -> (u32, u32) {
         (self.seed, self.seed_v6)
     }
 
     /// The 32-bit hash of a flow.
     ///
-    /// The address is taken as it stands: an IPv4-mapped one is hashed as IPv6, for it is the
-    /// IPv6 header that holds it.
+    /// An IPv4-mapped address is hashed as IPv6, because the packet has an IPv6 header.
     pub(crate) fn flow_hash(&self, source: IpAddr, source_port: u16, destination_port: u16) -> u32 {
-        // The ports lie in memory in network order, and are read as a little-endian word.
+        // Ports are in network order in memory, and read as a little-endian word.
         let ports =
             u32::from(source_port.swap_bytes()) | u32::from(destination_port.swap_bytes()) << 16;
         let source = match source {
@@ -204,8 +203,8 @@ impl FlowHasher {
     }
 }
 
-/// The start of lookup3 (Jenkins) for a message of `length` bytes, with the seed where Linux has
-/// it.
+/// The start of lookup3 (Jenkins) for a message of `length` bytes, with the seed in the same place
+/// as in Linux.
 fn lookup3_start(length: u32, seed: u32) -> [u32; 3] {
     [0xdead_beef_u32.wrapping_add(length).wrapping_add(seed); 3]
 }
@@ -239,7 +238,7 @@ fn lookup3_mix(mut s: [u32; 3]) -> [u32; 3] {
     s
 }
 
-/// lookup3's final mixing, of which the last word is the hash.
+/// lookup3's final mixing; the last word is the hash.
 fn lookup3_final(mut s: [u32; 3]) -> u32 {
     for (round, rotation) in [14, 11, 25, 16, 4, 14, 24].into_iter().enumerate() {
         let [target, turned] = [(round + 2) % 3, (round + 1) % 3];
@@ -326,7 +325,7 @@ mod tests {
     #[test]
     fn seeds_that_are_given_are_used_alone_and_whole() {
         let seeded = |vips, seed| FlowHasher::new(vips, RingSize::DEFAULT).seeded(seed);
-        // What SplitMix64 gives for 0, as published; the upper halves.
+        // SplitMix64's published output for 0; the upper halves.
         assert_eq!(seeded(512, 0).seeds(), (0xe220_a839, 0x6e78_9e6a));
         assert_eq!(seeded(512, 7), seeded(16, 7));
         let all: std::collections::BTreeSet<_> =

@@ -1,14 +1,15 @@
-//! What slots of a ring were before: which of them have flows that belong to another real than the ring names,
+//! The past of a ring's slots: which have flows that belong to another real than the ring names,
 //! and since when.
 //!
-//! A slot is *settled* when every flow that may still live in it belongs to the real that the ring names. Else it is
-//! *unsettled*, and has a *base*: the real that it named when it was last settled. Flows that are older than the
-//! change belong to the base; those that are younger have entries in the flow table, if they are not on the
-//! base. The idea of a table for changed flows only is that of JET (Levi and Keslassy, CoNEXT 2020), which has to
-//! know changes ahead.
+//! A slot is *settled* when every live flow in it belongs to the real that the ring names.
+//! Otherwise it is *unsettled*, and has a *base*: the real that it named when it was last settled.
+//! Flows older than the change belong to the base; younger ones have entries in the flow table
+//! unless they are on the base. The idea of a table only for changed flows comes from JET (Levi and
+//! Keslassy, CoNEXT 2020), which must know changes ahead.
 //!
-//! Packets read the words while they are written here: a slot's past counts only where the ring that packets
-//! are on has marked the slot, so what a change needs is written before packets are switched to it.
+//! Packets read the words while the library writes them. A slot's past counts only where the
+//! packets' ring has marked the slot, so the library writes what a change needs before it switches
+//! packets to the new ring.
 
 use std::mem::offset_of;
 use std::ops::Range;
@@ -21,13 +22,13 @@ use crate::skel::katran::types::slot_past;
 const REAL: u16 = bits::SLOT_REAL.0 as u16;
 const UNSETTLED: u16 = bits::SLOT_UNSETTLED.0 as u16;
 const TAKES_NEW: u16 = bits::BASE_TAKES_NEW.0 as u16;
-/// Of a slot's `since`: it has named reals that are neither its base nor the one that the ring names.
+/// In a slot's `since`: it has named reals other than its base and the ring's real.
 const OTHERS: u16 = bits::MOMENT_BIT.0 as u16;
 
-/// What a real is to a VIP.
+/// A real's standing with a VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// The VIP has given it up, or it is down: no flow belongs to it.
+    /// The VIP has given it up, or it is down: it has no flows.
     Gone,
     /// It keeps its flows, and gets no new ones.
     Drained,
@@ -40,7 +41,7 @@ pub(crate) enum Standing {
 pub(crate) struct Standings(Vec<Option<bool>>);
 
 impl Standings {
-    /// Numbers with whether they take new flows; all others are gone.
+    /// Numbers, and whether they take new flows; all others are gone.
     pub(crate) fn new(reals: impl IntoIterator<Item = (u16, bool)>) -> Self {
         let mut of = Vec::new();
         for (number, takes_new) in reals {
@@ -74,12 +75,12 @@ impl Standings {
     }
 }
 
-/// A moment: 15 bits of coarse time, which wrap around, above a bit of other use.
+/// A moment: 15 bits of coarse time, which wrap around, above a bit for other use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct At(u16);
 
 impl At {
-    /// Of ticks, as the program makes one.
+    /// From ticks, as in the program.
     pub(crate) fn of_ticks(ticks: u32, shift: u32) -> Self {
         Self(((ticks >> shift) << 1) as u16)
     }
@@ -88,13 +89,13 @@ impl At {
         Self(word & !OTHERS)
     }
 
-    /// Whether it is not before another one; moments wrap around.
+    /// Whether it is no earlier than another one; moments wrap around.
     pub(crate) fn is_not_before(self, other: Self) -> bool {
         self.0.wrapping_sub(other.0) as i16 >= 0
     }
 
-    /// How many moments this one is after another; 0 if that is ahead, as what a packet has just written may be of
-    /// the control side's clock.
+    /// How many moments this one is after another; 0 if the other is later, because a packet's
+    /// clock may be ahead of the control side's.
     pub(crate) fn after(self, other: Self) -> u16 {
         let after = self.0.wrapping_sub(other.0) as i16;
         after.max(0) as u16 >> 1
@@ -105,14 +106,14 @@ impl At {
     }
 }
 
-/// So many moments back is the furthest that one is told from one ahead.
+/// The most moments back that can be told from a moment ahead.
 const FURTHEST: u16 = (1 << 13) - 1;
 
-/// Places of rings that the pasts of a ring's slots lie in.
+/// Places of rings that hold the pasts of a ring's slots.
 pub(crate) const PLANES: usize = bits::PLANES.0 as usize;
 
-/// The words of a VIP's history. A slot's past is one record, so that a packet touches one cache line: slot `s` has
-/// record `s / PLANES` of plane `s % PLANES`.
+/// The words of a VIP's history. A slot's past is one record, so that a packet touches one cache
+/// line: slot `s` has record `s / PLANES` of plane `s % PLANES`.
 #[derive(Clone, Copy)]
 pub(crate) struct Planes<'a>(pub(crate) [&'a [AtomicU16]; PLANES]);
 
@@ -125,7 +126,7 @@ enum Past {
 }
 
 impl Planes<'_> {
-    /// Becomes what others are.
+    /// Copies another history.
     pub(crate) fn take_over(&self, before: Planes<'_>) {
         for (own, its) in self.0.iter().zip(before.0) {
             for (word, before) in own.iter().zip(its) {
@@ -157,8 +158,8 @@ fn load(words: &[AtomicU16], slot: usize) -> u16 {
         .map_or(0, |word| word.load(Ordering::Relaxed))
 }
 
-/// Whether a new ring leaves any slot unsettled. `before` has the marks of the ring that packets are on; it is empty if
-/// there is none.
+/// Whether a new ring leaves any slot unsettled. `before` has the marks of the packets' ring; it is
+/// empty if there is none.
 pub(crate) fn needs_history(before: &[AtomicU16], after: &[u16], standings: &Standings) -> bool {
     before.iter().zip(after).any(|(old, new)| {
         let old = old.load(Ordering::Relaxed);
@@ -166,7 +167,7 @@ pub(crate) fn needs_history(before: &[AtomicU16], after: &[u16], standings: &Sta
     })
 }
 
-/// What one slot was before.
+/// The past of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Before {
     /// The number of its base; 0: none.
@@ -179,7 +180,7 @@ pub(crate) fn number_in(word: u16) -> u16 {
     word & REAL
 }
 
-/// What a slot was before; `None`: it is settled.
+/// The past of a slot; `None`: it is settled.
 pub(crate) fn before(ring: &[AtomicU16], planes: Planes<'_>, slot: usize) -> Option<Before> {
     (load(ring, slot) & UNSETTLED != 0).then(|| Before {
         base: planes.load(slot, Past::Base) & REAL,
@@ -187,9 +188,8 @@ pub(crate) fn before(ring: &[AtomicU16], planes: Planes<'_>, slot: usize) -> Opt
     })
 }
 
-/// Marks the slots of a new ring that are unsettled with it, and writes what packets have to know of them. Nothing of
-/// that counts for packets that are still on the ring before, but that its unsettled slots stay so for
-/// longer. Returns how many are marked.
+/// Marks the unsettled slots of a new ring, and writes their past. For packets still on the ring
+/// before, this only makes its unsettled slots stay so for longer. Returns how many are marked.
 pub(crate) fn mark(
     before: &[AtomicU16],
     after: &mut [u16],
@@ -214,7 +214,7 @@ pub(crate) fn mark(
             let since = planes.load(slot, Past::Since);
             let mut others = since & OTHERS;
             if old != *new {
-                // Those that were on the ring's real deviate from now on.
+                // Flows on the ring's previous real deviate from here.
                 planes.store(slot, Past::Deviated, now.0);
                 if old != base && !standings.is_gone(old) {
                     others = OTHERS;
@@ -231,8 +231,9 @@ pub(crate) fn mark(
     marked
 }
 
-/// Marks all slots: their flows may be anywhere, and one without an entry is on the slot's base, or on the ring's real where that
-/// is settled. So it is for a VIP whose flows were all remembered until now.
+/// Marks all slots: their flows may be anywhere, and a flow without an entry is on the slot's base,
+/// or on the ring's real if the slot is settled. This is for a VIP that remembered all its flows
+/// until now.
 pub(crate) fn mark_all(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standings, now: At) {
     // All entries are younger.
     let since = now.minus(FURTHEST).0 | OTHERS;
@@ -249,7 +250,7 @@ pub(crate) fn mark_all(ring: &[AtomicU16], planes: Planes<'_>, standings: &Stand
     }
 }
 
-/// Has a history count from now on in moments of another length.
+/// Restarts a history with moments of another length.
 pub(crate) fn begin_again(ring: &[AtomicU16], planes: Planes<'_>, now: At) {
     for (slot, word) in ring.iter().enumerate() {
         if word.load(Ordering::Relaxed) & UNSETTLED != 0 {
@@ -261,8 +262,8 @@ pub(crate) fn begin_again(ring: &[AtomicU16], planes: Planes<'_>, now: At) {
     }
 }
 
-/// Packets are on the ring, and the VIP's reals are what `standings` says: bases that are gone are none any more, and of
-/// the others it is known whether they take new flows. A slot that needs no history then is settled.
+/// Updates the bases after packets have moved to the ring: forgets bases that are gone, and notes
+/// whether others take new flows. Settles a slot that no longer needs a history.
 pub(crate) fn refresh(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standings) {
     for (slot, word) in ring.iter().enumerate() {
         let value = word.load(Ordering::Relaxed);
@@ -280,7 +281,7 @@ pub(crate) fn refresh(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standi
     }
 }
 
-/// The flows of the VIP that are on this real are to move to where the ring leads.
+/// Moves the VIP's flows on this real to the ring's reals.
 pub(crate) fn give_up(ring: &[AtomicU16], planes: Planes<'_>, number: u16) {
     for (slot, word) in ring.iter().enumerate() {
         let value = word.load(Ordering::Relaxed);
@@ -294,17 +295,17 @@ pub(crate) fn give_up(ring: &[AtomicU16], planes: Planes<'_>, number: u16) {
     }
 }
 
-/// What a history holds.
+/// A summary of a history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unsettled {
-    /// Slots.
+    /// Unsettled slots.
     pub(crate) slots: u32,
     /// Moments since the oldest of them became unsettled.
     pub(crate) oldest: u16,
 }
 
 impl Unsettled {
-    /// Of these and of others.
+    /// The sum with another.
     pub(crate) fn and(self, other: Self) -> Self {
         Self {
             slots: self.slots + other.slots,
@@ -318,7 +319,7 @@ pub(crate) fn is_settled(ring: &[AtomicU16]) -> bool {
     (ring.iter()).all(|word| word.load(Ordering::Relaxed) & UNSETTLED == 0)
 }
 
-/// What is unsettled.
+/// Counts what is unsettled.
 pub(crate) fn unsettled(ring: &[AtomicU16], planes: Planes<'_>, now: At) -> Unsettled {
     let mut found = Unsettled::default();
     for (slot, word) in ring.iter().enumerate() {
@@ -332,8 +333,8 @@ pub(crate) fn unsettled(ring: &[AtomicU16], planes: Planes<'_>, now: At) -> Unse
     found
 }
 
-/// How many moments ago a packet may last have gone to this real, which the ring does not name; `None`: no slot has
-/// flows that may be on it.
+/// How many moments ago a packet may last have gone to this real, which the ring does not name;
+/// `None`: no slot has flows that may be on it.
 pub(crate) fn silence_of(
     ring: &[AtomicU16],
     planes: Planes<'_>,
@@ -353,8 +354,8 @@ pub(crate) fn silence_of(
     least
 }
 
-/// Settles those of some slots that no flow needs any more that may still live: nothing was heard for more than `idle` moments
-/// of one that is not where the ring leads. Returns what is left of them.
+/// Settles those of some slots that no live flow needs any more: none has deviated from the ring
+/// for more than `idle` moments. Returns what is left of them.
 pub(crate) fn settle(
     ring: &[AtomicU16],
     planes: Planes<'_>,
@@ -381,7 +382,7 @@ pub(crate) fn settle(
         left.slots += 1;
         left.oldest = left.oldest.max(age);
         if age > FURTHEST {
-            // Moments wrap around. Entries that are as old as this are of no flow that may live.
+            // Moments wrap around. Entries as old as this belong to no live flow.
             let nearer = now.minus(FURTHEST / 2).0;
             planes.store(slot, Past::Since, nearer | since & OTHERS);
         }
@@ -389,7 +390,7 @@ pub(crate) fn settle(
     left
 }
 
-/// All flows are to move to the ring's reals now.
+/// Moves all flows to the ring's reals now.
 pub(crate) fn settle_all(ring: &[AtomicU16]) {
     for word in ring {
         word.fetch_and(!UNSETTLED, Ordering::Relaxed);

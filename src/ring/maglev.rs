@@ -1,8 +1,8 @@
-//! Whose turn it is: the two ring functions, Maglev and MaglevV2.
+//! The order of turns: the two ring functions, Maglev and MaglevV2.
 //!
-//! Both go back to Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer"
-//! (NSDI 2016), section 3.4, and differ in how weights enter. Neither takes longer for odd
-//! weights: the work is bounded by the slots and the endpoints.
+//! Both come from Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer"
+//! (NSDI 2016), section 3.4, and differ in how they use weights. Neither is slower with odd
+//! weights: slots and endpoints bound the work.
 
 use super::Endpoint;
 use super::RingSize;
@@ -14,7 +14,7 @@ use super::table::Table;
 use super::turns::Turns;
 use crate::types::HashFunction;
 
-/// The slots of the ring of these endpoints, which are in order and none of weight 0.
+/// The ring's slots for these endpoints, which are in order and have no weight 0.
 pub(super) fn fill(function: HashFunction, size: RingSize, endpoints: &[Endpoint]) -> Vec<u16> {
     match endpoints {
         [] => return vec![0; size.get() as usize],
@@ -56,7 +56,7 @@ fn fill_table<F: Flags>(
     table.into_slots()
 }
 
-/// In the first round every endpoint claims as many slots as its weight, then one in each round.
+/// In the first round every endpoint claims as many slots as its weight, then one per round.
 fn maglev<F: Flags>(table: &mut Table<F>, candidates: &[Candidates], weights: &[u32]) {
     if weights.iter().any(|&weight| weight != 1) {
         for (candidates, &weight) in candidates.iter().zip(weights) {
@@ -66,15 +66,15 @@ fn maglev<F: Flags>(table: &mut Table<F>, candidates: &[Candidates], weights: &[
     round_robin(table, candidates);
 }
 
-/// Every endpoint claims one slot in each round.
+/// Every endpoint claims one slot per round.
 fn round_robin<F: Flags>(table: &mut Table<F>, candidates: &[Candidates]) {
     while !table.is_full() {
         table.claim(candidates);
     }
 }
 
-/// In each round every endpoint adds its weight to its sum; it claims one slot if the sum has
-/// reached the largest weight, which is subtracted then.
+/// In each round every endpoint adds its weight to its sum. Once the sum has reached the largest
+/// weight, the endpoint claims one slot and subtracts that weight.
 fn maglev_v2<F: Flags>(table: &mut Table<F>, candidates: &[Candidates], weights: &[u32]) {
     if weights.iter().all(|&weight| weight == weights[0]) {
         return round_robin(table, candidates);
@@ -102,7 +102,7 @@ mod tests {
         sum: u64,
     }
 
-    /// The ring, claim by claim as it is defined, in which the owner of a slot is an index + 1.
+    /// The ring, claim by claim as defined, with slot owners as index + 1.
     fn literal(function: HashFunction, size: u32, endpoints: &[(u32, u32, u32)]) -> Vec<u16> {
         let mut endpoints: Vec<Literal> = endpoints
             .iter()
@@ -193,7 +193,7 @@ mod tests {
             (size, endpoints) in rings(&[65_521, 65_537, 131_071, 131_101], 500)
         ) {
             for function in [HashFunction::Maglev, HashFunction::MaglevV2] {
-                // Not the skips that do not reach all slots, for which there is no definition.
+                // Without skips that do not reach all slots, which the definition does not cover.
                 let endpoints: Vec<_> = endpoints
                     .iter()
                     .copied()
@@ -209,7 +209,7 @@ mod tests {
     }
 
     /// The larger the ring and the fewer the endpoints, the more often n * skip wraps. Skips of
-    /// short period are left out: for them the definition has no answer.
+    /// short period are left out, because the definition does not cover them.
     #[test]
     fn large_rings_are_as_defined() {
         for (size, skips) in [
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn endpoints_without_candidates_get_their_share_nevertheless() {
-        // Skip 65,536 meets all slots but one, and the two leave out the same.
+        // Skip 65,536 meets all slots but one, and both leave out the same.
         let slots = filled(
             HashFunction::Maglev,
             65_537,
@@ -245,7 +245,7 @@ mod tests {
         // The slot left out is the one after the offset; it is claimed last.
         assert_eq!(slots[8], 1);
 
-        // Each of these meets 2^13 slots only, so most slots are claimed as the lowest free one.
+        // Each of these meets only 2^13 slots, so most slots are claimed as the lowest free one.
         let endpoints = [(0, 1 << 19, 1), (1, 1 << 19, 2), (2, 1 << 19, 1)];
         let slots = filled(HashFunction::MaglevV2, 655_373, &endpoints);
         assert_eq!(slots.iter().filter(|&&slot| slot == 2).count(), 327_687);

@@ -2,10 +2,10 @@
 //!
 //! A packet's flow hashes to a slot, and the slot names the real. All hosts that know the same
 //! reals with the same weights build the same ring, so it does not matter which of them a packet
-//! reaches, and when reals come or go, few slots change hands. [`Ring::build`] makes one from
-//! [`Endpoint`]s; nothing here needs a kernel.
+//! reaches, and when reals come or go, few slots change owners. [`Ring::build`] makes a ring from
+//! [`Endpoint`]s. Nothing here needs a kernel.
 
-// `maglev` and `turns` decide whose turn it is, `table` and `candidates` which slot it gets.
+// `maglev` and `turns` decide the order of turns, `table` and `candidates` the slot of each turn.
 
 mod candidates;
 mod hash;
@@ -29,10 +29,10 @@ use crate::types::HashFunction;
 
 /// One backend of a ring: the number its slots get, its hash, and its weight.
 ///
-/// The order of a ring's endpoints is part of its function, and all hosts must have the same:
-/// it is the order of the hashes. Of equal hashes, that of the smaller address comes first (IPv4
-/// before IPv6, then as numbers); without addresses ([`Endpoint::with_hash`]) the smaller weight.
-/// The number decides last, for it is a host's own.
+/// The order of endpoints is part of the ring's function, so all hosts must have the same: by hash.
+/// With equal hashes the smaller address comes first (IPv4 before IPv6, then as numbers); without
+/// addresses ([`Endpoint::with_hash`]) the smaller weight. The number decides last, because each
+/// host has its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     number: u16,
@@ -42,7 +42,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The backend at `address`; its slots will hold `number`, which is not 0.
+    /// The backend at `address`; its slots will hold `number`, which must not be 0.
     #[must_use]
     pub fn new(number: u16, address: IpAddr, weight: u32) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Endpoint {
         }
     }
 
-    /// A backend that is known by its hash alone; its slots will hold `number`, which is not 0.
+    /// A backend that is known only by its hash; its slots will hold `number`, which must not be 0.
     #[must_use]
     pub fn with_hash(number: u16, hash: u64, weight: u32) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Endpoint {
         }
     }
 
-    /// Compares the places of two endpoints in a ring's function.
+    /// Compares the order of two endpoints.
     #[inline]
     fn ring_order(&self, other: &Self) -> Ordering {
         let by_hash = self.hash.cmp(&other.hash);
@@ -75,19 +75,19 @@ impl Endpoint {
         rest(self).cmp(&rest(other))
     }
 
-    /// What its slots hold.
+    /// The value of its slots.
     #[must_use]
     pub fn number(&self) -> u16 {
         self.number
     }
 
-    /// Its place among the endpoints, and the seed of its candidate slots.
+    /// Determines its place among the endpoints and its candidate slots.
     #[must_use]
     pub fn hash(&self) -> u64 {
         self.hash
     }
 
-    /// Its share of the slots, relative to the other endpoints; 0 has none.
+    /// Its share of the slots, relative to the other endpoints; 0 gets none.
     #[must_use]
     pub fn weight(&self) -> u32 {
         self.weight
@@ -118,20 +118,20 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Builds the ring of these endpoints; their order is of no consequence.
+    /// Builds the ring of these endpoints, in any order.
     ///
     /// Endpoints of weight 0 are left out. Without endpoints the ring is empty: all slots are 0.
-    /// With more endpoints than slots some have none. It takes less than a millisecond for 65,537
+    /// With more endpoints than slots, some get none. It takes less than a millisecond for 65,537
     /// slots, whatever the weights.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if an endpoint has the number 0, which stands for no real.
+    /// [`Error::InvalidConfig`] if an endpoint has the number 0, which means no real.
     pub fn build(function: HashFunction, size: RingSize, endpoints: &[Endpoint]) -> Result<Self> {
         if endpoints.iter().any(|endpoint| endpoint.number == 0) {
             return Err(Error::InvalidConfig {
                 setting: "endpoint number",
                 value: "0".to_owned(),
-                reason: "0 stands for no real: number endpoints from 1".to_owned(),
+                reason: "0 means no real: number endpoints from 1".to_owned(),
             });
         }
         let mut endpoints: Vec<Endpoint> = endpoints
@@ -152,7 +152,7 @@ impl Ring {
         }
     }
 
-    /// The slots, each holding the number of an endpoint, or 0 for none.
+    /// The slots, each with the number of an endpoint, or 0 for none.
     #[must_use]
     pub fn slots(&self) -> &[u16] {
         &self.slots
@@ -165,14 +165,14 @@ impl Ring {
         self.slots.len()
     }
 
-    /// Whether the slots name no real at all.
+    /// Whether no slot names a real.
     #[must_use]
     pub fn has_no_reals(&self) -> bool {
         // A ring that names a real names one in each slot.
         self.slots.iter().all(|&number| number == 0)
     }
 
-    /// How many slots each number has; numbers without a slot, and 0, are left out.
+    /// How many slots each number has, without 0 and numbers that have none.
     #[must_use]
     pub fn shares(&self) -> BTreeMap<u16, u32> {
         let mut counts = vec![0; usize::from(u16::MAX) + 1];
@@ -185,9 +185,9 @@ impl Ring {
             .collect()
     }
 
-    /// The slots that hold another number in `new`, ascending, each with the new number.
+    /// The slots whose number differs in `new`, ascending, each with the new number.
     ///
-    /// The rings must be of one size: slots that only one of them has are not looked at.
+    /// The rings must have the same size: slots that only one of them has are ignored.
     pub fn changed_slots<'a>(&'a self, new: &'a Self) -> impl Iterator<Item = (usize, u16)> + 'a {
         let pairs = self.slots.iter().zip(&new.slots).enumerate();
         pairs.filter_map(|(slot, (old, &new))| (*old != new).then_some((slot, new)))
@@ -243,7 +243,7 @@ mod tests {
             ..Endpoint::with_hash(number, 7, 1)
         };
         for function in BOTH {
-            // Two hosts that number the same two reals differently agree on who is where.
+            // Two hosts that number the same two reals differently agree on their slots.
             let here = build(function, &[at(1, "10.0.0.1"), at(2, "2001:db8::1")]);
             let there = build(function, &[at(1, "2001:db8::1"), at(2, "10.0.0.1")]);
             for (here, there) in here.slots().iter().zip(there.slots()) {

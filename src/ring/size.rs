@@ -6,10 +6,10 @@ use crate::error::Error;
 
 /// The number of slots of every ring of a balancer: a prime from 3 to 16,777,213.
 ///
-/// It must be prime, so that each backend's candidates reach every slot. More slots divide the load
-/// more evenly, take more memory (2 bytes a slot) and more time to build; a hundred slots for each
-/// backend of a VIP are a good minimum, and the largest rings take seconds to build. All hosts of a
-/// fleet must have the same one.
+/// It must be prime, so that each backend's candidates reach every slot. More slots spread the load
+/// more evenly, but take more memory (2 bytes per slot) and time. A hundred slots per backend of a
+/// VIP are a good minimum; the largest rings take seconds to build. All hosts of a fleet must have
+/// the same size.
 ///
 /// ```
 /// use katran::ring::RingSize;
@@ -26,7 +26,7 @@ use crate::error::Error;
 pub struct RingSize(u32);
 
 impl RingSize {
-    /// The default, 65,537 slots: the one of a Katran fleet.
+    /// The default, 65,537 slots, as in Katran.
     pub const DEFAULT: Self = Self(65_537);
 
     /// The smallest size.
@@ -64,8 +64,8 @@ impl TryFrom<u32> for RingSize {
     type Error = Error;
 
     /// # Errors
-    /// [`Error::InvalidConfig`] if `size` is not a prime within the limits; it names the next
-    /// one that is.
+    /// [`Error::InvalidConfig`] if `size` is not a prime within the limits; the error suggests the
+    /// next one.
     fn try_from(size: u32) -> Result<Self, Error> {
         let (Self(min), Self(max)) = (Self::MIN, Self::MAX);
         let accepted = (size.max(min)..=max).find(|&size| is_prime(size));
@@ -76,12 +76,12 @@ impl TryFrom<u32> for RingSize {
         Err(Error::InvalidConfig {
             setting: "ring_size",
             value: size.to_string(),
-            reason: format!("must be a prime from {min} to {max}; {nearest} would be one"),
+            reason: format!("must be a prime from {min} to {max}, such as {nearest}"),
         })
     }
 }
 
-/// Trial division: at most 2,048 of them within the limits.
+/// Trial division, by at most 2,048 numbers within the limits.
 fn is_prime(number: u32) -> bool {
     number == 2
         || number > 2
@@ -127,7 +127,10 @@ mod tests {
                     reason,
                 } => {
                     assert_eq!(value, size.to_string());
-                    assert!(reason.contains(&format!("; {suggestion} ")), "{reason}");
+                    assert!(
+                        reason.ends_with(&format!("such as {suggestion}")),
+                        "{reason}"
+                    );
                 }
                 other => panic!("{other}"),
             }

@@ -1,8 +1,8 @@
-//! Which slot an endpoint gets when it is its turn.
+//! Which slot an endpoint gets in its turn.
 //!
-//! It claims the first of its candidates that is free, and goes on behind it the next time.
-//! Nearly all the time of building a ring is spent here, on some 400,000 candidates for 65,537
-//! slots; [`Table::claim`] tells how it is kept short.
+//! It claims the first of its candidates that is free, and continues behind it next time. Nearly
+//! all the time of building a ring goes here, on some 400,000 candidates for 65,537 slots;
+//! [`Table::claim`] explains how it stays short.
 
 use super::RingSize;
 use super::candidates::Candidates;
@@ -23,8 +23,9 @@ pub(super) trait Flags {
 
 /// For rings of fewer than 2^17 slots: a flag for each value of a point's highest 17 bits.
 ///
-/// Half of the flags are no slot's, and the CPU's first cache does not hold them all. But a shift
-/// finds the flag, and the length is known, so nothing has to be checked: that counts for more.
+/// Half of the flags belong to no slot, and they do not all fit the CPU's first cache. But one
+/// shift finds the flag, and the length is constant, so no bounds check is needed, which matters
+/// more.
 pub(super) struct ByPoint {
     circle: Circle,
     flags: Box<[u8; 1 << Self::BITS]>,
@@ -33,7 +34,7 @@ pub(super) struct ByPoint {
 impl ByPoint {
     const BITS: u32 = 17;
 
-    /// Whether it can tell all slots from each other.
+    /// Whether it can distinguish all slots.
     pub(super) fn is_enough_for(size: RingSize) -> bool {
         size.get() < 1 << Self::BITS
     }
@@ -98,14 +99,14 @@ pub(super) struct Table<F> {
     /// The owner of each slot; 0 while it is free.
     slots: Vec<u16>,
     free: FreeSlots<F>,
-    /// How many slots are free.
+    /// The number of free slots.
     free_count: u32,
-    /// So few free slots are better listed.
+    /// With this few free slots, a list is faster.
     few: u32,
 }
 
 impl<F: Flags> Table<F> {
-    /// A table of free slots.
+    /// A table whose slots are all free.
     pub(super) fn new(size: RingSize) -> Self {
         Self {
             slots: vec![0; size.get() as usize],
@@ -119,7 +120,7 @@ impl<F: Flags> Table<F> {
         self.free_count == 0
     }
 
-    /// How many slots are free.
+    /// The number of free slots.
     pub(super) fn free(&self) -> u32 {
         self.free_count
     }
@@ -128,14 +129,14 @@ impl<F: Flags> Table<F> {
         self.slots
     }
 
-    /// Lets endpoints claim a slot each, in the order of `turns`, which are indices of
-    /// `candidates`, until the turns are over or the ring is full.
+    /// Lets endpoints claim a slot each, in the order of `turns`, until there are no more turns or
+    /// the ring is full.
     ///
-    /// What costs time here is a branch that the CPU cannot foresee: whether a candidate is free.
-    /// So candidates are tested in blocks, without branches, and the fewer slots are free, the
-    /// longer the block, so that one without a free slot is rare. When nearly all slots are
-    /// taken, it is the other way round: the free ones are asked how many candidates they are
-    /// away. The limits between these are measured.
+    /// The cost is in branches that the CPU cannot predict: whether a candidate is free. So this
+    /// tests candidates in blocks, without branches, and the fewer slots are free, the longer the
+    /// block, so that a block without a free slot is rare. When nearly all slots are taken, it goes
+    /// the other way round, and computes how many candidates away each free slot is. The limits
+    /// between these are measured.
     pub(super) fn claim<'a>(&mut self, turns: impl IntoIterator<Item = &'a Candidates>) {
         let size = self.slots.len() as u32;
         let turns = &mut turns.into_iter();
@@ -155,9 +156,9 @@ impl<F: Flags> Table<F> {
         }
     }
 
-    /// Claims until so many slots are free; returns false if the turns were over before.
+    /// Claims until `until` slots are free; returns false if the turns ended before.
     ///
-    /// `find` goes behind the next free candidate and returns where that is.
+    /// `find` advances behind the next free candidate and returns its point.
     #[inline(always)]
     fn claim_by<'a>(
         &mut self,
@@ -182,10 +183,10 @@ impl<F: Flags> Table<F> {
         true
     }
 
-    /// Lets one endpoint claim so many slots in a row, or as many as there are.
+    /// Lets one endpoint claim `count` slots in a row, or as many as there are.
     ///
-    /// Which of its next candidates are free does not depend on what it claims before, so a block
-    /// of them is tested at once for all of its claims.
+    /// Which of its next candidates are free does not depend on its earlier claims, so one test of
+    /// a block serves all of its claims.
     pub(super) fn claim_run(&mut self, candidates: &Candidates, count: u32) {
         const BLOCK: u32 = 8;
         let circle = self.free.circle;
@@ -216,7 +217,7 @@ impl<F: Flags> Table<F> {
     }
 }
 
-/// The slots that are free, and ways to find an endpoint's next one.
+/// The free slots, and ways to find an endpoint's next one.
 struct FreeSlots<F> {
     circle: Circle,
     flags: F,
@@ -263,10 +264,10 @@ impl<F: Flags> FreeSlots<F> {
 
     /// The same where a stretch ends.
     ///
-    /// A skip that is divisible by a large power of two has a short period, which need not meet
-    /// all slots: one skip in 65,536 of the default ring. The ring's definition knows no slot for
-    /// an endpoint that has gone through all its candidates in vain. Here it claims the lowest
-    /// free slot, so that it gets its share and all hosts agree.
+    /// A skip that is divisible by a large power of two has a short period, which need not meet all
+    /// slots: one skip in 65,536 of the default ring. The ring's definition gives no slot to an
+    /// endpoint none of whose candidates is free. Here it claims the lowest free slot, so that it
+    /// gets its share and all hosts agree.
     #[cold]
     #[inline(never)]
     fn first_behind(&mut self, candidates: &Candidates) -> u64 {
@@ -295,7 +296,7 @@ impl<F: Flags> FreeSlots<F> {
             return;
         }
         for (first, some) in (0..).step_by(AT_ONCE).zip(slots.chunks(AT_ONCE)) {
-            // Most have none, which is found out fast.
+            // Most have none, which this finds out fast.
             if some.iter().fold(false, |free, &owner| free | (owner == 0)) {
                 let free = (first..).zip(some).filter(|&(_, &owner)| owner == 0);
                 self.list.extend(free.map(|(slot, _)| slot));
@@ -303,7 +304,7 @@ impl<F: Flags> FreeSlots<F> {
         }
     }
 
-    /// Goes to the first free candidate: the listed slot that is the fewest skips away.
+    /// Advances to the first free candidate: the listed slot that is the fewest skips away.
     #[inline(always)]
     fn nearest(&mut self, candidates: &Candidates) -> u64 {
         let mut position = candidates.position();

@@ -1,25 +1,25 @@
 //! The order in which MaglevV2 lets endpoints claim, by their weights.
 //!
-//! In each round every endpoint adds its weight to its sum; one whose sum has reached the largest
-//! weight subtracts that and has a turn.
+//! In each round every endpoint adds its weight to its sum. An endpoint whose sum has reached the
+//! largest weight subtracts that and has a turn.
 
 use std::mem;
 
 /// The endpoints in the order in which MaglevV2 lets them claim.
 ///
-/// As long as a fair part of the endpoints claims in each round, going through the rounds is
-/// fastest. With few weights that are much larger than the others hardly anyone claims in most
-/// rounds, and it would take endpoints times slots steps: then a calendar is kept.
+/// While a fair part of the endpoints claims in each round, going through the rounds is fastest. If
+/// a few weights are much larger than the others, most rounds have hardly any claims, and this
+/// would take endpoints times slots steps: then a calendar is faster.
 pub(super) enum Turns {
     Rounds(Rounds),
     Calendar(Calendar),
 }
 
 impl Turns {
-    /// The turns of endpoints with these weights, none of them 0; so many will be needed.
+    /// The turns of endpoints with these weights, none of them 0; `needed` turns will be used.
     pub(super) fn new(weights: &[u32], needed: u32) -> Self {
         let largest = weights.iter().copied().max().unwrap_or(1);
-        // How many endpoints are looked at in a round for one that claims, on average.
+        // How many endpoints a round examines per claim, on average.
         let sum: u64 = weights.iter().copied().map(u64::from).sum();
         let looks = (u64::from(largest) * weights.len() as u64).div_ceil(sum.max(1));
         if looks <= 8 {
@@ -29,7 +29,7 @@ impl Turns {
         }
     }
 
-    /// Whose turn it is in the next round or rounds: endpoints, by their index.
+    /// The turns of the next round or rounds: endpoints, by index.
     pub(super) fn next(&mut self) -> &[u32] {
         match self {
             Self::Rounds(rounds) => rounds.next(),
@@ -38,18 +38,18 @@ impl Turns {
     }
 }
 
-/// The turns of one round after the other, some rounds at a time.
+/// The turns round by round, several rounds at a time.
 pub(super) struct Rounds {
     states: Vec<Sum>,
     largest: u32,
     order: Vec<u32>,
-    /// How many turns are to be made at a time; the round in which they are reached is completed.
+    /// How many turns to make at a time; the last round is completed.
     enough: usize,
-    /// All sums are 0 again after those, and the order repeats itself.
+    /// After these all sums are 0 again, and the order repeats.
     repeats: bool,
 }
 
-/// An endpoint's weight, and what its sum lacks of the largest weight.
+/// An endpoint's weight, and how much its sum is below the largest weight.
 struct Sum {
     weight: u32,
     lack: u32,
@@ -57,7 +57,7 @@ struct Sum {
 
 impl Rounds {
     fn new(weights: &[u32], largest: u32, needed: u32) -> Self {
-        // More do not fit in the caches, if they are to be read again.
+        // More would not stay in the caches until they are read again.
         const MANY: u32 = 1 << 16;
         const SOME: u32 = 1 << 11;
         let divisor = weights.iter().copied().fold(largest, gcd);
@@ -96,10 +96,10 @@ impl Rounds {
         &self.order
     }
 
-    /// Makes one round: writes whose turn it is, in order, and returns how many they are.
+    /// Makes one round: writes its turns in order, and returns their number.
     fn round(states: &mut [Sum], largest: u32, order: &mut [u32]) -> usize {
-        // Without branches, for whether an endpoint claims is hard to foresee; in two steps, the
-        // first of which the compiler can do for several endpoints at once.
+        // Without branches, because claims are hard to predict. In two steps, so that the compiler
+        // vectorises the first.
         const AT_ONCE: usize = 16;
         let mut count = 0;
         for (first, states) in (0..).step_by(AT_ONCE).zip(states.chunks_mut(AT_ONCE)) {
@@ -127,31 +127,31 @@ fn gcd(mut a: u32, mut b: u32) -> u32 {
     a
 }
 
-/// The turns of several rounds at a time, as many as it takes for about one claim an endpoint.
+/// The turns of several rounds at a time, enough for about one claim per endpoint.
 pub(super) struct Calendar {
     states: Vec<NextClaim>,
-    /// How many rounds are made at a time.
+    /// How many rounds to make at a time.
     span: u64,
     /// How many rounds have been made.
     done: u64,
-    /// The claims of these rounds as they are found: which of the rounds, and whose.
+    /// The claims of these rounds as found: the round, and the endpoint.
     claims: Vec<(u32, u32)>,
-    /// For each of the rounds how many claims it has; then where the next of them belongs.
+    /// For each of the rounds how many claims it has; then where its next claim belongs.
     places: Vec<u32>,
     order: Vec<u32>,
 }
 
-/// When an endpoint claims: for the k-th time in round ceil(k * W / w), if w is its weight and W
-/// the largest one.
+/// When an endpoint claims: the k-th time in round ceil(k * W / w), where w is its weight and W the
+/// largest one.
 struct NextClaim {
     /// The round, counted from 1.
     round: u64,
-    /// What its sum is then, after the largest weight was subtracted.
+    /// Its sum after that, with the largest weight subtracted.
     sum: u32,
     weight: u32,
-    /// How many rounds to the next claim it takes at least: W / w.
+    /// The fewest rounds to the next claim: W / w.
     wait: u32,
-    /// What the weights of so many rounds lack of the largest: W mod w.
+    /// How much the weights of that many rounds are below the largest: W mod w.
     lack: u32,
 }
 
@@ -168,7 +168,7 @@ impl NextClaim {
         first
     }
 
-    /// Goes to the endpoint's next claim.
+    /// Advances to the endpoint's next claim.
     fn advance(&mut self) {
         self.round += u64::from(self.wait);
         if self.sum >= self.lack {
@@ -209,7 +209,7 @@ impl Calendar {
         }
         self.done = end;
 
-        // Sorted by round; within a round they stay in the endpoints' order.
+        // Sorted by round; within a round they keep the endpoints' order.
         let mut before = 0;
         for place in &mut self.places {
             before += mem::replace(place, before);

@@ -1,4 +1,4 @@
-//! What the kernel's answers say: routes, neighbours and interfaces, out of the messages of rtnetlink(7).
+//! Parses the kernel's answers: routes, neighbours and interfaces, from messages of rtnetlink(7).
 //! Nothing here asks the kernel.
 
 use std::net::IpAddr;
@@ -28,13 +28,13 @@ use crate::types::MacAddr;
 /// Where packets for an address go next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
-    /// The longest packets that others are asked to send, if the route says; bytes.
+    /// The longest packet that the route allows, in bytes, if it says.
     pub(crate) mtu: Option<u32>,
-    /// The index of the interface that they leave by.
+    /// The index of the interface that packets leave by.
     pub(crate) interface: u32,
     /// The router; `None`: the address is on the interface's own segment.
     pub(crate) gateway: Option<IpAddr>,
-    /// The address is one of this host's own.
+    /// The address is this host's.
     pub(crate) local: bool,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Neighbour {
     pub(crate) mac: MacAddr,
-    /// An operator has entered it for good, or nobody needs to ask.
+    /// An operator has made it permanent, or it needs no resolution.
     pub(crate) is_fixed: bool,
 }
 
@@ -57,15 +57,15 @@ pub(crate) struct Interface {
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     pub(crate) carrier: bool,
-    /// The index of the interface that it lies on (VLAN, macvlan, ipvlan).
+    /// The index of the interface below it (VLAN, macvlan, ipvlan).
     pub(crate) lower: Option<u32>,
-    /// It puts a VLAN tag on what it sends by that one.
+    /// It adds a VLAN tag to what it sends through that one.
     pub(crate) vlan: bool,
     /// The index of the bond, bridge or VRF that it is a member of.
     pub(crate) controller: Option<u32>,
-    /// The routing table of the VRF that it is.
+    /// If it is a VRF, its routing table.
     pub(crate) vrf_table: Option<u32>,
-    /// The other end, if it is a virtual Ethernet link.
+    /// If it is a virtual Ethernet link, the other end.
     pub(crate) peer: Option<Peer>,
 }
 
@@ -78,7 +78,8 @@ pub(crate) enum Peer {
     Elsewhere,
 }
 
-/// What a route says; of several paths the first that is alive, and by `interface` if one of them is.
+/// The route in a message. Of several paths the first that is alive, and one by `interface` if
+/// there is one.
 pub(super) fn route_of(message: &RouteMessage, interface: Option<u32>) -> Option<Route> {
     if !matches!(message.header.kind, RouteType::Unicast | RouteType::Local) {
         return None;
@@ -89,7 +90,8 @@ pub(super) fn route_of(message: &RouteMessage, interface: Option<u32>) -> Option
         gateway: None,
         local: message.header.kind == RouteType::Local,
     };
-    // Of several equal paths a dump lists all, also those that are down; an answer for one address has one.
+    // A dump lists all of several equal paths, including those that are down; an answer for one
+    // address has one.
     let first = message
         .attributes
         .iter()
@@ -115,7 +117,7 @@ pub(super) fn route_of(message: &RouteMessage, interface: Option<u32>) -> Option
     (route.interface != 0).then_some(route)
 }
 
-/// What the route says of the length of packets: by its MTU, or by the MSS that is announced to others.
+/// The longest packet that the route allows: by its MTU, or by the MSS that it advertises.
 fn longest_packet(message: &RouteMessage) -> Option<u32> {
     let headers = match message.header.address_family {
         AddressFamily::Inet6 => 60,
@@ -245,7 +247,7 @@ pub(super) fn interface_of(link: &LinkMessage) -> Interface {
         Some(_) if is_elsewhere => Some(Peer::Elsewhere),
         peer => peer.map(Peer::Here),
     };
-    // Others have an index there that means something else: that of the peer.
+    // For other types this index means something else: the peer's.
     let lies_on_it =
         |kind: &InfoKind| matches!(kind, InfoKind::Vlan | InfoKind::MacVlan | InfoKind::IpVlan);
     interface.lower = lower.filter(|_| kind.as_ref().is_some_and(lies_on_it));

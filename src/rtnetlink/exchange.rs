@@ -1,4 +1,4 @@
-//! A question to the kernel by netlink(7), and its answers.
+//! Asks the kernel a question by netlink(7), and reads its answers.
 
 use std::io;
 
@@ -13,11 +13,11 @@ use netlink_sys::Socket;
 use super::frames::Frame;
 use super::frames::frames;
 
-/// Longer than any message of the kernel's, which fit into a page or two.
+/// Longer than any message of the kernel, which fits a page or two.
 pub(super) const MESSAGE_BYTES: usize = 64 * 1024;
 
-/// Sends a question, whose header has its number and its flags, and appends the answers, which `parse` reads; an error
-/// of the kernel's as such. False if the list has changed while the kernel told it.
+/// Sends a question, with the number and flags in its header, and appends the answers that `parse`
+/// reads; returns a kernel error as such. False: the list changed while the kernel sent it.
 pub(crate) fn exchange<M: NetlinkSerializable>(
     socket: &Socket,
     mut question: NetlinkMessage<M>,
@@ -36,7 +36,7 @@ pub(crate) fn exchange<M: NetlinkSerializable>(
         socket.recv(&mut received, 0)?;
         for frame in frames(&received) {
             let frame = frame?;
-            // What is left of an earlier question has another number.
+            // A leftover answer to an earlier question has another number.
             if frame.sequence() != asked.sequence_number {
                 continue;
             }

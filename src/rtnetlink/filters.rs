@@ -1,5 +1,5 @@
-//! What the kernel says of an interface's queueing disciplines and filters, by rtnetlink (tc(8)): whether
-//! there is room for a filter of ours, and whose is at its place.
+//! An interface's queueing disciplines and filters, by rtnetlink (tc(8)): whether there is room for
+//! our filter, and which program is in its place.
 
 use std::io;
 
@@ -15,7 +15,8 @@ use super::requests::Requests;
 use crate::sys::tc::Direction;
 
 impl Requests {
-    /// Whether an interface has a clsact queueing discipline, or another one in its place (ingress).
+    /// Whether an interface has a clsact queueing discipline, or another one in its place
+    /// (ingress).
     pub(crate) fn clsact(&mut self, index: u32) -> io::Result<Option<bool>> {
         let mut question = TcMessage::default();
         question.header.index = index as i32;
@@ -42,7 +43,7 @@ impl Requests {
     }
 
     /// The program of a filter of an interface's clsact queueing discipline, if there is such a
-    /// filter. Any process may ask for its name, other than for that of a program.
+    /// filter. Any process may ask for its name, unlike a program's own.
     pub(crate) fn tc_program(
         &mut self,
         index: u32,
@@ -77,10 +78,10 @@ impl Requests {
     }
 }
 
-/// The program of a tc filter; all zero if the filter is of another kind.
+/// The program of a tc filter; all zero if the filter is of another type.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TcProgram {
-    /// The kernel's number of it.
+    /// Its id.
     pub(crate) id: u32,
     pub(crate) name: String,
 }

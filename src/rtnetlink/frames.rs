@@ -1,8 +1,10 @@
-//! Datagrams of rtnetlink(7) cut into messages; and of each message what this crate reads.
+//! Cuts datagrams of rtnetlink(7) into messages, and keeps only the parts of each message that this
+//! crate reads.
 //!
-//! The parser refuses a message for one attribute that it does not understand: the congestion algorithm of a
-//! route, a name that is no UTF-8, a filter of a kind that it does not know. Others on the host have made most
-//! of what a list has, so what nobody here reads is left out before it is parsed.
+//! The parser refuses a whole message for one attribute that it does not understand: the congestion
+//! algorithm of a route, a name that is not UTF-8, a filter of an unknown type. Most entries of a
+//! list come from others on the host, so everything that this crate does not read is removed before
+//! parsing.
 
 use std::io;
 
@@ -13,30 +15,32 @@ use nix::libc;
 
 /// Bytes of a message's header, which begins with its length and its type.
 const HEADER: usize = 16;
-/// Bytes of an attribute's header: length and type, whose upper two bits say how its value is written.
+/// Bytes of an attribute's header: length and type, whose upper two bits are flags about the
+/// value's encoding.
 const ATTRIBUTE: usize = 4;
 const TYPE_MASK: u16 = 0x3fff;
-/// Bytes of a path of a route before its attributes (struct rtnexthop), which begin with its length.
+/// Bytes of a route's path before its attributes (struct rtnexthop), which begin with its length.
 const PATH: usize = 8;
 
-/// What becomes of an attribute that is read.
+/// How to keep an attribute.
 enum Keep {
     Whole,
-    /// A name; what is no UTF-8 in it becomes U+FFFD.
+    /// A name; invalid UTF-8 becomes U+FFFD.
     Text,
-    /// Attributes, of which these are read.
+    /// Attributes, of which to keep these.
     Nested(&'static [(u16, Keep)]),
     /// The same, by the `KIND` among the attributes beside it.
     NestedBy(&'static [(&'static str, &'static [(u16, Keep)])]),
-    /// Paths of a route, with attributes of which these are read.
+    /// Paths of a route, whose attributes to keep.
     Paths(&'static [(u16, Keep)]),
 }
 
 /// IFLA_INFO_KIND and TCA_KIND.
 const KIND: u16 = libc::TCA_KIND;
 
-/// linux/if_link.h: address, name, MTU, lower or peer, controller, kind and table of a VRF, counters, whether the
-/// peer is elsewhere, and XDP programs: how they are attached, and which is in the driver.
+/// linux/if_link.h: address, name, MTU, lower or peer, controller, type and table of a VRF,
+/// counters, whether the peer is elsewhere, and XDP programs: how they are attached, and which is
+/// in the driver.
 const OF_LINKS: &[(u16, Keep)] = &[
     (1, Keep::Whole),
     (3, Keep::Text),
@@ -60,7 +64,8 @@ const OF_LINK_INFO: &[(u16, Keep)] = &[
         ]),
     ),
 ];
-/// linux/if_tunnel.h: local and remote address, protocol, and whether routes say where tunnels end.
+/// linux/if_tunnel.h: local and remote address, protocol, and whether routes set the tunnels' ends
+/// (`external`).
 const OF_TUNNELS: &[(u16, Keep)] = &[
     (2, Keep::Whole),
     (3, Keep::Whole),
@@ -101,7 +106,8 @@ const OF_FILTERS: &[(u16, Keep)] = &[
 /// TCA_BPF_NAME and TCA_BPF_ID.
 const OF_PROGRAMS: &[(u16, Keep)] = &[(7, Keep::Text), (11, Keep::Whole)];
 
-/// What is read of messages of a type: bytes before the attributes, and the attributes. `None`: everything.
+/// What to keep of a message type: bytes before the attributes, and the attributes. `None`:
+/// everything.
 fn read_of(kind: u16) -> Option<(usize, &'static [(u16, Keep)])> {
     match kind {
         libc::RTM_NEWLINK | libc::RTM_DELLINK => Some((16, OF_LINKS)),
@@ -115,14 +121,14 @@ fn read_of(kind: u16) -> Option<(usize, &'static [(u16, Keep)])> {
     }
 }
 
-/// A message, of which nothing but the length is known to be right.
+/// A message of which only the length has been checked.
 pub(crate) struct Frame<'a>(&'a [u8]);
 
-/// The messages of a datagram; an error, and nothing more, where the rest of it is none.
+/// The messages of a datagram; ends with an error where the rest is not a message.
 pub(super) fn frames(mut rest: &[u8]) -> impl Iterator<Item = io::Result<Frame<'_>>> {
     std::iter::from_fn(move || {
         let (length, _) = rest.split_first_chunk::<4>().or_else(|| {
-            // The end of the last one, or less than a header.
+            // The end of the last message, or less than a header.
             (!rest.is_empty()).then_some((&[0; 4], rest))
         })?;
         let length = u32::from_ne_bytes(*length) as usize;
@@ -134,7 +140,7 @@ pub(super) fn frames(mut rest: &[u8]) -> impl Iterator<Item = io::Result<Frame<'
             .filter(|_| frame.is_some())
             .unwrap_or_default();
         Some(frame.map(Frame).ok_or_else(|| {
-            let message = format!("a message says it has {length} bytes where there are {left}");
+            let message = format!("a message claims to have {length} bytes, but there are {left}");
             io::Error::new(io::ErrorKind::InvalidData, message)
         }))
     })
@@ -147,7 +153,7 @@ impl Frame<'_> {
         u32::from_ne_bytes(bytes.unwrap_or_default())
     }
 
-    /// What it says of what is read.
+    /// Parses the parts to keep.
     pub(super) fn parse(&self) -> io::Result<NetlinkMessage<RouteNetlinkMessage>> {
         let kind = u16_at(self.0, 4);
         let sieved = kind.and_then(read_of).and_then(|(fixed, of)| {
@@ -162,7 +168,7 @@ impl Frame<'_> {
         whole(bytes)
     }
 
-    /// All that it says, where it is none of rtnetlink.
+    /// Parses all of a message that is not rtnetlink's.
     pub(crate) fn parse_whole<M: NetlinkDeserializable>(&self) -> io::Result<NetlinkMessage<M>> {
         whole(self.0)
     }
@@ -178,8 +184,8 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes))
 }
 
-/// The first of what lies behind another, each as long as it says, and padded: it, and the rest. `None` if it is
-/// shorter than `least` or longer than what is there.
+/// Splits off the first of several items, each with its own length, and padded: returns it, and the
+/// rest. `None` if it is shorter than `least` or longer than the bytes.
 fn split(bytes: &[u8], least: usize) -> Option<(&[u8], &[u8])> {
     let length = usize::from(u16_at(bytes, 0)?);
     let first = bytes.get(..length).filter(|_| length >= least)?;
@@ -187,8 +193,8 @@ fn split(bytes: &[u8], least: usize) -> Option<(&[u8], &[u8])> {
     Some((first, rest.unwrap_or_default()))
 }
 
-/// Appends those of some attributes that are read. From the first one that is not whole all stay as they are:
-/// that is for the parser to say.
+/// Appends those attributes that are kept. Copies everything unchanged from the first incomplete
+/// one, for the parser to report.
 fn sieve(mut rest: &[u8], of: &[(u16, Keep)], out: &mut Vec<u8>) {
     let mut beside = "";
     while let Some((attribute, next)) = split(rest, ATTRIBUTE) {
@@ -234,8 +240,8 @@ fn sieve_paths(mut rest: &[u8], of: &[(u16, Keep)], out: &mut Vec<u8>) {
     out.extend(rest);
 }
 
-/// Writes the length of what begins at `start` and pads it; removes it if it is not kept. A text that has
-/// become too long for its length stays as it was.
+/// Writes the length of the item that begins at `start` and pads it, or removes it if it is not
+/// kept. A text that has become too long for its length field stays unchanged.
 fn end(out: &mut Vec<u8>, start: usize, is_kept: bool, before: &[u8]) {
     if !is_kept {
         out.truncate(start);

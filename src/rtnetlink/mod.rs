@@ -1,7 +1,7 @@
-//! What the kernel's routing, neighbour, interface and filter tables say, by rtnetlink (rtnetlink(7)).
+//! The kernel's routing, neighbour, interface and filter tables, by rtnetlink(7).
 //!
-//! Sockets that ask, and one that hears of changes. The module knows nothing of balancers; those that
-//! follow next hops, attach, or diagnose stand above it.
+//! Sockets that ask questions, and one that receives notices of changes. The module knows nothing
+//! about balancers; the modules that follow next hops, attach, or diagnose use it.
 
 mod answers;
 mod exchange;

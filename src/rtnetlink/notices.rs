@@ -1,5 +1,5 @@
-//! The kernel's notices of changes, by rtnetlink(7). A notice tells which entry has changed; what it says
-//! now is asked for, so that old notices in a long queue do no harm.
+//! The kernel's notices of changes, by rtnetlink(7). A notice only says which entry has changed;
+//! its user then asks for the current entry, so old notices in a long queue do no harm.
 
 use std::io;
 use std::net::IpAddr;
@@ -28,24 +28,24 @@ use super::exchange::MESSAGE_BYTES;
 use super::frames::frames;
 use crate::types::Family;
 
-/// Room for some thousand notices; without the right to it, the kernel's default.
+/// Room for some thousand notices; without the privilege, the kernel's default.
 const QUEUE_BYTES: usize = 4 << 20;
 
-/// Datagrams that are taken at a time, so that a flood of them keeps nobody from other work.
+/// Datagrams to take at a time, so that a flood does not keep the thread from other work.
 const MOST_TAKEN: usize = 1024;
 
 /// What has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// A route to this prefix has come, gone, or is another one, in whatever table.
+    /// A route to this prefix was added, removed or changed, in any table.
     Route { prefix: IpAddr, length: u8 },
     /// An entry of the neighbour table.
     Neighbour { interface: u32, address: IpAddr },
     /// An interface.
     Link { index: u32 },
-    /// An address of this host is gone. The kernel does not tell of the IPv4 routes that go with it.
+    /// An address of this host is gone. The kernel does not report the IPv4 routes that go with it.
     AddressGone { family: Family },
-    /// Anything: rules, next-hop objects, what is not understood; or notices were lost.
+    /// Anything: rules, next-hop objects, unknown messages; or notices were lost.
     Anything,
 }
 
@@ -61,21 +61,21 @@ const GROUPS: [u32; 8] = [
     libc::RTNLGRP_IPV6_IFADDR,
 ];
 
-/// A socket that hears of changes while it listens. It belongs to the network namespace of the thread that
-/// made it.
+/// A socket that receives notices while it listens. It belongs to the network namespace of the
+/// thread that made it.
 pub(crate) struct Notices(Socket);
 
 impl Notices {
     pub(crate) fn new() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
-        // A smaller queue is lost sooner, and then everything is asked for once.
+        // A smaller queue overflows sooner, and then everything is asked for once.
         let _ = setsockopt(&socket, RcvBufForce, &QUEUE_BYTES);
         socket.set_non_blocking(true)?;
         Ok(Self(socket))
     }
 
-    /// Hears of changes from now on; somebody has to take them.
+    /// Starts to receive notices; the caller must take them.
     pub(crate) fn listen(&mut self) -> io::Result<()> {
         GROUPS
             .into_iter()
@@ -85,29 +85,31 @@ impl Notices {
         Ok(())
     }
 
-    /// Hears of changes of interfaces from now on, also in other network namespaces, if they have a number in
-    /// this one: see [`Requests::number_of_namespace`](super::Requests::number_of_namespace).
+    /// Starts to receive notices of interfaces, also in other network namespaces if they have a
+    /// number in this one: see
+    /// [`Requests::number_of_namespace`](super::Requests::number_of_namespace).
     pub(crate) fn listen_to_links(&mut self) -> io::Result<()> {
         self.0.add_membership(libc::RTNLGRP_LINK)?;
-        // Without the right to it others are not heard of; that a number was taken back is a change, too.
+        // Without the privilege other namespaces are not reported. A number that was taken back is
+        // a change, too.
         let _ = self.0.set_listen_all_namespaces(true);
         let _ = self.0.add_membership(libc::RTNLGRP_NSID);
         Ok(())
     }
 
-    /// Hears of nothing more.
+    /// Stops receiving.
     pub(crate) fn rest(&mut self) {
         for group in GROUPS.into_iter().chain([libc::RTNLGRP_NEXTHOP]) {
             if let Err(error) = self.0.drop_membership(group)
                 && group != libc::RTNLGRP_NEXTHOP
             {
-                log::warn!("notices of the kernel go on to come: {error}");
+                log::warn!("cannot stop the kernel's notices: {error}");
             }
         }
         while !self.take().is_empty() {}
     }
 
-    /// Takes the notices that are there, or many of them; there may be some twice.
+    /// Takes the notices that are there, or many of them; some may repeat.
     pub(crate) fn take(&self) -> Vec<Notice> {
         let mut notices = Vec::new();
         let mut buffer = Vec::with_capacity(MESSAGE_BYTES);
@@ -142,7 +144,7 @@ pub(super) fn parse(datagram: &[u8], notices: &mut Vec<Notice>) {
     }
 }
 
-/// `None`: it concerns nobody.
+/// `None`: it does not matter.
 fn notice_of(message: &RouteNetlinkMessage) -> Option<Notice> {
     use RouteNetlinkMessage as Message;
 
@@ -151,11 +153,12 @@ fn notice_of(message: &RouteNetlinkMessage) -> Option<Notice> {
         Message::NewNeighbour(neighbour) | Message::DelNeighbour(neighbour) => {
             of_neighbour(neighbour)
         }
-        // Also those of a bridge, which tell that a port of it is gone and not the interface.
+        // Also a bridge's messages, which report that a port has left it, not that the interface is
+        // gone.
         Message::NewLink(link) | Message::DelLink(link) => Some(Notice::Link {
             index: link.header.index,
         }),
-        // The routes that come with it have notices of their own.
+        // Its routes have their own notices.
         Message::NewAddress(_) => None,
         Message::DelAddress(address) => Some(Notice::AddressGone {
             family: match address.header.family {
@@ -196,7 +199,7 @@ fn of_neighbour(neighbour: &NeighbourMessage) -> Option<Notice> {
     let address = attributes.find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::from(*v4)),
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::from(*v6)),
-        // What a bridge has learnt.
+        // Learnt by a bridge.
         _ => None,
     });
     Some(Notice::Neighbour {
@@ -234,8 +237,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_datagram_tells_what_has_changed() {
-        // RTM_NEWROUTE 198.51.100.0/24 dev 3, table main; RTM_DELROUTE ::/0; RTM_NEWNEIGH; RTM_NEWLINK;
-        // RTM_DELADDR; RTM_NEWRULE; RTM_NEWNEXTHOP, which the parser does not know.
+        // RTM_NEWROUTE 198.51.100.0/24 dev 3, table main; RTM_DELROUTE ::/0; RTM_NEWNEIGH;
+        // RTM_NEWLINK; RTM_DELADDR; RTM_NEWRULE; RTM_NEWNEXTHOP, which the parser does not know.
         let route = [
             &[2, 24, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0][..],
             &attribute(1, &[198, 51, 100, 0]),
@@ -284,7 +287,7 @@ pub(super) mod tests {
             Notice::Anything,
         ];
         assert_eq!(told(&datagram), expected);
-        // What is cut off or no message at all tells of anything, and ends.
+        // A truncated datagram, or one that is not a message, counts as anything, and parsing ends.
         assert_eq!(told(&datagram[..30]), [Notice::Anything]);
         assert_eq!(told(&[0; 8]), [Notice::Anything]);
         assert_eq!(told(&[]), []);

@@ -1,4 +1,4 @@
-//! Questions to the kernel's routing and neighbour tables, by rtnetlink (rtnetlink(7)): routes, Ethernet
+//! Questions to the kernel's routing and neighbour tables, by rtnetlink(7): routes, Ethernet
 //! addresses of neighbours, interfaces.
 
 use std::collections::BTreeMap;
@@ -51,16 +51,16 @@ use super::frames::frames;
 use crate::types::Family;
 use crate::types::MacAddr;
 
-/// The table that routes are in if nobody says.
+/// The table of routes without an explicit one.
 pub(crate) const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
-/// Of a network namespace: none, or any.
+/// The number of a network namespace: none, or any.
 const UNNUMBERED: i32 = -1;
 
-/// How often a list is asked for again that has changed while it was told.
+/// How often to ask again for a list that changed while the kernel sent it.
 const MOST_DUMPS: usize = 5;
 
-/// Questions for which the kernel has room for all answers.
+/// Questions whose answers all fit the socket's buffer.
 pub(crate) const MOST_QUESTIONS: usize = 32;
 
 /// A socket that asks questions. It belongs to the network namespace of the thread
@@ -81,7 +81,7 @@ impl Requests {
         })
     }
 
-    /// The answers to a question; an error of the kernel's as such.
+    /// The answers to a question; a kernel error as such.
     pub(super) fn ask(
         &mut self,
         question: RouteNetlinkMessage,
@@ -97,7 +97,7 @@ impl Requests {
         Ok(answers)
     }
 
-    /// The same; false if the list has changed while the kernel told it.
+    /// The same; false: the list changed while the kernel sent it.
     fn ask_once(
         &mut self,
         question: RouteNetlinkMessage,
@@ -118,8 +118,9 @@ impl Requests {
         routes.pop().unwrap_or(Ok(None))
     }
 
-    /// Where packets for each of these go, in one question for up to [`MOST_QUESTIONS`] of them; `None`: nowhere.
-    /// If they have to leave by `interface`, or by one of that VRF: by the rules and tables that are for those.
+    /// Where packets for each address go, in one question for up to [`MOST_QUESTIONS`] of them;
+    /// `None`: nowhere. With `interface`, the route for packets that must leave by that interface,
+    /// or by one of that VRF, with its rules and tables.
     pub(crate) fn routes(
         &mut self,
         addresses: &[IpAddr],
@@ -131,8 +132,8 @@ impl Requests {
                 let mut question = route_question(*address);
                 if let Some(interface) = interface {
                     question.attributes.push(RouteAttribute::Oif(interface));
-                    // Otherwise the kernel takes any IPv4 address to be on the interface's segment if no
-                    // route leads there.
+                    // Otherwise the kernel takes any IPv4 address without a route to be on the
+                    // interface's segment.
                     question.header.flags = RouteFlags::FibMatch;
                 }
                 RouteNetlinkMessage::GetRoute(question)
@@ -151,7 +152,7 @@ impl Requests {
         Ok(routes)
     }
 
-    /// Asks several questions at once that have one answer each; an error of the kernel's as such.
+    /// Asks several questions at once that have one answer each; a kernel error as such.
     fn ask_each(
         &mut self,
         questions: impl Iterator<Item = RouteNetlinkMessage>,
@@ -178,7 +179,7 @@ impl Requests {
             self.socket.recv(&mut received, 0)?;
             for frame in frames(&received) {
                 let frame = frame?;
-                // What is left of an earlier question has another number.
+                // A leftover answer to an earlier question has another number.
                 let number = frame.sequence().wrapping_sub(first);
                 let Some(answer @ None) = answers.get_mut(number as usize) else {
                     continue;
@@ -198,15 +199,14 @@ impl Requests {
             .collect())
     }
 
-    /// All default routes of the main table, also those without a router; that with the lowest metric is
-    /// first.
+    /// All default routes of the main table, including those without a router, by metric.
     pub(crate) fn default_routes(&mut self, of: Family) -> io::Result<Vec<Route>> {
         let mut routes = self.default_routes_of_tables(of)?;
         routes.retain(|(table, _)| *table == MAIN_TABLE);
         Ok(routes.into_iter().map(|(_, route)| route).collect())
     }
 
-    /// The same of all tables, with the number of its table.
+    /// The same for all tables, with the table's number.
     pub(crate) fn default_routes_of_tables(&mut self, of: Family) -> io::Result<Vec<(u32, Route)>> {
         let mut question = RouteMessage::default();
         question.header.address_family = number(of);
@@ -214,7 +214,7 @@ impl Requests {
         Ok(default_routes_in(&answers))
     }
 
-    /// Whether there are rules for packets that leave by some interface (policy routing, VRFs).
+    /// Whether there are rules by the interface that packets leave by (policy routing, VRFs).
     pub(crate) fn has_rules_by_interface(&mut self) -> io::Result<bool> {
         for of in Family::ALL {
             let mut question = RuleMessage::default();
@@ -253,7 +253,7 @@ impl Requests {
         }
     }
 
-    /// The Ethernet addresses of all neighbours on an interface, as far as the kernel knows them.
+    /// The Ethernet addresses of all neighbours on an interface that the kernel knows.
     pub(crate) fn neighbours(&mut self, interface: u32) -> io::Result<Vec<MacAddr>> {
         let question = NeighbourMessage::default();
         let answers = self.ask(RouteNetlinkMessage::GetNeighbour(question), NLM_F_DUMP)?;
@@ -268,8 +268,8 @@ impl Requests {
             .collect())
     }
 
-    /// Makes the kernel find out, or confirm, the Ethernet address of a neighbour. It does not wait. A
-    /// neighbour that is fixed would be so no longer.
+    /// Makes the kernel resolve, or confirm, the Ethernet address of a neighbour. Does not wait. A
+    /// permanent neighbour would lose that status.
     pub(crate) fn solicit(&mut self, interface: u32, address: IpAddr) -> io::Result<()> {
         let mut question = neighbour_message(interface, address);
         question.header.flags = NeighbourFlags::Use;
@@ -285,7 +285,7 @@ impl Requests {
         self.interface_in(None, index)
     }
 
-    /// The same of another network namespace, by its number in this one.
+    /// The same in another network namespace, by its number in this one.
     pub(crate) fn interface_in(
         &mut self,
         namespace: Option<i32>,
@@ -295,8 +295,8 @@ impl Requests {
         Ok(link.as_ref().map(interface_of))
     }
 
-    /// What the kernel says of an interface, by its index, perhaps in another network namespace, by its number in this
-    /// one; `None`: there is none.
+    /// The kernel's message about an interface, by its index, perhaps in another network namespace,
+    /// by its number in this one; `None`: there is none.
     pub(super) fn link(
         &mut self,
         namespace: Option<i32>,
@@ -314,8 +314,8 @@ impl Requests {
 }
 
 impl Requests {
-    /// The number of a network namespace in that of this socket, which gives it one if it has none. It keeps
-    /// the other one not alive.
+    /// The number of a network namespace in this socket's, which assigns one if needed. The number
+    /// does not keep the other namespace alive.
     pub(crate) fn number_of_namespace(&mut self, namespace: BorrowedFd<'_>) -> io::Result<i32> {
         let by_descriptor = NsidAttribute::Fd(namespace.as_raw_fd().unsigned_abs());
         let mut question = NsidMessage::default();
@@ -335,7 +335,7 @@ impl Requests {
             NsidAttribute::Id(number) if *number != UNNUMBERED => Some(*number),
             _ => None,
         });
-        number.ok_or_else(|| io::Error::other("the kernel tells no number of the namespace"))
+        number.ok_or_else(|| io::Error::other("the kernel gave the namespace no number"))
     }
 
     /// All interfaces, by their indexes.
@@ -345,16 +345,16 @@ impl Requests {
         Ok(links.collect())
     }
 
-    /// What the kernel says of all interfaces.
+    /// The kernel's messages about all interfaces.
     pub(super) fn links(&mut self) -> io::Result<impl Iterator<Item = LinkMessage> + use<>> {
         let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let answers = self.ask(question, NLM_F_DUMP)?;
         Ok(links_in(answers))
     }
 
-    /// Whether packets can leave by other routes than the main table's default ones: those that somebody
-    /// has set, or defaults of other tables. Routes to the interfaces' segments, the kernel's own, do not
-    /// count, nor does one to a single address there, such as the router's.
+    /// Whether packets can leave by other routes than the main table's default ones: by configured
+    /// routes, or by defaults of other tables. The kernel's own routes to the interfaces' segments
+    /// do not count, nor does a route to a single address there, such as the router's.
     pub(crate) fn has_other_routes(&mut self, of: Family) -> io::Result<bool> {
         let mut question = RouteMessage::default();
         question.header.address_family = number(of);
@@ -373,7 +373,7 @@ impl Requests {
     }
 }
 
-/// The default routes among these by their metrics, each with the number of its table.
+/// The default routes among these answers by metric, each with its table's number.
 pub(super) fn default_routes_in(answers: &[RouteNetlinkMessage]) -> Vec<(u32, Route)> {
     let mut routes: Vec<_> = answers
         .iter()
@@ -392,7 +392,7 @@ pub(super) fn default_routes_in(answers: &[RouteNetlinkMessage]) -> Vec<(u32, Ro
     routes.map(|(_, table, route)| (table, route)).collect()
 }
 
-/// Whether there are rules by the interface that packets leave by among these.
+/// Whether these answers contain rules by the interface that packets leave by.
 pub(super) fn has_rules_by_interface_in(answers: &[RouteNetlinkMessage]) -> bool {
     answers.iter().any(|answer| match answer {
         RouteNetlinkMessage::NewRule(rule) => rule.attributes.iter().any(|attribute| {
@@ -461,7 +461,7 @@ mod tests {
     fn the_loopback_interface_is_found() {
         let mut requests = Requests::new().unwrap();
         for address in ["127.0.0.1", "::1"] {
-            // Where the interface is down there is no route.
+            // While the interface is down there is no route.
             if let Some(route) = requests.route(address.parse().unwrap()).unwrap() {
                 assert!(route.local, "{route:?}");
                 assert_eq!(route.gateway, None);

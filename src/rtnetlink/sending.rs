@@ -1,4 +1,4 @@
-//! What an interface has sent, and what there is at its other end, if it is virtual, by rtnetlink(7).
+//! What an interface has sent, and the other end of a virtual one, by rtnetlink(7).
 
 use std::io;
 
@@ -11,21 +11,21 @@ use netlink_packet_route::link::XdpAttached;
 
 use super::Requests;
 
-/// An interface, as one that sends frames.
+/// An interface, as a sender of frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sending {
     pub(crate) name: String,
-    /// Frames, since it was made.
+    /// Frames since it was made.
     pub(crate) sent: u64,
     /// Frames that it dropped or failed to send.
     pub(crate) failed: u64,
     /// The driver runs an XDP program for it.
     pub(crate) has_native: bool,
-    /// Of a virtual Ethernet link (veth).
+    /// If it is a virtual Ethernet link (veth).
     pub(crate) other_end: Option<OtherEnd>,
 }
 
-/// Where the other end of a link is.
+/// The other end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OtherEnd {
     /// The number of its network namespace, if that is another one.
@@ -34,8 +34,8 @@ pub(crate) struct OtherEnd {
 }
 
 impl Requests {
-    /// An interface by its index, perhaps in another network namespace, by its number in this one; `None`: there is
-    /// none.
+    /// An interface by its index, perhaps in another network namespace, by its number in this one;
+    /// `None`: there is none.
     pub(crate) fn sending(
         &mut self,
         namespace: Option<i32>,

@@ -1,5 +1,6 @@
-//! What the kernel has said of a made-up host (`tests/netlink/record`), mutated, and compared with what iproute2
-//! makes of it (`recorded.rs`); and a host on which others have made what the parser does not know.
+//! The kernel's answers about a made-up host (`tests/netlink/record`), mutated, and compared with
+//! iproute2's reading (`recorded.rs`); and a host on which others have made things that the parser
+//! does not know.
 
 mod recorded;
 
@@ -65,7 +66,7 @@ fn recorded(name: &str) -> Vec<Vec<u8>> {
     text.lines().map(bytes).collect()
 }
 
-/// The messages with something in them, each by itself.
+/// The messages with content, one by one.
 fn messages(name: &str) -> Vec<Vec<u8>> {
     let datagrams = recorded(name);
     let mut messages = Vec::new();
@@ -94,7 +95,7 @@ fn answers(name: &str) -> Vec<RouteNetlinkMessage> {
     parsed.collect()
 }
 
-/// All that is read of a datagram, in words; and what is wrong with it.
+/// Everything read from a datagram, in words, and its errors.
 fn read(datagram: &[u8]) -> Vec<Result<String, String>> {
     let mut notices = Vec::new();
     notices::parse(datagram, &mut notices);
@@ -144,7 +145,7 @@ fn in_words(message: &RouteNetlinkMessage) -> String {
     }
 }
 
-/// Attributes as a reader of rtnetlink(7) would write it down; `None`: they are not whole.
+/// Attributes as a reader of rtnetlink(7) would write the parser; `None`: they are incomplete.
 fn attributes(mut bytes: &[u8]) -> Option<Vec<(u16, Vec<u8>)>> {
     let mut attributes = Vec::new();
     while !bytes.is_empty() {
@@ -163,7 +164,7 @@ fn joined(attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
     bytes.collect::<Vec<_>>().concat()
 }
 
-/// A message with a part of it exchanged.
+/// A message with a part replaced.
 fn rebuilt(message: &[u8], fixed: usize, attributes: &[u8]) -> Vec<u8> {
     let mut bytes = message[..16 + fixed].to_vec();
     bytes.extend(attributes);
@@ -172,7 +173,7 @@ fn rebuilt(message: &[u8], fixed: usize, attributes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Of a recorded kind: bytes before the attributes, and what the crate reads of these.
+/// For a recorded type: bytes before the attributes, and the attributes that the crate reads.
 fn shape(name: &str) -> (usize, &'static [u16]) {
     match name {
         "links" => (16, &[1, 3, 4, 5, 10, 18, 23, 37, 43]),
@@ -183,7 +184,7 @@ fn shape(name: &str) -> (usize, &'static [u16]) {
     }
 }
 
-/// One that nobody reads, with anything in it.
+/// An attribute that the crate does not read, with random content.
 fn foreign(rng: &mut Rng, read: &[u16]) -> (u16, Vec<u8>) {
     let kind = loop {
         let kind = rng.u16(1..100);
@@ -196,11 +197,11 @@ fn foreign(rng: &mut Rng, read: &[u16]) -> (u16, Vec<u8>) {
 }
 
 fn insert(rng: &mut Rng, into: &mut Vec<(u16, Vec<u8>)>, read: &[u16]) {
-    // From the beginning on: what others have may also come first.
+    // Anywhere, because others' attributes may also come first.
     into.insert(rng.usize(0..=into.len()), foreign(rng, read));
 }
 
-/// What nobody reads may be anything, at every level.
+/// Attributes that are not read may contain anything, at every level.
 #[test]
 fn attributes_that_are_not_read_change_nothing() {
     let all = RECORDED.map(|name| (name, messages(name)));
@@ -217,7 +218,7 @@ fn attributes_that_are_not_read_change_nothing() {
                 ("links", 18) => {
                     let mut nested = attributes(value).unwrap();
                     insert(rng, &mut nested, &[1, 2]);
-                    // What is known of a kind that is no VRF.
+                    // The crate knows this type's content, but it is not a VRF.
                     for (kind, value) in &mut nested {
                         if *kind != 1 && rng.bool() {
                             mutate::bytes(rng, value);
@@ -247,7 +248,7 @@ fn attributes_that_are_not_read_change_nothing() {
                     *value = paths;
                 }
                 (_, kind) if !read_of.contains(&kind) && rng.bool() => mutate::bytes(rng, value),
-                // Of filters that are of another kind than ours.
+                // Filters of other types than ours.
                 ("egress", 2) => mutate::bytes(rng, value),
                 _ => {}
             }
@@ -260,7 +261,7 @@ fn attributes_that_are_not_read_change_nothing() {
     });
 }
 
-/// Cut off anywhere, a datagram tells what its whole messages do, and that there is something else.
+/// Cut off anywhere, a datagram gives its whole messages, and an error for the rest.
 #[test]
 fn datagrams_may_end_anywhere() {
     for name in RECORDED {
@@ -277,7 +278,7 @@ fn datagrams_may_end_anywhere() {
     }
 }
 
-/// Whatever a message says is read, or is an error; and what is whole is read as it stands there.
+/// Every message is read or is an error; whole parts are read as written.
 #[test]
 fn mutated_messages_are_read_or_refused() {
     let all = RECORDED.map(|name| (name, messages(name)));
@@ -289,9 +290,9 @@ fn mutated_messages_are_read_or_refused() {
         let (fixed, _) = shape(name);
         let mut message = mutate::one_of(rng, messages);
         match rng.u32(0..3) {
-            // Whatever there is.
+            // Anything.
             0 => mutate::bytes(rng, &mut message),
-            // The frame is right, and what is in it is not.
+            // The frame is valid, its content is not.
             1 => {
                 let mut of = message[16 + fixed..].to_vec();
                 for _ in 0..rng.u32(1..4) {
@@ -299,7 +300,7 @@ fn mutated_messages_are_read_or_refused() {
                 }
                 message = rebuilt(&message, fixed, &of);
             }
-            // Attributes are whole; one of them is something else, there twice, or elsewhere.
+            // Attributes are whole; one is changed, repeated, or moved.
             _ => {
                 let mut of = attributes(&message[16 + fixed..]).unwrap();
                 let (from, to) = (rng.usize(0..of.len()), rng.usize(0..of.len()));
@@ -319,7 +320,7 @@ fn mutated_messages_are_read_or_refused() {
     });
 }
 
-/// Numbers of a link against the obvious reading of its attributes, the last of each kind.
+/// Numbers of a link against the obvious reading of its attributes, the last of each type.
 fn compare_link(message: &[u8], read: &[Result<String, String>]) {
     let length = u32::from_ne_bytes(*message.first_chunk().unwrap()) as usize;
     let Some(of) = attributes(message.get(32..length).unwrap_or(&[0])) else {
@@ -346,7 +347,7 @@ fn compare_link(message: &[u8], read: &[Result<String, String>]) {
                 "{words}"
             );
         }
-        // Of the rest only what is known of its kind can be wrong.
+        // Only content of a known type can still be wrong.
         Err(error) => assert!(
             !is_right || of.iter().any(|(kind, _)| [18, 43].contains(kind)),
             "{error}"
@@ -354,7 +355,7 @@ fn compare_link(message: &[u8], read: &[Result<String, String>]) {
     }
 }
 
-/// Messages of kinds that are read only of some kernels, made by hand.
+/// Types of messages that only some kernels send, made by hand.
 #[test]
 fn vrf_vlan_and_program_are_read_among_others() {
     let link = |of: &[(u16, Vec<u8>)]| {
@@ -411,7 +412,7 @@ fn vrf_vlan_and_program_are_read_among_others() {
         let other = link(&kind("ipip\0", &data));
         assert!(!other.contains("TunnelDevice"), "{other}");
     }
-    // A port of a bridge that has no kind of its own: nothing that is read.
+    // A bridge port without a type: nothing that is read.
     let port = link(&[
         (3, b"x\0".to_vec()),
         (18, joined(&[(4, b"bridge\0".to_vec()), (5, vec![1])])),
@@ -456,7 +457,7 @@ fn an_mss_beyond_all_lengths_is_that() {
     assert!(route.contains("mtu: Some(4294967295)"), "{route}");
 }
 
-/// Others on the host have given a name that is no UTF-8, and a route a congestion algorithm.
+/// Others on the host have given a name that is not UTF-8, and a route a congestion algorithm.
 #[test]
 fn what_others_have_made_hides_nothing() {
     let host = thread::spawn(|| {

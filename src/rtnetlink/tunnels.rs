@@ -1,4 +1,5 @@
-//! The kernel's own tunnel devices: `ipip`, `sit` and `ip6tnl` (ip-tunnel(8)), which take packets out of IP in IP.
+//! The kernel's own tunnel devices, which unwrap IP in IP: `ipip`, `sit` and `ip6tnl`
+//! (ip-tunnel(8)).
 
 use std::io;
 use std::net::IpAddr;
@@ -15,34 +16,35 @@ use netlink_packet_route::link::LinkMessage;
 use super::Requests;
 use crate::types::Family;
 
-/// A device that takes packets out of tunnels that come from anywhere.
+/// A device that unwraps tunnels from any source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TunnelDevice {
     pub(crate) name: String,
     pub(crate) up: bool,
     pub(crate) outer: Family,
-    /// The only family of packets that it takes out; `None`: both.
+    /// The only family of packets that it unwraps; `None`: both.
     pub(crate) inner: Option<Family>,
-    /// The only address that its tunnels end at; `None`: any of this host's.
+    /// The only address where its tunnels end; `None`: any of this host's.
     pub(crate) local: Option<IpAddr>,
 }
 
 impl TunnelDevice {
-    /// Whether it takes packets of `inner` out of tunnels of `outer`.
+    /// Whether it unwraps packets of `inner` from tunnels of `outer`.
     pub(crate) fn takes(&self, inner: Family, outer: Family) -> bool {
         self.outer == outer && self.inner.is_none_or(|only| only == inner)
     }
 }
 
 impl Requests {
-    /// The tunnel devices that take tunnels from anywhere, as a balancer's are: each flow has an outer source of
-    /// its own.
+    /// The tunnel devices that accept tunnels from any source, as a balancer's need: each flow has
+    /// another outer source.
     pub(crate) fn tunnels(&mut self) -> io::Result<Vec<TunnelDevice>> {
         Ok(self.links()?.filter_map(|link| tunnel_of(&link)).collect())
     }
 }
 
-/// `None`: it is no tunnel device, or takes tunnels from one address only, or takes none by itself (`external`).
+/// `None`: it is not a tunnel device, or accepts tunnels from only one address, or unwraps none by
+/// itself (`external`).
 pub(super) fn tunnel_of(link: &LinkMessage) -> Option<TunnelDevice> {
     let (mut name, mut kind, mut settings) = (None, None, &[][..]);
     for attribute in &link.attributes {

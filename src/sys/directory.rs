@@ -1,4 +1,5 @@
-//! What is in a directory that is open, whatever paths lead there, or none: in a chroot without `/proc`, say.
+//! Entries of an open directory, whatever path leads there, if any: also in a chroot without
+//! `/proc`.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +15,7 @@ use nix::sys::stat::mkdirat;
 use nix::unistd::UnlinkatFlags;
 use nix::unistd::unlinkat;
 
-/// Opens a directory inside, or with `.` the same one anew; `None`: there is none of that name.
+/// Opens a directory inside; `.` opens the same one again. `None`: there is none with that name.
 pub(crate) fn open(directory: &File, name: &str) -> io::Result<Option<File>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     match openat(directory, name, flags, Mode::empty()) {
@@ -24,7 +25,7 @@ pub(crate) fn open(directory: &File, name: &str) -> io::Result<Option<File>> {
     }
 }
 
-/// The same directory, opened anew: a lock belongs to what was opened.
+/// Opens the same directory again, because a lock belongs to one opening of it.
 pub(crate) fn again(directory: &File) -> io::Result<File> {
     open(directory, ".")?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
@@ -45,7 +46,7 @@ pub(crate) fn remove(directory: &File, name: &str) -> io::Result<()> {
     }
 }
 
-/// Whether what has a name inside is what was opened.
+/// Whether the entry with this name is what was opened.
 pub(crate) fn is_present(directory: &File, name: &str, opened: &File) -> io::Result<bool> {
     let ours = fstat(opened)?;
     let present = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);

@@ -1,5 +1,5 @@
-//! What a driver says of an interface, by the ethtool ioctls (linux/ethtool.h): its name, its queues, and
-//! the offloads that change packets before XDP sees them.
+//! A driver's view of an interface, through the ethtool ioctls (linux/ethtool.h): its name, its
+//! queues, and the offloads that change packets before XDP sees them.
 
 use std::ffi::CStr;
 use std::io;
@@ -22,26 +22,26 @@ const GSSET_INFO: u32 = 0x37;
 const GFEATURES: u32 = 0x3a;
 const GCHANNELS: u32 = 0x3c;
 
-/// The set of the names of features (ETH_SS_FEATURES), and the bytes of a name.
+/// The set of feature names (ETH_SS_FEATURES), and the bytes of a name.
 const FEATURES: u32 = 4;
 pub(super) const NAME_BYTES: usize = 32;
 
 const FLAG_RXVLAN: u32 = 1 << 8;
 const FLAG_LRO: u32 = 1 << 15;
 
-/// A socket that interfaces are asked about by; it belongs to the calling thread's network namespace.
+/// A socket for questions about interfaces; it belongs to the calling thread's network namespace.
 pub(crate) struct Ethtool(OwnedFd);
 
-/// How many queues there are.
+/// Numbers of queues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Channels {
-    /// That receive: on their own, or together with sending.
+    /// Queues that receive, alone or combined with sending.
     pub(crate) receive: u32,
-    /// As many can do both at most.
+    /// The most queues that can do both.
     pub(crate) most_combined: u32,
 }
 
-/// A command that is answered with one number.
+/// A command whose answer is one number.
 #[repr(C)]
 #[derive(Default)]
 struct Value {
@@ -80,7 +80,7 @@ impl Ethtool {
         Ok(Self(socket))
     }
 
-    /// Whether large receive offload is on, and whether VLAN tags are taken off on arrival.
+    /// Whether large receive offload is on, and whether the device removes VLAN tags on arrival.
     pub(crate) fn flags(&self, interface: &str) -> io::Result<(bool, bool)> {
         let flags = self.value(interface, GFLAGS)?;
         Ok((flags & FLAG_LRO != 0, flags & FLAG_RXVLAN != 0))
@@ -91,30 +91,36 @@ impl Ethtool {
         self.value(interface, GGRO).map(|on| on != 0)
     }
 
-    /// Whether the interface leaves checksums of what it sends to a device or, if it is virtual, to the receiver.
+    /// Whether the interface leaves checksums of outgoing packets to a device or, if it is virtual,
+    /// to the receiver.
     pub(crate) fn leaves_checksums(&self, interface: &str) -> io::Result<bool> {
         self.value(interface, GTXCSUM).map(|on| on != 0)
     }
 
-    /// Whether a feature is on, by its name in `ethtool -k`; `false` if the kernel has none of that name.
+    /// Whether a feature is on, by its name in `ethtool -k`; `false` if the kernel does not know
+    /// the name.
     pub(crate) fn feature(&self, interface: &str, name: &str) -> io::Result<bool> {
         let Some(bit) = self.features(interface)?.position(|of| of == name) else {
             return Ok(false);
         };
-        // Command and number of blocks; of each block what is available, requested, active and fixed.
+        // Command and number of blocks; for each block what is available, requested, active and
+        // fixed.
         let mut answer = vec![0; 2 + 4 * (bit / 32 + 1)];
         (answer[0], answer[1]) = (GFEATURES, bit as u32 / 32 + 1);
-        // SAFETY: the kernel writes as many blocks as there are, and not more than it is told there is room for.
+        // SAFETY: `answer` has room for the number of blocks that it states, and the kernel writes
+        // no more.
         unsafe { self.ask(interface, &mut answer[..]) }?;
         let active = answer[2 + 4 * (bit / 32) + 2];
         Ok(active & 1 << (bit % 32) != 0)
     }
 
-    /// How many names a set has, of those below 32.
+    /// The number of names in a set, for sets below 32.
     pub(super) fn size_of_set(&self, interface: &str, set: u32) -> io::Result<usize> {
-        // Command, reserved, a mask of 64 bits with the set's, and the answer. A set that is not there leaves it.
+        // Command, reserved, a 64-bit mask with the set's bit, and the answer. The kernel clears
+        // the bit of a missing set.
         let mut question = [GSSET_INFO, 0, 1 << set, 0, 0];
-        // SAFETY: the kernel writes a struct ethtool_sset_info with a number for each bit of the mask.
+        // SAFETY: the kernel writes a struct ethtool_sset_info with one number per bit of the mask,
+        // and `question` has room for one.
         unsafe { self.ask(interface, &mut question) }?;
         Ok(question[4] as usize)
     }
@@ -125,8 +131,8 @@ impl Ethtool {
         // Command, set, number of names.
         let mut answer = vec![0_u32; 3 + number * NAME_BYTES / 4];
         (answer[0], answer[1], answer[2]) = (GSTRINGS, FEATURES, number as u32);
-        // SAFETY: the kernel writes a struct ethtool_gstrings with all names of the set; their number is the
-        // kernel's own, which does not change while it runs.
+        // SAFETY: the kernel writes a struct ethtool_gstrings with all names of the set. `number`
+        // is the kernel's count, which does not change while it runs, so there is room.
         unsafe { self.ask(interface, &mut answer[..]) }?;
         let words = answer.into_iter().skip(3);
         let bytes: Vec<u8> = words.flat_map(u32::to_ne_bytes).collect();
@@ -135,7 +141,7 @@ impl Ethtool {
 
     fn value(&self, interface: &str, command: u32) -> io::Result<u32> {
         let mut value = Value { command, data: 0 };
-        // SAFETY: for these commands the kernel writes two 32-bit words.
+        // SAFETY: for these commands the kernel writes two 32-bit words, the size of the answer.
         unsafe { self.ask(interface, &mut value) }?;
         Ok(value.data)
     }
@@ -145,7 +151,8 @@ impl Ethtool {
             command: GCHANNELS,
             ..Default::default()
         };
-        // SAFETY: the kernel writes a struct ethtool_channels, nine 32-bit words.
+        // SAFETY: the kernel writes a struct ethtool_channels, nine 32-bit words, the size of the
+        // answer.
         unsafe { self.ask(interface, &mut answer) }?;
         Ok(Channels {
             receive: answer.rx.saturating_add(answer.combined),
@@ -160,16 +167,16 @@ impl Ethtool {
             driver: [0; 32],
             rest: [0; 160],
         };
-        // SAFETY: the kernel writes a struct ethtool_drvinfo, 196 bytes.
+        // SAFETY: the kernel writes a struct ethtool_drvinfo, 196 bytes, the size of the answer.
         unsafe { self.ask(interface, &mut answer) }?;
         let name = CStr::from_bytes_until_nul(&answer.driver).map_err(io::Error::other)?;
         Ok(name.to_string_lossy().into_owned())
     }
 
     /// # Safety
-    /// `answer` must begin with the command and be as long as what the kernel writes for it.
+    /// `answer` must begin with the command, and be as long as the kernel's answer to it.
     pub(super) unsafe fn ask<T: ?Sized>(&self, interface: &str, answer: &mut T) -> io::Result<()> {
-        // SAFETY: zero is a value of all of its fields.
+        // SAFETY: zero is valid for all fields of the C struct.
         let mut request: libc::ifreq = unsafe { mem::zeroed() };
         if interface.len() >= request.ifr_name.len() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -178,8 +185,8 @@ impl Ethtool {
             *to = from as libc::c_char;
         }
         request.ifr_ifru.ifru_data = std::ptr::from_mut(answer).cast();
-        // SAFETY: the request has a name that ends, and the address of an answer as long as the caller
-        // promises; both outlive the call.
+        // SAFETY: the request has a terminated name, and the address of an answer whose length the
+        // caller guarantees; both outlive the call.
         let result =
             unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) };
         match result {
@@ -189,7 +196,7 @@ impl Ethtool {
     }
 }
 
-/// A name that ends with a zero, or where its room ends.
+/// A name that ends at a zero, or at the end of its field.
 pub(super) fn name_in(bytes: &[u8]) -> String {
     let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(name).into_owned()
@@ -209,7 +216,7 @@ mod tests {
         for name in ["rx-gro", "rx-gro-hw", "rx-lro", "tx-checksum-ip-generic"] {
             assert!(names.iter().any(|of| of == name), "{name}: {names:?}");
         }
-        // Two that the kernel tells in another way, too; and one beyond the first block.
+        // Two features that the kernel also reports in another way, and one beyond the first block.
         let gro = ethtool.feature("lo", "rx-gro").unwrap();
         assert_eq!(gro, ethtool.gro("lo").unwrap());
         let checksums = ethtool.feature("lo", "tx-checksum-ip-generic").unwrap();

@@ -1,7 +1,8 @@
-//! What a driver counts of an interface (`ethtool -S`), by the ethtool ioctls.
+//! A driver's counters of an interface (`ethtool -S`), through the ethtool ioctls.
 //!
-//! A driver says first how much it has to tell, and may have more by the time it tells it: kernels before 6.19
-//! write all of it. So the room for an answer ends at a page that nobody can write to.
+//! A driver first says how many counters it has, and may have more by the time it writes them:
+//! kernels before 6.19 write them all. So the room for an answer ends at a page that nothing can
+//! write to.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -21,14 +22,14 @@ use super::ethtool::name_in;
 
 const GSTATS: u32 = 0x1d;
 
-/// The set of the counters' names (ETH_SS_STATS).
+/// The set of counter names (ETH_SS_STATS).
 const COUNTERS: u32 = 1;
 
-/// No driver has so many: it takes 4 MiB for their names.
+/// More than any driver has: names for this many take 4 MiB.
 const MOST: usize = 1 << 17;
 
 impl Ethtool {
-    /// All that the driver counts, by its names; nothing if it counts nothing.
+    /// All counters of the driver, by name; empty if it has none.
     pub(crate) fn counters(&self, interface: &str) -> io::Result<Vec<(String, u64)>> {
         let number = match self.size_of_set(interface, COUNTERS) {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => 0,
@@ -40,13 +41,13 @@ impl Ethtool {
         if number > MOST {
             return Err(io::Error::other("the driver has too many counters"));
         }
-        // Command, set, number of names; then those.
+        // Command, set, number of names; then the names.
         let names = self.answer(
             interface,
             &[GSTRINGS, COUNTERS, number as u32],
             number * NAME_BYTES,
         )?;
-        // Command, number of values; then those.
+        // Command, number of values; then the values.
         let values = self.answer(
             interface,
             &[GSTATS, number as u32],
@@ -58,8 +59,8 @@ impl Ethtool {
         Ok(names.zip(values).collect())
     }
 
-    /// The bytes that come behind these words of a command. If the driver has another number of them by now that is
-    /// an error: names and values would not belong together.
+    /// The bytes of an answer behind the words of a command. An error if the driver's number of
+    /// counters has changed: names and values would not match.
     fn answer(&self, interface: &str, command: &[u32], bytes: usize) -> io::Result<Vec<u8>> {
         let head = size_of_val(command);
         let mut room = Room::new(head + bytes)?;
@@ -67,21 +68,22 @@ impl Ethtool {
         for (to, from) in begin.chunks_exact_mut(size_of::<u32>()).zip(command) {
             to.copy_from_slice(&from.to_ne_bytes());
         }
-        // SAFETY: the kernel writes from the beginning of the room on, and stops with an error at its end.
+        // SAFETY: the kernel writes from the beginning of the room, and at its end the guard page
+        // makes it stop with an error.
         unsafe { self.ask(interface, room.bytes()) }?;
         let begin = room.bytes();
         let last = command.len() - 1;
         let told = begin[last * size_of::<u32>()..].first_chunk();
         if told.map(|number| u32::from_ne_bytes(*number)) != command.last().copied() {
             return Err(io::Error::other(
-                "the driver counts something else meanwhile",
+                "the driver has changed its counters meanwhile",
             ));
         }
         Ok(begin[head..head + bytes].to_vec())
     }
 }
 
-/// Memory before a page that nobody can write to.
+/// Memory before a page that nothing can write to.
 struct Room {
     start: NonNull<libc::c_void>,
     /// Without that page.
@@ -91,35 +93,36 @@ struct Room {
 
 impl Room {
     fn new(bytes: usize) -> io::Result<Self> {
-        // SAFETY: it only tells a number.
+        // SAFETY: takes and returns numbers.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         let page = usize::try_from(page).map_err(io::Error::other)?;
         let usable = bytes.next_multiple_of(page).max(page);
         let all = NonZeroUsize::new(usable + page).ok_or(io::ErrorKind::InvalidInput)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: new memory, at an address of the kernel's choice.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe { mmap_anonymous(None, all, protection, MapFlags::MAP_PRIVATE) }?;
         let room = Self {
             start,
             usable,
             page,
         };
-        // SAFETY: the last page of the mapping, to which there is no reference.
+        // SAFETY: the last page of our own mapping, to which no reference exists.
         unsafe { mprotect(room.start.byte_add(usable), page, ProtFlags::PROT_NONE) }?;
         Ok(room)
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: memory of the mapping that can be written, zero at first, and borrowed as this is.
+        // SAFETY: writable memory of our own mapping, zeroed at first, and borrowed as long as
+        // `self` is.
         unsafe { std::slice::from_raw_parts_mut(self.start.cast().as_ptr(), self.usable) }
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        // SAFETY: the whole mapping, to which there is no reference any more.
+        // SAFETY: the whole mapping, to which `drop` proves that no reference is left.
         if let Err(error) = unsafe { munmap(self.start, self.usable + self.page) } {
-            log::debug!("a mapping stays: {error}");
+            log::debug!("cannot unmap memory: {error}");
         }
     }
 }
@@ -144,7 +147,7 @@ mod tests {
         };
         assert_eq!(read(8), 8);
         assert!(read(4096) <= 8);
-        // What was there is there still.
+        // The previous contents are still there.
         assert_eq!(room.bytes().len() % page, 0);
     }
 

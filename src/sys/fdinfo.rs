@@ -1,7 +1,8 @@
-//! What the kernel tells of a BPF object in `/proc/thread-self/fdinfo` (proc(5)): the one place that also tells
-//! of which kind an object is, as maps, programs and links all answer `BPF_OBJ_GET_INFO_BY_FD`.
+//! What `/proc/thread-self/fdinfo` (proc(5)) says about a BPF object. Only this says what type an
+//! object is, because maps, programs and links all answer `BPF_OBJ_GET_INFO_BY_FD`.
 //!
-//! Of the thread, not of the process: a thread may have descriptors of its own (`CLONE_FILES`, unshare(2)).
+//! The file is the thread's and not the process's, because a thread may have its own descriptors
+//! (`CLONE_FILES`, unshare(2)).
 
 use std::fs;
 use std::io;
@@ -60,7 +61,8 @@ mod tests {
         assert_eq!(told.join().unwrap(), 1234);
     }
 
-    /// A field is that of its own line, whatever is in others; a number is one, or an error.
+    /// A field is found on its own line, whatever other lines contain; a number parses or is an
+    /// error.
     #[test]
     fn fields_of_any_text_are_found_or_not() {
         const TEXT: &str = "pos:\t0\nflags:\t02000002\nmap_type:\t3\nmap_id:\t17\nmemlock:\t4096\n";

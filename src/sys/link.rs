@@ -1,7 +1,8 @@
-//! Attaching XDP programs to interfaces, and sockops programs to cgroups.
+//! Attaches XDP programs to interfaces, and sockops programs to cgroups.
 //!
 //! Attachments are BPF links: the kernel removes one when its last descriptor is closed, so a
-//! process that dies leaves nothing behind, unless it has pinned it, and never replaces a foreign program.
+//! process that dies leaves nothing behind, unless it has pinned the link. A link never replaces
+//! another owner's program.
 
 use std::io;
 use std::mem;
@@ -22,13 +23,14 @@ pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Flags of linux/if_link.h.
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// A program's attachment; undone on drop, unless that is in a child made by fork(2), or it is kept by a pin.
+/// A program's attachment. Dropping it detaches the program, except in a child made by fork(2), or
+/// if a pin keeps it.
 #[derive(Debug)]
 pub(crate) struct Link(OwnedFd, Owner, Option<PathBuf>);
 
 impl Link {
-    /// Undoes the attachment at once. Closing the descriptor alone would not, while a child that
-    /// was just forked still holds a copy of it.
+    /// Detaches at once. Closing the descriptor would not, while a child that was just forked holds
+    /// a copy.
     pub(crate) fn detach(&self) -> io::Result<()> {
         // SAFETY: takes a descriptor, which is a link's.
         check(unsafe { libbpf_sys::bpf_link_detach(self.0.as_raw_fd()) }).map(drop)
@@ -36,8 +38,8 @@ impl Link {
 }
 
 impl Link {
-    /// Puts another program in the place of `before`, or of whatever is there, at once: no packet meets
-    /// neither.
+    /// Replaces the program `before`, or whatever is there, atomically: each packet meets one of
+    /// the two.
     pub(crate) fn replace(
         &self,
         program: BorrowedFd<'_>,
@@ -57,13 +59,13 @@ impl Link {
     }
 }
 
-/// What the kernel tells of a link to an interface.
+/// What the kernel says about a link to an interface.
 pub(crate) struct LinkInfo {
-    /// The kernel's number of it: a later link has a higher one.
+    /// The link's id: a later link has a higher one.
     pub(crate) id: u32,
-    /// The number of the program that it has.
+    /// The id of its program.
     pub(crate) program: u32,
-    /// The index of its interface; 0: there is none any more.
+    /// The index of its interface; 0: the interface is gone.
     pub(crate) index: u32,
 }
 
@@ -73,17 +75,17 @@ impl Link {
         info_of(self.0.as_fd())
     }
 
-    /// What asks about it on another thread.
+    /// A descriptor to ask about the link on another thread.
     pub(crate) fn witness(&self) -> io::Result<LinkWitness> {
         self.0.try_clone().map(LinkWitness)
     }
 }
 
-/// What the kernel tells of a link to a cgroup.
+/// What the kernel says about a link to a cgroup.
 pub(crate) struct CgroupLinkInfo {
-    /// The number of the program that it has.
+    /// The id of its program.
     pub(crate) program: u32,
-    /// The kernel's number of the cgroup; 0: there is none any more.
+    /// The cgroup's id; 0: the cgroup is gone.
     pub(crate) cgroup: u64,
 }
 
@@ -94,8 +96,8 @@ impl Link {
     }
 }
 
-/// A descriptor of a link by which to ask about it. It does not keep the link attached, which ends
-/// when the [`Link`] is dropped.
+/// A descriptor to ask about a link. It does not keep the link attached, which ends when the
+/// [`Link`] is dropped.
 #[derive(Debug)]
 pub(crate) struct LinkWitness(OwnedFd);
 
@@ -123,7 +125,8 @@ fn cgroup_info_of(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
     let info = ask(link)?;
     Ok(CgroupLinkInfo {
         program: info.prog_id,
-        // SAFETY: any bits are a number; a link to a cgroup begins with that.
+        // SAFETY: every bit pattern is a valid number, and a link to a cgroup has it in this field
+        // of the union.
         cgroup: unsafe { info.__bindgen_anon_1.cgroup.cgroup_id },
     })
 }
@@ -133,25 +136,27 @@ fn info_of(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(LinkInfo {
         id: info.id,
         program: info.prog_id,
-        // SAFETY: any bits are a number; links of XDP and of tcx both begin with that.
+        // SAFETY: every bit pattern is a valid number, and links of XDP and of tcx both begin with
+        // it.
         index: unsafe { info.__bindgen_anon_1.xdp.ifindex },
     })
 }
 
 impl Link {
-    /// Pins the attachment at a path, in the place of what is pinned there, and keeps it: it outlives this link.
+    /// Pins the attachment at a path, replacing what is pinned there, so that it outlives this
+    /// link.
     pub(crate) fn keep_at(&mut self, path: PathBuf, meanwhile: &Path) -> io::Result<()> {
         super::pin::replace(self.0.as_fd(), &path, meanwhile)?;
         self.2 = Some(path);
         Ok(())
     }
 
-    /// An attachment of XDP or tcx that a pin keeps, by that pin; `None` if there is another object.
+    /// An attachment of XDP or tcx by the pin that keeps it; `None` if another object is pinned.
     pub(crate) fn kept_at(path: &Path) -> io::Result<Option<Self>> {
         Self::kept_of(&["xdp", "tcx"], path)
     }
 
-    /// The same of an attachment to a cgroup.
+    /// The same for an attachment to a cgroup.
     pub(crate) fn kept_at_cgroup(path: &Path) -> io::Result<Option<Self>> {
         Self::kept_of(&["cgroup"], path)
     }
@@ -163,8 +168,8 @@ impl Link {
         Ok(is_ours.then(|| Self(fd, Owner::new(), Some(path.to_owned()))))
     }
 
-    /// Removes the pin that keeps it, if any: it ends with this link again. In this order, as a process that
-    /// dies in between has detached it.
+    /// Removes its pin, if any, so that it ends with this link again. Detaches first, so a process
+    /// that dies in between has detached it.
     pub(crate) fn keep_no_more(&mut self) -> io::Result<()> {
         if let Some(path) = &self.2 {
             super::pin::remove(path)?;
@@ -173,7 +178,7 @@ impl Link {
         Ok(())
     }
 
-    /// Another link has its pin's place: it ends with this link again, and the pin stays.
+    /// Another link has taken its pin's place: it ends with this link again, and the pin stays.
     pub(crate) fn give_up_pin_to(&mut self, other: &Self) -> io::Result<()> {
         match self.2 == other.2 {
             true => {
@@ -196,23 +201,23 @@ impl Drop for Link {
         if self.2.is_some() || !self.1.is_here() {
             return;
         }
-        // It fails if the interface is gone, and then there is nothing to undo.
+        // Fails if the interface is gone, when there is nothing to undo.
         if let Err(error) = self.detach() {
             log::debug!("nothing to detach: {error}");
         }
     }
 }
 
-/// Somebody's pinned XDP attachment, which dropping leaves as it is.
+/// A pinned XDP attachment of any owner; dropping this leaves it as it is.
 #[derive(Debug)]
 pub(crate) struct PinnedXdp {
     fd: OwnedFd,
-    /// The kernel's number of the program.
+    /// The id of its program.
     pub(crate) program: u32,
 }
 
 impl PinnedXdp {
-    /// Opens what is pinned at a path; `None` if it is no XDP attachment.
+    /// Opens what is pinned at a path; `None` if it is not an XDP attachment.
     pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
         let fd = super::pin::open(path)?;
         let info = FdInfo::of(fd.as_fd())?;
@@ -245,12 +250,12 @@ pub(super) fn create(
     // SAFETY: the options are initialised and outlive the call.
     let fd =
         check(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), target, kind, &options) })?;
-    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    // SAFETY: a descriptor that the call has just made and nothing else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(Link(fd, Owner::new(), None))
 }
 
-/// Attaches a sockops program to a cgroup, beside those that others have attached there.
+/// Attaches a sockops program to a cgroup, beside any others.
 pub(crate) fn attach_to_cgroup(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
@@ -263,15 +268,16 @@ pub(crate) fn attach_to_cgroup(
     )
 }
 
-/// A driver sends frames that are redirected to it (linux/netdev.h).
+/// A driver sends redirected frames (linux/netdev.h).
 pub(crate) const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
 
-/// The ids of the XDP programs on an interface: in native and in generic mode, 0 for none.
+/// The ids of the XDP programs on an interface, in native and in generic mode; 0: none.
 pub(crate) struct Present {
     pub(crate) native: u32,
     pub(crate) generic: u32,
     pub(crate) offloaded: u32,
-    /// What the driver can do, bits of linux/netdev.h; 0 if the kernel does not tell (before 6.3).
+    /// The driver's features, bits of linux/netdev.h; 0 if the kernel does not report them (before
+    /// 6.3).
     pub(crate) features: u64,
 }
 

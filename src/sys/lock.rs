@@ -1,9 +1,11 @@
-//! A lock on a directory that a process has as long as it lives: flock(2), which the kernel keeps with the
-//! directory itself, whatever network or mount namespace one comes from, and gives up when the process dies.
+//! A lock on a directory for the life of a process: flock(2), which the kernel keeps with the
+//! directory itself, whatever network or mount namespace the process is in, and releases when the
+//! process dies.
 //!
-//! A child made by fork(2) shares the parent's lock. It must not: the lock would outlive the parent. So the child
-//! closes its copies before fork(2) returns there, and no thread forks while another one opens or closes one. What
-//! starts a program without such a handler (posix_spawn(3)) has copies until it runs: so a lock is given up, not closed.
+//! A child made by fork(2) shares the parent's lock, which would then outlive the parent. So the
+//! child closes its copies before fork(2) returns there, and no thread forks while another opens or
+//! closes one. posix_spawn(3) runs no such handler, and its child has copies until the new program
+//! runs: so the library releases a lock explicitly and does not only close it.
 
 use std::fs;
 use std::fs::File;
@@ -29,7 +31,8 @@ use super::process::Owner;
 /// The most locks of one process.
 pub(crate) const MOST: usize = 64;
 
-/// For so long a lock is tried whose owner cannot be seen: it may be an `is_locked`, on a thread that is kept from its CPU.
+/// How long to try a lock whose owner cannot be seen: it may be an `is_locked`, on a thread that
+/// waits for a CPU.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 const FREE: i32 = -1;
@@ -39,7 +42,7 @@ const RESERVED: i32 = -2;
 static LOCKS: [AtomicI32; MOST] = [const { AtomicI32::new(FREE) }; MOST];
 static REGISTER: Once = Once::new();
 
-/// Somebody forks, or opens or closes a lock's descriptor.
+/// A thread forks, or opens or closes a lock's descriptor.
 static IS_CHANGING: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn begin_change() {
@@ -52,7 +55,7 @@ extern "C" fn end_change() {
     IS_CHANGING.store(false, Ordering::Release);
 }
 
-/// As long as this lives no other thread forks.
+/// While this lives no other thread forks.
 struct NoFork;
 
 impl NoFork {
@@ -73,23 +76,23 @@ extern "C" fn close_in_child() {
     for lock in &LOCKS {
         let fd = lock.swap(FREE, Ordering::AcqRel);
         if fd >= 0 {
-            // SAFETY: closing is allowed in a child of a process with threads; the descriptor is that of a
-            // `Lock`, which does not close it in a child.
+            // SAFETY: a child of a process with threads may call close(2); the descriptor is a
+            // `Lock`'s, which does not close it in a child.
             unsafe { libc::close(fd) };
         }
     }
 }
 
-/// A directory that this process alone has locked. Given up on drop, or when the process dies.
+/// A directory that only this process has locked. Released on drop, or when the process dies.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    /// Closed by hand, as a child has closed its copy already.
+    /// Closed by hand, because a child has closed its copy already.
     fd: ManuallyDrop<OwnedFd>,
     place: &'static AtomicI32,
     owner: Owner,
 }
 
-/// What has become of an attempt.
+/// The result of an attempt.
 #[derive(Debug)]
 pub(crate) enum Locked {
     Ours(Lock),
@@ -98,12 +101,12 @@ pub(crate) enum Locked {
 }
 
 impl Lock {
-    /// Locks a directory, or says who has done so before. An error of kind `QuotaExceeded` if this process has
-    /// too many locks.
+    /// Locks a directory, or says which process has. An error of kind `QuotaExceeded` if this
+    /// process has too many locks.
     pub(crate) fn take(directory: &File) -> io::Result<Locked> {
         REGISTER.call_once(|| {
-            // SAFETY: the functions close descriptors, yield and store to atomics, which is allowed in a child, and
-            // are there as long as the code that registers them.
+            // SAFETY: the functions close descriptors, yield and store to atomics, all allowed in a
+            // child, and exist as long as the code that registers them.
             let failed = unsafe {
                 libc::pthread_atfork(Some(begin_change), Some(end_change), Some(close_in_child))
             };
@@ -118,7 +121,7 @@ impl Lock {
         let place = free.ok_or_else(|| io::Error::from(io::ErrorKind::QuotaExceeded))?;
         let owner = Owner::new();
         let no_fork = NoFork::new();
-        // Of its own: a lock belongs to what was opened, and `directory` may have copies.
+        // A separate opening, because a lock belongs to one, and `directory` may have copies.
         let fd = match directory::again(directory) {
             Ok(file) => OwnedFd::from(file),
             Err(error) => {
@@ -148,14 +151,14 @@ impl Lock {
                     error => return Err(error),
                 },
             }
-            // Somebody may just be looking.
+            // Another process may just be checking the lock.
             thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
 impl Lock {
-    /// Gives it up before it is dropped: whoever waits for it can have it.
+    /// Releases it before it is dropped, for a process that waits for it.
     pub(crate) fn give_up(&self) {
         if self.owner.is_here() {
             // SAFETY: takes a descriptor and a number.
@@ -163,7 +166,7 @@ impl Lock {
         }
     }
 
-    /// Locks it again after that; false: somebody else has.
+    /// Locks it again after that; false: another process has it.
     pub(crate) fn take_back(&self) -> bool {
         // SAFETY: takes a descriptor and numbers.
         self.owner.is_here()
@@ -180,20 +183,20 @@ impl Drop for Lock {
         unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_UN) };
         let _no_fork = NoFork::new();
         self.place.store(FREE, Ordering::Release);
-        // SAFETY: in this process nothing has closed it, and it is not used again.
+        // SAFETY: in this process nothing else has closed it, and `drop` is its last use.
         drop(unsafe { OwnedFd::from_raw_fd(self.fd.as_raw_fd()) });
     }
 }
 
-/// Whether somebody has locked a directory; a [`Lock::take`] at this moment tries again.
+/// Whether any process has locked a directory. A [`Lock::take`] at this moment tries again.
 pub(crate) fn is_locked(directory: &File) -> io::Result<bool> {
-    // Of its own: see `Lock::take`.
+    // A separate opening, as in `Lock::take`.
     let file = directory::again(directory)?;
     let fd = file.as_raw_fd();
     // SAFETY: takes a descriptor and numbers.
     match unsafe { libc::flock(fd, libc::LOCK_SH | libc::LOCK_NB) } {
         0 => {
-            // A child made meanwhile may have a copy of the descriptor: so it is given up, not closed.
+            // Release it and do not only close it, because a child made meanwhile may have a copy.
             // SAFETY: takes a descriptor and a number.
             unsafe { libc::flock(fd, libc::LOCK_UN) };
             Ok(false)
@@ -205,18 +208,18 @@ pub(crate) fn is_locked(directory: &File) -> io::Result<bool> {
     }
 }
 
-/// The process that has locked a directory, if it is one that this one may know of.
+/// The process that has locked a directory, if this process can see it.
 pub(crate) fn holder(directory: &File) -> Option<u32> {
     let metadata = directory.metadata().ok()?;
     let device = metadata.st_dev();
     let (major, minor) = (libc::major(device), libc::minor(device));
     let wanted = format!("{major:02x}:{minor:02x}:{}", metadata.st_ino());
-    // That it cannot be told changes nothing.
+    // If the file cannot be read, the holder is unknown.
     holder_in(&fs::read_to_string("/proc/locks").ok()?, &wanted)
 }
 
-/// The same from the text of `/proc/locks` (proc_locks(5)): number, `FLOCK`, `ADVISORY`, `WRITE`, process, file.
-/// Who waits has an arrow before the kind.
+/// The same from the text of `/proc/locks` (proc_locks(5)): number, `FLOCK`, `ADVISORY`, `WRITE`,
+/// process, file. A waiting process has an arrow before `FLOCK`.
 fn holder_in(locks: &str, wanted: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
@@ -246,8 +249,8 @@ mod tests {
         let Locked::Ours(lock) = Lock::take(&directory).unwrap() else {
             panic!("nobody has it");
         };
-        // A child does not go on with it.
-        // SAFETY: the child sleeps, and ends without a look at what else this process has.
+        // A child does not keep it. SAFETY: the child sleeps, and ends without using anything else
+        // of this process.
         let child = match unsafe { fork() }.unwrap() {
             ForkResult::Parent { child } => child,
             ForkResult::Child => {
@@ -298,7 +301,7 @@ mod tests {
         assert!(has_forked.load(Ordering::Acquire));
     }
 
-    /// To look takes the lock for a moment, which a busy machine makes long.
+    /// Checking takes the lock for a moment, which is long on a busy machine.
     #[test]
     #[cfg_attr(miri, ignore = "locks are the kernel's")]
     fn who_looks_keeps_nobody_out() {
@@ -316,7 +319,7 @@ mod tests {
             flock(libc::LOCK_UN);
             assert!(matches!(taken.join().unwrap(), Locked::Ours(_)));
         });
-        // One that never ends is told, as far as it can be.
+        // If it is never released, the result names its holder if possible.
         flock(libc::LOCK_SH | libc::LOCK_NB);
         assert!(matches!(Lock::take(&directory), Ok(Locked::Others(None))));
     }

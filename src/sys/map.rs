@@ -1,7 +1,7 @@
 //! BPF maps: creation, single elements, per-CPU elements, batches.
 //!
-//! libbpf-rs's own batch and per-CPU calls lose entries, the count, or the errno in corners that
-//! matter here, so these go to the system call wrappers of libbpf itself.
+//! These go to libbpf's system call wrappers, because libbpf-rs's own batch and per-CPU calls lose
+//! entries, the count, or the errno in cases that matter here.
 
 mod per_cpu_hash;
 
@@ -27,7 +27,7 @@ use super::pod::as_ptr;
 
 pub(crate) use per_cpu_hash::PerCpuHash;
 
-/// What a map is to be.
+/// The properties of a map to make.
 pub(crate) struct Spec<'a> {
     pub(crate) kind: libbpf_sys::bpf_map_type,
     pub(crate) name: &'a str,
@@ -61,11 +61,11 @@ pub(crate) fn create(spec: &Spec<'_>) -> io::Result<OwnedFd> {
             &options,
         )
     })?;
-    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    // SAFETY: a descriptor that the call has just made and nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Creates an array of one value of so many bytes, which can be mapped into memory.
+/// Creates an array with one value of `bytes`, which can be mapped into memory.
 pub(crate) fn create_value(name: &str, bytes: usize) -> io::Result<OwnedFd> {
     create(&Spec {
         kind: libbpf_sys::BPF_MAP_TYPE_ARRAY,
@@ -78,10 +78,10 @@ pub(crate) fn create_value(name: &str, bytes: usize) -> io::Result<OwnedFd> {
     })
 }
 
-/// What the kernel says of a map.
+/// What the kernel says about a map.
 pub(crate) struct Info {
     pub(crate) kind: libbpf_sys::bpf_map_type,
-    /// The kernel's number of it.
+    /// The map's id.
     pub(crate) id: u32,
     pub(crate) name: String,
     pub(crate) max_entries: u32,
@@ -111,15 +111,15 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
     })
 }
 
-/// Opens a map by the kernel's number, which takes `CAP_SYS_ADMIN`.
+/// Opens a map by its id, which takes `CAP_SYS_ADMIN`.
 pub(super) fn by_id(id: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes a number.
     let fd = check(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) })?;
-    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    // SAFETY: a descriptor that the call has just made and nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The first value of an array, whatever is in it.
+/// The first value of an array, of any type.
 pub(crate) fn first_value(array: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let info = info(array)?;
     if info.kind != libbpf_sys::BPF_MAP_TYPE_ARRAY || info.key_size != 4 {
@@ -139,13 +139,14 @@ pub(crate) fn first_value(array: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(bytes.take(info.value_size as usize).collect())
 }
 
-/// Bytes that the kernel accounts to the map, from the descriptor's `fdinfo`.
+/// Bytes that the kernel charges to the map, from the descriptor's `fdinfo`.
 pub(crate) fn memory(map: BorrowedFd<'_>) -> io::Result<u64> {
     FdInfo::of(map)?.number("memlock")
 }
 
-/// Maps whose elements are one value: the kernel copies as many bytes as the map's value has. Of arrays of
-/// maps and devices that is a number; the key of what sockets keep is a socket's descriptor.
+/// Map types with one value per element: the kernel copies as many bytes as the map's values have.
+/// For arrays of maps and devices that is a number; the key of socket storage is a socket's
+/// descriptor.
 const SINGLE: [libbpf_sys::bpf_map_type; 7] = [
     libbpf_sys::BPF_MAP_TYPE_HASH,
     libbpf_sys::BPF_MAP_TYPE_ARRAY,
@@ -156,11 +157,12 @@ const SINGLE: [libbpf_sys::bpf_map_type; 7] = [
     libbpf_sys::BPF_MAP_TYPE_SK_STORAGE,
 ];
 
-/// Arrays whose elements are a value for each possible CPU.
+/// Arrays whose elements have a value for each possible CPU.
 const PER_CPU: [libbpf_sys::bpf_map_type; 1] = [libbpf_sys::BPF_MAP_TYPE_PERCPU_ARRAY];
 
-/// What calls are about to rely on: with a map of another type or other sizes the kernel would read or write
-/// past their buffers. An error of kind `InvalidInput` if it is none of these.
+/// Checks what later calls rely on: with a map of another type or other sizes the kernel would read
+/// or write past their buffers. An error of kind `InvalidInput` if the map has none of these types,
+/// or other sizes.
 pub(super) fn check_map<K: Pod, V>(
     map: BorrowedFd<'_>,
     types: &[libbpf_sys::bpf_map_type],
@@ -173,14 +175,14 @@ pub(super) fn check_map<K: Pod, V>(
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
-/// An array of programs: written by descriptors, read as the kernel's numbers of programs.
+/// An array of programs: written as descriptors, read as program ids.
 pub(crate) struct ProgramArray {
     fd: OwnedFd,
     info: Info,
 }
 
 impl ProgramArray {
-    /// `None` if it is another kind of map, or no map.
+    /// `None` if it is another type of map, or not a map.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Option<Self>> {
         let kind: io::Result<u32> = FdInfo::of(fd.as_fd())?.number("map_type");
         if kind.ok() != Some(libbpf_sys::BPF_MAP_TYPE_PROG_ARRAY) {
@@ -190,7 +192,7 @@ impl ProgramArray {
         Ok(Some(Self { fd, info }))
     }
 
-    /// The kernel's number of the array.
+    /// The array's id.
     pub(crate) fn id(&self) -> u32 {
         self.info.id
     }
@@ -204,7 +206,7 @@ impl ProgramArray {
         self.info.max_entries
     }
 
-    /// The number of the program at `index`.
+    /// The id of the program at `index`.
     pub(crate) fn get(&self, index: u32) -> io::Result<Option<u32>> {
         // SAFETY: keys and values of such an array are 32-bit numbers.
         unsafe { number_at(self.fd.as_fd(), index) }
@@ -219,7 +221,7 @@ impl ProgramArray {
         .map(drop)
     }
 
-    /// Empties an entry; an empty one stays empty.
+    /// Empties an entry, even if it is empty.
     pub(crate) fn clear(&self, index: u32) -> io::Result<()> {
         // SAFETY: as above.
         unsafe { delete(self.fd.as_fd(), &index) }.map(drop)
@@ -231,7 +233,7 @@ impl ProgramArray {
 /// # Safety
 /// The map's keys are as long as `K`.
 unsafe fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
-    // SAFETY: the key is as long as the map's, as the caller says.
+    // SAFETY: the key is as long as the map's, as the caller guarantees.
     let deleted = check(unsafe { libbpf_sys::bpf_map_delete_elem(map.as_raw_fd(), as_ptr(key)) });
     match deleted {
         Ok(_) => Ok(true),
@@ -240,12 +242,12 @@ unsafe fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     }
 }
 
-/// Reads elements of a hash from a place in it on (`None`: its beginning), whole buckets, at most as many as there is room
-/// for keys. How many; and the place where they end, `None` after the last. What is there all the time is met, whatever
-/// comes and goes meanwhile.
+/// Reads elements of a hash from `from` (`None`: the beginning), in whole buckets, at most as many
+/// as fit `keys`. Returns how many, and where to continue (`None`: that was all). An element that
+/// is there throughout is seen, whatever comes and goes meanwhile.
 ///
 /// # Safety
-/// The map's keys are as long as `K`, and `values` has room for all that it has of as many elements.
+/// The map's keys are as long as `K`, and `values` has room for all values of that many elements.
 unsafe fn read_batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     from: Option<u32>,
@@ -255,8 +257,8 @@ unsafe fn read_batch<K: Pod, V: Pod>(
     let mut count = checked_count(keys, keys.len())?;
     let mut place = from.unwrap_or_default();
     let start = from.as_ref().map_or(std::ptr::null(), as_ptr);
-    // SAFETY: there is room for `count` keys and their values, as the caller says; places in a hash are 32-bit numbers of
-    // buckets; NULL asks for the beginning.
+    // SAFETY: there is room for `count` keys and their values, as the caller guarantees; positions
+    // in a hash are 32-bit bucket numbers; NULL asks for the beginning.
     let read = check(unsafe {
         libbpf_sys::bpf_map_lookup_batch(
             map.as_raw_fd(),
@@ -276,13 +278,13 @@ unsafe fn read_batch<K: Pod, V: Pod>(
     Ok((count as usize, next))
 }
 
-/// The kernel's number of what is in a place of an array of programs or maps.
+/// The id of the program or map at a place in an array.
 ///
 /// # Safety
 /// The map's keys and values are 32-bit numbers.
 pub(super) unsafe fn number_at(array: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
     let mut id = 0_u32;
-    // SAFETY: key and value are as long as the map's, as the caller says.
+    // SAFETY: key and value are as long as the map's, as the caller guarantees.
     let found = check(unsafe {
         libbpf_sys::bpf_map_lookup_elem(array.as_raw_fd(), as_ptr(&index), as_mut_ptr(&mut id))
     });
@@ -299,15 +301,14 @@ impl AsFd for ProgramArray {
     }
 }
 
-/// Some elements of a hash, and where to go on.
+/// Some elements of a hash, and where to continue.
 pub(crate) struct Elements<K, V> {
     pub(crate) keys: Vec<K>,
     pub(crate) values: Vec<V>,
     pub(crate) next: Option<u32>,
 }
 
-/// A map whose type, and whose key and value types, were compared with the kernel's once, so that single
-/// calls need not.
+/// A map whose type and key and value sizes were checked once, so that calls need not.
 pub(crate) struct Typed<K, V> {
     fd: OwnedFd,
     types: std::marker::PhantomData<fn(K) -> V>,
@@ -320,8 +321,8 @@ impl<K, V> AsFd for Typed<K, V> {
 }
 
 impl<K: Pod, V: Pod> Typed<K, V> {
-    /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of the types, or if it has
-    /// more than one value an element.
+    /// Takes a map; an error of kind `InvalidInput` if its sizes are not those of the types, or if
+    /// it has more than one value per element.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         check_map::<K, V>(fd.as_fd(), &SINGLE)?;
         Ok(Self {
@@ -332,7 +333,7 @@ impl<K: Pod, V: Pod> Typed<K, V> {
 
     /// Adds or replaces an element.
     pub(crate) fn update(&self, key: &K, value: &V) -> io::Result<()> {
-        // SAFETY: key and value are as long as the map's, compared in `new`.
+        // SAFETY: key and value are as long as the map's, checked in `new`.
         check(unsafe {
             libbpf_sys::bpf_map_update_elem(
                 self.fd.as_raw_fd(),
@@ -347,7 +348,7 @@ impl<K: Pod, V: Pod> Typed<K, V> {
     /// Reads an element.
     pub(crate) fn lookup(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = V::default();
-        // SAFETY: key and value are as long as the map's, and it has one value an element, compared
+        // SAFETY: key and value are as long as the map's, and it has one value per element, checked
         // in `new`.
         let result = check(unsafe {
             libbpf_sys::bpf_map_lookup_elem(
@@ -365,17 +366,17 @@ impl<K: Pod, V: Pod> Typed<K, V> {
 
     /// Removes an element; `false` if there was none.
     pub(crate) fn delete(&self, key: &K) -> io::Result<bool> {
-        // SAFETY: the key is as long as the map's, compared in `new`.
+        // SAFETY: the key is as long as the map's, checked in `new`.
         unsafe { delete(self.fd.as_fd(), key) }
     }
 
-    /// Adds or replaces elements by one call. After an error some of them may have been.
+    /// Adds or replaces elements in one call. After an error some may be there.
     pub(crate) fn update_all(&self, keys: &[K], values: &[V]) -> io::Result<()> {
         let mut count = checked_count(keys, values.len())?;
         if count == 0 {
             return Ok(());
         }
-        // SAFETY: there are `count` keys and values, as long as the map's, compared in `new`.
+        // SAFETY: there are `count` keys and values, as long as the map's, checked in `new`.
         check(unsafe {
             libbpf_sys::bpf_map_update_batch(
                 self.fd.as_raw_fd(),
@@ -388,13 +389,13 @@ impl<K: Pod, V: Pod> Typed<K, V> {
         .map(drop)
     }
 
-    /// Removes elements that are there, by one call. After an error some of them may be gone.
+    /// Removes existing elements in one call. After an error some may be gone.
     pub(crate) fn delete_all(&self, keys: &[K]) -> io::Result<()> {
         let mut count = checked_count(keys, keys.len())?;
         if count == 0 {
             return Ok(());
         }
-        // SAFETY: there are `count` keys, as long as the map's, compared in `new`.
+        // SAFETY: there are `count` keys, as long as the map's, checked in `new`.
         check(unsafe {
             libbpf_sys::bpf_map_delete_batch(
                 self.fd.as_raw_fd(),
@@ -406,13 +407,14 @@ impl<K: Pod, V: Pod> Typed<K, V> {
         .map(drop)
     }
 
-    /// Elements of a hash from a place in it on (`None`: its beginning), whole buckets, at most
-    /// `room` of them; and the place where they end, `None` after the last. What is there all the
-    /// time is met, whatever comes and goes meanwhile.
+    /// Elements of a hash from `from` (`None`: the beginning), in whole buckets, at most `room` of
+    /// them, and where to continue (`None`: that was all). An element that is there throughout is
+    /// seen, whatever comes and goes meanwhile.
     pub(crate) fn elements(&self, from: Option<u32>, room: u32) -> io::Result<Elements<K, V>> {
         let mut keys = vec![K::default(); room as usize];
         let mut values = vec![V::default(); room as usize];
-        // SAFETY: keys and values are as long as the map's, and it has one value an element, compared in `new`.
+        // SAFETY: keys and values are as long as the map's, and it has one value per element,
+        // checked in `new`.
         let read = unsafe { read_batch(self.fd.as_fd(), from, &mut keys, &mut values) };
         let (count, next) = read?;
         keys.truncate(count);
@@ -424,7 +426,7 @@ impl<K: Pod, V: Pod> Typed<K, V> {
     pub(crate) fn next_key(&self, key: Option<&K>) -> io::Result<Option<K>> {
         let mut next = K::default();
         let from = key.map_or(std::ptr::null(), |key| as_ptr(key));
-        // SAFETY: both keys are as long as the map's, compared in `new`; NULL asks for the first.
+        // SAFETY: both keys are as long as the map's, checked in `new`; NULL asks for the first.
         let result = check(unsafe {
             libbpf_sys::bpf_map_get_next_key(self.fd.as_raw_fd(), from, as_mut_ptr(&mut next))
         });
@@ -458,10 +460,10 @@ impl<V> AsFd for PerCpuArray<V> {
 }
 
 impl<V: Pod> PerCpuArray<V> {
-    /// Takes a map; an error of kind `InvalidInput` if it is no per-CPU array, or its sizes are not those
-    /// of the type.
+    /// Takes a map; an error of kind `InvalidInput` if it is not a per-CPU array, or its sizes are
+    /// not those of the type.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        // The kernel rounds each CPU's value up to 8 bytes; all ours are that long.
+        // The kernel rounds each CPU's value up to 8 bytes; ours are multiples already.
         const { assert!(size_of::<V>().is_multiple_of(8)) };
         check_map::<u32, V>(fd.as_fd(), &PER_CPU)?;
         Ok(Self {
@@ -471,10 +473,11 @@ impl<V: Pod> PerCpuArray<V> {
         })
     }
 
-    /// One element: a value per possible CPU, in the order of their numbers.
+    /// One element: a value per possible CPU, in CPU order.
     pub(crate) fn get(&self, index: u32) -> io::Result<Vec<V>> {
         let mut values = vec![V::default(); self.cpus];
-        // SAFETY: the kernel writes one V for each possible CPU, and there is room for that many.
+        // SAFETY: the kernel writes one V for each possible CPU, and `values` has room for that
+        // many.
         check(unsafe {
             libbpf_sys::bpf_map_lookup_elem(
                 self.fd.as_raw_fd(),
@@ -510,8 +513,9 @@ impl<V: Pod> PerCpuArray<V> {
         self.cpus * size_of::<V>()
     }
 
-    /// Shows the elements of a run to `see`, by one batch call: for each a value per possible CPU.
-    /// The first one is at least 1, for the kernel takes the key before it as the place to start.
+    /// Passes the elements of a range to `see`, read by one batch call: for each a value per
+    /// possible CPU. The range starts at 1 or later, because the kernel takes the previous key as
+    /// the starting point.
     pub(crate) fn range(
         &self,
         run: &RangeInclusive<u32>,
@@ -527,8 +531,8 @@ impl<V: Pod> PerCpuArray<V> {
         let mut count = wanted;
         let mut from = first - 1;
         let mut to = 0u32;
-        // SAFETY: keys and values have room for `count` elements, a value being one V for each
-        // possible CPU; `from` and `to` are an array's keys.
+        // SAFETY: keys and values have room for `count` elements, with one V for each possible CPU;
+        // `from` and `to` are an array's keys.
         let result = check(unsafe {
             libbpf_sys::bpf_map_lookup_batch(
                 self.fd.as_raw_fd(),
@@ -541,7 +545,7 @@ impl<V: Pod> PerCpuArray<V> {
             )
         });
         match result {
-            // ENOENT: the batch reached the array's end; `count` is right all the same.
+            // ENOENT: the batch reached the array's end, and `count` is right.
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }

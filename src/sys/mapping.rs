@@ -1,4 +1,4 @@
-//! Shared memory with the program: the values of a mappable array.
+//! Memory shared with the program: the values of a mappable array.
 //!
 //! Stores are atomic words, so a packet sees the old word or the new one.
 
@@ -15,7 +15,7 @@ use nix::sys::mman::ProtFlags;
 use nix::sys::mman::mmap;
 use nix::sys::mman::munmap;
 
-/// A word of shared memory. The trait is private, so those below are all there are.
+/// A word of shared memory. The trait is private, so the implementations below are all there are.
 ///
 /// # Safety
 /// An atomic integer: the program may write to it at any time, and every bit pattern is valid.
@@ -37,7 +37,7 @@ pub(crate) struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: plain memory that belongs to the kernel's map; it is reached through atomics only.
+// SAFETY: plain memory of the kernel's map, which is only reached through atomics.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -48,13 +48,13 @@ impl Mapping {
         Self::part(map, 0, bytes)
     }
 
-    /// The same from the byte `start` on, which begins a page.
+    /// The same from byte `start`, which begins a page.
     pub(crate) fn part(map: BorrowedFd<'_>, start: usize, bytes: usize) -> io::Result<Self> {
         let refused = || io::Error::from(io::ErrorKind::InvalidInput);
         let length = NonZeroUsize::new(bytes).ok_or_else(refused)?;
         let offset = i64::try_from(start).map_err(|_| refused())?;
-        // SAFETY: a new mapping at an address of the kernel's choice; no memory of ours is
-        // touched. The kernel refuses an end beyond the map's.
+        // SAFETY: a new mapping at an address of the kernel's choice, so it overlaps no memory of
+        // ours. The kernel refuses an end beyond the map's.
         let start = unsafe {
             mmap(
                 None,
@@ -68,10 +68,10 @@ impl Mapping {
         Ok(Self { start, bytes })
     }
 
-    /// The memory as words; an end that is no whole word is left out.
+    /// The memory as words, without an incomplete one at the end.
     fn words<W: Word>(&self) -> &[W] {
-        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self`; what a W
-        // promises is that others may write meanwhile.
+        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self`; `Word`
+        // guarantees that others may write meanwhile.
         unsafe {
             std::slice::from_raw_parts(self.start.cast().as_ptr(), self.bytes / size_of::<W>())
         }
@@ -95,7 +95,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped in `part` with this length; the borrow of every slice has ended.
+        // SAFETY: mapped in `part` with this length; `drop` proves that every slice's borrow has
+        // ended.
         let result = unsafe { munmap(self.start, self.bytes) };
         debug_assert!(result.is_ok());
     }

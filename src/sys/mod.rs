@@ -1,7 +1,8 @@
-//! All `unsafe` of the crate: system calls through libbpf-sys, shared memory, plain-data types.
+//! All `unsafe` code of the crate: system calls through libbpf-sys, shared memory, plain-data
+//! types.
 //!
-//! Functions here are thin and safe to call: they take descriptors by type, report errno as
-//! [`std::io::Error`], and know nothing of VIPs or reals.
+//! Functions here are thin and safe to call: they take typed descriptors, report errno as
+//! [`std::io::Error`], and know nothing about VIPs or reals.
 
 pub(crate) mod directory;
 pub(crate) mod ethtool;
@@ -41,9 +42,9 @@ fn check(result: i32) -> io::Result<i32> {
     }
 }
 
-/// The text of a name as the kernel gives it, which ends with a zero.
+/// A name from the kernel, which ends at a zero.
 fn name_of(name: &[c_char; 16]) -> String {
-    // SAFETY: reading characters as bytes changes nothing but the sign.
+    // SAFETY: characters and bytes have the same size, and every bit pattern is valid for both.
     let name = unsafe { &*std::ptr::from_ref(name).cast::<[u8; 16]>() };
     CStr::from_bytes_until_nul(name)
         .map(|name| name.to_string_lossy().into_owned())

@@ -1,6 +1,6 @@
-//! Network namespaces by the kernel's number of them: it tells them apart for good and, other than a
-//! descriptor, keeps none of them alive. The way back from a number to its namespace is a search, for the
-//! kernel has none: through what keeps namespaces alive, which are threads, mounts and descriptors.
+//! Network namespaces by the kernel's number (cookie), which identifies one for good and, unlike a
+//! descriptor, does not keep it alive. The kernel offers no way from a number back to its
+//! namespace, so `find` searches what keeps namespaces alive: threads, mounts and descriptors.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -24,8 +24,8 @@ use super::text::unescaped;
 /// As in asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// The kernel's number of the calling thread's network namespace: no other one has it, or will, until the
-/// host starts again.
+/// The kernel's number of the calling thread's network namespace, which no other has or will have
+/// until the host restarts.
 pub(crate) fn network_namespace() -> io::Result<u64> {
     let socket = UnixDatagram::unbound()?;
     let mut cookie = 0_u64;
@@ -46,7 +46,7 @@ pub(crate) fn network_namespace() -> io::Result<u64> {
     }
 }
 
-/// A network namespace, which lives as long as this does.
+/// A network namespace, kept alive by this value.
 #[derive(Debug)]
 pub(crate) struct Namespace {
     number: u64,
@@ -62,7 +62,7 @@ impl Namespace {
         })
     }
 
-    /// That of the process's first thread.
+    /// The one of the process's first thread.
     pub(crate) fn of_process() -> io::Result<Self> {
         let [path, own] = ["/proc/self/ns/net", "/proc/thread-self/ns/net"];
         let file = File::open(path)?;
@@ -81,9 +81,9 @@ impl Namespace {
         self.number
     }
 
-    /// The one with this number: the calling thread's, or one that is found by a thread that is in it, a mount,
-    /// or a descriptor, of any process that this one may look into. To enter it takes `CAP_SYS_ADMIN`. `None`: it
-    /// is gone, or hidden from this process.
+    /// The namespace with this number: the calling thread's, or one found through a thread in it, a
+    /// mount, or a descriptor of any process that this one may inspect. Entering it takes
+    /// `CAP_SYS_ADMIN`. `None`: it is gone, or hidden from this process.
     pub(crate) fn find(number: u64) -> io::Result<Option<Self>> {
         let here = Self::here()?;
         if here.number == number {
@@ -93,7 +93,7 @@ impl Namespace {
             let mut seen = BTreeSet::new();
             let mut all = candidates();
             all.find_map(|path| {
-                // Its text is its inode: each one is looked at once.
+                // The link's text has the inode, so each namespace is examined once.
                 let is_new = seen.insert(name_of_namespace(&path)?);
                 let file = File::open(&path).ok().filter(|_| is_new)?;
                 setns(file.as_fd(), CloneFlags::CLONE_NEWNET).ok()?;
@@ -112,7 +112,7 @@ impl Namespace {
         })
     }
 
-    /// Leads the calling thread there for good, unless it is there, which takes no privilege.
+    /// Moves the calling thread there for good. If it is there already, this takes no privilege.
     pub(crate) fn enter(&self) -> io::Result<()> {
         match network_namespace()? == self.number {
             true => Ok(()),
@@ -120,8 +120,8 @@ impl Namespace {
         }
     }
 
-    /// Runs `f` in this namespace: at once if the caller is there, which takes no privilege, else on a
-    /// thread of its own, so that the caller's stays where it is.
+    /// Runs `f` in this namespace: directly if the caller is there, which takes no privilege, else
+    /// on a separate thread, so that the caller stays where it is.
     pub(crate) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
         if network_namespace()? == self.number {
             return Ok(f());
@@ -132,21 +132,21 @@ impl Namespace {
         })?
     }
 
-    /// The same, but where this namespace may not be entered `f` runs in the caller's.
+    /// The same, but if this process may not enter the namespace, `f` runs in the caller's.
     pub(crate) fn run_if_allowed<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
         if network_namespace()? == self.number {
             return Ok(f());
         }
         elsewhere(|| {
             if let Err(error) = self.enter() {
-                log::info!("a thread stays in its network namespace: {error}");
+                log::info!("a thread cannot enter the network namespace: {error}");
             }
             f()
         })
     }
 }
 
-/// Runs `f` on a thread of its own, which it may lead elsewhere.
+/// Runs `f` on a separate thread, which it may move elsewhere.
 fn elsewhere<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().spawn_scoped(scope, f)?;
@@ -155,8 +155,8 @@ fn elsewhere<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
     })
 }
 
-/// Files of network namespaces, those that are cheap to find first: of this process's threads and
-/// descriptors, of mounts, of other processes and of their threads and descriptors.
+/// Files of network namespaces, the cheapest to find first: of this process's threads and
+/// descriptors, of mounts, of other processes, and of their threads and descriptors.
 fn candidates() -> impl Iterator<Item = PathBuf> {
     let of_threads = |process: &Path| {
         let threads = entries(&process.join("task"));
@@ -180,17 +180,17 @@ fn candidates() -> impl Iterator<Item = PathBuf> {
         .chain(processes().flat_map(move |process| of_descriptors(&process)))
 }
 
-/// What is in a directory; nothing of one that is gone, or that this process may not look into.
+/// The entries of a directory; none if it is gone, or this process may not read it.
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.flatten().map(|entry| entry.path())
 }
 
-/// Where network namespaces are mounted, as `ip netns` does, from the text of `/proc/self/mountinfo`.
+/// Where network namespaces are mounted, as by `ip netns`, from the text of `/proc/self/mountinfo`.
 fn mounted(mounts: &[u8]) -> Vec<PathBuf> {
     let lines = mounts.split(|byte| *byte == b'\n');
     let of_line = |line: &[u8]| {
-        // Number, parent, device, root within the file system, where it is mounted.
+        // Number, parent, device, root within the file system, mount point.
         let mut words = line.split(|byte| *byte == b' ').skip(3);
         let root = words.next()?;
         let point = words.next().filter(|_| root.starts_with(b"net:["))?;
@@ -199,7 +199,7 @@ fn mounted(mounts: &[u8]) -> Vec<PathBuf> {
     lines.filter_map(of_line).collect()
 }
 
-/// The text of a namespace's file, `net:[INODE]`, or of a mount's path; `None` of any other file.
+/// The text of a namespace's link, `net:[INODE]`, or a mount's path; `None` for any other file.
 fn name_of_namespace(path: &Path) -> Option<OsString> {
     match fs::read_link(path) {
         Ok(target) => {
@@ -207,7 +207,7 @@ fn name_of_namespace(path: &Path) -> Option<OsString> {
             let is_one = name.as_encoded_bytes().starts_with(b"net:[");
             is_one.then_some(name)
         }
-        // A mount is no link.
+        // A mount is not a link.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Some(path.into()),
         Err(_) => None,
     }
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(network_namespace().unwrap(), here);
         drop(stop);
         there.join().unwrap();
-        // Its descriptor is left.
+        // Only its descriptor is left.
         assert!(Namespace::find(number).unwrap().is_some());
         drop(found);
         assert!(Namespace::find(u64::MAX).unwrap().is_none());
@@ -271,7 +271,7 @@ mod tests {
         assert!(super::mounted(b"").is_empty());
     }
 
-    /// Lines of other mounts, whatever is in them, neither hide one of a namespace nor add any.
+    /// Lines of other mounts neither hide a namespace nor add one, whatever they contain.
     #[test]
     fn other_mounts_change_nothing() {
         const OTHERS: &[u8] = br"22 1 0:21 / /proc rw,nosuid shared:5 - proc proc rw

@@ -1,8 +1,8 @@
-//! Arrays of maps: how many maps are put into one while the kernel waits for packets once.
+//! Arrays of maps, and how to insert many maps during one grace period.
 //!
-//! Whatever such an update changes, the kernel waits for a grace period of RCU in it, for milliseconds:
-//! once a call since Linux 6.8, before that once for each element of a batch. There, elements are
-//! put in side by side by a thread each, so that one grace period is that of all.
+//! The kernel waits for an RCU grace period, some milliseconds, in each such update: since Linux
+//! 6.8 once per call, before that once per element of a batch. On those kernels many threads insert
+//! one element each, so that they share a grace period.
 
 use std::ffi::CString;
 use std::io;
@@ -27,7 +27,7 @@ use super::signals::without_signals;
 
 /// The first release that waits once for a whole batch.
 const WAITS_ONCE: (u32, u32) = (6, 8);
-/// So many elements are put in side by side: a thread each, for some milliseconds.
+/// Elements inserted side by side, by a thread each, for some milliseconds.
 pub(crate) const SIDE_BY_SIDE: usize = 256;
 /// Such a thread makes one system call.
 const STACK: usize = 64 << 10;
@@ -50,7 +50,7 @@ impl AsFd for MapArray {
 }
 
 impl MapArray {
-    /// Takes a map; an error of kind `InvalidInput` if it is no such array.
+    /// Takes a map; an error of kind `InvalidInput` if it is not such an array.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         check_map::<u32, u32>(fd.as_fd(), &[libbpf_sys::BPF_MAP_TYPE_ARRAY_OF_MAPS])?;
         Ok(Self {
@@ -62,32 +62,32 @@ impl MapArray {
         })
     }
 
-    /// The kernel's number of the map in a place.
+    /// The id of the map at a place.
     pub(crate) fn id_at(&self, index: u32) -> io::Result<Option<u32>> {
-        // SAFETY: keys and values are 32-bit numbers, compared in `new`.
+        // SAFETY: keys and values are 32-bit numbers, checked in `new`.
         unsafe { number_at(self.fd.as_fd(), index) }
     }
 
-    /// Opens the map in a place, which takes `CAP_SYS_ADMIN`.
+    /// Opens the map at a place, which takes `CAP_SYS_ADMIN`.
     pub(crate) fn open_at(&self, index: u32) -> io::Result<Option<OwnedFd>> {
         self.id_at(index)?.map(by_id).transpose()
     }
 
-    /// For how many grace periods the callers of [`set`](Self::set) have waited, on a kernel that
-    /// waits for each element.
+    /// Grace periods that callers of [`set`](Self::set) have waited for, on a kernel that waits for
+    /// each element.
     pub(crate) fn waits(&self) -> u64 {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Puts maps into places. Waits for a grace period, for one with each [`SIDE_BY_SIDE`] maps on
-    /// a kernel before Linux 6.8. After an error some of them may be in their places.
+    /// Puts maps into places. Waits for a grace period; before Linux 6.8 for one per
+    /// [`SIDE_BY_SIDE`] maps. After an error some may be in place.
     pub(crate) fn set(&self, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
         let waits = inner.len().div_ceil(SIDE_BY_SIDE) as u64;
         self.waits.fetch_add(waits, Ordering::Relaxed);
         self.set_meanwhile(inner)
     }
 
-    /// As [`set`](Self::set), on a thread that no caller waits for.
+    /// As [`set`](Self::set), on a thread that no caller waits for, so it does not count as a wait.
     pub(crate) fn set_meanwhile(&self, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
         match inner.len() > 1 && !self.waits_once {
             true => self.set_side_by_side(inner),
@@ -104,7 +104,7 @@ impl MapArray {
         let keys: Vec<u32> = inner.iter().map(|(index, _)| *index).collect();
         let values: Vec<i32> = inner.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
         let mut count = inner.len() as u32;
-        // SAFETY: there are `count` keys and values, of the sizes compared in `new`.
+        // SAFETY: there are `count` keys and values, of the sizes checked in `new`.
         check(unsafe {
             libbpf_sys::bpf_map_update_batch(
                 self.fd.as_raw_fd(),
@@ -125,7 +125,7 @@ impl MapArray {
                 for one in together.chunks(1) {
                     match spawn(scope, || self.set_batch(one)) {
                         Ok(thread) => threads.push(thread),
-                        // Without a thread it takes a grace period of its own.
+                        // Without a thread it takes another grace period.
                         Err(_) => all = all.and(self.set_batch(one)),
                     }
                 }
@@ -139,8 +139,8 @@ impl MapArray {
     }
 }
 
-/// Starts a thread with a small stack. It takes no signals: a handler of the process, such as a profiler's,
-/// may need more than is there.
+/// Starts a thread with a small stack. Signals are blocked there: a handler of the process, such as
+/// a profiler's, may need more stack.
 fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     work: impl FnOnce() -> T + Send + 'scope,
@@ -148,7 +148,7 @@ fn spawn<'scope, T: Send + 'scope>(
     let thread = thread::Builder::new()
         .name("katran-maps".to_owned())
         .stack_size(STACK);
-    // A thread begins with the mask of the one that starts it.
+    // A thread inherits the signal mask of the one that starts it.
     without_signals(|| thread.spawn_scoped(scope, work))
 }
 
@@ -175,7 +175,7 @@ pub(crate) fn create_outer(
             &options,
         )
     })?;
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: a descriptor that the call has just made and nothing else owns.
     MapArray::new(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -204,7 +204,7 @@ mod tests {
         create(&spec).unwrap()
     }
 
-    /// One element a call is what each kernel waits for, so this holds of those before 6.8.
+    /// Every kernel waits for a call with one element, so this shows what kernels before 6.8 do.
     #[test]
     #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
     fn maps_that_are_put_in_side_by_side_share_a_grace_period() {
@@ -216,7 +216,7 @@ mod tests {
             outer.set_side_by_side(&maps).unwrap();
             began.elapsed()
         };
-        // The best of some, for others have the machine as well.
+        // The best of several, because other work shares the machine.
         let best = |count| (0..5).map(|_| timed(count)).min().unwrap_or(Duration::MAX);
         let (one, all) = (best(1), best(SIDE_BY_SIDE));
         println!("{one:?} for one, {all:?} for {SIDE_BY_SIDE}");
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(outer.waits(), 1);
     }
 
-    /// Which of both ways a kernel gets, also where this one is newer.
+    /// Tests both ways, even on a newer kernel.
     #[test]
     #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
     fn a_kernel_that_waits_for_each_element_gets_them_one_by_one() {
@@ -249,7 +249,7 @@ mod tests {
             (outer.batches.load(Ordering::Relaxed), outer.waits())
         };
         assert_eq!(batches(true, 40), (1, 1));
-        // Side by side, so they share a grace period: above.
+        // Side by side, so they share a grace period, as above.
         assert_eq!(batches(false, 40), (40, 1));
         assert_eq!(batches(false, 1), (1, 1));
         let more = SIDE_BY_SIDE as u32 + 1;

@@ -1,5 +1,5 @@
-//! What libbpf-rs does not offer of an object: sizes of maps by their names, loading it with a log of the
-//! verifier, and errors as those of the standard library.
+//! What libbpf-rs lacks for objects: map sizes by name, loading with a log of the verifier, and
+//! standard-library errors.
 
 use std::ffi::CStr;
 use std::io;
@@ -13,9 +13,9 @@ use nix::libc;
 
 use super::signals::without_signals;
 
-/// Bytes kept of the verifier's log. Of a longer one Linux keeps the end since 6.4, before that the beginning,
-/// and the load fails with ENOSPC whatever the verifier has found. So there is room for some 100,000 lines;
-/// the machine has no memory in it before the kernel writes there.
+/// Bytes kept of the verifier's log. Since 6.4 Linux keeps the end of a longer one; before that it
+/// keeps the beginning, and the load fails with ENOSPC whatever the verifier found. So there is
+/// room for some 100,000 lines, which take no memory until the kernel writes them.
 const LOG_BYTES: usize = 16 << 20;
 
 /// Why an object did not load.
@@ -26,19 +26,19 @@ pub(crate) struct Refused {
     pub(crate) rejected: Option<(&'static str, String)>,
 }
 
-/// How big a map of an object is to be.
+/// The size of an object's map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MapSize {
-    /// It is not made.
+    /// The map is not made.
     Unmade,
-    /// As the object says.
+    /// As declared in the object.
     Own,
     Elements(u32),
-    /// Of the one value of a data section.
+    /// Of a data section's one value.
     Bytes(u32),
 }
 
-/// Gives the maps of an object that is not loaded yet the sizes that `of` says.
+/// Sets the map sizes of an object that is not loaded yet, by `of`.
 pub(crate) fn size_maps(
     object: &mut OpenObject,
     of: impl Fn(&str) -> MapSize,
@@ -54,9 +54,9 @@ pub(crate) fn size_maps(
     Ok(())
 }
 
-/// Loads an object, with a log for each of these programs of it.
+/// Loads an object, with a verifier log for each of these programs.
 ///
-/// The logs live in here, so that none can go before the load has ended.
+/// The logs are owned here, so they live until the load has ended.
 pub(crate) fn load<'object, O: OpenSkel<'object>>(
     mut open: O,
     programs: &[&'static str],
@@ -66,8 +66,9 @@ pub(crate) fn load<'object, O: OpenSkel<'object>>(
     for program in open.open_object_mut().progs_mut() {
         let mut logs = logs.iter_mut();
         if let Some((_, log)) = logs.find(|(name, _)| program.name() == *name) {
-            // SAFETY: libbpf writes into the buffer, whose length is given, only while it loads the object.
-            // It does that below or never, for `open` is consumed here; the buffer is dropped after that.
+            // SAFETY: libbpf writes into the buffer, whose length is given, only while it loads the
+            // object. That happens below or never, because `open` is consumed here; the buffer is
+            // dropped after that.
             unsafe {
                 libbpf_sys::bpf_program__set_log_buf(
                     program.as_libbpf_object().as_ptr(),
@@ -99,15 +100,15 @@ impl Refused {
     }
 }
 
-/// What was written into a buffer of zeroes.
+/// The text at the beginning of a zeroed buffer.
 fn text_of(log: &[u8]) -> String {
     let text = CStr::from_bytes_until_nul(log).map(CStr::to_string_lossy);
     text.unwrap_or_default().into_owned()
 }
 
-/// A libbpf-rs error as one of the standard library, of the same kind. It has its number where the kind is one
-/// that only one number has: libbpf-rs keeps the `io::Error` that it was to itself, also as a source.
-/// [`numbered`] also tells two numbers that have no kind.
+/// A libbpf-rs error as a standard-library error of the same kind. It has an errno if its kind
+/// implies just one: libbpf-rs keeps the original `io::Error` private, even as a source.
+/// [`numbered`] also recovers two errnos that have no kind.
 pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
     let kind = match error.kind() {
         ErrorKind::OutOfMemory => return io::Error::from_raw_os_error(libc::ENOMEM),
@@ -128,11 +129,11 @@ pub(crate) fn into_io(error: libbpf_rs::Error) -> io::Error {
     io::Error::new(kind, error)
 }
 
-/// Calls libbpf where it may fail for want of descriptors, or of room for a log. libbpf-rs has no kind for
-/// these, but libbpf leaves the number of each failure in errno. What is done with a failed call on its way here
-/// frees and closes, which leaves errno alone.
+/// Calls libbpf where it may run out of descriptors, or of room for a log. libbpf-rs has no kind
+/// for these errors, but libbpf leaves the errno of each failure in errno, and the frees and closes
+/// between there and here do not change it.
 pub(crate) fn numbered<T>(call: impl FnOnce() -> libbpf_rs::Result<T>) -> io::Result<T> {
-    // So that no number of an earlier call is taken for one of this.
+    // So that an earlier call's errno is not taken for this one's.
     Errno::clear();
     let result = call();
     let left = Errno::last();
@@ -169,7 +170,7 @@ mod tests {
             let error = libbpf_rs::Error::from_raw_os_error(errno).context("while loading");
             assert_eq!(into_io(error).kind(), expected.kind());
         }
-        // These have no kind: errno tells them, and no text.
+        // These have no kind: errno identifies them, not their text.
         for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOSPC] {
             let failed = || {
                 let error = libbpf_rs::Error::from_raw_os_error(errno as i32);
@@ -180,11 +181,11 @@ mod tests {
                 failed()
             });
             assert_eq!(told.unwrap_err().raw_os_error(), Some(errno as i32));
-            // Of an earlier call.
+            // From an earlier call.
             errno.set();
             assert_eq!(numbered(failed).unwrap_err().raw_os_error(), None);
         }
-        // A text about a number is no number.
+        // A text that mentions an errno is not one.
         let error = libbpf_rs::Error::from(io::Error::other("told so (os error 12)"));
         let error = into_io(error);
         assert_eq!(
@@ -203,18 +204,18 @@ mod tests {
         let cut = refused(libc::ENOSPC, "R1 is not a pointer");
         assert_eq!(cut.rejected.map(|(program, _)| program), Some("it"));
         assert!(cut.error.to_string().contains("longer than 16 MiB"));
-        // It was not about a log.
+        // Without a log it was about something else.
         let full = refused(libc::ENOSPC, "").error;
         assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
         let invalid = refused(libc::EINVAL, "R1 is not a pointer").error;
         assert_eq!(invalid.raw_os_error(), Some(libc::EINVAL));
     }
 
-    /// What `LOG_BYTES` says of this kernel.
+    /// The claim of `LOG_BYTES` about this kernel.
     #[test]
     #[cfg_attr(miri, ignore = "bpf(2) is the kernel's")]
     fn a_log_without_room_fails_the_load_with_a_number_of_its_own() {
-        // `r0 = 0` some times, for a long log, and `r0 = r2`, where r2 has no value.
+        // `r0 = 0` several times, for a long log, then `r0 = r2`, where r2 has no value.
         let of = |code, dst, src| {
             let mut instruction = libbpf_sys::bpf_insn {
                 code,
@@ -236,7 +237,7 @@ mod tests {
                 log_buf: log.as_mut_ptr().cast(),
                 ..Default::default()
             };
-            // SAFETY: the program, its length, the names and the log are what the call takes them for, and
+            // SAFETY: the program, its length, the names and the log are what the call expects, and
             // outlive it.
             let loaded = crate::sys::check(unsafe {
                 libbpf_sys::bpf_prog_load(

@@ -38,7 +38,7 @@ pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     // SAFETY: takes a C string that outlives the call.
     let fd = check(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })?;
-    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    // SAFETY: a descriptor that the call has just made and nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn is_on_bpf_fs(directory: &File) -> io::Result<bool> {
     Ok(fstatfs(directory)?.filesystem_type() == FsType(BPF_FS_MAGIC))
 }
 
-/// What kind of object is pinned somewhere.
+/// The type of a pinned object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Map,
@@ -60,7 +60,7 @@ pub(crate) enum Kind {
     Link,
 }
 
-/// Of which kind an object is; `None`: the kernel does not tell.
+/// The type of an object; `None`: the kernel does not say.
 pub(crate) fn kind(object: BorrowedFd<'_>) -> io::Result<Option<Kind>> {
     let info = FdInfo::of(object)?;
     let kinds = [
@@ -74,14 +74,14 @@ pub(crate) fn kind(object: BorrowedFd<'_>) -> io::Result<Option<Kind>> {
     Ok(kind.map(|(_, kind)| kind))
 }
 
-/// Pins an object at a path, in the place of what is pinned there, at once: whatever happens, one of the two is
-/// pinned. `meanwhile` is a path beside it that nobody else uses.
+/// Pins an object at a path, replacing what is pinned there, atomically: at any moment one of the
+/// two is pinned. `meanwhile` is a path beside it that nothing else uses.
 pub(crate) fn replace(object: BorrowedFd<'_>, path: &Path, meanwhile: &Path) -> io::Result<()> {
     remove(meanwhile)?;
     pin(object, meanwhile)?;
     fs::rename(meanwhile, path).inspect_err(|_| {
         if let Err(error) = remove(meanwhile) {
-            log::warn!("{} stays: {error}", meanwhile.display());
+            log::warn!("cannot remove {}: {error}", meanwhile.display());
         }
     })
 }
@@ -94,7 +94,7 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Lets two directories have each other's names, at once.
+/// Exchanges the names of two directories, atomically.
 pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     let (one, other) = (c_path(one)?, c_path(other)?);
     // SAFETY: takes numbers and C strings that outlive the call.

@@ -6,7 +6,7 @@ use crate::skel::katran::types;
 use crate::skel::server_id::types::server_id_connection;
 use crate::skel::server_id::types::server_id_counters;
 
-/// A type whose every bit pattern is valid and which has no padding that the kernel would see
+/// A type for which every bit pattern is valid and which has no padding that the kernel would see
 /// uninitialised.
 ///
 /// # Safety
@@ -16,13 +16,13 @@ pub(crate) unsafe trait Pod: Copy + Default + 'static {}
 macro_rules! pod {
     ($($type:ty = $size:expr;)*) => {$(
         const _: () = assert!(size_of::<$type>() == $size, "differs from bpf/shared.h");
-        // SAFETY: a struct of shared.h: repr(C), integers only; the size asserted above is the
-        // sum of the fields' sizes, so there is no padding.
+        // SAFETY: a struct of shared.h, `repr(C)` with only integers; its asserted size is the sum
+        // of its fields' sizes, so it has no padding.
         unsafe impl Pod for $type {}
     )*};
 }
 
-/// Words of 64 bits without padding: `counters::tests` sets each of them, and finds it in the snapshot.
+/// 64-bit words without padding: `counters::tests` sets each one, and finds it in the snapshot.
 const COUNTERS: usize = size_of::<types::counters>();
 const _: () = assert!(COUNTERS.is_multiple_of(size_of::<u64>()));
 
@@ -75,6 +75,7 @@ pub(super) fn as_mut_ptr<T: Pod>(value: &mut T) -> *mut std::ffi::c_void {
 #[cfg(test)]
 pub(crate) fn from_words<T: Pod>(words: &[u64]) -> T {
     assert_eq!(size_of_val(words), size_of::<T>());
-    // SAFETY: as many bytes as a T has, every pattern of which is valid; the read may be unaligned.
+    // SAFETY: there are as many bytes as a T has, every pattern of which is valid; the read may be
+    // unaligned.
     unsafe { words.as_ptr().cast::<T>().read_unaligned() }
 }

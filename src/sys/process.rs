@@ -1,6 +1,6 @@
-//! Which process something belongs to. A child made by fork(2) gets a copy of every handle and none of
-//! the library's threads: it must neither undo what its parent goes on with, nor wait for threads
-//! that it does not have.
+//! Which process owns something. A child made by fork(2) gets a copy of every handle and none of
+//! the library's threads: it must not undo what its parent still uses, nor wait for threads that it
+//! does not have.
 
 use std::io;
 use std::sync::atomic::AtomicBool;
@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 
 use nix::libc;
 
-/// Forks that led to this process, since it was first asked for. A process id would not do: in a PID
-/// namespace of its own a child may have its parent's.
+/// Forks that led to this process, since the first question. A process id would not do: in its own
+/// PID namespace a child may have its parent's.
 static FORKS: AtomicU64 = AtomicU64::new(0);
 static COUNTS: AtomicBool = AtomicBool::new(false);
 
@@ -18,16 +18,16 @@ extern "C" fn count() {
     FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The process that has made something.
+/// The process that made something.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owner(u64);
 
 impl Owner {
     /// The calling process.
     pub(crate) fn new() -> Self {
-        // Two threads may both do it: then each fork counts twice, which is as good.
+        // If two threads both do it, each fork counts twice, which does no harm.
         if !COUNTS.load(Ordering::Acquire) {
-            // SAFETY: the function only adds to an atomic, which is allowed in a child, and is there
+            // SAFETY: the function only adds to an atomic, which is allowed in a child, and exists
             // as long as the code that registers it.
             let failed = unsafe { libc::pthread_atfork(None, None, Some(count)) };
             match failed {
@@ -41,7 +41,7 @@ impl Owner {
         Self(FORKS.load(Ordering::Relaxed))
     }
 
-    /// Whether the calling process is this one, and no child of it.
+    /// Whether the calling process is this one, and not a child of it.
     pub(crate) fn is_here(self) -> bool {
         self.0 == FORKS.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! BPF programs: what the kernel says of one, and running one on a frame.
+//! BPF programs: what the kernel says about one, and running one on a frame.
 
 use std::io;
 use std::mem;
@@ -13,14 +13,14 @@ use nix::libc;
 use super::check;
 use super::name_of;
 
-/// What the kernel says of a program.
+/// What the kernel says about a program.
 pub(crate) struct Info {
-    /// The kernel's number of it.
+    /// The program's id.
     pub(crate) id: u32,
     pub(crate) name: String,
-    /// Bytes of the program after the verifier: 8 an instruction.
+    /// Bytes of the program after the verifier: 8 per instruction.
     pub(crate) translated_bytes: u32,
-    /// The kernel has compiled it and does not interpret it; `None`: it does not tell.
+    /// The kernel has compiled it and does not interpret it; `None`: it does not say.
     pub(crate) compiled: Option<bool>,
 }
 
@@ -36,13 +36,13 @@ pub(crate) fn info(program: BorrowedFd<'_>) -> io::Result<Info> {
     })
 }
 
-/// That of some programs which has this number; those that cannot be asked have none.
+/// The program with this id; programs that cannot be asked have none.
 pub(crate) fn numbered<'a>(programs: &[BorrowedFd<'a>], id: u32) -> Option<BorrowedFd<'a>> {
     let mut programs = programs.iter().copied();
     programs.find(|program| info(*program).is_ok_and(|info| info.id == id))
 }
 
-/// The kernel's numbers of the maps that a program uses.
+/// The ids of the maps that a program uses.
 pub(crate) fn maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let mut maps = vec![0_u32; MOST_MAPS];
     let info = ask(program, &mut maps)?;
@@ -50,7 +50,7 @@ pub(crate) fn maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     Ok(maps)
 }
 
-/// The kernel's answer, with the numbers of as many maps as there is room for.
+/// The kernel's answer, with as many map ids as fit.
 fn ask(program: BorrowedFd<'_>, maps: &mut [u32]) -> io::Result<libbpf_sys::bpf_prog_info> {
     let mut info = libbpf_sys::bpf_prog_info {
         nr_map_ids: maps.len() as u32,
@@ -58,8 +58,8 @@ fn ask(program: BorrowedFd<'_>, maps: &mut [u32]) -> io::Result<libbpf_sys::bpf_
         ..Default::default()
     };
     let mut length = mem::size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says; of its pointers only that to the maps is set, to as
-    // many numbers as it says, and they outlive the call.
+    // SAFETY: `info` is as long as `length` says. Of its pointers only the one to the maps is set,
+    // to as many numbers as it says; both outlive the call.
     check(unsafe {
         libbpf_sys::bpf_obj_get_info_by_fd(
             program.as_raw_fd(),
@@ -70,19 +70,18 @@ fn ask(program: BorrowedFd<'_>, maps: &mut [u32]) -> io::Result<libbpf_sys::bpf_
     Ok(info)
 }
 
-/// As many maps as the verifier lets a program use (MAX_USED_MAPS of the kernel).
+/// The most maps that the verifier lets a program use (the kernel's MAX_USED_MAPS).
 const MOST_MAPS: usize = 64;
 
-/// Opens a program by the kernel's id.
+/// Opens a program by its id.
 pub(crate) fn by_id(id: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes a number.
     let fd = check(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })?;
-    // SAFETY: a descriptor that the call has just made and nobody else owns.
+    // SAFETY: a descriptor that the call has just made and nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The name of a program by the kernel's id; empty if the kernel does not tell, as it does to those only who
-/// have `CAP_SYS_ADMIN`.
+/// The name of a program by its id; empty if the kernel does not say, which takes `CAP_SYS_ADMIN`.
 pub(crate) fn name_by_id(id: u32) -> String {
     by_id(id)
         .and_then(|program| info(program.as_fd()))
@@ -90,7 +89,7 @@ pub(crate) fn name_by_id(id: u32) -> String {
         .unwrap_or_default()
 }
 
-/// What a program made of a frame.
+/// The result of running a program on a frame.
 pub(crate) struct Ran {
     /// The XDP action.
     pub(crate) action: u32,
@@ -98,10 +97,10 @@ pub(crate) struct Ran {
     pub(crate) frame: Vec<u8>,
 }
 
-/// Room for what a program may put in front of a frame: more than the kernel's own headroom.
+/// Room for headers that a program adds to a frame: more than the kernel's own headroom.
 const GROWTH: usize = 512;
 
-/// Runs an XDP program once on `frame`, on the present CPU.
+/// Runs an XDP program once on `frame`, on the current CPU.
 pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<Ran> {
     let mut out = vec![0; frame.len() + GROWTH];
     let mut options = libbpf_sys::bpf_test_run_opts {

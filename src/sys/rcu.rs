@@ -1,4 +1,4 @@
-//! Waiting until no packet can still see what was just taken out of use.
+//! Waits until no packet can still see what was just taken out of use.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,21 +17,21 @@ use super::nested::create_outer;
 const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
-/// A way to wait for a grace period of RCU. A program's run is one RCU read section (Linux,
+/// A way to wait for an RCU grace period. A program's run is one RCU read section (Linux,
 /// Documentation/RCU).
 #[derive(Debug)]
 pub(crate) enum GracePeriod {
-    /// By membarrier(2). It documents a barrier on all running threads; where more than one CPU is
-    /// online the kernel carries it out by `synchronize_rcu()` (Linux, kernel/sched/membarrier.c).
+    /// By membarrier(2). It documents a barrier on all running threads; with more than one CPU
+    /// online the kernel implements it by `synchronize_rcu()` (Linux, kernel/sched/membarrier.c).
     Membarrier,
-    /// By an array of maps: to replace an element of it the kernel waits until no program can have
-    /// the old one in its hands (Linux, kernel/bpf/syscall.c, `maybe_wait_bpf_programs`).
+    /// By an array of maps: when an element is replaced, the kernel waits until no program can hold
+    /// the old one (Linux, kernel/bpf/syscall.c, `maybe_wait_bpf_programs`).
     Map { outer: MapArray, inner: OwnedFd },
 }
 
 impl GracePeriod {
-    /// By membarrier(2) if that is to be had: a kernel booted with `nohz_full` refuses it, and with
-    /// one CPU it does not wait.
+    /// By membarrier(2) if possible: a kernel booted with `nohz_full` refuses it, and with one CPU
+    /// it does not wait.
     pub(crate) fn new() -> io::Result<Self> {
         let commands = membarrier(MEMBARRIER_CMD_QUERY).unwrap_or(0);
         let online = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
@@ -56,8 +56,8 @@ impl GracePeriod {
         Ok(Self::Map { outer, inner })
     }
 
-    /// Waits for a grace period: every run of the program that had begun before the call has ended
-    /// when it returns. Takes milliseconds.
+    /// Waits for a grace period: when this returns, every run of the program that had begun before
+    /// the call has ended. Takes milliseconds.
     pub(crate) fn wait(&self) -> io::Result<()> {
         match self {
             Self::Membarrier => membarrier(MEMBARRIER_CMD_GLOBAL).map(drop),
@@ -67,17 +67,17 @@ impl GracePeriod {
 }
 
 fn membarrier(command: libc::c_int) -> io::Result<libc::c_int> {
-    // SAFETY: takes numbers only and changes no memory.
+    // SAFETY: takes only numbers and changes no memory.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
     if result >= 0 {
         return Ok(result as libc::c_int);
     }
     let errno = io::Error::last_os_error();
     Err(match errno.raw_os_error() {
-        // Not bpf(2): its refusal must not be reported as that of BPF.
+        // Say that this is not bpf(2), so that its refusal is not reported as one of BPF.
         Some(libc::ENOSYS | libc::EINVAL | libc::EPERM) => io::Error::new(
             io::ErrorKind::Unsupported,
-            "the kernel has begun to refuse membarrier(2) (a seccomp filter?)",
+            "the kernel no longer allows membarrier(2) (a seccomp filter?)",
         ),
         _ => errno,
     })

@@ -2,7 +2,7 @@
 
 use nix::sys::utsname::uname;
 
-/// From this release on the kernel tells what drivers can do of XDP.
+/// The first release in which the kernel reports what drivers can do for XDP.
 pub(crate) const TELLS_XDP_FEATURES: (u32, u32) = (6, 3);
 
 /// Whether the running kernel is this release or a newer one.
@@ -10,13 +10,13 @@ pub(crate) fn is_at_least(needed: (u32, u32)) -> bool {
     numbers(&release()) >= needed
 }
 
-/// The running kernel's release; empty if it does not tell.
+/// The running kernel's release; empty if it does not say.
 pub(crate) fn release() -> String {
     let release = uname().map(|name| name.release().to_string_lossy().into_owned());
     release.unwrap_or_default()
 }
 
-/// How the running kernel was built: number, kinds of preemption, date; empty if it does not tell.
+/// How the running kernel was built: number, preemption, date; empty if it does not say.
 pub(crate) fn version() -> String {
     let version = uname().map(|name| name.version().to_string_lossy().into_owned());
     version.unwrap_or_default()

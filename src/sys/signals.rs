@@ -1,4 +1,4 @@
-//! Signals that do not disturb the loading of a program, nor threads with small stacks.
+//! Keeps signals away from program loads and from threads with small stacks.
 //!
 //! A pending signal makes the verifier give up with EAGAIN, and libbpf starts over, five times at
 //! most: under a profiler's timer a load takes many times as long, or fails.
@@ -8,11 +8,11 @@ use nix::sys::signal::SigmaskHow;
 use nix::sys::signal::Signal;
 use nix::sys::signal::pthread_sigmask;
 
-/// The signals that this thread let in; they come in again when it is dropped.
+/// The thread's previous signal mask, restored on drop.
 struct Before(SigSet);
 
-/// Runs `f` while this thread takes no signals but those of its own faults. They wait, or go to
-/// other threads.
+/// Runs `f` while this thread takes no signals except those of its own faults. Others wait, or go
+/// to other threads.
 pub(crate) fn without_signals<T>(f: impl FnOnce() -> T) -> T {
     let mut blocked = SigSet::all();
     for fault in [
@@ -33,7 +33,7 @@ pub(crate) fn without_signals<T>(f: impl FnOnce() -> T) -> T {
 
 impl Drop for Before {
     fn drop(&mut self) {
-        // It was this thread's mask, so it can be again.
+        // It was this thread's mask, so it is valid.
         let restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&self.0), None);
         debug_assert!(restored.is_ok());
     }

@@ -1,4 +1,4 @@
-//! Attaching tc programs: by tcx links, and as filters of a clsact queueing discipline.
+//! Attaches tc programs: by tcx links, and as filters of a clsact queueing discipline.
 
 use std::fmt;
 use std::io;
@@ -14,9 +14,9 @@ use super::link::Link;
 /// Which packets of an interface a program sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// Those that come in.
+    /// Incoming ones.
     Ingress,
-    /// Those that go out.
+    /// Outgoing ones.
     Egress,
 }
 
@@ -38,8 +38,8 @@ impl FromStr for Direction {
     }
 }
 
-/// Attaches a program by a tcx link, after those that are there. The kernel has it from Linux 6.6 on;
-/// an older one says `EINVAL`.
+/// Attaches a program by a tcx link, after those that are there. Needs Linux 6.6; an older kernel
+/// returns `EINVAL`.
 pub(crate) fn attach_tcx(
     program: BorrowedFd<'_>,
     index: u32,
@@ -53,7 +53,7 @@ pub(crate) fn attach_tcx(
 }
 
 /// A place for a filter: an interface of the calling thread's network namespace, a direction, and a
-/// priority. Our filters have the handle 1.
+/// priority. Our filters have handle 1.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FilterPlace {
     pub(crate) index: u32,
@@ -110,7 +110,7 @@ impl FilterPlace {
         self.put(program, 0)
     }
 
-    /// Puts another program into our filter.
+    /// Replaces the program in our filter.
     pub(crate) fn replace(self, program: BorrowedFd<'_>) -> io::Result<()> {
         self.put(program, libbpf_sys::BPF_TC_F_REPLACE)
     }

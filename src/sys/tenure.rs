@@ -1,10 +1,10 @@
-//! The time that a process has a balancer. It ends with the process, or when another process takes the balancer over:
-//! between two calls, and between two writes of the library's threads, so nothing is ever left half done. From then on
-//! calls are refused and threads write nothing.
+//! A process's tenure of a balancer. It ends with the process, or when another process takes the
+//! balancer over. That happens between two calls, and between two writes of the library's threads,
+//! so nothing is left half done. Afterwards calls are refused and threads write nothing.
 //!
-//! All that is shared is `State`, behind one mutex. While the end is awaited (`closing`), what begins waits, unless a
-//! call is under way: that may need what its threads do. So the end comes after one call, however many follow, and
-//! whoever awaits it can think better of it.
+//! All shared data is `State`, behind one mutex. While a process waits for the end (`closing`),
+//! anything new waits, unless a call is under way, because that call may need its threads. So the
+//! end comes after one call, however many follow, and the waiting process can change its mind.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::error::Result;
 
-/// How it has ended, and where the balancer is pinned.
+/// How it ended, and where the balancer is pinned.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// Another process has taken it over.
+    /// Another process took the balancer over.
     HandedOver {
         path: PathBuf,
         /// The process, if it is visible from here.
         to: Option<u32>,
     },
-    /// The handle was dropped: what outlives it leaves the balancer alone.
+    /// The handle was dropped: what outlives it must leave the balancer alone.
     Dropped { path: PathBuf },
 }
 
@@ -41,23 +41,23 @@ pub(crate) struct Tenure {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Calls that change something, those within others included.
+    /// Calls that change something, including nested ones.
     calls: u32,
-    /// Others who write just now.
+    /// Other writers at this moment.
     writers: u32,
-    /// Of these, threads that calls have left behind.
+    /// Of these, threads that calls have started.
     threads: u32,
     closing: bool,
 }
 
 impl State {
-    /// Whether what begins has to wait.
+    /// Whether anything new must wait.
     fn is_closed(&self) -> bool {
         self.closing && self.calls == 0
     }
 }
 
-/// A call that changes something, as long as this lives.
+/// A call that changes something, while this lives.
 #[derive(Debug)]
 #[must_use = "the balancer can be handed over when it is dropped"]
 pub(crate) struct Call(Arc<Tenure>);
@@ -69,7 +69,7 @@ impl Drop for Call {
     }
 }
 
-/// Somebody writes, or reads what only one may read, as long as this lives. Not to be taken by whoever has one.
+/// A write, or an exclusive read, while this lives. Do not take a second one.
 #[derive(Debug)]
 #[must_use = "the balancer can be handed over when it is dropped"]
 pub(crate) struct Permit<'a>(&'a Tenure);
@@ -80,7 +80,7 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// The same, for a thread that writes on when the call has ended that has started it.
+/// The same, for a thread that writes on after the call that started it.
 #[derive(Debug)]
 #[must_use = "the balancer can be handed over when it is dropped"]
 pub(crate) struct ThreadPermit(Arc<Tenure>);
@@ -94,17 +94,17 @@ impl Drop for ThreadPermit {
 
 impl Tenure {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Each change of it is whole.
+        // Every change of the state is complete, even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state, when something may begin.
+    /// The state, once something may begin.
     fn open(&self) -> MutexGuard<'_, State> {
         let waited = self.changed.wait_while(self.lock(), |of| of.is_closed());
         waited.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a call, or one within it.
+    /// Begins a call, possibly within another.
     ///
     /// # Errors
     /// [`Error::HandedOver`].
@@ -136,7 +136,7 @@ impl Tenure {
         self.changed.notify_all();
     }
 
-    /// Lets a thread write that is about to be started.
+    /// A permit for a thread that is about to be started.
     ///
     /// # Errors
     /// [`Error::HandedOver`].
@@ -146,7 +146,7 @@ impl Tenure {
         Ok(ThreadPermit(Arc::clone(self)))
     }
 
-    /// Waits for the threads that calls have left behind.
+    /// Waits for the threads that calls have started.
     pub(crate) fn wait_for_threads(&self) {
         let waited = self
             .changed
@@ -154,7 +154,7 @@ impl Tenure {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Does what takes no time, unless the balancer is another process's.
+    /// Runs `stores`, which takes no time, unless the balancer is another process's.
     pub(crate) fn while_ours(&self, stores: impl FnOnce()) {
         let _state = self.open();
         if !self.is_over() {
@@ -162,7 +162,7 @@ impl Tenure {
         }
     }
 
-    /// Whether the balancer is still this handle's.
+    /// Checks that the balancer is still this handle's.
     ///
     /// # Errors
     /// [`Error::HandedOver`]; [`Error::HandleDropped`].
@@ -177,7 +177,7 @@ impl Tenure {
         }
     }
 
-    /// Whether it is another one's by now, or nobody's.
+    /// Whether the tenure has ended.
     pub(crate) fn is_over(&self) -> bool {
         self.end.get().is_some()
     }
@@ -187,8 +187,9 @@ impl Tenure {
         self.lock().calls == 0
     }
 
-    /// Waits until nothing is under way, at most so long; then nothing begins before [`reopen`](Self::reopen) or
-    /// [`end`](Self::end). False: something takes longer, and all goes on.
+    /// Waits up to `patience` until nothing is under way; then nothing begins before
+    /// [`reopen`](Self::reopen) or [`end`](Self::end). False: something takes longer, and
+    /// everything continues.
     pub(crate) fn close_within(&self, patience: Duration) -> bool {
         let mut state = self.lock();
         state.closing = true;
@@ -200,16 +201,16 @@ impl Tenure {
         state.closing
     }
 
-    /// Nobody takes it over after all.
+    /// The balancer is not handed over after all.
     pub(crate) fn reopen(&self) {
         self.lock().closing = false;
         self.changed.notify_all();
     }
 
-    /// From now on nothing begins any more. It is handed over only when it is closed.
+    /// Ends the tenure: nothing begins any more. Close it first to hand the balancer over.
     pub(crate) fn end(&self, end: End) {
         let mut state = self.lock();
-        // How it has ended first is what counts.
+        // The first reason counts.
         let _ = self.end.set(end);
         state.closing = false;
         self.changed.notify_all();
@@ -245,7 +246,7 @@ mod tests {
             while !tenure.lock().closing {
                 thread::yield_now();
             }
-            // What is within the call, and threads that it may wait for.
+            // Nested writes, and threads that the call may wait for.
             drop(tenure.permit().unwrap());
             let within = tenure.call().unwrap();
             drop(call);
@@ -296,7 +297,7 @@ mod tests {
         assert!(stored);
     }
 
-    /// Calls that follow one another without a pause do not keep another process out.
+    /// Calls in a row without a pause do not keep another process out.
     #[test]
     fn calls_in_a_row_make_room() {
         let tenure = Arc::new(Tenure::default());

@@ -1,18 +1,19 @@
-//! Text that the kernel tells in /proc and sysfs. There are names in it that others have chosen, of threads,
-//! interfaces, cgroups and mounts, and those may be any bytes: one that is no UTF-8 hides nothing else.
+//! Text from /proc and sysfs. It contains names that others have chosen, of threads, interfaces,
+//! cgroups and mounts, in any bytes: one that is not UTF-8 must not hide the rest.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// Reads a file; what is no UTF-8 in it becomes U+FFFD.
+/// Reads a file; invalid UTF-8 becomes U+FFFD.
 pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<String> {
     let bytes = fs::read(path)?;
     Ok(String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
-/// Blanks and the like in /proc's lists of mounts are three octal digits behind a backslash.
+/// Decodes the escapes of /proc's mount lists: a backslash and three octal digits for blanks and
+/// the like.
 pub(crate) fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut bytes = text.iter().copied();
     let mut plain = Vec::new();

@@ -1,4 +1,4 @@
-//! The kernel's ticks, by which packets tell the time.
+//! The kernel's ticks, the clock that packets use.
 
 use std::time::Duration;
 
@@ -6,11 +6,12 @@ use nix::libc;
 use nix::unistd::SysconfVar;
 use nix::unistd::sysconf;
 
-/// The kernel's count of ticks (`jiffies_64`), to a hundredth of a second, and never ahead; `tick`: how long one lasts, as the
-/// resolution of the coarse clocks is. It stands still while the machine is suspended.
+/// The kernel's count of ticks (`jiffies_64`), accurate to a hundredth of a second, and never
+/// ahead. `tick` is the length of one, the resolution of the coarse clocks. The count stands still
+/// while the machine is suspended.
 ///
-/// It is what times(2) returns, in other units: it takes neither privileges nor a program, and no other clock will do, for
-/// time servers have those go at another pace.
+/// It comes from times(2), in other units, which takes neither privileges nor a program. Other
+/// clocks will not do, because time servers adjust their rate.
 pub(crate) fn ticks(tick: Duration) -> u64 {
     let mut times = libc::tms {
         tms_utime: 0,
@@ -22,7 +23,8 @@ pub(crate) fn ticks(tick: Duration) -> u64 {
     let hundredths = unsafe { libc::times(&raw mut times) };
     let a_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
     let tick = tick.as_nanos().max(1);
-    // As the kernel turns one into the other (kernel/time/time.c), so the smallest count that comes to this.
+    // The reverse of the kernel's conversion (kernel/time/time.c), so the smallest count with this
+    // result.
     let lasts = u128::from(hundredths as u64) * (1_000_000_000 / u128::from(a_second as u64));
     lasts.div_ceil(tick) as u64
 }

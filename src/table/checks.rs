@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::types::RealFlags;
 
-/// The flags as the program gets them: the address decides the family's bit.
+/// The flags for the program: the address determines the family's bit.
 pub(super) fn real_flags(address: IpAddr, flags: RealFlags) -> RealFlags {
     flags.difference(RealFlags::IPV6)
         | match address {

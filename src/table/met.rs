@@ -1,5 +1,6 @@
-//! Numbers that packets have met in another balancer, which did not take this one's place: entries of flow tables that are
-//! those of both may name them, so nobody gets them here as if they were new.
+//! Numbers that packets have met in another balancer, which did not replace this one after all.
+//! Entries in flow tables that both share may name them, so this table must not give them out as if
+//! they were new.
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -23,7 +24,7 @@ impl Met {
 }
 
 impl Table {
-    /// What packets may have met in a balancer with that table, and not in one with this.
+    /// Numbers that packets may have met in a balancer with the other table, but not with this one.
     pub(crate) fn met_in(&self, other: &Self) -> Met {
         let own = self.vip_ids.in_hand();
         let vips = other.vips().map(|(_, entry)| entry.number.0);
@@ -38,7 +39,8 @@ impl Table {
         Met { vips, reals }
     }
 
-    /// Such numbers are given out again as late as possible, after a grace period, and reals' under later generations.
+    /// Makes sure that such numbers are given out as late as possible, after a grace period, and
+    /// reals' with later generations.
     ///
     /// # Errors
     /// If a number has no generation.
@@ -94,7 +96,7 @@ mod tests {
         added
     }
 
-    /// A table that has been written down and read.
+    /// A table that was written and read again.
     fn read(table: &Table, count: u16) -> Table {
         let mut read = Table::new(count, count);
         for vip in table.stored_vips() {
@@ -133,13 +135,13 @@ mod tests {
         assert_eq!(table.met_in(&other), still);
         let mut read = read(&table, 3);
         for table in [&mut table, &mut read] {
-            // The one that nobody has met comes first.
+            // The number that no packet has met comes first.
             assert_eq!(name(table, 5, 1), (3, 1));
             assert_eq!(name(table, 6, 1), (2, 2));
             assert_eq!(add(table, 3), (2, false));
             assert_eq!(add(table, 4), (1, true));
         }
-        // Once there is room for it that one comes late as well.
+        // Once there is room, that one comes late as well.
         for table in [table, read] {
             let mut larger = table.with_room(8, 5).unwrap();
             assert_eq!(name(&mut larger, 7, 1), (5, 1));
@@ -180,7 +182,7 @@ mod tests {
         table.take_met(&met).unwrap();
         let mut read = read(&table, 1);
         for table in [&mut table, &mut read] {
-            // Named once more.
+            // Named again.
             assert_eq!(name(table, 1, 1), (1, 1));
             assert_eq!(name(table, 1, -2), (1, 1));
             assert_eq!(name(table, 3, 1), (1, 3));

@@ -1,8 +1,8 @@
-//! The table of what a balancer runs: VIPs, their reals, and the numbers the program knows them by.
+//! The table of what a balancer runs: VIPs, their reals, and their numbers in the program.
 //!
-//! Everything here is pure. The `Table` says what a call would change (it is *staged*), the
-//! kernel is changed, and only then the table (the change is *committed*); so a failed kernel call
-//! leaves both as they were. A plan is the steps from one document to another.
+//! Everything here is pure. The `Table` computes what a call would change (*stages* it), the
+//! library changes the kernel, and only then the table (*commits* the change); so a failed kernel
+//! call leaves both unchanged. A plan is the steps from one document to another.
 
 mod checks;
 mod met;

@@ -1,5 +1,5 @@
-//! What names reals besides VIPs: server ids and source routes. Changes of them are worked out
-//! before they are made.
+//! What names reals besides VIPs: server ids and source routes. Computes changes before they are
+//! made.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -15,16 +15,16 @@ use crate::types::check_server_id;
 
 /// Something that names a real.
 pub(crate) trait Name: Copy + Ord {
-    /// What there can be too many of.
+    /// What has a limit, for errors.
     const WHAT: &'static str;
 
-    /// How it is called in errors.
+    /// Its name in errors.
     fn describe(self) -> String;
 
-    /// Refuses what cannot be one.
+    /// Refuses an invalid one.
     fn check(self) -> Result<()>;
 
-    /// Which of the lists it counts for, each of which has the same limit.
+    /// Which list it counts for; each has the same limit.
     fn list(self) -> usize;
 }
 
@@ -62,7 +62,7 @@ impl Name for Prefix {
     }
 }
 
-/// All of one kind, with their reals: by number, for there may be millions.
+/// All of one type, with their reals: by number, because there may be millions.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Names<K> {
     reals: BTreeMap<K, RealNumber>,
@@ -79,11 +79,12 @@ pub(crate) enum Room {
     Passing,
 }
 
-/// How often reals are named more (or less) than before.
+/// Changes of the number of references to reals.
 pub(crate) type Deltas = BTreeMap<IpAddr, i64>;
 
 impl Table {
-    /// The references to reals that neither a VIP has nor one of these names, as what gives them back.
+    /// The references to reals that come neither from a VIP nor from these names, as a change that
+    /// returns them.
     pub(crate) fn named_by_none(&self, names: impl Iterator<Item = RealNumber>) -> Deltas {
         let known = self.reals();
         let mut surplus: Deltas = known
@@ -102,7 +103,7 @@ impl Table {
 }
 
 impl<K: Name> Names<K> {
-    /// None, and room for so many in each list.
+    /// No names, with room for `limit` in each list.
     pub(crate) fn new(limit: u32) -> Self {
         Self {
             reals: BTreeMap::new(),
@@ -111,7 +112,7 @@ impl<K: Name> Names<K> {
         }
     }
 
-    /// The same, and room for so many in each list; `None`: there are more.
+    /// The same with room for `limit` in each list; `None`: there are more.
     pub(crate) fn with_limit(&self, limit: u32) -> Option<Self> {
         let fits = self.counts.iter().all(|count| *count <= limit as usize);
         fits.then(|| Self {
@@ -120,7 +121,7 @@ impl<K: Name> Names<K> {
         })
     }
 
-    /// Every one with its real, in order.
+    /// Each name with its real, in order.
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (K, RealNumber)> + '_ {
         self.reals.iter().map(|(name, real)| (*name, *real))
     }
@@ -129,13 +130,13 @@ impl<K: Name> Names<K> {
         self.reals.get(&name).copied()
     }
 
-    /// How many of each list there are.
+    /// How many names each list has.
     pub(crate) fn counts(&self) -> [usize; 2] {
         self.counts
     }
 
-    /// Checks that those in `remove` can go and those in `add` come, in one change, and says what
-    /// that means for the reals. One that is in both comes to name another real.
+    /// Checks that names in `remove` can go and those in `add` come, in one change, and returns
+    /// what that means for the reals. A name in both gets another real.
     pub(crate) fn stage(
         &self,
         remove: &[K],
@@ -172,8 +173,8 @@ impl<K: Name> Names<K> {
         Ok(deltas)
     }
 
-    /// Refuses what cannot be named or be a real; `counts` are those before the change, and after it if
-    /// it is possible.
+    /// Refuses invalid names and reals; `counts` are those before the change, and afterwards those
+    /// after it if it is possible.
     pub(crate) fn count(
         &self,
         counts: &mut [usize; 2],
@@ -192,7 +193,7 @@ impl<K: Name> Names<K> {
         Ok(())
     }
 
-    /// Refuses more than there may be.
+    /// Refuses more than the limit.
     pub(crate) fn fits(&self, counts: [usize; 2]) -> Result<()> {
         match counts.iter().any(|count| *count > self.limit as usize) {
             false => Ok(()),
@@ -203,7 +204,7 @@ impl<K: Name> Names<K> {
         }
     }
 
-    /// Makes a change that was staged.
+    /// Makes a staged change.
     pub(crate) fn commit(&mut self, remove: &[K], add: impl IntoIterator<Item = (K, RealNumber)>) {
         for name in remove {
             if self.reals.remove(name).is_some() {
@@ -217,7 +218,7 @@ impl<K: Name> Names<K> {
         }
     }
 
-    /// Adds many, in order, to a list that is made again.
+    /// Adds many, in order, to a list that is being restored.
     pub(crate) fn extend(&mut self, add: impl IntoIterator<Item = (K, RealNumber)>) {
         let mut more: BTreeMap<K, RealNumber> = add.into_iter().collect();
         self.reals.append(&mut more);
@@ -288,7 +289,7 @@ mod tests {
             .stage(&[2, 2], &[], Room::Limited, &table)
             .unwrap_err();
         assert!(matches!(unknown, Error::NotFound { .. }));
-        // One that names another real needs no room.
+        // Changing a name's real takes no room.
         assert!(
             names
                 .stage(&[1], &ids(&[(1, B), (3, B)]), Room::Limited, &table)

@@ -1,9 +1,9 @@
 //! The way from one state to another, in the fewest steps.
 //!
-//! Each VIP's reals change in one step, in an order that keeps three promises: numbers are free
-//! before they are needed, a real that both states name is never released on the way (its flows
-//! would be lost), and no VIP has fewer reals than it must. Where all numbers are in use the last
-//! one gives way: then reals are swapped in parts, and so are server ids and source routes.
+//! Each VIP's reals change in one step, in an order with three guarantees: numbers are free before
+//! they are needed, a real in both states is never released on the way (which would lose its
+//! flows), and no VIP has fewer reals than it must. If all numbers are in use the last guarantee
+//! yields: then reals are swapped in parts, and so are server ids and source routes.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -29,14 +29,14 @@ use crate::types::RealFlags;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
-/// What a balancer has room for.
+/// A balancer's limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) max_vips: usize,
     pub(crate) max_reals: usize,
 }
 
-/// The steps, in order, and what they amount to.
+/// The steps, in order, and what they change overall.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[must_use]
 pub(crate) struct Plan {
@@ -62,12 +62,13 @@ impl Table {
     }
 }
 
-/// How a balancer in state `current` comes to be in state `wanted`.
+/// How to get a balancer from state `current` to state `wanted`.
 ///
-/// Whether each step is possible is not looked at: see `Table::take_step`.
+/// Does not check whether each step is possible: see `Table::take_step`.
 ///
 /// # Errors
-/// `Document` if `wanted` contradicts itself, `InvalidConfig` or `InvalidAddress` for a gateway or source that cannot be.
+/// `Document` if `wanted` contradicts itself, `InvalidConfig` or `InvalidAddress` for an invalid
+/// gateway or source.
 pub(super) fn plan(current: &State, wanted: &State, limits: Limits, order: Order) -> Result<Plan> {
     wanted.check()?;
     let mut steps = Vec::new();
@@ -114,7 +115,7 @@ pub(super) fn plan(current: &State, wanted: &State, limits: Limits, order: Order
     Ok(Plan { steps, changes })
 }
 
-/// What changes in the path of health checks; what goes goes first, to make room.
+/// Changes of the health check path; removals come first, to make room.
 fn probe_steps(wanted: &State, changes: &Changes) -> Vec<Step> {
     let mut steps = Vec::new();
     steps.extend(changes.marks_unmapped.iter().copied().map(Step::UnmapMark));
@@ -143,7 +144,7 @@ fn probe_steps(wanted: &State, changes: &Changes) -> Vec<Step> {
 #[derive(Debug)]
 struct Work {
     vip: Vip,
-    /// The VIP is to be made first.
+    /// The VIP must be made first.
     new: Option<(VipFlags, HashFunction)>,
     /// The VIP goes, and with it the reals in `remove`.
     last: bool,
@@ -173,7 +174,7 @@ fn works(
             health: Vec::new(),
         });
     };
-    // In this order they are tried: what goes, what stays, what comes.
+    // The order of attempts: VIPs that go, that stay, that come.
     let added: BTreeSet<_> = changes.vips_added.iter().copied().collect();
     let gone = changes.vips_removed.iter().copied();
     let all = wanted.vips.iter().map(|state| state.vip);
@@ -232,8 +233,8 @@ impl Work {
             && self.health.is_empty()
     }
 
-    /// Takes out what is said of the health of reals that the VIP has without those in `rest`, which
-    /// are still to be added.
+    /// Takes out the health of those reals that the VIP has, leaving that of `rest`, which are
+    /// still to be added.
     fn health_without(&mut self, rest: &[Real]) -> Vec<(IpAddr, Health)> {
         let rest: BTreeSet<_> = rest.iter().map(Real::address).collect();
         let health = std::mem::take(&mut self.health).into_iter();
@@ -243,7 +244,7 @@ impl Work {
     }
 }
 
-/// Emits steps, and follows what they do to the numbers in use.
+/// Emits steps, and tracks which numbers they use.
 struct Planner {
     steps: Vec<Step>,
     references: BTreeMap<IpAddr, usize>,
@@ -262,7 +263,7 @@ impl Planner {
             *references.entry(real.address()).or_insert(0) += 1;
             flags.insert(real.address(), stated_flags(real));
         }
-        // What else names reals while VIPs change.
+        // Other names of reals while VIPs change.
         for real in current.names() {
             *references.entry(real).or_insert(0) += 1;
         }
@@ -311,7 +312,7 @@ impl Planner {
         }
     }
 
-    /// Real flags that no step has brought along.
+    /// Real flags that no step has set.
     fn finish(mut self, wanted: &State) -> Vec<Step> {
         for real in wanted.vips.iter().flat_map(|state| &state.reals) {
             let flags = stated_flags(real);
@@ -334,7 +335,7 @@ impl Planner {
         new.count() <= self.free_reals && (work.new.is_none() || self.free_vips > 0)
     }
 
-    /// The reals that this work would take the last reference from though they are wanted.
+    /// The wanted reals whose last reference this work would remove.
     fn endangered<'a>(&'a self, work: &'a Work) -> impl Iterator<Item = IpAddr> + 'a {
         work.remove.iter().copied().filter(|address| {
             self.wanted.contains(address) && self.references.get(address) == Some(&1)

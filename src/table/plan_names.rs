@@ -1,4 +1,4 @@
-//! The part of a plan that concerns server ids, source routes and tunnel ends.
+//! The part of a plan for server ids, source routes and tunnel ends.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -27,10 +27,10 @@ pub(super) fn around(current: &State, wanted: &State, changes: &Changes, order: 
         let reals = state.vips.iter().flat_map(|vip| &vip.reals);
         reals.map(|real| real.address()).collect()
     };
-    // Reals that a VIP is about to name: what names them now goes after that, or their flows would
-    // be lost.
+    // Reals that a VIP is about to name: their current names go after that, or their flows would be
+    // lost.
     let awaited: BTreeSet<IpAddr> = vips(wanted).difference(&vips(current)).copied().collect();
-    // Reals that stay or come, for whatever reason.
+    // Reals that stay or come, for any reason.
     let all: BTreeSet<IpAddr> = vips(wanted).into_iter().chain(wanted.names()).collect();
     let parts = match order {
         Order::Gapless => Parts::Gapless { awaited: &awaited },
@@ -97,7 +97,7 @@ enum Parts<'a> {
     Frugal { wanted: &'a BTreeSet<IpAddr> },
 }
 
-/// What leads from the first names to the second ones, before VIPs change and after that.
+/// The changes from the first names to the second ones, before and after VIPs change.
 fn changes_of<K: Name>(
     [current, wanted]: &[BTreeMap<K, IpAddr>; 2],
     parts: &Parts<'_>,
@@ -113,7 +113,7 @@ fn changes_of<K: Name>(
         let (going, coming) = match parts {
             Parts::Gapless { awaited } if awaited.contains(old) => (AFTER, AFTER),
             Parts::Gapless { .. } => (BEFORE, BEFORE),
-            // What goes gives a number back.
+            // A removal returns a number.
             Parts::Frugal { wanted } if !wanted.contains(old) => (BEFORE, AFTER),
             Parts::Frugal { .. } => (AFTER, AFTER),
         };
@@ -147,14 +147,14 @@ fn changes_of<K: Name>(
     })
 }
 
-/// Ids that are to be invalid, and valid again.
+/// Ids to make invalid, or valid again.
 fn validity(current: &State, wanted: &State, steps: &mut Vec<Step>) {
     let before: BTreeMap<u32, ServerIdState> = current
         .server_ids
         .iter()
         .map(|state| (state.id.id(), *state))
         .collect();
-    // An id that is new or names another real is valid after that.
+    // A new id, or one with another real, is valid afterwards.
     let was_valid = |state: &ServerIdState| {
         let before = before.get(&state.id.id());
         before.is_none_or(|before| before.valid || before.id != state.id)

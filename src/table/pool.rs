@@ -1,8 +1,8 @@
 //! Numbers for VIPs and reals.
 //!
-//! A number that is given back is handed out again as late as possible, and only after the
-//! program can have no packet left that still works with its former meaning: until `settle` says
-//! so, such a number is marked unsettled.
+//! A returned number is given out again as late as possible, and only after the program can have no
+//! packet left that still uses its former meaning: until `settle` says so, such a number is marked
+//! unsettled.
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
@@ -11,17 +11,17 @@ use std::collections::VecDeque;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdPool {
     count: u16,
-    /// The lowest number that was never handed out; `u32`, as it may lie behind the last one.
+    /// The lowest number never given out; `u32`, because it may be beyond the last one.
     fresh: u32,
-    /// One behind the last number.
+    /// The last number plus one.
     end: u32,
-    /// Numbers that were given back, oldest first.
+    /// Returned numbers, oldest first.
     returned: VecDeque<u16>,
     /// How many of `returned`, from its front, have been settled.
     settled: usize,
-    /// How many numbers were ever given back.
+    /// How many numbers were ever returned.
     given_back: u64,
-    /// Numbers behind the last one that were used elsewhere.
+    /// Numbers beyond the last one that were used elsewhere.
     beyond: BTreeSet<u16>,
 }
 
@@ -30,12 +30,12 @@ pub(crate) struct IdPool {
 pub(crate) struct Taken {
     /// The number.
     pub(crate) id: u16,
-    /// It meant something else a moment ago: wait for a grace period before it is used.
+    /// It meant something else a moment ago: wait for a grace period before using it.
     pub(crate) unsettled: bool,
 }
 
 impl IdPool {
-    /// A pool of `count` numbers from `first` on; `first + count` is at most 65,536.
+    /// A pool of `count` numbers from `first`; `first + count` is at most 65,536.
     pub(crate) fn new(first: u16, count: u16) -> Self {
         let end = u32::from(first) + u32::from(count);
         debug_assert!(end <= 1 << 16);
@@ -61,8 +61,8 @@ impl IdPool {
         self.never_used() + self.returned.len()
     }
 
-    /// The number that the `nth` call of [`take`](Self::take) from now (0: the next) will give,
-    /// if nothing is given back or settled before.
+    /// The number that the `nth` call of [`take`](Self::take) from now (0: the next) will return,
+    /// if nothing is returned or settled before.
     pub(crate) fn peek(&self, nth: usize) -> Option<Taken> {
         let fresh = self.never_used();
         if nth < fresh {
@@ -79,8 +79,7 @@ impl IdPool {
         })
     }
 
-    /// Takes a number: those that were never used in ascending order, then the one that was
-    /// given back first.
+    /// Takes a number: those never used in ascending order, then the one returned first.
     pub(crate) fn take(&mut self) -> Option<Taken> {
         let taken = self.peek(0)?;
         if self.fresh < self.end {
@@ -92,15 +91,16 @@ impl IdPool {
         Some(taken)
     }
 
-    /// Gives a number back.
+    /// Returns a number to the pool.
     pub(crate) fn give_back(&mut self, id: u16) {
         debug_assert!(u32::from(id) < self.fresh && self.returned.len() < usize::from(self.count));
         self.returned.push_back(id);
         self.given_back += 1;
     }
 
-    /// Has a number wait that was used elsewhere: it is handed out as late as one that is given back now, or never
-    /// again. One that is in hand here stays so, and one that lies behind the last waits until there is room for it.
+    /// Delays a number that was used elsewhere: it is given out as late as one that is returned
+    /// now, or never again. A number in use here stays so, and one beyond the last waits until
+    /// there is room for it.
     pub(crate) fn pass_over(&mut self, id: u16, comes_back: bool) {
         let first = self.end - u32::from(self.count);
         if u32::from(id) >= self.end && comes_back {
@@ -109,7 +109,7 @@ impl IdPool {
         if !(first..self.end).contains(&u32::from(id)) || self.is_out(id) {
             return;
         }
-        // Those below it that were never handed out wait with it.
+        // Lower numbers that were never given out wait with it.
         while self.fresh <= u32::from(id) {
             let skipped = self.fresh as u16;
             self.fresh += 1;
@@ -124,20 +124,20 @@ impl IdPool {
         }
     }
 
-    /// How many numbers were ever given back: a point in time for [`settle`](Self::settle).
+    /// How many numbers were ever returned: a point in time for [`settle`](Self::settle).
     pub(crate) fn given_back(&self) -> u64 {
         self.given_back
     }
 
-    /// A grace period has passed since so many numbers had been given back.
+    /// A grace period has passed since this many numbers had been returned.
     pub(crate) fn settle(&mut self, given_back: u64) {
         let since = self.given_back.saturating_sub(given_back) as usize;
         let settled = self.returned.len().saturating_sub(since);
         self.settled = self.settled.max(settled);
     }
 
-    /// The same with another count; `None`: a number in use would lie beyond. Numbers beyond that were given back are
-    /// forgotten.
+    /// The same with another count; `None`: a number in use would be beyond. Returned numbers
+    /// beyond it are forgotten.
     pub(crate) fn with_count(&self, count: u16) -> Option<Self> {
         let mut pool = Self::new((self.end - u32::from(self.count)) as u16, count);
         let is_beyond = |id: &u16| u32::from(*id) >= pool.end;
@@ -158,23 +158,23 @@ impl IdPool {
         Some(pool)
     }
 
-    /// The lowest number that was never handed out.
+    /// The lowest number never given out.
     pub(crate) fn fresh(&self) -> u32 {
         self.fresh
     }
 
-    /// Numbers that were given back, oldest first, and those behind the last one that were used elsewhere.
+    /// Returned numbers, oldest first, then those beyond the last one that were used elsewhere.
     pub(crate) fn returned(&self) -> impl Iterator<Item = u16> + '_ {
         self.returned.iter().chain(&self.beyond).copied()
     }
 
-    /// Whether a number was handed out and not given back.
+    /// Whether a number is in use.
     pub(crate) fn is_out(&self, id: u16) -> bool {
         let first = self.end - u32::from(self.count);
         (first..self.fresh).contains(&id.into()) && !self.returned.contains(&id)
     }
 
-    /// All that were handed out and not given back.
+    /// All numbers in use.
     pub(crate) fn in_hand(&self) -> BTreeSet<u16> {
         let first = self.end - u32::from(self.count);
         // They end below 65,536.
@@ -185,7 +185,8 @@ impl IdPool {
         numbers
     }
 
-    /// Makes it a pool of which `returned` were given back and none is settled; `None`: there is no such pool.
+    /// Restores a pool with these `returned` numbers, none of them settled; `None`: there is no
+    /// such pool.
     pub(crate) fn restore(&mut self, fresh: u32, returned: Vec<u16>) -> Option<()> {
         let first = self.end - u32::from(self.count);
         let different: BTreeSet<u16> = returned.iter().copied().collect();
@@ -270,7 +271,7 @@ mod tests {
         ) {
             let mut pool = IdPool::new(first, count);
             // The model: every free number in the order of use, with its settled mark and how many
-            // were given back before it.
+            // were returned before it.
             let mut free: VecDeque<_> = (first..first + count).map(|id| (id, false, 0)).collect();
             let mut marked = 0;
             let mut used = Vec::new();

@@ -1,8 +1,8 @@
-//! The VIPs and reals of a balancer, and the numbers the program knows them by.
+//! The VIPs and reals of a balancer, and their numbers in the program.
 //!
-//! This file holds what the table knows and how a change gets into it; `stage.rs` works out
-//! changes. A change is a set of new values for the touched entries, so that to commit it is to
-//! assign them, and to drop it is to do nothing.
+//! This file holds the table and how a change gets into it; `stage.rs` computes changes. A change
+//! is a set of new values for the touched entries: committing it assigns them, and dropping it does
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -37,7 +37,7 @@ pub(crate) struct VipEntry {
 }
 
 impl VipEntry {
-    /// The weight by which a real has slots of the ring: none while it is down.
+    /// A real's weight in the ring: 0 while it is down.
     pub(crate) fn ring_weight(&self, address: &IpAddr) -> u32 {
         match self.down.contains(address) {
             true => 0,
@@ -51,7 +51,7 @@ impl VipEntry {
 pub(crate) struct RealEntry {
     /// Its number.
     pub(crate) number: RealNumber,
-    /// How often the number was given to an address, this time included; never 0.
+    /// How often the number was given to an address, including this time; never 0.
     pub(crate) generation: u16,
     /// Its flags, with the bit of its family.
     pub(crate) flags: RealFlags,
@@ -65,7 +65,7 @@ pub(crate) struct Resolved<'a> {
     pub(crate) vip: Vip,
     pub(crate) entry: &'a VipEntry,
     /// The VIP names the packet's own address and port. Otherwise the flow's destination port
-    /// counts as 0, unless the VIP's flags say to keep it.
+    /// counts as 0, unless the VIP's flags keep it.
     pub(crate) exact: bool,
 }
 
@@ -75,8 +75,8 @@ pub(crate) struct Table {
     pub(super) vips: BTreeMap<Vip, VipEntry>,
     pub(super) reals: BTreeMap<IpAddr, RealEntry>,
     addresses: BTreeMap<RealNumber, IpAddr>,
-    /// The last generation of each number that was ever used; of one that a real has, this may be a later one than its
-    /// own, which packets have met in another balancer.
+    /// The last generation of each number that was ever used. A real's own may be earlier, if
+    /// packets have met a later one in another balancer.
     generations: BTreeMap<RealNumber, u16>,
     pub(super) vip_ids: IdPool,
     pub(super) real_ids: IdPool,
@@ -84,22 +84,22 @@ pub(crate) struct Table {
     revision: u64,
 }
 
-/// How many numbers of VIPs and reals had ever been given back at some time.
+/// How many numbers of VIPs and reals had ever been returned at some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GivenBack {
     vips: u64,
     reals: u64,
 }
 
-/// A change that has been worked out.
+/// A computed change.
 #[derive(Clone, Debug)]
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct Edit {
     revision: u64,
     pub(super) vip: Option<(Vip, Option<VipEntry>)>,
-    /// Weights of some of a VIP's reals; `None` for those that it has no more.
+    /// Weights of some of a VIP's reals; `None` for those that it no longer has.
     pub(super) weights: Option<(Vip, BTreeMap<IpAddr, Option<u32>>)>,
-    /// Reals of that VIP that are down from now on, or no more.
+    /// Reals of that VIP that go down or up.
     pub(super) health: BTreeMap<IpAddr, Health>,
     pub(super) reals: BTreeMap<IpAddr, Option<RealEntry>>,
     pub(super) vip_ids: Draft,
@@ -107,13 +107,13 @@ pub(crate) struct Edit {
 }
 
 impl Edit {
-    /// Whether numbers are given back.
+    /// Whether numbers are returned.
     pub(super) fn gives_back(&self) -> bool {
         !self.vip_ids.returned.is_empty() || !self.real_ids.returned.is_empty()
     }
 }
 
-/// What a change does to a pool of numbers: first some are taken, then some are given back.
+/// What a change does to a pool of numbers: it takes some, then returns some.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Draft {
     pub(super) taken: usize,
@@ -121,7 +121,8 @@ pub(super) struct Draft {
 }
 
 impl Table {
-    /// An empty table with room for so many VIPs (numbers from 0) and reals (numbers from 1).
+    /// An empty table with room for `max_vips` VIPs (numbers from 0) and `max_reals` reals (numbers
+    /// from 1).
     pub(crate) fn new(max_vips: u16, max_reals: u16) -> Self {
         Self {
             vips: BTreeMap::new(),
@@ -177,7 +178,7 @@ impl Table {
     }
 
     /// The VIP that a packet to this address, port and protocol belongs to. In this order: the
-    /// very address and port; the longest prefix with the port; the address with port 0; the
+    /// exact address and port; the longest prefix with the port; the address with port 0; the
     /// longest prefix with port 0.
     pub(crate) fn resolve(
         &self,
@@ -213,7 +214,7 @@ impl Table {
         })
     }
 
-    /// The table as a list of VIPs that can be compared and written down.
+    /// The table as a list of VIPs to compare and write.
     pub(crate) fn vip_states(&self) -> Vec<VipState> {
         self.vips
             .iter()
@@ -249,7 +250,7 @@ impl Table {
         self.vip_ids.returned()
     }
 
-    /// How many numbers have been given back by now.
+    /// How many numbers have been returned so far.
     pub(crate) fn given_back(&self) -> GivenBack {
         GivenBack {
             vips: self.vip_ids.given_back(),
@@ -257,17 +258,18 @@ impl Table {
         }
     }
 
-    /// A grace period has passed since the table said so: numbers that were given back by then are
-    /// as good as new.
+    /// A grace period has passed since the table returned `given_back`: numbers returned by then
+    /// are as good as new.
     pub(crate) fn settle(&mut self, given_back: GivenBack) {
         self.vip_ids.settle(given_back.vips);
         self.real_ids.settle(given_back.reals);
     }
 
-    /// Makes a staged change. It cannot fail, but must be the next commit after it was staged.
+    /// Makes a staged change. It cannot fail, but must be the next commit after staging.
     pub(crate) fn commit(&mut self, staged: impl Into<Edit>) {
         let edit = staged.into();
-        // Numbers were chosen for the table as it was; anything else would hand one out twice.
+        // The change chose numbers for this revision; committing it to another would give one out
+        // twice.
         assert_eq!(edit.revision, self.revision, "another change came between");
         self.revision += 1;
         match edit.vip {
@@ -316,8 +318,8 @@ impl Table {
         edit.real_ids.apply(&mut self.real_ids);
     }
 
-    /// Gives up a staged change whose new reals packets may have seen: their numbers have been given out
-    /// and are given back, so nobody else gets them before a grace period has passed, nor under that
+    /// Abandons a staged change whose new reals packets may have seen: its numbers count as given
+    /// out and returned, so they are not used before a grace period has passed, nor with that
     /// generation.
     pub(crate) fn abandon(&mut self, staged: impl Into<Edit>) {
         let edit = staged.into();
@@ -342,27 +344,27 @@ impl Table {
         &self.generations
     }
 
-    /// Puts numbers and their last generations into a table that is made again.
+    /// Puts numbers and their last generations into a table that is being restored.
     pub(super) fn put_generations(&mut self, free: impl Iterator<Item = (RealNumber, u16)>) {
         for (number, generation) in free {
             self.use_up(number, generation);
         }
     }
 
-    /// A number has had this generation, here or elsewhere.
+    /// Notes that a number has had this generation, here or elsewhere.
     pub(super) fn use_up(&mut self, number: RealNumber, generation: u16) {
         let last = self.generations.entry(number).or_default();
         *last = generation.max(*last);
     }
 
-    /// Puts a real into a table that is made again; `false`: it or its number is there.
+    /// Puts a real into a table that is being restored; `false`: it or its number is there.
     pub(super) fn put_real(&mut self, address: IpAddr, entry: RealEntry) -> bool {
         self.use_up(entry.number, entry.generation);
         let is_first = self.reals.insert(address, entry).is_none();
         self.addresses.insert(entry.number, address).is_none() && is_first
     }
 
-    /// The same with room for so many; `None`: there is more, or a number lies beyond.
+    /// The same with other limits; `None`: there is more, or a number is beyond.
     pub(crate) fn with_room(&self, max_vips: u16, max_reals: u16) -> Option<Self> {
         let mut table = self.clone();
         table.vip_ids = self.vip_ids.with_count(max_vips)?;
@@ -370,7 +372,7 @@ impl Table {
         Some(table)
     }
 
-    /// The same table in another process: nothing of it is settled yet.
+    /// The same table in another process, where nothing is settled yet.
     #[cfg(test)]
     pub(crate) fn unsettled(&self) -> Self {
         let mut table = self.clone();
@@ -382,7 +384,7 @@ impl Table {
         table
     }
 
-    /// A change that changes nothing, to be filled in.
+    /// An empty change, to be filled in.
     pub(super) fn edit(&self) -> Edit {
         Edit {
             revision: self.revision,
@@ -395,7 +397,7 @@ impl Table {
         }
     }
 
-    /// The generation that a number has when it is given out next.
+    /// The generation that a number gets when it is given out next.
     pub(super) fn next_generation(&self, number: RealNumber) -> u16 {
         self.last_generation(number).saturating_add(1)
     }

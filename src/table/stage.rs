@@ -1,7 +1,7 @@
-//! Changes of the table, worked out before they are made.
+//! Changes of the table, computed before they are made.
 //!
-//! Each `stage_` call borrows the table, checks everything that can be checked, and returns what
-//! the kernel must be told together with the change itself (`staged.rs`), to be committed afterwards.
+//! Each `stage_` call borrows the table, checks everything that can be checked, and returns what to
+//! tell the kernel together with the change itself (`staged.rs`), to be committed afterwards.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -39,7 +39,7 @@ use crate::types::check_vip;
 use crate::types::check_vip_flags;
 
 impl Table {
-    /// A VIP without reals.
+    /// Adds a VIP without reals.
     pub(crate) fn stage_add_vip(
         &self,
         vip: Vip,
@@ -75,7 +75,7 @@ impl Table {
         })
     }
 
-    /// The end of a VIP, and of the reals that only it names.
+    /// Removes a VIP, and the reals that only it names.
     pub(crate) fn stage_remove_vip(&self, vip: &Vip) -> Result<StagedRemoval> {
         let entry = self.entry(vip)?;
         let mut edit = self.edit();
@@ -90,13 +90,13 @@ impl Table {
         })
     }
 
-    /// Changes of a VIP's reals, all or none.
+    /// Changes a VIP's reals, all or none.
     ///
-    /// They are applied in order: of several for one address the last one counts, but each must
-    /// be possible where it stands. A new real needs a number that is free before the batch: the
-    /// numbers of reals that the same batch releases are still in the ring that is in force.
+    /// Changes apply in order: of several for one address the last one counts, but each must be
+    /// possible in its place. A new real needs a number that is free before the batch: numbers of
+    /// reals that the same batch releases are still in the current ring.
     ///
-    /// After that, `health` says of some of its reals whether they are down.
+    /// After that, `health` says which reals go down or up.
     pub(crate) fn stage_reals(
         &self,
         vip: &Vip,
@@ -106,7 +106,7 @@ impl Table {
         let entry = self.entry(vip)?;
         let before = |address: &IpAddr| entry.reals.get(address).copied();
         // The weights of the reals that the batch names, `None` for those that are gone after it.
-        // The others are looked at only where the whole ring is due.
+        // The others matter only if the whole ring is due.
         let mut after: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
         let mut flags = BTreeMap::new();
         for change in changes {
@@ -163,7 +163,7 @@ impl Table {
             unsettled,
             released,
         } = self.adjust(&mut edit, deltas, &mut flags)?;
-        // What is left in `flags` concerns reals that neither arrive nor were new: those that stay
+        // What is left in `flags` is for reals that neither arrive nor were new: those that stay
         // here, and those that were added and removed again but that another VIP names.
         for (address, flags) in flags {
             self.reflag(&mut edit, address, flags);
@@ -196,7 +196,7 @@ impl Table {
                 })
             })
             .collect();
-        // Two runs, each in order.
+        // Two sorted runs.
         endpoints.sort_by_key(|endpoint| endpoint.address);
         let slots = |address: &IpAddr| match is_down(address) {
             true => 0,
@@ -256,7 +256,7 @@ impl Table {
         })
     }
 
-    /// Other flags of a VIP.
+    /// Changes the flags of a VIP.
     pub(crate) fn stage_set_vip_flags(&self, vip: &Vip, flags: VipFlags) -> Result<StagedVipFlags> {
         let entry = self.entry(vip)?;
         check_vip_flags(vip, flags)?;
@@ -275,7 +275,7 @@ impl Table {
         })
     }
 
-    /// Another hash function of a VIP.
+    /// Changes the hash function of a VIP.
     pub(crate) fn stage_set_hash_function(
         &self,
         vip: &Vip,
@@ -299,7 +299,7 @@ impl Table {
         })
     }
 
-    /// Other flags of a real, for all VIPs that name it.
+    /// Changes the flags of a real, for all VIPs that name it.
     pub(crate) fn stage_set_real_flags(
         &self,
         address: IpAddr,
@@ -337,7 +337,7 @@ impl Table {
             .collect()
     }
 
-    /// Stages and commits one step, as if the kernel had agreed.
+    /// Stages and commits one step, as if the kernel had accepted it.
     pub(crate) fn take_step(&mut self, step: &Step) -> Result<()> {
         let edit: Edit = match step {
             Step::AddVip { vip, flags, hash } => self.stage_add_vip(*vip, *flags, *hash)?.into(),
@@ -371,8 +371,8 @@ impl Table {
         Ok(())
     }
 
-    /// Whether steps are possible, one after the other: so that the first one is not made when the
-    /// last one cannot be.
+    /// Checks that steps are possible, one after the other, so that the first one is not made if
+    /// the last one cannot be.
     pub(crate) fn rehearse(&self, steps: &[Step]) -> Result<()> {
         let mut table = self.clone();
         steps.iter().try_for_each(|step| table.take_step(step))
@@ -384,7 +384,7 @@ impl Table {
         })
     }
 
-    /// References to reals that something other than a VIP takes (above 0) or gives back (below):
+    /// References to reals that something other than a VIP takes (above 0) or returns (below):
     /// server ids, source routes.
     pub(crate) fn stage_references(
         &self,
@@ -405,8 +405,8 @@ impl Table {
         })
     }
 
-    /// Changes how often reals are named. A new real gets a number, and its flags out of `flags`;
-    /// one that nothing names any more gives its number back.
+    /// Changes the number of references to reals. A new real gets a number, and its flags from
+    /// `flags`; a real without references returns its number.
     fn adjust(
         &self,
         edit: &mut Edit,
@@ -461,8 +461,7 @@ impl Table {
         Ok(adjusted)
     }
 
-    /// Changes the flags of a real that is there and stays, in what `edit` already says of it or
-    /// as an entry of its own.
+    /// Changes the flags of an existing real that stays, in its entry in `edit` or a new one.
     fn reflag(&self, edit: &mut Edit, address: IpAddr, flags: RealFlags) {
         match (edit.reals.get_mut(&address), self.reals.get(&address)) {
             (Some(Some(entry)), _) => entry.flags = flags,

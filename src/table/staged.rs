@@ -1,5 +1,5 @@
-//! What a change is on paper, before it is made: what the kernel must be told, and what becomes of the table.
-//! `stage.rs` works it out; a change is committed once the kernel has agreed, or abandoned.
+//! A computed change before it is made: what to tell the kernel, and what becomes of the table.
+//! `stage.rs` computes it. A change is committed once the kernel has accepted it, or abandoned.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::types::RealNumber;
 use crate::types::VipFlags;
 use crate::types::VipNumber;
 
-/// What the program keeps of a real.
+/// The program's record of a real.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RealRecord {
     pub(crate) number: RealNumber,
@@ -34,7 +34,8 @@ pub(crate) struct Endpoint {
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct StagedVip {
     pub(crate) number: VipNumber,
-    /// The number was another VIP's: a grace period, then `Table::settle`, before it is used.
+    /// The number was another VIP's: wait for a grace period, then call `Table::settle`, before
+    /// using it.
     pub(crate) unsettled: bool,
     pub(super) edit: Edit,
 }
@@ -58,33 +59,33 @@ pub(crate) struct StagedReals {
     pub(crate) hash_function: HashFunction,
     /// Reals that nothing named before.
     pub(crate) added: Vec<RealRecord>,
-    /// An added real's number was another's: a grace period, then `Table::settle`, before it is
-    /// used.
+    /// An added real's number was another's: wait for a grace period, then call `Table::settle`,
+    /// before using it.
     pub(crate) unsettled: bool,
-    /// Reals that were there, and change their flags for all VIPs.
+    /// Existing reals whose flags change for all VIPs.
     pub(crate) reflagged: Vec<RealRecord>,
     /// The reals that nothing names any more.
     pub(crate) released: Vec<(IpAddr, RealNumber)>,
-    /// All reals of the VIP after the change, by address, those of weight 0 included; those that
-    /// are down have it here.
+    /// All reals of the VIP after the change, by address, including weight 0, which reals that are
+    /// down have here.
     pub(crate) endpoints: Vec<Endpoint>,
     /// Whether the reals with a weight, or their weights, change.
     pub(crate) ring_changed: bool,
-    /// Whose flows have to leave, and whose may be there again.
+    /// Reals whose flows must leave, and reals that may have flows again.
     pub(crate) turned: Turned,
     pub(super) edit: Edit,
 }
 
-/// Reals that have turned towards a VIP, or away from it.
+/// Reals that have joined or left a VIP, or gone down or up for it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Turned {
-    /// Reals that the VIP has no more, and whether something else names them.
+    /// Reals that the VIP no longer has, and whether something else names them.
     pub(crate) given_up: Vec<(RealRecord, bool)>,
-    /// Reals that were there, and that the VIP has got.
+    /// Existing reals that the VIP has got.
     pub(crate) joined: Vec<RealRecord>,
-    /// Reals that are down for the VIP now.
+    /// Reals that have gone down for the VIP.
     pub(crate) down: Vec<RealRecord>,
-    /// Reals that are so no more.
+    /// Reals that have come up for it.
     pub(crate) up: Vec<RealRecord>,
 }
 
@@ -93,8 +94,8 @@ pub(crate) struct Turned {
 pub(crate) struct Adjusted {
     /// Reals that nothing named before.
     pub(crate) added: Vec<RealRecord>,
-    /// An added real's number was another's: a grace period, then `Table::settle`, before it is
-    /// used.
+    /// An added real's number was another's: wait for a grace period, then call `Table::settle`,
+    /// before using it.
     pub(crate) unsettled: bool,
     /// The reals that nothing names any more.
     pub(crate) released: Vec<(IpAddr, RealNumber)>,
@@ -115,7 +116,7 @@ pub(crate) struct StagedReferences {
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct StagedVipFlags {
     pub(crate) number: VipNumber,
-    /// Whether they differ from those it has.
+    /// Whether they differ from the current ones.
     pub(crate) changed: bool,
     pub(super) edit: Edit,
 }
@@ -126,9 +127,9 @@ pub(crate) struct StagedVipFlags {
 pub(crate) struct StagedHashFunction {
     pub(crate) number: VipNumber,
     pub(crate) flags: VipFlags,
-    /// All reals of the VIP, by address, those of weight 0 included.
+    /// All reals of the VIP, by address, including weight 0.
     pub(crate) endpoints: Vec<Endpoint>,
-    /// Whether it differs from the one it has.
+    /// Whether it differs from the current one.
     pub(crate) changed: bool,
     pub(super) edit: Edit,
 }
@@ -138,19 +139,19 @@ pub(crate) struct StagedHashFunction {
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct StagedRealFlags {
     pub(crate) record: RealRecord,
-    /// Whether they differ from those it has.
+    /// Whether they differ from the current ones.
     pub(crate) changed: bool,
     pub(super) edit: Edit,
 }
 
-/// What all staged changes have in common: which reals come and go, and what becomes of the table.
+/// The common part of all staged changes: which reals come and go, and what becomes of the table.
 #[derive(Clone, Debug)]
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct Paper {
     /// Reals that nothing named before.
     pub(crate) added: Vec<RealRecord>,
-    /// A number that the change takes was another's: a grace period, then `Table::settle`, before it
-    /// is used.
+    /// A number that the change takes was another's: wait for a grace period, then call
+    /// `Table::settle`, before using it.
     pub(crate) unsettled: bool,
     /// The reals that nothing names any more.
     pub(crate) released: Vec<(IpAddr, RealNumber)>,
@@ -167,7 +168,7 @@ impl Paper {
         }
     }
 
-    /// Whether the change gives numbers back, which packets may see a moment longer.
+    /// Whether the change returns numbers, which packets may see a moment longer.
     pub(crate) fn gives_back(&self) -> bool {
         self.edit.gives_back()
     }

@@ -1,4 +1,4 @@
-//! What a plan is made of: one step is one call of the public API, or a change of many names at once.
+//! The steps of a plan: each is one call of the public API, or a change of many names at once.
 
 use std::net::IpAddr;
 
@@ -29,12 +29,12 @@ pub(crate) enum Step {
     ModifyReals {
         vip: Vip,
         changes: Vec<RealChange>,
-        /// Which of its reals are down after that, of those that are so now, or are so no more.
+        /// Which of its reals go down or up after that.
         health: Vec<(IpAddr, Health)>,
     },
     SetRealFlags(IpAddr, RealFlags),
-    /// Reals are named, or no more, by nothing but the way to the state: what goes from a name of one kind to
-    /// one of another is named by neither for a moment.
+    /// References to reals that only the plan holds, taken or returned: a real whose name moves
+    /// from one type to another is named by neither for a moment.
     Hold(Deltas),
     ServerIds(NameChange<u32>),
     SourceRoutes(NameChange<Prefix>),
@@ -50,7 +50,7 @@ pub(crate) enum Step {
     UnregisterProbe(Vip),
 }
 
-/// Names that go, and names that come or name other reals, in one change.
+/// Names to remove, and names to add or to give another real, in one change.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct NameChange<K> {
     pub(crate) remove: Vec<K>,
@@ -59,12 +59,12 @@ pub(crate) struct NameChange<K> {
     pub(crate) references: Deltas,
 }
 
-/// In which order server ids and source routes come and go.
+/// The order in which server ids and source routes come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// New ones first, so that none that stays is missing for a moment.
+    /// New ones first, so that none that stays is ever missing.
     Gapless,
-    /// Those of reals that go first and new ones last, for numbers are short: one that stays, and is to
-    /// lead to a real which there is no number for yet, is missing until there is.
+    /// Those of leaving reals first and new ones last, because numbers are short. A name that stays
+    /// but moves to a real without a number yet is missing until there is one.
     Frugal,
 }

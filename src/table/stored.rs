@@ -1,8 +1,8 @@
-//! A table and its changes in a form that outlives the process: what is committed can be written down before, and a
-//! table is made again of what was written, number by number.
+//! A table and its changes in a form that outlives the process: a change can be written before it
+//! is committed, and a table can be restored, number by number.
 //!
-//! What is read may have been written by another version: everything is checked, so that a table made of it keeps what
-//! all code relies on.
+//! Another version may have written what is read, so everything is checked: a restored table has
+//! the properties that the rest of the code assumes.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ use crate::types::VipFlags;
 use crate::types::VipNumber;
 use crate::types::canonical;
 
-/// What a VIP is.
+/// A VIP's entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredEntry {
     number: u16,
@@ -39,7 +39,7 @@ pub(crate) struct StoredEntry {
     down: Vec<IpAddr>,
 }
 
-/// What a real is.
+/// A real's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredReal {
     number: u16,
@@ -48,12 +48,12 @@ pub(crate) struct StoredReal {
     references: u32,
 }
 
-/// Numbers that were given out or are free: of VIPs, then of reals.
+/// Numbers in use or free: of VIPs, then of reals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredNumbers {
     fresh: [u32; 2],
     returned: [Vec<u16>; 2],
-    /// Last generations of numbers that no real has, or has under an earlier one.
+    /// Last generations of numbers that no real has, or has with an earlier one.
     generations: Vec<(u16, u16)>,
 }
 
@@ -64,7 +64,7 @@ struct StoredDraft {
     returned: Vec<u16>,
 }
 
-/// Weights of some reals of a VIP; `None`: it has them no more.
+/// Weights of some reals of a VIP; `None`: it no longer has them.
 type Weights = Vec<(IpAddr, Option<u32>)>;
 
 /// The new values of what a change touches.
@@ -163,7 +163,7 @@ impl StoredDraft {
 }
 
 impl Paper {
-    /// What it will make of the table.
+    /// What it will change in the table.
     pub(crate) fn stored(&self) -> StoredEdit {
         self.edit.stored()
     }
@@ -253,14 +253,14 @@ impl Table {
         Ok(())
     }
 
-    /// Makes a change that was written down, and was committed then.
+    /// Makes a change that was recorded and then committed.
     pub(crate) fn restore_edit(&mut self, stored: StoredEdit) -> Result<(), Nonsense> {
         let edit = self.edit_of(stored)?;
         self.commit(edit);
         Ok(())
     }
 
-    /// The same of one that was abandoned.
+    /// The same for one that was abandoned.
     pub(crate) fn restore_abandoned(&mut self, stored: StoredEdit) -> Result<(), Nonsense> {
         let edit = self.edit_of(stored)?;
         self.abandon(edit);
@@ -329,7 +329,7 @@ impl Table {
         Ok(edit)
     }
 
-    /// Whether a table that was made of what was written keeps what all code relies on.
+    /// Checks that a restored table has the properties that the rest of the code assumes.
     pub(crate) fn check_whole(&self) -> Result<(), Nonsense> {
         let mut vips = self.vip_ids.in_hand();
         for entry in self.vips.values() {

@@ -1,4 +1,4 @@
-//! Single cases of the table and of plans; `proptests.rs` has what is true of all.
+//! Single cases of the table and of plans; `proptests` has general properties.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -86,7 +86,7 @@ fn numbers_come_back_late_unsettled_and_with_a_new_generation() {
     assert_eq!((record.number.get(), record.generation), (1, 2));
     table.settle(table.given_back());
     assert!(!table.stage_reals(&vip(0), &batch, &[]).unwrap().unsettled);
-    // Settling is no change of the table: what was staged before can still be committed.
+    // Settling does not change the table: staged changes can still be committed.
     table.commit(staged);
     assert_eq!(table.real_index(address(2)), Some(record.number));
 }
@@ -204,7 +204,7 @@ fn one_step_for_each_vip_that_changes() {
             other => format!("{other:?}"),
         })
         .collect();
-    // Real 2 moves to VIP 3 before VIP 2 lets go of it.
+    // Real 2 moves to VIP 3 before VIP 2 lets it go.
     assert_eq!(
         reals,
         [

@@ -279,7 +279,7 @@ fn the_next_handle_goes_on_with_all_of_it() {
         let own = |decap: &Decap| pins::program_id(decap.program_fd());
         let before = own(&decap);
         decap.reload(settings()).unwrap();
-        assert_eq!(own(&decap), before, "they are those that are in force");
+        assert_eq!(own(&decap), before, "they are the current ones");
         assert_eq!(verdict(&decap, &tunnel("172.16.7.7")), Verdict::Pass);
         assert_eq!(verdict(&decap, &tunnel("172.17.7.7")), Verdict::Drop);
         let after = decap.counters().unwrap();

@@ -80,7 +80,7 @@ fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
                 destination,
                 ..flow
             }));
-            // It goes on with another real, or its mark goes: still there.
+            // It gets another real, or loses its mark: still there.
             katran.probes_mut().map_mark(MARK, ip(other)).unwrap();
             send(&katran, &frame(flow), MARK);
             katran.probes_mut().unmap_mark(MARK).unwrap();

@@ -179,7 +179,7 @@ fn a_probe_that_leaves_by_another_interface_has_that_ones_address() {
         // To the program it was sent on `lo`.
         assert_eq!(check(&katran, flow, REAL4, false, own), REDIRECT);
     }
-    // Whoever attaches the program by other means afterwards has them leave where they are.
+    // If the program is attached by other means afterwards, they leave where they are.
     katran.probes_mut().detach();
     assert_eq!(check(&katran, probes()[0], REAL4, false, None), UNSPEC);
 }
@@ -205,7 +205,7 @@ fn what_is_no_probe_is_left_as_it_was() {
 
 #[test]
 fn what_cannot_be_sent_is_dropped_and_counted() {
-    // The gateway is to be found out, and is not known before anything is attached.
+    // The gateway is to be discovered, and is not known before anything is attached.
     let mut katran = load(settings().gateway(Gateway::Auto));
     katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let key = Vip::tcp(at("203.0.113.1:443"));

@@ -54,7 +54,7 @@ pub(super) fn rally(out: &mut TcpStream, back: &mut TcpStream, rounds: usize) {
     }
 }
 
-/// A TCP packet over IPv4, as far as the option is concerned.
+/// A TCP packet over IPv4, with what matters to the option.
 struct Seen {
     from_port: u16,
     /// SYN and ACK.
@@ -147,7 +147,7 @@ fn an_id_changes_while_servers_run_and_clients_tell_what_they_have_learned() {
     assert_eq!(server.learned_id(&back).unwrap(), None, "the server's end");
     server.set_id(0x8000_0008).unwrap();
     assert_eq!(server.id(), Some(0x8000_0008));
-    // The connection that there is goes on with what it has; the next one has the new id.
+    // The existing connection keeps its id; the next one has the new id.
     rally(&mut out, &mut back, 3);
     assert_eq!(client.learned_id(&out).unwrap(), Some(7));
     let (mut later, mut later_back) = connect(&host, &listener, &clients);
@@ -186,7 +186,7 @@ fn a_client_repeats_what_a_server_writes() {
     server.attach(servers.path()).unwrap();
     client.attach(clients.path()).unwrap();
 
-    // Nobody of the other group is concerned, and whoever does not understand the option is unharmed.
+    // The other group is not concerned, and a peer that does not understand the option is unharmed.
     talk(&host, &others, &others, 3);
     assert_eq!(server.counters().unwrap(), Default::default());
     talk(&host, &others, &clients, 3);

@@ -23,7 +23,7 @@ impl Default for Prefixes {
     }
 }
 
-/// The frame in IP-in-IP for `real`. `source` and `port` are the flow's, as far as they count.
+/// The frame in IP-in-IP for `real`. `source` and `port` are the flow's, where they count.
 pub(crate) fn ipip(frame: &[u8], source: Option<IpAddr>, port: u16, real: IpAddr) -> Vec<u8> {
     ipip_from(Prefixes::default(), frame, source, port, real)
 }

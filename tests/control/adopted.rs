@@ -1,4 +1,4 @@
-//! A pinned balancer that the next handle goes on with: it knows all that the one before knew, counters and flows go
+//! A pinned balancer that the next handle adopts: it knows all that the one before knew, counters and flows go
 //! on, and every kind of change works on it.
 
 use std::fs;
@@ -195,14 +195,14 @@ fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
     // As another version leaves it, or one that is built in another way: nobody knows with what they were loaded.
     fs::remove_file(directory.join("set/programs/constants")).unwrap();
     let mut katran = builder().adopt().unwrap();
-    let anew = id(&katran);
-    assert_ne!(anew, loaded);
+    let renewed = id(&katran);
+    assert_ne!(renewed, loaded);
     assert!(!pins::has_program(loaded));
     katran
         .reload(Features::default() | Features::SOURCE_ROUTING)
         .unwrap();
     let reloaded = id(&katran);
-    assert_ne!(reloaded, anew);
+    assert_ne!(reloaded, renewed);
     drop(katran);
     let katran = builder().adopt().unwrap();
     assert_eq!(id(&katran), reloaded);

@@ -1,5 +1,5 @@
 //! Another set of maps that packets have met, beside one that the next owner reads in part or not at all: what they have done
-//! there is known to whoever goes on, and what cannot be known is told.
+//! there is known to the next owner, and what cannot be known is told.
 
 use std::os::fd::AsFd;
 use std::path::Path;

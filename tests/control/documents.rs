@@ -252,7 +252,7 @@ fn check(katran: &mut Katran, wanted: &State, text: &str) {
 const VIP_INFO: usize = 32;
 const FLAGS: usize = 24;
 
-/// What packets see of VIPs and the like.
+/// What packets see of VIPs, source routes and destinations of tunnels.
 fn kernel(katran: &Katran) -> Vec<BTreeMap<Vec<u8>, Vec<u8>>> {
     let maps = [
         ".data.vip_heads",

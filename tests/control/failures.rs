@@ -437,7 +437,7 @@ fn a_state_that_fails_in_the_middle_is_undone() {
 /// A watch is no part of a state, and ends with its VIP: it is there again if that is.
 #[test]
 fn a_watch_goes_on_when_a_state_is_undone() {
-    // With the VIP its real goes, and counters begin anew; or it stays.
+    // With the VIP its real goes, and counters restart; or it stays.
     for other_reals in [&[B][..], &[A, B]] {
         let features = Features::default() | Features::SOURCE_ROUTING;
         let mut katran = load(all_in_table().features(features));

@@ -120,7 +120,7 @@ fn one_monitor_at_a_time_and_only_with_the_feature() {
     katran.reload(more).unwrap();
     katran.simulate(&tcp(1).frame()).unwrap();
     wait(&monitor, |stats| stats.delivered == 2);
-    // Nor do the counters begin anew.
+    // Nor do the counters restart.
     assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 2);
     drop(monitor);
     let bad = MonitorOptions::new().rate_limit(0);

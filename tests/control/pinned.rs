@@ -192,11 +192,11 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
         (moved.clone(), "mode 0777"),
         (open.join("another"), "mode 0777"),
         (theirs.join("katran"), "user 12345"),
-        (dangling.clone(), "symbolic link to what is not there"),
+        (dangling.clone(), "dangling symbolic link"),
         (foreign.clone(), "user 12345"),
         (used.clone(), "theirs"),
-        (outside.path().join("katran"), "no BPF file system"),
-        (outside.path().to_owned(), "no BPF file system"),
+        (outside.path().join("katran"), "not on a BPF file system"),
+        (outside.path().to_owned(), "not on a BPF file system"),
         (files.join("a.b"), "dots"),
         (files.join("missing/katran"), "No such file"),
     ] {
@@ -338,7 +338,7 @@ fn a_load_that_fails_leaves_nothing() {
     assert!(matches!(kept.unwrap_err(), Error::File { .. }));
     // What is half removed is no balancer any more, and it is said.
     let refused = load().unwrap_err().to_string();
-    assert!(refused.contains("not removed to the end"), "{refused}");
+    assert!(refused.contains("not fully removed"), "{refused}");
     katran::remove(&directory).unwrap();
     assert!(tree(&files).is_empty());
 }

@@ -308,7 +308,7 @@ fn seen(directory: &Path) -> Seen {
         bpf::lookup(map.as_fd(), &[0; 4])
     };
     let mut live = of("data_live").unwrap();
-    // The last sign of life comes from whoever is the owner.
+    // The last sign of life comes from the owner.
     live.truncate(live.len() - 8);
     // Own addresses: of two copies packets read either.
     live.drain(28..72);
@@ -318,7 +318,7 @@ fn seen(directory: &Path) -> Seen {
     }
 }
 
-/// Whatever the kernel refuses: what was there works on, and the next attempt goes on with it.
+/// Whatever the kernel refuses: what was there keeps working, and the next attempt continues with it.
 #[test]
 fn one_that_fails_changes_nothing() {
     for (hops, parts) in [

@@ -136,7 +136,7 @@ fn connections_survive(tracking: FlowTracking) {
     assert_eq!(forwarded(&lab, &second), before);
 
     let accepted: u64 = servers.iter().map(|server| server.accepted()).sum();
-    assert_eq!(accepted, 2 * CONNECTIONS as u64, "none was made anew");
+    assert_eq!(accepted, 2 * CONNECTIONS as u64, "none was made again");
     for katran in [&first, &second] {
         assert_eq!(katran.stats().totals().unwrap().drop.packets, 0);
     }

@@ -157,7 +157,7 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
         times[times.len() / 2] < Duration::from_millis(100),
         "{times:?}"
     );
-    // What is kept is not used when it has changed, whoever has the address.
+    // What is kept is not used when it has changed, whichever host has the address.
     let (second, third) = (
         MacAddr::new([2, 0, 0, 0, 0, 0x21]),
         MacAddr::new([2, 0, 0, 0, 0, 0x31]),

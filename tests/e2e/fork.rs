@@ -1,5 +1,5 @@
 //! A process that holds handles forks. The child has copies of them and none of the threads; what it
-//! does with them is not to be seen on the network.
+//! does with them does not show on the network.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -68,7 +68,7 @@ fn drop_in_child<T>(handles: T) -> T {
                     WaitStatus::StillAlive => {
                         kill(child, Signal::SIGKILL).unwrap();
                         waitpid(child, None).unwrap();
-                        panic!("the child waits for ever");
+                        panic!("the child hangs");
                     }
                     status => {
                         assert_eq!(status, WaitStatus::Exited(child, 0), "it has panicked");

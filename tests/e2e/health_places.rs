@@ -142,7 +142,7 @@ fn a_filter_that_was_left_is_taken_over_without_being_an_administrator() {
     assert_ne!(number(), killed, "another program is there");
     drop(katran);
     assert!(filters().is_empty());
-    // Another's filter is told by its name, too.
+    // Another's filter has another name, too.
     host.tool("tc", "qdisc replace dev eth0 clsact").unwrap();
     foreign_filter(host);
     match start().map(drop) {
@@ -244,7 +244,7 @@ fn a_probe_is_one_packet_to_the_counters_also_if_it_passes_twice() {
     datagrams(host, vip, 1, 100);
     let now = counters(&network.katran);
     assert_eq!(now.processed - before.processed, 100);
-    // ARP and the like are skipped as ever.
+    // Frames without IP, as those of ARP, are skipped as ever.
     assert!(now.skipped - before.skipped < 50, "{before:?} {now:?}");
 }
 

@@ -1,4 +1,4 @@
-//! Where encapsulated packets go next: gateways that are found out and followed, backends on the
+//! Where encapsulated packets go next: gateways that are discovered and followed, backends on the
 //! balancer's own segment, and interfaces that lead to reals.
 
 use katran::Error;
@@ -307,7 +307,7 @@ fn a_gateway_that_cannot_be_found_out_is_an_error() {
     assert!(network.katran.interfaces().is_empty());
     assert!(!host.ip("link show dev eth0").unwrap().contains("xdp"));
 
-    // With an address it works; and from there nothing is found out, so it stays.
+    // With an address it works; and from there nothing is discovered, so it stays.
     let given = mac("02:00:00:00:00:90");
     network.katran.gateways_mut().set_mac(given).unwrap();
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());

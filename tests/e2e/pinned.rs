@@ -120,7 +120,7 @@ fn connections_go_on_without_a_handle_until_it_is_removed() {
         site::connect(&lab.client, vip).ask("who").unwrap();
     }
 
-    // The next handle goes on with it: the link and the flows are those of before.
+    // The next handle adopts it: the link and the flows are those of before.
     let host = &lab.balancers[0].host;
     let before = link_id(&pins);
     let mut katran = host.run(|| {

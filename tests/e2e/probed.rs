@@ -294,7 +294,7 @@ fn a_weight_climbs_under_traffic() {
     probed.until(&["backend0", "backend1"]);
 }
 
-/// Marks are others, and one ring has no ratios: what is in force is that of the state that is applied.
+/// Marks change, and one ring has no ratios: the policy in use is that of the applied state.
 #[test]
 fn marks_and_hash_function_change_at_once() {
     let mut climbing = policy();
@@ -599,7 +599,7 @@ fn the_end_can_be_waited_for() {
         leader.ends_with('\n')
     });
     let status = format!("/proc/{}/stat", leader.trim());
-    // Whoever is dead is there until its parent has waited for it.
+    // A dead process is there until its parent has waited for it.
     let lives = || {
         let found = std::fs::read_to_string(&status);
         found.is_ok_and(|found| !found.contains(") Z "))

@@ -86,7 +86,7 @@ fn a_program_in_an_entry_of_the_embedders_works_on_until_it_is_replaced() {
     assert!(katran.release_replaced_program());
     assert_eq!(socket.ask(b"who").unwrap(), name);
 
-    // Whoever lets go of it too early is without.
+    // Letting go of it too early leaves none.
     katran.reload(Features::default()).unwrap();
     assert_eq!(socket.ask(b"who").unwrap(), name);
     assert!(katran.release_replaced_program());

@@ -84,7 +84,7 @@ fn nothing_is_lost_of_a_pinned_one_and_its_link_stays() {
         by_state(katran, features);
         assert_eq!(katran.features(), features);
     });
-    // The handle is gone: another one goes on with it.
+    // The handle is gone: another one adopts it.
     assert_eq!(pinned::link_id(&pins), before);
     let katran = Katran::builder()
         .pin(pinned::directory(&pins))

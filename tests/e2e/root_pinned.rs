@@ -1,4 +1,4 @@
-//! A root program that another process goes on with: what it has passed, where it is attached, and what has gone meanwhile.
+//! A root program that another process adopts: what it has passed, where it is attached, and what has gone meanwhile.
 
 use std::fs;
 use std::io::ErrorKind;

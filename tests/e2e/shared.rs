@@ -322,7 +322,7 @@ fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
     assert!(matches!(error, Error::ForeignProgram { .. }), "{error}");
     connect(&lab, lab.vip6());
 
-    // Whoever has replaced our program keeps the entry.
+    // The program that has replaced ours keeps the entry.
     entries.set(2, foreign.program.as_fd()).unwrap();
     let state = katran.shared_entries()[0].state;
     assert_eq!(state, AttachmentState::Replaced);
@@ -454,7 +454,7 @@ fn what_cannot_be_is_refused() {
     let mut other = RootProgram::builder().load().unwrap();
     other.pin(pins.0.join("root_too")).unwrap();
     host.run(|| other.attach("lo", XdpMode::Generic).unwrap());
-    // An interface that is made anew takes the place of the former one of its name.
+    // An interface that is made again takes the place of the former one of its name.
     for _ in 0..2 {
         host.ip("link add anew0 type veth peer name anew1").unwrap();
         host.run(|| other.attach("anew0", XdpMode::Generic).unwrap());

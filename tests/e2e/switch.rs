@@ -47,7 +47,7 @@ impl Changing {
         katran.modify_reals(self.vip, &changes).unwrap();
     }
 
-    /// Which backend each of some sockets belongs to, under either set. Leaves the first in force.
+    /// Which backend each of some sockets belongs to, under either set. Leaves the first in use.
     fn clients(&self, site: &mut Site) -> Vec<Client> {
         let sockets: Vec<UdpClient> = (0..24)
             .map(|_| site::udp(&site.lab.client, self.vip))

@@ -1,4 +1,4 @@
-//! Next hops of single reals, given instead of found out: each real's has another address, some are not
+//! Next hops of single reals, given instead of discovered: each real's has another address, some are not
 //! known, and with redirect some are behind other interfaces.
 
 use katran::Katran;

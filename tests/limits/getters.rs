@@ -32,7 +32,7 @@ use crate::vip;
 
 type Getter = (&'static str, fn(&Katran));
 
-/// What tells of one thing.
+/// The calls that report one thing.
 const OF_ONE: [Getter; 16] = [
     ("vip_flags", |katran| drop(katran.vip_flags(vip(65_000)))),
     ("hash_function", |katran| {

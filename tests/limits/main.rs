@@ -1,4 +1,4 @@
-//! Limits that docs/limits.md claims. What is a matter of time is compared with the same of less, so
+//! Limits that docs/limits.md claims. Durations are compared with those of a smaller case, so
 //! that it holds beside other work; a claimed time is one of a release build, and a debug build has a
 //! stated factor of it. Tests that change what the whole process may do run it once more for themselves.
 
@@ -81,7 +81,7 @@ fn alone(name: &str, test: impl FnOnce()) {
     assert!(said.contains("1 passed"), "{said}{errors}");
 }
 
-/// One test at a time has the machine, as far as these are concerned.
+/// One of these tests at a time has the machine.
 fn quiet() -> MutexGuard<'static, ()> {
     static MACHINE: Mutex<()> = Mutex::new(());
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)

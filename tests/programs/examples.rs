@@ -568,7 +568,7 @@ fn failures_say_what_to_do() {
             ["02:00", "MAC address"],
         ),
         // Usage.
-        (fails(&host, "quickstart", &["lo"]), 2, ["usage", ""]),
+        (fails(&host, "quickstart", &["lo"]), 2, ["Usage", ""]),
         (of_balancer(good, &[]), 2, ["--interface", "Usage"]),
         (
             of_balancer(good, &["--interface", "lo", "--mode", "fast"]),

@@ -328,7 +328,7 @@ fn exporter_counts_what_the_traffic_made() {
     );
     assert!(after.sum("katran_real_watched_misses_total", &[]) >= watched);
 
-    // One that is refused stands beside the one in force.
+    // A refused document is shown beside the current one.
     let time = after.get("katran_apply_time_seconds", &[]);
     assert_eq!(after.get("katran_apply_success_time_seconds", &[]), time);
     assert!(after.get("katran_apply_duration_seconds", &[]) > 0.0);

@@ -191,7 +191,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     let answers = page.get("katran_health_probes_total", &[vip, ("result", "passed")]);
     let within = page.get("katran_health_answers_within_total", &[vip, ("le", "+Inf")]);
     assert!(answers > 0.0 && answers == within, "{answers} {within}");
-    // The UDP service on the same host answers: it is each VIP's own affair.
+    // The UDP service on the same host answers: each VIP is checked for itself.
     stop_echo(&lab.backends[1].host, web);
     running
         .balancer

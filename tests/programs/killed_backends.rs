@@ -45,7 +45,7 @@ struct Place<'a> {
     directory: PathBuf,
     name: &'static str,
     arguments: Vec<String>,
-    /// What is left on the host is told by this.
+    /// What is left on the host shows it.
     is_attached: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -93,7 +93,7 @@ impl Place<'_> {
         for last in 1..=all.len() {
             let (calls, killed) = self.run(self.start(), |calls, _| calls.len() == last);
             assert!(killed && calls == all[..last], "{last}: {calls:?}");
-            // It is removed, or gone on with, or made anew.
+            // It is removed, or adopted, or made again.
             if last % 2 == 0 {
                 self.go_on();
             }
@@ -129,7 +129,7 @@ impl Place<'_> {
         next.process.kill().unwrap();
     }
 
-    /// An adoption that is killed after each of its calls: what there is works on, and the next one goes on with it.
+    /// An adoption that is killed after each of its calls: what exists keeps working, and the next process adopts it.
     fn kill_adoptions(&self, mut works: impl FnMut()) {
         self.go_on();
         let attached = self.directory.join("attached");
@@ -235,7 +235,7 @@ fn connections_go_on_when_the_decapsulator_is_killed() {
         next.counts(1);
         next.counts(2);
         assert_eq!(connection.ask("who").unwrap(), "backend0");
-        // Other options are in force at once; the VIP is none of those that may be in tunnels.
+        // Other options take effect at once; the VIP is none of those that may be in tunnels.
         next.process.kill().unwrap();
         let mut other = place.start();
         other.args(["--to", "192.0.2.0/24"]);

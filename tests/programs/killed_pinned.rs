@@ -50,7 +50,7 @@ fn connections_go_on_when_the_process_is_killed() {
     killed.process.kill().unwrap();
     takes_connections(lab);
     assert_eq!(connection.ask("who").unwrap(), "backend0");
-    // The next one goes on with it.
+    // The next process adopts it.
     let mut next = Running::start(place.host(), place.balancer(&[]));
     next.says("goes on with the balancer in");
     next.says("no changes");

@@ -52,7 +52,7 @@ impl OnTerminal {
         };
         let pty = openpty(&size, None).unwrap();
         let before = tcgetattr(&pty.slave).unwrap();
-        // Its controlling terminal is this one, not that of whoever runs the tests.
+        // Its controlling terminal is this one, not the one that the tests were started from.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(program.get_program());
         command.args(program.get_args());

@@ -166,7 +166,7 @@ const CASES: [(&str, Case); 18] = [
         assert_eq!(states(&katran), ATTACHED);
         assert!(scene.has_xdp());
     }),
-    ("the interface is removed and made anew", |scene| {
+    ("the interface is removed and made again", |scene| {
         drop(scene.left());
         let before = scene.attached();
         scene.host.ip("link del eth0").unwrap();
@@ -180,7 +180,7 @@ const CASES: [(&str, Case); 18] = [
         drop(katran);
         assert_eq!(states(&scene.adopt().unwrap()), ATTACHED);
     }),
-    ("it is made anew, and probes go by clsact", |scene| {
+    ("it is made again, and probes go by clsact", |scene| {
         let mut katran = scene
             .builder()
             .healthcheck_hook(TcHook::Clsact)
@@ -204,7 +204,7 @@ const CASES: [(&str, Case); 18] = [
         katran.remove().unwrap();
         assert!(filters().is_empty() && !scene.has_xdp());
     }),
-    ("it is made anew and has another program", |scene| {
+    ("it is made again and has another program", |scene| {
         drop(scene.left());
         scene.host.ip("link del eth0").unwrap();
         scene.make_interface();
@@ -247,7 +247,7 @@ const CASES: [(&str, Case); 18] = [
         let attach = || katran.attach("eth0", XdpMode::Native).unwrap();
         scene.host.run(attach);
     }),
-    ("a root program is removed and made anew", |scene| {
+    ("a root program is removed and made again", |scene| {
         let path = scene.files.join("shared");
         let root = || {
             let mut root = RootProgram::builder().load().unwrap();
@@ -331,10 +331,10 @@ const CASES: [(&str, Case); 18] = [
                     let text = refused.to_string();
                     let last = name.file_name().unwrap().to_str().unwrap();
                     assert!(text.contains(last), "{name:?}: {text}");
-                    assert!(text.contains("forwards on"), "{name:?}: {text}");
+                    assert!(text.contains("continues to forward"), "{name:?}: {text}");
                     let refused = scene.builder().adopt_or_load().unwrap_err();
                     let other = refused.to_string();
-                    assert!(other.contains("forwards on"), "{name:?}: {other}");
+                    assert!(other.contains("continues to forward"), "{name:?}: {other}");
                 }
             }
             assert!(scene.has_xdp() && forwards(&program), "{name:?}");

@@ -1,5 +1,5 @@
 //! A process that owns a pinned balancer and changes it: this test binary once more. It says on its standard output what it is about to do,
-//! what it has done, and what it has found, a line each, so that whoever kills it knows what must be there.
+//! what it has done, and what it has found, a line each, so that the test that kills it knows what must be there.
 
 use std::env;
 use std::fs;

@@ -192,7 +192,7 @@ fn the_outer_checksum_is_right_whatever_udps_length() {
                 let header = if flow.source.is_ipv4() { IPV4 } else { IPV6 };
                 let at = ETHERNET + header + 4;
                 frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
-                // A checksum of the datagram that this length says, as far as there is one.
+                // A checksum of the datagram that this length gives, if there is one.
                 frame[at + 2..at + 4].fill(0);
                 let ends = usize::from(length.clamp(8, whole));
                 let datagram = &frame[at - 4..at - 4 + ends];

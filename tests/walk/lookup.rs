@@ -461,7 +461,7 @@ fn watched_misses_count_from_zero_for_one_vip() {
     send(&katran, "203.0.113.2:443", 30);
     assert_eq!(misses(&katran), expected);
     katran.stats_mut().watch_misses(watched).unwrap();
-    assert_eq!(misses(&katran), [0; 4], "anew from zero");
+    assert_eq!(misses(&katran), [0; 4], "again from zero");
     katran.stats_mut().watch_misses(other).unwrap();
     send(&katran, TO_VIP4, 10);
     let expected = send(&katran, "203.0.113.2:443", 30);

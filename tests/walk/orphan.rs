@@ -196,7 +196,7 @@ fn a_replacement_has_the_same_owner() {
     let mut state = katran.state();
     state.balancer.as_mut().unwrap().max_vips = Some(32);
     katran.apply(&state).unwrap();
-    // Whoever has attached the program before has an owner, too, until he puts the next one in its place.
+    // A program attached before has an owner, too, until the next one takes its place.
     let before = alive(&live_of_handed_out);
     eventually("its thread gives signs there", || {
         alive(&live_of_handed_out) > before

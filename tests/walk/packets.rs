@@ -65,7 +65,7 @@ fn with(mut frame: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
     frame
 }
 
-/// Names the real of every slot of every ring anew.
+/// Names the real of every slot of every ring again.
 fn overwrite_rings(katran: &Katran, number: u16) {
     let chunk = bpf::inner(katran.map_fd("rings").unwrap(), 0);
     for element in 0..8u32 {

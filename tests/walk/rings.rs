@@ -207,7 +207,7 @@ fn v2_shares_of_100_reals_are_within_one_percent() {
     }
 }
 
-/// That few slots of others change hands is no certainty but a matter of hashes. Measured on
+/// That few slots of others change hands depends on hashes and is not certain. Measured on
 /// 30,000 random services of 100 reals, half with equal weights and half with weights of 1 to
 /// 100: 0.57 % in the median, 1.3 % or less in 999 of 1,000, never above 1.7 % with equal
 /// weights, and once above 2 % with unequal ones. So these are fixed services.

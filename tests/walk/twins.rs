@@ -69,7 +69,7 @@ impl Twins {
         for cpu in counters.iter_mut().flat_map(|counters| &mut counters.cpus) {
             cpu.new_flows = 0;
         }
-        // How often numbers came back while packets might still have them is a matter of time.
+        // How often numbers came back while packets might still have them depends on timing.
         for counters in &mut counters {
             counters.library.waits_for_packets = 0;
             counters.flow_entries_age = Duration::ZERO;

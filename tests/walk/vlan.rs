@@ -42,7 +42,7 @@ fn comparable(mut counters: Counters) -> Counters {
     }
     counters.cpus.clear();
     counters.library.maps.clear();
-    // How often numbers came back while packets might still have them is a matter of time.
+    // How often numbers came back while packets might still have them depends on timing.
     counters.library.waits_for_packets = 0;
     counters.flow_entries_age = Duration::ZERO;
     counters

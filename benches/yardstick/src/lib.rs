@@ -248,7 +248,7 @@ impl Yardstick {
     }
 
     /// Runs `program` once on the frame of one flow: what it returned, and the frame as it left
-    /// it. The next run goes on with the flow after it. Not for a wrapper for sequences.
+    /// it. The next run continues with the flow after it. Not for a wrapper for sequences.
     ///
     /// # Errors
     /// What the kernel says.

@@ -63,7 +63,7 @@ impl Collector for Scrape {
         });
         page.gauge(
             "problem",
-            "Warnings and problems that the diagnosis finds about a subject, and probes about health; status has the words.",
+            "Warnings and problems of the diagnosis, and of probes; `katran status` shows their text.",
             problems,
         )?;
         process(page, of)?;
@@ -84,7 +84,7 @@ fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
     });
     page.gauge(
         "vip_real_weight",
-        "The real's weight at the VIP; 0: it is drained, and takes no new flows. One that is down keeps its weight.",
+        "The real's weight at the VIP, kept while it is down; 0: drained.",
         weights,
     )?;
     let down = vips.iter().flat_map(|of_vip| {
@@ -93,7 +93,7 @@ fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
     });
     page.gauge(
         "vip_real_down",
-        "1: the real is down for the VIP, and takes no flows whatever its weight.",
+        "1: the real is down for the VIP and gets no flows, whatever its weight.",
         down,
     )
 }
@@ -105,7 +105,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     let last = of.refused.as_ref().or(of.last_apply.as_ref());
     page.gauge(
         "apply_success",
-        "1: the last document was applied; 0: it was refused, and the one before stays in force.",
+        "1: the last document was applied; 0: it was refused, and the one before stays current.",
         [(vec![], of.refused.is_none().into())],
     )?;
     page.seconds(
@@ -115,7 +115,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     )?;
     page.seconds(
         "apply_duration_seconds",
-        "How long that took, without reading it.",
+        "How long the last document took to apply, without reading the file.",
         last.map(|last| (vec![], last.took)),
     )?;
     page.seconds(
@@ -126,7 +126,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     let outcome = |result: &str, count| (vec![("outcome", result.to_owned())], count);
     page.counter(
         "applies",
-        "Documents and drains by command that this process was to apply, by what became of them.",
+        "Documents, and drains by command, that this process tried to apply, by outcome.",
         [
             outcome("applied", past.applied),
             outcome("refused", past.refused),
@@ -134,22 +134,22 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     )?;
     page.gauge(
         "document_info",
-        "Where the document in force is from: the file, or command.",
+        "Source of the current document: a file, or command.",
         [(vec![("source", past.source.clone())], 1)],
     )?;
     page.seconds(
         "owned_time_seconds",
-        "Since when this process has the balancer, in seconds since 1970.",
+        "When this process became the owner, in seconds since 1970.",
         [(vec![], past.owned)],
     )?;
     page.seconds(
         "loaded_time_seconds",
-        "Since when the balancer is loaded, by whichever process, in seconds since 1970.",
+        "When the balancer was loaded, by any process, in seconds since 1970.",
         [(vec![], past.loaded)],
     )?;
     page.seconds(
         "figures_age_seconds",
-        "How old the figures are: while the balancer is busy with a change they are those of before.",
+        "Age of the figures: while the balancer is busy with a change, they are from before it.",
         [(vec![], of.age())],
     )?;
     let silent = past.silent().map(|(hop, seconds)| {
@@ -158,7 +158,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     });
     page.seconds(
         "next_hop_silent_seconds",
-        "For how long, as far as this process knows, the next hop of a real has not answered, or that of all reals of a family; of 100 at most.",
+        "How long this process has seen the next hop of a real, or of all reals of a family, not answer; 100 series at most.",
         silent,
     )
 }
@@ -179,7 +179,7 @@ fn host(
 ) -> fmt::Result {
     page.gauge(
         "maps_memory_bytes",
-        "Kernel memory that the maps take, as the kernel accounts it.",
+        "Kernel memory of the maps, by the kernel's account.",
         [(vec![], memory)],
     )?;
     let there = |state: AttachmentState| state == AttachmentState::Attached;
@@ -189,7 +189,7 @@ fn host(
     });
     page.gauge(
         "attached",
-        "1: the interface has the balancer's program, by the kernel's word; 0: it is gone, or another one is in its place.",
+        "1: the interface has the balancer's program; 0: it is gone, or another is in its place.",
         series,
     )?;
     let attached = attachments.iter().filter(|of| there(of.state));
@@ -202,7 +202,7 @@ fn host(
     });
     page.gauge(
         "interface_info",
-        "An interface on which packets are balanced, and the XDP mode in force.",
+        "An interface that the balancer is attached to, and its XDP mode.",
         series,
     )?;
     let series = shared
@@ -210,14 +210,14 @@ fn host(
         .map(|entry| (labels_of(entry), there(entry.state).into()));
     page.gauge(
         "shared_entry_attached",
-        "1: the entry of the root program has the balancer's program; 0: it is gone, or another balancer has it.",
+        "1: the root entry has the balancer's program; 0: it is gone, or another balancer has the entry.",
         series,
     )?;
     let entries = shared.iter().filter(|of| there(of.state));
     let series = entries.map(|entry| (labels_of(entry), 1));
     page.gauge(
         "shared_entry_info",
-        "An entry of a root program by which packets are balanced.",
+        "A root entry with the balancer's program.",
         series,
     )?;
     page.gauge(

@@ -1,4 +1,4 @@
-//! The log against a list: killed before any store, spoiled in any bit, and mutated.
+//! The log against a list: killed before any store, corrupted in any bit, and mutated.
 
 use fastrand::Rng;
 
@@ -7,7 +7,7 @@ use super::super::heap::Heap;
 use super::*;
 use crate::mutate;
 
-/// All of a list of records, as a snapshot of them is one record each.
+/// Writes a list of records, as a snapshot of one record each.
 fn create(heap: &Heap, all: &[Vec<u8>]) -> io::Result<Log> {
     Log::create(Box::new(heap.clone()), &|write| snapshot(all, write))
 }
@@ -36,11 +36,11 @@ fn record(rng: &mut Rng) -> Vec<u8> {
     record
 }
 
-/// What a change does with the log: an append, after room was made one way or the other.
+/// Appends to the log as a change does, after making room in either way.
 fn write(log: &mut Log, all: &mut Vec<Vec<u8>>, new: &[u8], whole: bool) -> io::Result<()> {
     if !log.fits(new.len()) {
         match whole {
-            // What a snapshot says is less than the records before.
+            // A snapshot has less than the records before.
             true => {
                 all.drain(..all.len() / 2);
                 log.compact(new.len(), &|write| snapshot(all, write))?;
@@ -64,7 +64,7 @@ fn what_was_appended_is_read() {
             let whole = rng.u32(0..8) != 0;
             write(&mut log, &mut all, &new, whole).unwrap();
             if rng.u32(0..30) == 0 {
-                // Another process goes on.
+                // Another process continues.
                 let (after, read) = read(&heap.found()).unwrap();
                 assert_eq!(read, all);
                 assert_eq!((after.at, after.count), (log.at, log.count));
@@ -74,7 +74,7 @@ fn what_was_appended_is_read() {
     });
 }
 
-/// Killed before any of its stores, an append is made or not, whatever it takes for it.
+/// Killed before any store, an append is complete or absent, whatever it takes.
 #[test]
 fn an_append_is_there_whole_or_not_at_all() {
     mutate::cases(12, |rng| {
@@ -99,7 +99,7 @@ fn an_append_is_there_whole_or_not_at_all() {
                 let found = read(&left.found()).unwrap().1;
                 let mut made = kept.clone();
                 made.push(new.clone());
-                // After a snapshot, which says less.
+                // After a snapshot, which has less.
                 let halved = kept[kept.len() / 2..].to_vec();
                 let mut halved_made = halved.clone();
                 halved_made.push(new.clone());
@@ -116,7 +116,7 @@ fn an_append_is_there_whole_or_not_at_all() {
                 }
                 stores += 1;
             }
-            // Only the word that says where the log ends comes after the record.
+            // Only the word that marks the log's end follows the record.
             assert!(before > 2 && after <= 1, "{before} {after}");
             write(&mut log, &mut all, &new, true).unwrap();
         }
@@ -141,7 +141,7 @@ fn a_refusal_of_memory_leaves_the_log_as_it_was() {
     assert_eq!(read(&heap.found()).unwrap().1, [all[0].clone(), vec![1]]);
 }
 
-/// Nothing is read of it, in whichever ground it would go.
+/// Nothing of it is read, in either ground.
 #[test]
 fn a_snapshot_that_ends_too_early_is_none() {
     let cut = |of: &[Vec<u8>], write: &mut dyn FnMut(&[u8])| {
@@ -167,7 +167,7 @@ fn a_snapshot_that_ends_too_early_is_none() {
     }
 }
 
-/// Every single bit of what is in use: it is found, or makes no difference.
+/// Flips every bit in use: the damage is found, or makes no difference.
 #[test]
 fn a_bit_that_has_turned_over_is_found() {
     let heap = Heap::new(8 * (HEAD + 2 * LEAST_HALF));
@@ -190,7 +190,7 @@ fn a_bit_that_has_turned_over_is_found() {
             match read(&Heap::of_bytes(&bytes)) {
                 Ok((_, read)) => {
                     assert_eq!(read, all, "bit {bit} of byte {byte}");
-                    // Copies, and words that only help to find faults.
+                    // Copies, and words that only help to find damage.
                     assert!(byte < 8 * HEAD);
                     same += 1;
                 }

@@ -1,8 +1,9 @@
-//! Changes of many steps: gone back from, full in the middle, and cut off by a panic.
+//! Changes of several steps: rolled back, out of room in the middle, and cut off by a panic.
 
 use super::*;
 
-/// Of a change of many steps the state before it is known until it has ended, however long it is.
+/// During a change of several steps the state before it is known until it has ended, however long
+/// it is.
 #[test]
 fn a_change_of_many_steps_can_be_gone_back_from() {
     mutate::cases(40, |rng| {
@@ -44,8 +45,8 @@ fn a_change_of_many_steps_can_be_gone_back_from() {
     });
 }
 
-/// Neither the way back of a change of many steps nor a snapshot can be written: the next owner goes back, until
-/// there is room for one.
+/// Neither the rollback of a change of several steps nor a snapshot can be written: the next owner
+/// goes back, until there is room for one.
 #[test]
 fn a_way_back_that_is_not_written_down_is_gone_by_the_next_owner() {
     let mut kept = small();
@@ -59,7 +60,7 @@ fn a_way_back_that_is_not_written_down_is_gone_by_the_next_owner() {
     let steps = ledger.begin(|| Ok(kept.view())).unwrap();
     change(&mut ledger, &mut kept, &mark(1, real), End::Done).unwrap();
     heap.refuse_after(0);
-    // One that fits behind a gap is not written either.
+    // A record that would fit behind a gap is not written either.
     assert!(!ledger.is_going_back());
     ledger.go_back();
     assert!(ledger.is_going_back());

@@ -1,5 +1,5 @@
-//! Places of rings against a made-up kernel, in which packets take as long as they like: no place
-//! is written, and no chunk freed, that a packet may still read.
+//! Places of rings with a fake kernel, in which packets take as long as they like: the store never
+//! writes to a place, or frees a chunk, that a packet may still read.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use super::*;
 const RING_SIZE: u32 = 3;
 const VIPS: usize = 20;
 
-/// The memory of a chunk, which outlives what the store thinks of it.
+/// The memory of a chunk, which outlives the store's view of it.
 #[derive(Clone)]
 struct Memory(Rc<Vec<AtomicU16>>);
 
@@ -28,7 +28,7 @@ fn memory() -> Memory {
 
 /// A packet on its way through a ring.
 struct Packet {
-    /// The last moment that had been begun when it came.
+    /// The last moment that had begun when it came.
     since: u64,
     place: RingSlot,
     memory: Memory,
@@ -36,7 +36,7 @@ struct Packet {
 }
 
 impl Packet {
-    /// Whether the packet still finds the ring that it came for.
+    /// Whether the packet still finds the ring it came for.
     fn is_safe(&self, world: &World) -> bool {
         let stride = (ring_bytes(RING_SIZE) / 2) as usize;
         let first = (self.place.0 % RINGS_PER_CHUNK) as usize * stride;
@@ -54,7 +54,7 @@ enum Job {
 struct World {
     /// What packets find.
     chunks: Vec<Option<Memory>>,
-    /// Chunks that a refusal in the middle has left there.
+    /// Chunks that remain after a refusal in the middle.
     left: BTreeSet<usize>,
     packets: Vec<Packet>,
     begun: u64,
@@ -68,7 +68,7 @@ struct World {
 
 impl World {
     /// What a thread that waits for grace periods achieves while packets are under way: a moment
-    /// passes when those have gone that came before it.
+    /// passes once the packets from before it have gone.
     fn pass(&mut self) {
         let packets = self.packets.iter().map(|packet| packet.since);
         let oldest = packets.min().unwrap_or(self.begun);
@@ -104,7 +104,7 @@ impl World {
             .inspect_err(|_| self.left.extend(&numbers[reached.len()..]))
     }
 
-    /// How much of a call is done: it may be refused in the middle.
+    /// How much of a call is done, which may be refused in the middle.
     fn reached<'a>(&self, numbers: &'a [usize]) -> &'a [usize] {
         match self.refuses {
             true => &numbers[..numbers.len().div_ceil(2)],
@@ -178,12 +178,12 @@ impl Backing for FakeKernel {
     }
 }
 
-/// A balancer that is nothing but its rings.
+/// A balancer that consists only of its rings.
 struct Balancer {
     store: RingStore<FakeKernel>,
     kernel: KernelCalls,
     world: Rc<RefCell<World>>,
-    /// Each VIP's ring: where it is, and the number in all of its slots.
+    /// Each VIP's ring: its place, and the number in all of its slots.
     vips: Vec<Option<(RingSlot, u16)>>,
     written: u16,
 }
@@ -259,7 +259,7 @@ impl Balancer {
         }
     }
 
-    /// What must be true at any time.
+    /// What must always be true.
     fn check(&self) {
         let world = self.world.borrow();
         for packet in &world.packets {
@@ -318,7 +318,7 @@ fn a_surge_gets_its_places_and_gives_them_back() {
     balancer.update(0).unwrap();
     let mut since_wait = 0;
     for _ in 0..200 {
-        // A packet that never ends: nothing passes but what is waited for.
+        // A packet that never ends: moments pass only by waiting.
         balancer.packet(0);
         let waits = balancer.world.borrow().waits;
         balancer.update(0).unwrap();
@@ -349,7 +349,7 @@ fn a_surge_gets_its_places_and_gives_them_back() {
     assert_eq!(balancer.store.capacity(), places, "not over yet");
     balancer.world.borrow_mut().pass();
     balancer.world.borrow_mut().now += SURGE_ENDS;
-    // The update goes to the lowest place, and lets the chunks above run empty.
+    // The update uses the lowest place, so the chunks above become empty.
     for _ in 0..3 {
         balancer.update(0).unwrap();
         balancer.world.borrow_mut().finish();
@@ -410,7 +410,7 @@ fn a_refusal_costs_nothing_but_the_change() {
     // Another VIP would need another chunk to have spare places.
     assert!(matches!(balancer.update(1), Err(Error::Kernel { .. })));
     balancer.check();
-    // Updates need no memory, but in the end a grace period.
+    // Updates need no memory, but eventually a grace period.
     for _ in 0..SPARE {
         balancer.packet(0);
         balancer.update(0).unwrap();

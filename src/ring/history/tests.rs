@@ -1,6 +1,6 @@
-//! Random histories of one VIP, in which the program's rules are played as they stand in `bpf/route.h`, before a
-//! judge that remembers every flow: none moves while its real is there and it is not silent for too long. The judge is
-//! shown to see it if a rule is left out.
+//! Random histories of one VIP, played by the program's rules in `bpf/route.h`, before a judge that
+//! remembers every flow: no flow moves while its real exists and it is not silent for too long. The
+//! tests also show that the judge notices if a rule is left out.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -13,23 +13,23 @@ const IDLE: u32 = 100;
 const IDLE_UDP: u32 = 30;
 const FRESH: u32 = 5;
 
-/// A rule that is left out.
+/// A rule to leave out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Sabotage {
     None,
-    /// Entries that are older than the change count.
+    /// Entries older than the change count.
     Since,
     /// An entry stays when a connection begins on its slot's base.
     Clear,
-    /// Packets that go elsewhere than the ring leads leave no stamp.
+    /// Packets that go elsewhere than their ring says leave no stamp.
     Stamp,
-    /// A change of an unsettled slot does not have the clock begin again.
+    /// A change of an unsettled slot does not restart the clock.
     Restart,
-    /// A base that is gone stays one.
+    /// A base that is gone remains a base.
     Gone,
 }
 
-/// Numbers by chance (splitmix64, Steele, Lea and Flood, OOPSLA 2014).
+/// Random numbers (splitmix64, Steele, Lea and Flood, OOPSLA 2014).
 struct Random(u64);
 
 impl Random {
@@ -45,12 +45,12 @@ fn mix(mut word: u64) -> u64 {
     word ^ word >> 31
 }
 
-/// As many as a place of a ring has, with its padding.
+/// The words of a ring's place, with its padding.
 fn words() -> Vec<AtomicU16> {
     (0..SLOTS + PLANES).map(|_| AtomicU16::new(0)).collect()
 }
 
-/// A VIP, its table without a limit. Numbers of reals are not used again, so each is a generation.
+/// A VIP, with a table without a limit. Numbers of reals are not reused, so each is a generation.
 struct Vip {
     udp: bool,
     weights: BTreeMap<u16, u64>,
@@ -178,7 +178,7 @@ fn at(now: u32) -> At {
     At::of_ticks(now, 0)
 }
 
-/// Plays a random history that begins at this moment; what is wrong with it.
+/// Plays a random history that begins at this moment; returns what is wrong with it.
 fn judge(seed: u64, udp: bool, sabotage: Sabotage) -> Result<(), String> {
     let mut random = Random(mix(seed));
     let mut next = 3;
@@ -277,7 +277,7 @@ fn a_slot_that_was_in_the_table_alone_keeps_what_is_there() {
         let current = number_in(load(&vip.ring, slot));
         let wanted = if current == 3 { 0 } else { current };
         assert_eq!(before.base, wanted);
-        // Whatever is not older than that: 64 times the longest silence, and more.
+        // No earlier than that: 64 times the longest silence, and more.
         assert!(at(40_000 - 6400).is_not_before(before.since));
     }
     assert_eq!(vip.settle(40_000 + IDLE).slots as usize, SLOTS);

@@ -1,4 +1,4 @@
-//! Recorded lists against what iproute2 makes of the same.
+//! Recorded lists against iproute2's reading of them.
 
 use netlink_packet_route::RouteNetlinkMessage;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use super::file;
 use super::in_words;
 use crate::types::MacAddr;
 
-/// What iproute2 makes of a recorded list.
+/// iproute2's reading of a recorded list.
 fn told(name: &str) -> Vec<Value> {
     let value: Value = serde_json::from_str(&file(&format!("{name}.json"))).unwrap();
     value.as_array().unwrap().clone()
@@ -130,7 +130,7 @@ fn recorded_neighbours_rules_and_filters_are_what_iproute2_says() {
         _ => false,
     });
     assert_eq!((found.count(), clsact), (1, 1));
-    // Of another kind: u32.
+    // Of another type: u32.
     let filters = answers("egress");
     assert!(!filters.is_empty() && answers("ingress").is_empty());
     for filter in &filters {

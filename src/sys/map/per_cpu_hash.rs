@@ -1,4 +1,4 @@
-//! A hash with a value for each possible CPU in every element.
+//! A hash whose elements have a value for each possible CPU.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,7 +11,8 @@ use super::possible_cpus;
 use super::read_batch;
 use crate::sys::pod::Pod;
 
-/// Elements that are read by one call. A bucket with more of them would be refused; keys are no attacker's choice.
+/// Elements per call. The kernel would refuse a bucket with more; attackers do not choose these
+/// keys.
 const BATCH: usize = 512;
 
 /// A per-CPU hash, read over all possible CPUs.
@@ -28,9 +29,10 @@ impl<K, V> AsFd for PerCpuHash<K, V> {
 }
 
 impl<K: Pod, V: Pod> PerCpuHash<K, V> {
-    /// Takes a map; an error of kind `InvalidInput` if it is no per-CPU hash, or its sizes are not those of the types.
+    /// Takes a map; an error of kind `InvalidInput` if it is not a per-CPU hash, or its sizes are
+    /// not those of the types.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        // The kernel rounds each CPU's value up to 8 bytes; all ours are that long.
+        // The kernel rounds each CPU's value up to 8 bytes; ours are multiples already.
         const { assert!(size_of::<V>().is_multiple_of(8)) };
         check_map::<K, V>(fd.as_fd(), &[libbpf_sys::BPF_MAP_TYPE_PERCPU_HASH])?;
         Ok(Self {
@@ -40,15 +42,15 @@ impl<K: Pod, V: Pod> PerCpuHash<K, V> {
         })
     }
 
-    /// Shows every element to `see`, with a value per possible CPU. What is there all the time is met, whatever comes and
-    /// goes meanwhile.
+    /// Passes every element to `see`, with a value per possible CPU. An element that is there
+    /// throughout is seen, whatever comes and goes meanwhile.
     pub(crate) fn each(&self, mut see: impl FnMut(K, &[V])) -> io::Result<()> {
         let mut keys = vec![K::default(); BATCH];
         let mut values = vec![V::default(); self.cpus * BATCH];
         let mut from = None;
         loop {
-            // SAFETY: keys are as long as the map's, compared in `new`, and there is room for one value for each possible CPU
-            // with each.
+            // SAFETY: keys are as long as the map's, checked in `new`, and each has room for one
+            // value per possible CPU.
             let read = unsafe { read_batch(self.fd.as_fd(), from, &mut keys, &mut values) };
             let (count, next) = read?;
             let of_keys = values.chunks_exact(self.cpus);
@@ -62,9 +64,9 @@ impl<K: Pod, V: Pod> PerCpuHash<K, V> {
         }
     }
 
-    /// Removes an element; one that is not there stays so.
+    /// Removes an element, if it is there.
     pub(crate) fn delete(&self, key: &K) -> io::Result<()> {
-        // SAFETY: the key is as long as the map's, compared in `new`.
+        // SAFETY: the key is as long as the map's, checked in `new`.
         unsafe { delete(self.fd.as_fd(), key) }.map(drop)
     }
 }

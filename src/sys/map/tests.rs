@@ -1,4 +1,4 @@
-//! A map is taken only for what it is.
+//! A map is accepted only as its own type.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn map(kind: libbpf_sys::bpf_map_type, value_size: u32) -> OwnedFd {
 fn a_map_of_another_type_is_refused() {
     use libbpf_sys::*;
     let refused = Some(io::ErrorKind::InvalidInput);
-    // With these a value of a u64 is only the first of many.
+    // In these maps a u64 would be only the first of many values.
     for kind in [
         BPF_MAP_TYPE_PERCPU_ARRAY,
         BPF_MAP_TYPE_PERCPU_HASH,

@@ -1,4 +1,4 @@
-//! What is staged changes nothing, and says what the table holds once it is committed.
+//! Staging changes nothing, and describes the table after the commit.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -29,7 +29,7 @@ use crate::types::VipFlags;
 proptest! {
     #![proptest_config(config())]
 
-    /// What is staged and dropped changes nothing, and what is refused neither.
+    /// A dropped change changes nothing, and neither does a refused one.
     #[test]
     fn staging_changes_nothing(from in state(), to in state()) {
         let mut filled = table(AMPLE);
@@ -60,7 +60,7 @@ proptest! {
         prop_assert_eq!(&filled, &before);
     }
 
-    /// What a staged batch says is what the table holds after the commit.
+    /// A staged batch describes the table after the commit.
     #[test]
     fn staged_batches_tell_the_truth(
         from in state(),
@@ -97,7 +97,7 @@ proptest! {
         });
         let health: Vec<_> = health.iter().map(|(index, down)| (address(*index), [Health::Up, Health::Down][usize::from(*down)])).collect();
         let possible = possible && health.iter().all(|(real, _)| model.contains_key(real));
-        // Down before, and still there; then as it is said.
+        // Down before, and still there; then by `health`.
         let mut down: BTreeSet<_> = state.down.iter().copied().collect();
         let old_down = down.clone();
         down.retain(|real| model.contains_key(real));

@@ -55,8 +55,8 @@ proptest! {
         }
     }
 
-    /// So it is with all that a state can say; and no real that a VIP, an id or a route names before
-    /// and after is given up on the way.
+    /// The same for everything that a state can contain; and no real is released on the way that a
+    /// VIP, an id or a route names before and after.
     #[test]
     fn whole_states_are_reached(states in prop::collection::vec(whole_state(), 1..5)) {
         let mut world = World::new(AMPLE);
@@ -100,8 +100,8 @@ proptest! {
         }
     }
 
-    /// Also where every number is in use, any state that fits can be reached; and while there
-    /// are numbers for both, no VIP has fewer reals on the way than before or after.
+    /// Even if every number is in use, any state that fits can be reached; and while there are
+    /// numbers for both, no VIP has fewer reals on the way than before or after.
     #[test]
     fn full_tables_can_be_swapped(from in state(), to in state()) {
         let reals = |state: &State| -> BTreeSet<_> {
@@ -133,7 +133,7 @@ proptest! {
         }
     }
 
-    /// So it is where ids and routes name reals, too, in one state or both.
+    /// The same if ids and routes name reals, too, in one state or both.
     #[test]
     fn full_tables_with_names_can_be_swapped(from in whole_state(), to in whole_state()) {
         let reals = |state: &State| -> BTreeSet<_> {

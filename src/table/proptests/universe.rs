@@ -1,6 +1,6 @@
-//! A small universe of VIPs and reals makes states meet often: reals are shared, moved, flagged and re-added,
-//! and numbers run out. Here are random states of it, a balancer on paper that goes from one to the next, and
-//! what must be true of every table.
+//! A small universe of VIPs and reals, in which states collide often: reals are shared, moved,
+//! flagged and re-added, and numbers run out. This file has random states, a balancer on paper that
+//! goes from one to the next, and what must be true of every table.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -112,7 +112,7 @@ pub(super) fn state() -> impl Strategy<Value = State> {
     })
 }
 
-/// A state with everything else that names reals, too.
+/// A state with everything else that names reals.
 pub(super) fn whole_state() -> impl Strategy<Value = State> {
     let ids = prop::collection::btree_map(1_u32..5, (0..REALS, any::<bool>()), 0..4);
     let routes = prop::collection::btree_map(8_u8..12, 0..REALS, 0..4);
@@ -147,7 +147,7 @@ pub(super) fn whole_state() -> impl Strategy<Value = State> {
     })
 }
 
-/// What a state says of health checks, and nothing else.
+/// Only the health check part of a state.
 fn probes() -> impl Strategy<Value = State> {
     let marks = prop::collection::btree_map(1_u32..5, 0..REALS, 0..4);
     let matches = prop::collection::btree_map((any::<bool>(), 0_u16..3), 0..REALS, 0..4);
@@ -173,7 +173,7 @@ fn probes() -> impl Strategy<Value = State> {
     })
 }
 
-/// A balancer on paper: the table and what lies beside it.
+/// A balancer on paper: the table and its surroundings.
 #[derive(Clone)]
 pub(super) struct World {
     pub(super) table: Table,
@@ -300,7 +300,7 @@ pub(super) fn snapshot(table: &Table) -> State {
 pub(super) type NormalReal = (u32, RealFlags, bool);
 pub(super) type Normal = BTreeMap<Vip, (VipFlags, HashFunction, BTreeMap<IpAddr, NormalReal>)>;
 
-/// The state as a table gives it back: sorted, with the hash function said.
+/// The state as a table returns it: sorted, with an explicit hash function.
 pub(super) fn normal(state: &State) -> Normal {
     let vips = state.vips.iter().map(|state| {
         let reals = state.reals.iter().map(|real| {

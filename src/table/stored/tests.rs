@@ -1,4 +1,4 @@
-//! A table that is made of what was written down of another is equal to it, whatever was done to that.
+//! A restored table equals the one that was written, whatever changes that had seen.
 
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -31,7 +31,7 @@ fn real(rng: &mut Rng) -> IpAddr {
     }
 }
 
-/// A change that the table can take now, if the first that is thought of is one.
+/// A change that the table can take now, if the first random one is possible.
 fn stage(table: &Table, rng: &mut Rng) -> Option<Edit> {
     let flags = one_of(rng, &[VipFlags::empty(), VipFlags::NO_SRC_PORT]);
     let hash = one_of(rng, &[HashFunction::Maglev, HashFunction::MaglevV2]);
@@ -74,7 +74,7 @@ fn stage(table: &Table, rng: &mut Rng) -> Option<Edit> {
     Some(edit)
 }
 
-/// By way of bytes.
+/// Through bytes.
 fn written<T: Serialize + for<'a> Deserialize<'a>>(value: &T) -> T {
     let bytes = postcard::to_stdvec(value).unwrap();
     postcard::from_bytes(&bytes).unwrap()
@@ -130,7 +130,7 @@ fn what_was_written_makes_an_equal_table() {
     });
 }
 
-/// What is no change of this table is refused, and what is taken leaves the table whole.
+/// Changes that do not fit this table are refused, and others leave it whole.
 #[test]
 fn changes_of_another_table_are_refused_or_leave_it_whole() {
     let (mut taken, mut refused) = (0, 0);
@@ -150,7 +150,7 @@ fn changes_of_another_table_are_refused_or_leave_it_whole() {
                     _ => stored.reals.truncate(1),
                 }
             }
-            // Reals without a number are found in the end.
+            // Eventually this finds a real without a number.
             let before = table.clone();
             match table.restore_edit(stored) {
                 Ok(()) if table.check_whole().is_err() => {
@@ -237,7 +237,7 @@ fn snapshots_that_contradict_themselves_are_refused() {
             returned: [vec![1], vec![]],
             ..numbers.clone()
         },
-        // Behind the last one.
+        // Beyond the last one.
         StoredNumbers {
             returned: [vec![9, 9], vec![]],
             ..numbers.clone()
@@ -250,7 +250,7 @@ fn snapshots_that_contradict_themselves_are_refused() {
     ] {
         assert!(empty.restore_numbers(numbers).is_err());
     }
-    // A real that nothing has a number for, and a VIP's real that is not there.
+    // A real without a number, and a missing real of a VIP.
     let mut table = Table::new(2, 4);
     table.restore_real((address, real)).unwrap();
     assert!(table.check_whole().is_err());

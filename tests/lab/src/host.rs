@@ -241,7 +241,7 @@ impl Host {
     pub fn sysfs(&self, path: &str, value: impl fmt::Display) -> io::Result<()> {
         let value = value.to_string();
         self.run(|| {
-            // `/sys` shows the interfaces of whoever mounted it, so this thread mounts its own, in
+            // `/sys` shows the interfaces of the namespace that mounted it, so this thread mounts its own, in
             // a mount namespace that ends with it.
             let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
             nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
@@ -255,7 +255,7 @@ impl Host {
 
     /// Has all packets that an interface without an XDP program receives processed on one CPU.
     ///
-    /// A network card brings a flow's packets to one CPU, on which whatever is told by CPU
+    /// A network card brings a flow's packets to one CPU, on which whatever is told apart by CPU
     /// depends; between virtual interfaces they go on wherever the sender happens to run. Set
     /// this on the interface through which packets enter the lab.
     ///

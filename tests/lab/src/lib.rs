@@ -16,7 +16,7 @@
 //! ```
 //!
 //! The router sends the VIPs to the balancers; a backend answers the client directly (DSR).
-//! What runs *on* the hosts is the caller's affair: an XDP program attached within
+//! What runs *on* the hosts is up to the caller: an XDP program attached within
 //! [`Host::run`], a process started by [`Host::spawn_command`], or one of the small servers here,
 //! which answer with their name so that a client knows which backend it reached.
 //!

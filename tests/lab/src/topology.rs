@@ -150,7 +150,7 @@ impl Lab {
         };
         lab.route_vips(|_| ())?;
         // A flow's packets arrive on one CPU, as a network card would see to: flow tables are
-        // told by CPU.
+        // told apart by CPU.
         lab.router.receive_on_cpu("client", 0)?;
         Ok(lab)
     }

@@ -30,9 +30,9 @@ pub(crate) const LIVE: Time = 5000;
 pub struct Choice {
     /// The real.
     pub real: RealId,
-    /// The client's address as far as it counts: all zeros if the ring chose by the port alone.
+    /// The part of the client's address that counts: all zeros if the ring chose by the port alone.
     pub source: IpAddr,
-    /// The client's port as far as it counts.
+    /// The client's port if it counts.
     pub source_port: u16,
 }
 

@@ -95,7 +95,7 @@ pub enum End {
     Drop(&'static str),
 }
 
-/// A step's result: what it found out, or the end of the walk.
+/// A step's result: what it learned, or the end of the walk.
 pub type Step<T> = Result<T, End>;
 
 /// What came of a frame.

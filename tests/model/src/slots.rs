@@ -79,7 +79,7 @@ fn by_entry(
     let timeout = run.balancer.config.udp_timeout;
     let entry = run.balancer.flows.0.get_mut(&ask.key)?;
     let age = now - entry.used;
-    // The client may have begun anew while its slot was settled and nothing was written.
+    // The client may have begun again while its slot was settled and nothing was written.
     let outlived = entry.used < before.since;
     let expired = ask.is_udp() && age > timeout;
     // A spoofed SYN moves nobody who sends.

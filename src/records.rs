@@ -1,0 +1,257 @@
+//! Checks `docs/decisions.md`: records are short and numbered in order, the list by subject links each of them once, and
+//! references to records, on any page or in any source, name one that is still current.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+
+const PAGE: &str = "docs/decisions.md";
+/// Has references that are wrong on purpose.
+const THIS: &str = "src/records.rs";
+const MOST_LINES: usize = 15;
+const MOST_COLUMNS: usize = 100;
+
+/// A design record: what follows a heading such as `## 7. Title`.
+#[derive(Debug, PartialEq)]
+struct Record<'a> {
+    number: usize,
+    title: &'a str,
+    body: &'a str,
+}
+
+impl Record<'_> {
+    /// What links to its heading name.
+    fn anchor(&self) -> String {
+        let heading = format!("{}. {}", self.number, self.title).to_lowercase();
+        let kept = heading
+            .chars()
+            .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    }
+
+    /// Whether another one has taken its place as a whole.
+    fn is_superseded(&self) -> bool {
+        self.body.starts_with("**Superseded by ")
+    }
+}
+
+#[test]
+fn records_are_short_and_in_order() {
+    let page = read(PAGE);
+    let (_, records) = records(&page);
+    assert!(records.len() > 90, "{}", records.len());
+    for (number, record) in (1..).zip(&records) {
+        assert_eq!(record.number, number, "{}", record.title);
+        let lines: Vec<_> = record.body.lines().collect();
+        let of_lines = lines.len();
+        assert!(of_lines <= MOST_LINES, "{number} has {of_lines} lines");
+        let wide = lines.iter().find(|line| line.len() > MOST_COLUMNS);
+        assert_eq!(wide, None, "{number} is too wide");
+    }
+}
+
+#[test]
+fn the_list_by_subject_has_each_record_once() {
+    let page = read(PAGE);
+    let (list, records) = records(&page);
+    let mut listed = links(list);
+    listed.sort();
+    let all: Vec<_> = records
+        .iter()
+        .map(|record| (record.number.to_string(), record.anchor()))
+        .collect();
+    assert!(all.iter().all(|record| listed.contains(record)), "{list}");
+    assert_eq!(listed.len(), all.len(), "some are there twice");
+}
+
+#[test]
+fn references_name_current_records() {
+    let page = read(PAGE);
+    let (_, records) = records(&page);
+    let mut found = Vec::new();
+    let files = files();
+    assert!(files.len() > 300, "{}", files.len());
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let path = path.strip_prefix(root()).unwrap().display().to_string();
+        if path == PAGE {
+            // Records link to each other, also one that is superseded to the one that took its place.
+            let wrong = links(&text).into_iter().filter(|(number, anchor)| {
+                let record = number.parse().ok().and_then(|n| find(&records, n));
+                record.is_none_or(|record| record.anchor() != *anchor)
+            });
+            found
+                .extend(wrong.map(|(number, anchor)| format!("{path}: {number} is not #{anchor}")));
+        }
+        let wrong = references(&text)
+            .into_iter()
+            .filter_map(|reference| Some((wrong(&records, &reference)?, reference)));
+        found.extend(wrong.map(|(why, reference)| format!("{path}: {reference:?} {why}")));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// What is wrong with a reference, if anything.
+fn wrong(records: &[Record<'_>], reference: &Reference) -> Option<&'static str> {
+    let Some(record) = find(records, reference.number) else {
+        return Some("is no record");
+    };
+    if record.is_superseded() {
+        return Some("is superseded");
+    }
+    let anchor = reference.anchor.as_ref()?;
+    (*anchor != record.anchor()).then_some("is no heading")
+}
+
+fn find<'a, 'b>(records: &'a [Record<'b>], number: usize) -> Option<&'a Record<'b>> {
+    records.iter().find(|record| record.number == number)
+}
+
+/// What precedes the first record, and the records.
+fn records(page: &str) -> (&str, Vec<Record<'_>>) {
+    let mut parts = page.split("\n## ");
+    let list = parts.next().unwrap_or_default();
+    let records = parts.map(|part| {
+        let (heading, body) = part.split_once('\n').unwrap_or((part, ""));
+        let (number, title) = heading.split_once(". ").unwrap_or(("", heading));
+        Record {
+            number: number.parse().unwrap_or_default(),
+            title,
+            body: body.trim(),
+        }
+    });
+    (list, records.collect())
+}
+
+/// The links in a text to headings of its own page: text and anchor.
+fn links(text: &str) -> Vec<(String, String)> {
+    let parts: Vec<_> = text.split("](#").collect();
+    let pairs = parts.windows(2).filter_map(|pair| {
+        let (_, text) = pair[0].rsplit_once('[')?;
+        let (anchor, _) = pair[1].split_once(')')?;
+        Some((text.to_owned(), anchor.to_owned()))
+    });
+    pairs.collect()
+}
+
+/// A record that a text names, and the heading that it links to.
+#[derive(Debug, PartialEq)]
+struct Reference {
+    number: usize,
+    anchor: Option<String>,
+}
+
+/// References such as `design record 7`, `[Design records](decisions.md) 7 and 8`, `decisions.md#7-title`.
+fn references(text: &str) -> Vec<Reference> {
+    let anchors = text.split("decisions.md#").skip(1).map(|rest| {
+        let end = rest.find(|c: char| !c.is_alphanumeric() && !"-_".contains(c));
+        let anchor = &rest[..end.unwrap_or(rest.len())];
+        let (number, _) = anchor.split_once('-').unwrap_or((anchor, ""));
+        Reference {
+            number: number.parse().unwrap_or_default(),
+            anchor: Some(anchor.to_owned()),
+        }
+    });
+    let mut found: Vec<_> = anchors.collect();
+    let mut words = text
+        .split_whitespace()
+        .filter(|word| !["//", "///", "//!", "*", "#"].contains(word))
+        .peekable();
+    while let Some(word) = words.next() {
+        if !names_records(word) {
+            continue;
+        }
+        while let Some(number) = words.peek().and_then(|word| number(word)) {
+            found.push(Reference {
+                number,
+                anchor: None,
+            });
+            let goes_on = words.next().is_some_and(|word| word.ends_with(','));
+            let and = words.next_if(|word| ["and", "or"].contains(word));
+            if !goes_on && and.is_none() {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// `record`, `(records`, `record](decisions.md)`.
+fn names_records(word: &str) -> bool {
+    let word = word
+        .trim_start_matches(|c: char| !c.is_alphanumeric())
+        .to_lowercase();
+    let (word, target) = word.split_once("](").unwrap_or((&word, "decisions.md)"));
+    ["record", "records"].contains(&word) && target.ends_with("decisions.md)")
+}
+
+/// `7`, `7:`, `7).`
+fn number(word: &str) -> Option<usize> {
+    word.trim_end_matches(|c: char| c.is_ascii_punctuation())
+        .parse()
+        .ok()
+}
+
+/// What may name records: pages and sources.
+fn files() -> Vec<PathBuf> {
+    let mut files = vec![root().join("README.md")];
+    let mut directories = ["benches", "docs", "examples", "src", "tests"]
+        .map(|name| root().join(name))
+        .to_vec();
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let ending = path.extension().and_then(|ending| ending.to_str());
+            if path.is_dir() {
+                directories.push(path);
+            } else if ["c", "h", "md", "rs", "toml"].contains(&ending.unwrap_or_default()) {
+                files.push(path);
+            }
+        }
+    }
+    files.retain(|path| *path != root().join(THIS));
+    files
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn references_are_found_in_all_forms() {
+    let numbers = |text| {
+        let numbers: Vec<_> = references(text).iter().map(|found| found.number).collect();
+        numbers
+    };
+    assert_eq!(numbers("see design record 7."), [7]);
+    assert_eq!(numbers("// (Design\n// records 7, 8 and 9)"), [7, 8, 9]);
+    assert_eq!(numbers("[design record](decisions.md) 16: so"), [16]);
+    assert_eq!(
+        numbers("[records](../docs/decisions.md)\n16 and 17 say"),
+        [16, 17]
+    );
+    assert_eq!(numbers("[7](docs/decisions.md#7-a-title)"), [7]);
+    assert_eq!(
+        numbers("a [record](events.md) 7, let record = 7, 7 records"),
+        [0; 0]
+    );
+}
+
+#[test]
+fn wrong_references_are_seen() {
+    let (list, records) = records(
+        "# Records\n\n- All: [1](#1-a-title), [2](#2-b)\n\n## 1. A `title`\n\nText.\n\n## 2. B\n\n**Superseded by [1](#1-a-title).**\n",
+    );
+    assert_eq!(links(list)[1], ("2".to_owned(), "2-b".to_owned()));
+    assert_eq!(records[0].body, "Text.");
+    let why = |text| wrong(&records, &references(text)[0]);
+    assert_eq!(why("record 1"), None);
+    assert_eq!(why("decisions.md#1-a-title"), None);
+    assert_eq!(why("decisions.md#1-title"), Some("is no heading"));
+    assert_eq!(why("record 2"), Some("is superseded"));
+    assert_eq!(why("record 3"), Some("is no record"));
+}

@@ -1,0 +1,97 @@
+//! Phrases that the house does not want: most are a German sentence in English words. A reader stumbles over them.
+
+use crate::none_of;
+use crate::texts;
+use crate::texts::Kind;
+
+/// What is not wanted anywhere, and what to write.
+const PHRASES: [(&str, &str); 23] = [
+    ("a matter of", "name the matter"),
+    ("affair", "name it"),
+    ("affairs", "name them"),
+    ("anew", "again"),
+    ("as far as", "a condition: if, where"),
+    ("comes to be", "becomes"),
+    ("find out itself", "discover"),
+    ("finds out itself", "discovers"),
+    ("for ever", "forever, or: it deadlocks"),
+    ("found out", "discovered, measured"),
+    ("goes on with", "continues with, adopts"),
+    ("in force", "current, in use"),
+    ("is not to be", "must not"),
+    ("is told by", "who tells what"),
+    ("of one's own", "your own"),
+    ("on one's own", "alone"),
+    ("tells of", "reports, shows"),
+    ("the like", "name them"),
+    ("the same goes for", "so does"),
+    ("to be had", "available"),
+    ("what goes for", "as for"),
+    ("whoever", "if you"),
+    ("whosoever", "if you"),
+];
+
+/// What no sentence begins with.
+const BEGINNINGS: [(&str, &str); 5] = [
+    ("who has", "if you have"),
+    ("who does", "if you do"),
+    ("who wants", "to"),
+    ("who is", "if you are"),
+    ("who needs", "if you need"),
+];
+
+#[test]
+fn no_text_has_phrases_that_are_not_wanted() {
+    let (mut found, mut read) = (Vec::new(), [0; 3]);
+    for text in texts::all() {
+        read[text.kind as usize] += 1;
+        let place = format!("{}:{}", text.path, text.line);
+        let wrong = wrong(&text.words).into_iter();
+        found.extend(wrong.map(|(phrase, instead)| format!("{place}: {phrase} ({instead})")));
+    }
+    let [pages, comments, messages] =
+        [Kind::Page, Kind::Comment, Kind::Message].map(|kind| read[kind as usize]);
+    assert!(pages > 500 && comments > 3000 && messages > 500, "{read:?}");
+    none_of(&found, "phrases that are not wanted, and what to write");
+}
+
+fn wrong(text: &str) -> Vec<(&'static str, &'static str)> {
+    // Words apart from each other by one space, and ends of sentences by a word of their own.
+    let mut plain = String::from(" . ");
+    for c in text.to_lowercase().chars() {
+        match c {
+            '.' | ':' | ';' | '?' | '!' => plain.push_str(" . "),
+            _ if c.is_alphanumeric() || "'_-".contains(c) => plain.push(c),
+            _ => plain.push(' '),
+        }
+    }
+    let plain = format!(
+        " {} ",
+        plain.split_whitespace().collect::<Vec<_>>().join(" ")
+    );
+    let inside = PHRASES
+        .iter()
+        .filter(|(phrase, _)| plain.contains(&format!(" {phrase} ")));
+    let at_the_beginning = BEGINNINGS
+        .iter()
+        .filter(|(phrase, _)| begins(&plain, phrase));
+    inside.chain(at_the_beginning).copied().collect()
+}
+
+/// Whether a sentence that asks nothing begins so.
+fn begins(plain: &str, phrase: &str) -> bool {
+    let mut sentences = plain.split(" . ");
+    sentences.any(|sentence| format!("{sentence} ").starts_with(&format!("{phrase} ")))
+}
+
+#[test]
+fn phrases_are_found_across_signs_and_lines() {
+    let found = |text| wrong(text).first().map(|(phrase, _)| *phrase);
+    assert_eq!(found("Start it anew, then."), Some("anew"));
+    assert_eq!(found("the setting in\nforce"), Some("in force"));
+    assert_eq!(
+        found("It waits. Who has a lock waits, too."),
+        Some("who has")
+    );
+    assert_eq!(found("A renewed lease is in forces that who has"), None);
+}
