@@ -1,7 +1,8 @@
-//! Diagnosis: what is wrong with a host, an interface or a configuration when packets do not
-//! arrive.
+//! Diagnoses why packets do not arrive: what is wrong with a host, an interface or a configuration.
 //!
-//! [`Katran::diagnose`](crate::Katran::diagnose) and [`Decap::diagnose`](crate::Decap::diagnose) return a [`Diagnosis`]: a list of [`Finding`]s, each with a remedy. [`Diagnosis::of_host`] and [`Diagnosis::of_pinned`] need no handle.
+//! [`Katran::diagnose`](crate::Katran::diagnose) and [`Decap::diagnose`](crate::Decap::diagnose)
+//! return a [`Diagnosis`]: a list of [`Finding`]s with remedies. [`Diagnosis::of_host`] and
+//! [`Diagnosis::of_pinned`] need no handle.
 
 pub use crate::diagnose::Diagnosis;
 pub use crate::diagnose::Finding;

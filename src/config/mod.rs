@@ -71,5 +71,3 @@ pub(crate) use settings::LiveSetting;
 pub(crate) use settings::ROWS;
 #[cfg(feature = "serde")]
 pub(crate) use settings::SETTING_KEYS;
-#[cfg(all(test, feature = "serde"))]
-pub(crate) use table::Row;

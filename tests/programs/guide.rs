@@ -281,7 +281,7 @@ fn commands_of_the_guide_do_as_they_say() {
     // Upgrade, roll back, remove
     let text = balancer.run(&guide.take("install -m 0755 /root/new/katran ."));
     assert!(
-        text.contains("goes on with the balancer in /sys/fs/bpf/katran"),
+        text.contains("continuing with the balancer in /sys/fs/bpf/katran"),
         "{text}"
     );
     answers("as upgraded");

@@ -162,7 +162,7 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
             &["--interface", "eth0"][..],
             "an entry of the root program there",
         ),
-        (&[], "takes --interface, too"),
+        (&[], "also needs --interface"),
     ] {
         let mut command = katran("run");
         command.args(shared).args(more);
@@ -395,13 +395,13 @@ fn the_capabilities_of_the_units_do_for_what_is_pinned() {
             "katran",
             balancer,
             &of_balancer[..],
-            ["balancing on", "goes on with the"],
+            ["balancing on", "continuing with the"],
         ),
         (
             "katran-decap",
             backend,
             &of_decap,
-            ["stripping tunnels", "goes on with the"],
+            ["stripping tunnels", "continuing with the"],
         ),
     ] {
         let file = format!("# /etc/systemd/system/{unit}.service\n");
