@@ -180,8 +180,7 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
     assert!(host.output(command).unwrap().status.success());
 }
 
-/// The words of a line of a shell, as far as the guides go: quotes keep words together, and `#` begins a
-/// comment.
+/// The words of a shell's line. Quotes keep words together, and `#` begins a comment; the guides need no more.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut quote = None;
