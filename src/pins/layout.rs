@@ -64,11 +64,11 @@ mod tests {
 
     #[test]
     fn every_map_is_of_a_part_or_made_anew() {
-        let anew: Vec<_> = MapRow::names()
+        let new: Vec<_> = MapRow::names()
             .filter(|name| Part::of(name).is_none())
             .collect();
         assert_eq!(
-            anew,
+            new,
             ["explanations", "rodata", "special_programs", "events"]
         );
     }
