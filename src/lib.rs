@@ -27,6 +27,9 @@
 //! ];
 //! katran.modify_reals(vip, &reals.map(RealChange::Add))?;
 //! katran.attach("eth0", XdpMode::Auto)?; // packets are balanced from here on
+//! # fn shared<T: Send + Sync>() {}
+//! # shared::<(Katran, katran::Decap, katran::RootProgram, katran::ServerIdOption)>();
+//! # shared::<katran::events::Monitor>();
 //! # Ok::<(), katran::Error>(())
 //! ```
 //!
@@ -101,6 +104,8 @@
 //! - `health`: [health checks](health), which probe reals and take dead ones out.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// The page above links into `health`.
+#![cfg_attr(not(feature = "health"), allow(rustdoc::broken_intra_doc_links))]
 #![deny(unsafe_code)]
 
 pub mod attachments;

@@ -21,6 +21,7 @@ use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 
+use super::complain;
 use super::keeper;
 use super::keeper::Keeper;
 use super::pin::Pin;
@@ -131,7 +132,7 @@ fn strip(arguments: &Arguments) -> Result<()> {
             Ok(now) => now,
             // Packets flow regardless.
             Err(error) => {
-                eprintln!("decap: {error}");
+                complain(format!("decap: {error}"));
                 continue;
             }
         };

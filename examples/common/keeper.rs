@@ -88,7 +88,7 @@ pub(crate) trait Attached {
     /// The lost attachments.
     fn lost(&self) -> BTreeSet<Lost>;
 
-    /// Who has the place, or what happened to it, if known.
+    /// What has the place, or what happened to it, if known.
     fn why(&self, place: &str) -> Option<String>;
 
     /// Restores what it can.

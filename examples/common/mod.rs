@@ -11,6 +11,7 @@ pub(crate) mod root;
 pub(crate) mod simulate;
 
 use std::io::Write;
+use std::io::stderr;
 use std::io::stdout;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
@@ -26,6 +27,11 @@ pub(crate) fn log() {
 /// Prints a line. A closed output neither stops the program nor panics.
 pub(crate) fn say(line: impl AsRef<str>) {
     let _ = writeln!(stdout(), "{}", line.as_ref());
+}
+
+/// Prints a line on standard error, likewise.
+pub(crate) fn complain(line: impl AsRef<str>) {
+    let _ = writeln!(stderr(), "{}", line.as_ref());
 }
 
 /// Parses an option's number of seconds within a range.
@@ -50,7 +56,7 @@ pub(crate) fn exit(program: &str, result: Result<()>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{program}: {}", with_causes(&error));
+            complain(format!("{program}: {}", with_causes(&error)));
             ExitCode::FAILURE
         }
     }

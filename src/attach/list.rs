@@ -224,7 +224,7 @@ pub(crate) fn put_back(attempts: impl Iterator<Item = Result<()>>) -> Result<()>
     failures.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Ends one for good, as far as possible.
+/// Ends one for good, if possible.
 fn end<A: Attached>(mut held: A) {
     if let Err(error) = held.detach() {
         log::warn!("an attachment may remain: {error}");

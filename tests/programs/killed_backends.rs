@@ -1,5 +1,5 @@
-//! What backends run, killed: tunnels are stripped and ids written on, the next process goes on with it, and whatever it
-//! was doing, all of it is taken away afterwards.
+//! What backends run, killed: tunnels are stripped and ids written on, the next process adopts what it
+//! finds, and whatever was being done, all of it is taken away afterwards.
 
 use std::os::fd::AsFd;
 use std::path::Path;

@@ -4,6 +4,7 @@
 //! `examples/grafana` has a dashboard.
 
 mod collector;
+mod connections;
 mod exposition;
 mod recount;
 
@@ -55,11 +56,7 @@ pub(crate) fn serve(
         .route("/metrics", get(metrics))
         .merge(page::routes(token))
         .with_state(handle);
-    runtime.spawn(async {
-        if let Err(error) = axum::serve(listener, pages).await {
-            eprintln!("katran run: the HTTP server ended: {error}");
-        }
-    });
+    runtime.spawn(connections::serve(listener, pages));
     Ok(runtime)
 }
 

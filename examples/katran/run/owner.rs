@@ -38,6 +38,7 @@ use super::lines::Lines;
 use super::past::Past;
 use super::snapshot::Handle;
 use super::snapshot::Snapshot;
+use crate::common::complain;
 use crate::common::keeper::Keeper;
 use crate::common::keeper::ROUND;
 use crate::common::say;
@@ -155,14 +156,14 @@ impl Owner {
         let mut katran = lock(&self.katran);
         self.keeper.keep(&mut *katran)?;
         if let Err(error) = self.recount.go_on(&katran) {
-            eprintln!("{}", with_causes(&error.into()));
+            complain(with_causes(&error.into()));
         }
         if self.next <= Instant::now() {
             self.silences.look(&katran).into_iter().for_each(say);
             self.past.look(&katran);
             // Packets flow regardless.
             if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&katran)) {
-                eprintln!("{}", with_causes(&error));
+                complain(with_causes(&error));
             }
             // After a pause, a process does not catch up.
             self.next = (self.next + ROUND).max(Instant::now());
@@ -177,7 +178,7 @@ impl Owner {
             Ok(snapshot) => {
                 let _ = self.handle.publish(snapshot);
             }
-            Err(error) => eprintln!("{}", with_causes(&error)),
+            Err(error) => complain(with_causes(&error)),
         }
     }
 
@@ -195,10 +196,10 @@ impl Owner {
                 }
                 match owner.apply_document(read, source) {
                     Ok(changes) => say(described(&changes, "applied")),
-                    Err(error) => eprintln!(
+                    Err(error) => complain(format!(
                         "{}\nnothing was changed: the current configuration stays",
                         with_causes(&error)
-                    ),
+                    )),
                 }
             });
         });
@@ -233,7 +234,7 @@ impl Owner {
         }
         let watched = watch(&mut self.katran(), self.arguments.watch_misses);
         if let Err(error) = watched {
-            eprintln!("{}", with_causes(&error));
+            complain(with_causes(&error));
         }
         changes
     }
@@ -336,10 +337,12 @@ impl Owner {
         match (started, checks) {
             (Ok(started), _) => *health = Some(started),
             // Packets do not wait for them.
-            (Err(error), Checks::Keep) => eprintln!("cannot start the checks again: {error}"),
+            (Err(error), Checks::Keep) => {
+                complain(format!("cannot start the checks again: {error}"))
+            }
             (Err(error), Checks::Read) => {
                 if let Err(other) = self.katran().apply(&before) {
-                    eprintln!("cannot apply the previous document again: {other}");
+                    complain(format!("cannot apply the previous document again: {other}"));
                 }
                 return Err(error);
             }
@@ -402,7 +405,7 @@ impl Owner {
         self.publish();
         let reloaded = self.katran().reload(of_document.unwrap_or(before));
         if let Err(error) = reloaded {
-            eprintln!("introspection stays on: {error}");
+            complain(format!("introspection stays on: {error}"));
         }
     }
 
@@ -424,7 +427,7 @@ impl Owner {
                     say(format!("{interface}:\n{diagnosis}"));
                 }
             }
-            Err(error) => eprintln!("{}", with_causes(&error)),
+            Err(error) => complain(with_causes(&error)),
         }
     }
 
@@ -438,7 +441,7 @@ impl Owner {
         } = self;
         let probed = health.is_some();
         if !health.is_none_or(|health| health.stop(LAST_PROBES)) {
-            eprintln!("some probes have not ended yet");
+            complain("some probes have not ended yet");
         }
         // The checks' thread may hold it a moment longer.
         let katran = loop {
@@ -471,7 +474,7 @@ fn lock(katran: &Mutex<Katran>) -> MutexGuard<'_, Katran> {
 /// Starts checks whose events are printed.
 fn start_checks(katran: &Arc<Mutex<Katran>>, settings: Settings) -> katran::Result<Health> {
     Health::start_with(katran, settings, |event| match event {
-        health::Event::Refused { .. } | health::Event::Ended { .. } => eprintln!("{event}"),
+        health::Event::Refused { .. } | health::Event::Ended { .. } => complain(format!("{event}")),
         _ => say(event.to_string()),
     })
 }

@@ -56,7 +56,7 @@ struct Real {
     ticket: Ticket,
 }
 
-/// Who is asked for a neighbour's MAC address.
+/// Where a neighbour's MAC address is looked up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Ask {
     /// The kernel's table.
@@ -93,7 +93,7 @@ pub(super) struct Resolver {
     interfaces: Interfaces,
     reals: BTreeMap<u16, Real>,
     by_address: BTreeMap<IpAddr, u16>,
-    /// The routes to reals, as far as they are known.
+    /// The known routes to reals.
     routes: BTreeMap<u16, Option<Route>>,
     hops: BTreeMap<u16, Hop>,
     gateways: ByFamily<Hop>,
