@@ -1,5 +1,5 @@
-//! The backend's end of the tunnel: strips what the balancer wrapped, before the host's network
-//! stack sees it, and prints its counters every second.
+//! The backend's end of the tunnel: strips the balancer's outer headers before the network stack
+//! sees the packets, and prints counters every second.
 //!
 //! ```text
 //! decap --interface eth0 [--mode auto|native|generic] [--tc] [--tc-hook auto|tcx|clsact]
@@ -7,13 +7,12 @@
 //!       [--server-id NUMBER] [--pin /sys/fs/bpf/katran_decap]
 //! decap --remove --pin /sys/fs/bpf/katran_decap
 //! ```
-//! `--from` is where the balancers' tunnels come from, `--to` the VIPs: without them, anybody who reaches this
-//! host can have packets with made-up sources appear on it.
-//! With `--tc` it works at tc ingress instead of in XDP; with `--check --vip 203.0.113.1` it only prints
-//! what would keep this backend from answering.
-//! The host holds the VIPs on `lo`. An interface that is removed and made again is attached to again. SIGINT and SIGTERM
-//! detach and end it. With `--pin` tunnels are stripped on, whatever ends the program, until `--remove`; the next start goes
-//! on with it, and brings it to what its options say.
+//! `--from` names the balancers' outer sources, `--to` the VIPs. Without them, anybody who reaches
+//! this host can make packets with forged sources appear on it. With `--tc` it works at tc ingress
+//! instead of XDP. `--check --vip 203.0.113.1` only checks whether this backend can answer clients.
+//! The host must have the VIPs on `lo`. The program attaches again to an interface that is removed
+//! and created again. SIGINT and SIGTERM detach and end it. With `--pin`, stripping continues after
+//! the program's end, until `--remove`; the next start adopts it and applies its own options.
 
 mod common;
 

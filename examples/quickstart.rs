@@ -3,9 +3,9 @@
 //! ```text
 //! quickstart INTERFACE GATEWAY_MAC
 //! ```
-//! Run it as root on the host that the VIP's packets are routed to. The gateway is the router that
-//! leads to the backends: `ip neighbour show` tells its MAC address. Each backend holds the VIP on
-//! `lo` and runs the example `decap`.
+//! Run it as root on the host that the VIP's packets are routed to. GATEWAY_MAC is the MAC address
+//! of the router that leads to the backends: `ip neighbour show` lists it. Each backend has the VIP
+//! on `lo` and runs the example `decap`.
 
 use anyhow::Result;
 use katran::Katran;
@@ -25,7 +25,8 @@ fn main() -> Result<()> {
     };
     let mut signals = Signals::new([SIGINT])?;
 
-    // Loading needs no interface. The default of millions of flows would be much for a try.
+    // Loading needs no interface. The default table of millions of flows is more than a trial
+    // needs.
     let mut katran = Katran::builder()
         .gateway_mac(gateway_mac.parse()?)
         .flow_table_size(100_000)

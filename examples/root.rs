@@ -1,14 +1,14 @@
-//! An interface for several XDP programs: puts a root program on it, shows what its entries hold, and
-//! takes it off again.
+//! Shares an interface between several XDP programs: attaches a root program, lists its entries,
+//! and removes it.
 //!
 //! ```text
 //! root attach --interface eth0... [--path /sys/fs/bpf/katran_root] [--entries 3] [--mode auto]
 //! root show [--path ...]
 //! root remove [--path ...]
 //! ```
-//! `attach` ends at once: the root stays, pinned, until `remove`. If it is there already it is attached where it is not,
-//! as when an interface was removed and made again. A balancer joins it with
-//! `katran run --shared /sys/fs/bpf/katran_root --position 2`.
+//! `attach` ends at once: the root program stays pinned until `remove`. Run again, it attaches
+//! where the root program is missing, for example after an interface was created again. A balancer
+//! joins with `katran run --shared /sys/fs/bpf/katran_root --position 2`.
 
 mod common;
 

@@ -1,19 +1,20 @@
-//! The ends of TCP connections that balancers route by server id: puts the id into an option of the
-//! packets, so that servers and clients need not.
+//! The ends of TCP connections that balancers route by server id: writes the id into a TCP option,
+//! so that servers and clients need not change.
 //!
 //! ```text
-//! server_id --id 1000 --cgroup PATH...       on a backend: connections that are accepted carry its id
-//! server_id --id-file FILE --cgroup PATH...  the same; SIGHUP has the id read again
-//! server_id --cgroup PATH...                 on a client, or a proxy: repeats the ids that it hears
+//! server_id --id 1000 --cgroup PATH...       on a backend: accepted connections carry its id
+//! server_id --id-file FILE --cgroup PATH...  the same; SIGHUP reads the id again
+//! server_id --cgroup PATH...                 on a client or proxy: repeats the ids it receives
 //! server_id --id 1000 --cgroup PATH... --pin /sys/fs/bpf/katran_server_id
 //! server_id --remove --pin /sys/fs/bpf/katran_server_id
 //! ```
-//! PATH is the directory of a cgroup of version 2, such as that of a systemd service
-//! (`/sys/fs/cgroup/system.slice/nginx.service`): the sockets of its processes are concerned. The
-//! balancer is loaded with `features = ["tcp-server-id", ...]` and knows the ids by `[[server_id]]`.
-//! Prints its counters every second. A cgroup that is removed and made again, as with a service that is started again, is attached
-//! to again. SIGINT and SIGTERM detach and end it. With `--pin` it works on, whatever ends the program, until `--remove`;
-//! the next start goes on with it, and brings it to what its options say.
+//! PATH is the directory of a version 2 cgroup, such as that of a systemd service
+//! (`/sys/fs/cgroup/system.slice/nginx.service`): the program handles its processes' sockets. Load
+//! the balancer with `features = ["tcp-server-id", ...]` and list the ids as `[[server_id]]`.
+//! Prints counters every second. The program attaches again to a cgroup that is removed and created
+//! again, as when a service restarts. SIGINT and SIGTERM detach and end it. With `--pin`, it works
+//! on after the program's end, until `--remove`; the next start adopts it and applies its own
+//! options.
 
 mod common;
 
@@ -43,24 +44,24 @@ use signal_hook::iterator::Signals;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Puts server ids into TCP packets, or repeats those that are heard.
+/// Writes server ids into TCP packets, or repeats received ones.
 #[derive(Parser)]
 #[command(max_term_width = 80)]
 struct Arguments {
-    /// This server's id, 1 to 4294967295; without it ids are only repeated
+    /// This server's id, 1 to 4294967295; without it, only repeat received ids
     #[arg(long, value_name = "NUMBER")]
     id: Option<u32>,
-    /// The same, from a file that has the number in it; SIGHUP has it read again, for new connections
+    /// Read the id from this file, and again at SIGHUP for new connections
     #[arg(long, value_name = "FILE", conflicts_with = "id")]
     id_file: Option<PathBuf>,
-    /// The sockets of which cgroup (version 2): its directory; may be given several times
+    /// The directory of a version 2 cgroup whose sockets to handle; repeatable
     #[arg(long, value_name = "PATH", required_unless_present = "remove")]
     cgroup: Vec<PathBuf>,
     #[command(flatten)]
     keep: keeper::Keep,
     #[command(flatten)]
     pin: Pin,
-    /// Take away what is pinned with --pin, and end
+    /// Remove what is pinned with --pin, and exit
     #[arg(long, requires = "pin")]
     remove: bool,
 }
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    // First, so that no signal from now on ends the process halfway.
+    // First, so that no later signal ends the process halfway.
     let (sender, signals) = mpsc::channel();
     let mut caught = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     thread::spawn(move || caught.forever().try_for_each(|signal| sender.send(signal)));
@@ -126,7 +127,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// One with this id, or what is pinned, which gets it.
+/// Loads one with this id, or adopts the pinned one and sets the id.
 fn load(pin: &Pin, id: Option<u32>) -> Result<ServerIdOption> {
     let Some(directory) = pin.directory() else {
         return Ok(match id {
@@ -139,7 +140,7 @@ fn load(pin: &Pin, id: Option<u32>) -> Result<ServerIdOption> {
     match (id, option.id()) {
         (Some(id), _) => option.set_id(id)?,
         (None, Some(id)) => anyhow::bail!(
-            "what is pinned in {} writes server id {id}: say it by --id, or take it away by --remove first",
+            "the pinned option in {} writes server id {id}: pass it with --id, or remove it with --remove first",
             directory.display()
         ),
         (None, None) => {}
@@ -147,7 +148,7 @@ fn load(pin: &Pin, id: Option<u32>) -> Result<ServerIdOption> {
     Ok(option)
 }
 
-/// Attaches it to these cgroups and to no others.
+/// Attaches it to exactly these cgroups.
 fn attach(option: &mut ServerIdOption, cgroups: &[PathBuf]) -> Result<()> {
     option.reattach()?;
     let there = option.cgroups();
@@ -171,7 +172,7 @@ fn attach(option: &mut ServerIdOption, cgroups: &[PathBuf]) -> Result<()> {
 fn read_id(file: &Path) -> Result<u32> {
     let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let id = text.trim().parse();
-    id.with_context(|| format!("{}: no number of 1 to 4294967295", file.display()))
+    id.with_context(|| format!("{}: not a number from 1 to 4294967295", file.display()))
 }
 
 fn change_id(option: &mut ServerIdOption, file: &Path) -> Result<u32> {

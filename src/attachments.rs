@@ -1,8 +1,8 @@
-//! Where programs are attached, and where packets go from there.
+//! Attachments, and the way of packets from there.
 //!
-//! [`Katran::attach`](crate::Katran::attach) and its fellows return what they have attached; a
-//! [`NextHop`] is what the library knows of the way to a real. [`Gateways`] is the view that lists them, and
-//! [`GatewaysMut`] says to whom packets are sent.
+//! [`Katran::attach`](crate::Katran::attach) and similar calls return an [`Attachment`]; a
+//! [`NextHop`] is what the library knows of the way to a real. [`Gateways`] lists next hops, and
+//! [`GatewaysMut`] changes gateways and sources.
 
 pub use crate::attach::Attachment;
 pub use crate::attach::AttachmentState;

@@ -1,7 +1,8 @@
-//! Why packets do not arrive: what is wrong with a host, an interface or a configuration.
+//! Diagnoses why packets do not arrive: what is wrong with a host, an interface or a configuration.
 //!
-//! [`Katran::diagnose`](crate::Katran::diagnose) and [`Decap::diagnose`](crate::Decap::diagnose) return a
-//! [`Diagnosis`]: a list of [`Finding`]s, each with what to do about it.
+//! [`Katran::diagnose`](crate::Katran::diagnose) and [`Decap::diagnose`](crate::Decap::diagnose)
+//! return a [`Diagnosis`]: a list of [`Finding`]s with remedies. [`Diagnosis::of_host`] and
+//! [`Diagnosis::of_pinned`] need no handle.
 
 pub use crate::diagnose::Diagnosis;
 pub use crate::diagnose::Finding;

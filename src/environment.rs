@@ -1,6 +1,7 @@
 //! What this machine and this process can do: kernel release, privileges, free memory.
 //!
-//! Asked before and after a refusal, so that an error can say what to do instead of an errno.
+//! Asked before an operation and after a refusal, so that an error can name the remedy instead of
+//! an errno.
 
 mod descriptors;
 mod memory;
@@ -19,20 +20,20 @@ use crate::error::Result;
 use crate::sys::release::numbers;
 use crate::sys::text;
 
-/// The oldest kernel with long-term support that has all that is used: mappable arrays, inner maps
-/// of different sizes, XDP links, the coarse clock, multi-buffer frames, and batch calls on per-CPU
-/// arrays and on maps of maps (the youngest of these, of Linux 5.19).
+/// The oldest long-term kernel with everything that the crate uses: mappable arrays, inner maps of
+/// different sizes, XDP links, the coarse clock, multi-buffer frames, and batch calls on per-CPU
+/// arrays and on maps of maps (the latest of these, in Linux 5.19).
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 const OLDEST_KERNEL_TEXT: &str = "6.1";
 
 /// The capabilities that loading and attaching need, with their bits (linux/capability.h).
 const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
-/// The kernel tells a process with it of changes in other network namespaces.
+/// With it the kernel reports changes in other network namespaces.
 const CAP_NET_BROADCAST: u32 = 11;
 /// Stands in for CAP_BPF and CAP_PERFMON.
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// Where the verifier knows the types of arguments from, of functions that it looks at once.
+/// Where the verifier gets the argument types of functions that it verifies separately.
 const KERNEL_TYPES: &str = "sys/kernel/btf/vmlinux";
 /// 0: the kernel interprets programs, and then refuses those that make both calls and tail calls.
 const COMPILES: &str = "proc/sys/net/core/bpf_jit_enable";
@@ -50,8 +51,8 @@ pub(crate) fn check_kernel() -> Result<()> {
     check_release(&name.release().to_string_lossy())
 }
 
-/// Refuses a kernel that lacks what the balancer's programs need, in words that the verifier does not have. The
-/// other programs, without tail calls and such functions, load there.
+/// Refuses a kernel that lacks what the balancer's programs need, which the verifier's log does not
+/// name. The other programs, without tail calls and such functions, load there.
 ///
 /// # Errors
 /// [`Error::Unsupported`].
@@ -59,7 +60,8 @@ pub(crate) fn check_facilities() -> Result<()> {
     facilities_in(Path::new("/"))
 }
 
-/// What cannot be read (no `/sys`, a network namespace other than the first, no privilege) is no reason.
+/// What cannot be read (no `/sys`, a network namespace other than the first, no privilege) is no
+/// reason to refuse.
 fn facilities_in(root: &Path) -> Result<()> {
     let refused = |what: &str, reason| {
         Err(Error::Unsupported {
@@ -70,7 +72,7 @@ fn facilities_in(root: &Path) -> Result<()> {
     if fs::read_to_string(root.join(COMPILES)).is_ok_and(|text| text.trim() == "0") {
         return refused(
             "that interprets BPF programs",
-            "have it compile them, by `sysctl -w net.core.bpf_jit_enable=1`",
+            "make it compile them, by `sysctl -w net.core.bpf_jit_enable=1`",
         );
     }
     let types = root.join(KERNEL_TYPES);
@@ -98,8 +100,8 @@ fn check_release(release: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether a rejection by the verifier is one for want of privilege: without CAP_PERFMON it
-/// allows less, and says so in terms of the program's instructions and by one errno or another.
+/// Whether a rejection by the verifier is due to a missing privilege: without CAP_PERFMON it
+/// permits less, and reports that in terms of instructions and with varying errnos.
 pub(crate) fn is_unprivileged() -> bool {
     own_capabilities().is_some_and(|effective| !has_all(effective))
 }
@@ -109,11 +111,11 @@ pub(crate) fn is_unprivileged() -> bool {
 pub(crate) struct Privileges {
     /// The needed capabilities that it lacks.
     pub(crate) lacking: Vec<&'static str>,
-    /// It may ask what others' programs are (`CAP_SYS_ADMIN`).
+    /// It may identify other programs (`CAP_SYS_ADMIN`).
     pub(crate) sees_all_programs: bool,
 }
 
-/// What this thread may do; `None`: `/proc` does not tell.
+/// This thread's privileges; `None`: `/proc` does not show them.
 pub(crate) fn privileges() -> Option<Privileges> {
     let effective = own_capabilities()?;
     Some(Privileges {
@@ -122,7 +124,7 @@ pub(crate) fn privileges() -> Option<Privileges> {
     })
 }
 
-/// Whether this thread may open maps by the kernel's numbers.
+/// Checks that this thread may open maps by the kernel's numbers.
 ///
 /// # Errors
 /// [`Error::Privilege`] if it is known that it may not.
@@ -139,21 +141,22 @@ pub(crate) fn check_opens_by_number(operation: &'static str) -> Result<()> {
     }
 }
 
-/// Whether the kernel tells sockets of this thread what changes in network namespaces other than theirs
+/// Whether the kernel reports changes in other network namespaces to this thread's sockets
 /// (`CAP_NET_BROADCAST`), if that can be known.
 pub(crate) fn hears_other_namespaces() -> bool {
     own_capabilities().is_none_or(|effective| effective & (1 << CAP_NET_BROADCAST) != 0)
 }
 
-/// Which needed capabilities this thread lacks, for an error's text.
+/// The needed capabilities that this thread lacks, for an error's text.
 pub(crate) fn missing_capabilities() -> String {
     match own_capabilities() {
         Some(effective) => missing_of(effective),
-        None => "cannot tell, /proc is not mounted".to_owned(),
+        None => "unknown, /proc is not mounted".to_owned(),
     }
 }
 
-/// Those of this thread, whatever its name is: that of a Rust thread is cut after 15 bytes, within a character, too.
+/// Those of this thread, whatever its name: the kernel cuts a name after 15 bytes, perhaps within a
+/// character.
 fn own_capabilities() -> Option<u64> {
     let status = text::read("/proc/thread-self/status").ok()?;
     effective_capabilities(&status)
@@ -239,7 +242,7 @@ mod tests {
         );
     }
 
-    /// std hands over 15 bytes of a thread's name, and these end within a character.
+    /// std passes 15 bytes of a thread's name, which end within a character.
     #[test]
     #[cfg_attr(miri, ignore = "reads /proc")]
     fn a_thread_s_name_hides_no_capabilities() {
@@ -248,10 +251,10 @@ mod tests {
         let told = named.spawn(|| (privileges(), missing_capabilities()));
         let (told, missing) = told.unwrap().join().unwrap();
         assert_eq!(told, Some(of_this_thread));
-        assert!(!missing.contains("cannot tell"), "{missing}");
+        assert!(!missing.contains("unknown"), "{missing}");
     }
 
-    /// What is left in order tells the capabilities; nothing else does.
+    /// Only intact lines yield the capabilities.
     #[test]
     fn capabilities_are_found_in_any_status() {
         const STATUS: &str = "Name:\tx\nUmask:\t0022\nTgid:\t7\nCapInh:\t0000000000000000\n\

@@ -1,7 +1,7 @@
-//! The one error type of the crate.
+//! The crate's error type.
 //!
-//! Every variant names what was tried and on what, carries the kernel's errno where there is
-//! one, and prints what to do about it in an operator's words: `words.rs` looks after them.
+//! Every variant names the operation and its object, carries the kernel's errno where there is one,
+//! and prints a remedy in an operator's words (`words.rs` checks that).
 
 use std::io;
 use std::net::IpAddr;
@@ -10,30 +10,43 @@ use std::path::PathBuf;
 
 use nix::libc;
 
-/// What ran out where it was descriptors.
+/// The resource that ran out where it was descriptors.
 pub(crate) const OPEN_FILES: &str = "open files of this process (RLIMIT_NOFILE)";
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, on what, and what to do about it.
+/// What failed, on what, and the remedy.
 ///
-/// The text says all there is to say, the kernel's errno included; there is no
-/// [`source`](std::error::Error::source) to print besides.
+/// The text is complete, including the kernel's errno; there is no
+/// [`source`](std::error::Error::source) to print.
 ///
-/// Whatever the error, the call that returned it changed nothing, unless its documentation says
-/// otherwise.
+/// A call that returns an error has changed nothing, unless its documentation says otherwise.
+///
+/// ```no_run
+/// use katran::Error;
+/// use katran::XdpMode;
+///
+/// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+/// match katran.attach("eth0", XdpMode::Native) {
+///     Ok(attachment) => println!("attached in {} mode", attachment.mode),
+///     Err(Error::Unsupported { .. }) => println!("the driver has no native mode"),
+///     Err(error) => eprintln!("{error}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting is outside its range, or contradicts another one.
+    /// A setting is out of range, or contradicts another one.
     #[error("configuration: {setting} = {value}: {reason}")]
     InvalidConfig {
         /// The name of the setting, as in [`Builder`](crate::Builder) and in the TOML form.
         setting: &'static str,
-        /// The value that was refused.
+        /// The refused value.
         value: String,
-        /// Why, and what would be accepted.
+        /// Why, and what is accepted.
         reason: String,
     },
 
@@ -42,11 +55,11 @@ pub enum Error {
     InvalidAddress {
         /// The refused address.
         address: IpAddr,
-        /// Why, and what would be accepted.
+        /// Why, and what is accepted.
         reason: &'static str,
     },
 
-    /// Text that is not what it should be: a MAC address, a VIP, a prefix length, a flag.
+    /// Malformed text: a MAC address, a VIP, a prefix length, a flag.
     #[error("`{input}` is not {expected}")]
     Parse {
         /// The text that was read.
@@ -55,21 +68,21 @@ pub enum Error {
         expected: &'static str,
     },
 
-    /// A configuration document that is not valid, or a state that contradicts itself.
+    /// An invalid configuration document, or a state that contradicts itself.
     #[error("{}{message}", place(file.as_deref(), *at))]
     Document {
         /// The file, if it was read from one.
         file: Option<PathBuf>,
-        /// Line and column, both from 1, where there is a document.
+        /// Line and column from 1, if there is a document.
         at: Option<(usize, usize)>,
         /// What is wrong, and what to write instead.
         message: String,
     },
 
-    /// What was to be added is there already.
+    /// The thing to be added exists already.
     #[error("{what} exists already")]
     AlreadyExists {
-        /// What was to be added.
+        /// The thing to be added.
         what: String,
     },
 
@@ -87,24 +100,28 @@ pub enum Error {
         owner: Option<u32>,
     },
 
-    /// Another process has taken the pinned balancer over; this handle tells and changes nothing any more.
+    /// Another process has taken over the pinned balancer; this handle can no longer read or change
+    /// it.
     #[error(
-        "the balancer pinned in {} was handed over to {}: drop this handle, which leaves it forwarding; to have it \
-         back, take it over",
+        "the balancer pinned in {} was handed over to {}: drop this handle, which leaves it forwarding; to \
+        get it back, take it over",
         path.display(),
         to.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
     HandedOver {
         /// Where it is pinned.
         path: PathBuf,
-        /// The process that asked for it; `None` if this one cannot see it, as in another PID namespace.
+        /// The process that asked for it; `None` if this one cannot see it, as in another PID
+        /// namespace.
         to: Option<u32>,
     },
 
-    /// The handle of a pinned balancer was dropped; what outlives it, such as a monitor, is over.
+    /// The handle of a pinned balancer was dropped, which ends what came from it, such as a
+    /// monitor.
     #[error(
-        "the handle of the balancer pinned in {} was dropped, and the balancer may be another process's by now: keep the \
-         handle as long as what comes of it, or adopt the balancer and begin anew",
+        "the handle of the balancer pinned in {} was dropped, and another process may own the \
+        balancer by now: keep the handle while you use what it made, or adopt the balancer and \
+        start again",
         path.display()
     )]
     HandleDropped {
@@ -112,23 +129,23 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// What was to be given up is still needed.
+    /// The thing to be given up is still needed.
     #[error("{what} is in use by {by}")]
     InUse {
-        /// What was to be given up.
+        /// The thing to be given up.
         what: String,
-        /// What needs it, and what to do.
+        /// What needs it, and the remedy.
         by: &'static str,
     },
 
-    /// What was to be changed or removed is not there.
+    /// The thing to be changed or removed does not exist.
     #[error("{what} does not exist")]
     NotFound {
         /// What was named.
         what: String,
     },
 
-    /// A table is full; nothing was changed.
+    /// A table is full; nothing has changed.
     #[error(
         "no room for more {what}: the limit is {limit}; {}",
         how_to_raise(what)
@@ -136,16 +153,16 @@ pub enum Error {
     Exhausted {
         /// What ran out, with the setting that limits it.
         what: &'static str,
-        /// The limit in force.
+        /// The current limit.
         limit: u64,
     },
 
-    /// This version, or the configuration it was loaded with, cannot do that.
+    /// This version, or its configuration, does not support the request.
     #[error("{what} is not supported: {reason}")]
     Unsupported {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// Why not, and what to do instead.
+        /// Why not, and the alternative.
         reason: &'static str,
     },
 
@@ -157,25 +174,25 @@ pub enum Error {
     Privilege {
         /// What was tried.
         operation: &'static str,
-        /// The missing capabilities, or why the kernel refuses in spite of them.
+        /// The missing capabilities, or why the kernel refuses despite them.
         missing: String,
     },
 
-    /// The kernel has no `bpf` system call, or it is forbidden to this process.
+    /// The kernel has no `bpf` system call, or forbids it to this process.
     #[error(
         "this kernel offers no bpf(2) to this process: enable CONFIG_BPF_SYSCALL, or allow the \
          call in the container's seccomp profile"
     )]
     BpfUnavailable,
 
-    /// The kernel is older than the crate needs.
+    /// The kernel is too old.
     #[error("kernel {found} is too old for {what}: {needed} or newer is needed")]
     KernelTooOld {
         /// What needs the newer kernel.
         what: &'static str,
         /// The running kernel's release.
         found: String,
-        /// The release needed.
+        /// The required release.
         needed: &'static str,
     },
 
@@ -186,18 +203,18 @@ pub enum Error {
         interface: String,
     },
 
-    /// Another XDP program is attached to the interface; it was left alone.
+    /// The interface has another XDP program, which stays.
     #[error(
         "interface {interface} already runs XDP program {program_id} ({program_name}), which is \
-         not ours: stop the program that has attached it (`bpftool link` shows who; without a link: `ip \
+         not ours: stop the process that attached it (`bpftool link` shows which; without a link: `ip \
          link set dev {interface} xdp off`), or share the interface by a root program"
     )]
     ForeignProgram {
         /// The interface.
         interface: String,
-        /// The kernel's id of the program that is there.
+        /// The kernel's id of that program.
         program_id: u32,
-        /// The name of the program that is there; empty if the kernel does not tell.
+        /// The name of that program; empty if the kernel does not report it.
         program_name: String,
     },
 
@@ -212,17 +229,17 @@ pub enum Error {
         error: io::Error,
     },
 
-    /// The gateway was to be found out, and could not be.
+    /// The library did not find the gateway.
     #[error(
         "no next hop for packets to reals: {reason}: set gateway_mac, or next_hops to per-real if \
          reals are on this host's own segment; see `ip route` and `ip neighbour`"
     )]
     NoNextHop {
-        /// What was looked for in vain.
+        /// What was missing.
         reason: String,
     },
 
-    /// Another program has the entry of a shared array; it was left alone.
+    /// The entry of a shared array holds another program, which stays.
     #[error(
         "entry {position} of {} holds program {program_id} ({program_name}), which is not ours: choose \
          another position, or empty it first", path.display()
@@ -232,13 +249,13 @@ pub enum Error {
         path: PathBuf,
         /// The entry.
         position: u32,
-        /// The kernel's id of the program that is there.
+        /// The kernel's id of that program.
         program_id: u32,
-        /// The name of the program that is there; empty if the kernel does not tell.
+        /// The name of that program; empty if the kernel does not report it.
         program_name: String,
     },
 
-    /// Another tc filter has the place; it was left alone.
+    /// The place has another tc filter, which stays.
     #[error(
         "interface {interface} already has a tc filter of priority {priority} with program \
          {program_id} ({program_name}), which is not ours: choose another priority"
@@ -248,30 +265,31 @@ pub enum Error {
         interface: String,
         /// The priority.
         priority: u16,
-        /// The kernel's id of the program that is there.
+        /// The kernel's id of that program.
         program_id: u32,
-        /// The name of the program that is there; empty if the kernel does not tell.
+        /// The name of that program; empty if the kernel does not report it.
         program_name: String,
     },
 
-    /// The maps would not fit into memory.
+    /// The maps do not fit into memory.
     #[error(
-        "{what} needs {}, {available} are available by {limited_by}: raise that limit or free some, or lower flow_table_size \
-         or max_reals",
+        "{what} needs {}, but only {available} bytes are available ({limited_by}): raise that limit or free \
+         some memory, or lower flow_table_size or max_reals",
         match needed {
             0 => "memory that the kernel did not find".to_owned(),
             bytes => format!("{bytes} bytes"),
         }
     )]
     InsufficientMemory {
-        /// What needs the memory: all maps together, the map the kernel refused, or what it was asked for.
+        /// What needs the memory: all maps together, the map that the kernel refused, or the
+        /// operation.
         what: String,
         /// Bytes needed; 0 if only the kernel knows.
         needed: u64,
-        /// Bytes available when it was tried.
+        /// Bytes that were available.
         available: u64,
-        /// The file that says so: `/proc/meminfo` for the machine, or the limit of a memory cgroup, such as
-        /// `/sys/fs/cgroup/system.slice/memory.max`, which free(1) does not show.
+        /// The file with that limit: `/proc/meminfo` for the machine, or the limit of a memory
+        /// cgroup, such as `/sys/fs/cgroup/system.slice/memory.max`, which free(1) does not show.
         limited_by: String,
     },
 
@@ -291,15 +309,15 @@ pub enum Error {
     Kernel {
         /// What was tried.
         operation: &'static str,
-        /// On what.
+        /// Its object.
         object: String,
-        /// The kernel's errno. If it came by libbpf-rs, which keeps most numbers to itself, there may be no
-        /// [`raw_os_error`](io::Error::raw_os_error); kind and text are the same.
+        /// The kernel's errno. libbpf-rs hides most numbers, so an error that came through it may
+        /// have no [`raw_os_error`](io::Error::raw_os_error); kind and text are the same.
         errno: io::Error,
     },
 }
 
-/// Where a document is wrong, as editors and people know it.
+/// The place of a fault in a document, in the usual form for editors.
 fn place(file: Option<&Path>, at: Option<(usize, usize)>) -> String {
     match (file, at) {
         (Some(file), Some((line, column))) => format!("{}:{line}:{column}: ", file.display()),
@@ -311,7 +329,7 @@ fn place(file: Option<&Path>, at: Option<(usize, usize)>) -> String {
     }
 }
 
-/// What a limit that was met goes by, other than a setting.
+/// How to raise a limit.
 fn how_to_raise(what: &str) -> &'static str {
     match what == OPEN_FILES {
         true => {
@@ -322,18 +340,18 @@ fn how_to_raise(what: &str) -> &'static str {
     }
 }
 
-/// What to do about a refusal whose number alone says it.
+/// The remedy for a refusal that its number alone explains.
 fn what_to_do(errno: &io::Error) -> &'static str {
     match errno.raw_os_error() {
         Some(libc::ENFILE) => ": no process can open files any more: raise the sysctl fs.file-max",
         Some(libc::ENOSPC) => {
-            ": the table or file system that it was to be in is full: give up what is not needed there, or enlarge it"
+            ": the table or file system for it is full: remove what is not needed there, or enlarge it"
         }
         Some(libc::E2BIG) => {
             ": a map is full, or larger than the kernel makes one: load with other sizes"
         }
         Some(libc::EAGAIN) => {
-            ": the limit of threads or of locked memory is met, or signals came too often: raise `TasksMax=` of the unit, \
+            ": a limit of threads or locked memory is reached, or signals came too often: raise `TasksMax=` of the unit, \
              `ulimit -u`, `ulimit -l`"
         }
         _ => "",
@@ -374,6 +392,8 @@ mod tests {
             error.to_string()
         };
         assert!(memory(0).starts_with("load (decap) needs memory that"));
-        assert!(memory(8).starts_with("load (decap) needs 8 bytes, 9 are available by memory.max"));
+        assert!(memory(8).starts_with(
+            "load (decap) needs 8 bytes, but only 9 bytes are available (memory.max)"
+        ));
     }
 }

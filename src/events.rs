@@ -1,8 +1,8 @@
-//! What happens while packets flow: packets that are shown, and reals that come and go.
+//! Events while packets flow: noteworthy packets, and reals that come and go.
 //!
-//! [`Katran::events`](crate::Katran::events) starts a [`Monitor`], which hands each [`Event`] to a function, to a
-//! list or to pcap files. [`Katran::on_real_added`](crate::Katran::on_real_added) and others
-//! register callbacks, which a [`CallbackId`] ends.
+//! [`Katran::events`](crate::Katran::events) starts a [`Monitor`], which delivers each [`Event`] to
+//! a function, a list or pcap files. [`Katran::on_real_added`](crate::Katran::on_real_added) and
+//! similar calls register callbacks, which a [`CallbackId`] ends.
 
 pub use crate::katran::CallbackId;
 pub use crate::katran::Events;

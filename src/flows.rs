@@ -1,8 +1,9 @@
-//! Single flows and packets: to which real they go, by what, and what the flow tables hold.
+//! Single flows and packets: their real, the reason for it, and flow entries.
 //!
-//! [`Katran::simulate`](crate::Katran::simulate) sends a frame through the loaded program and returns a
-//! [`Simulation`]; [`Katran::real_for_flow`](crate::Katran::real_for_flow) asks for a flow's real without a trace.
-//! [`Flows`] and [`GlobalFlows`] read what the tables hold, [`FlowsMut`] and [`GlobalFlowsMut`] change it.
+//! [`Katran::simulate`](crate::Katran::simulate) runs the loaded program on a frame and returns a
+//! [`Simulation`]; [`Katran::real_for_flow`](crate::Katran::real_for_flow) looks up a flow's real
+//! without a trace. [`Flows`] and [`GlobalFlows`] read the tables, [`FlowsMut`] and
+//! [`GlobalFlowsMut`] change them.
 
 pub use crate::katran::Answer;
 pub use crate::katran::Choice;

@@ -1,4 +1,4 @@
-//! The kernel's own ends of tunnels in UDP (foo over UDP: ip-fou(8), linux/fou.h), by generic netlink.
+//! The kernel's own tunnel ends in UDP (foo over UDP: ip-fou(8), linux/fou.h), by generic netlink.
 
 use std::io;
 
@@ -21,9 +21,9 @@ use nix::libc;
 use crate::rtnetlink::exchange;
 use crate::types::Family;
 
-/// The name of the protocol, FOU_GENL_NAME; the kernel has its number.
+/// The protocol's name, FOU_GENL_NAME, for which the kernel has a number.
 const NAME: &str = "fou";
-/// FOU_CMD_GET, of this version.
+/// FOU_CMD_GET, and its version.
 const GET: u8 = 3;
 const VERSION: u8 = 1;
 /// FOU_ATTR_PORT, big-endian; FOU_ATTR_AF; and FOU_ATTR_TYPE with its FOU_ENCAP_GUE.
@@ -32,24 +32,24 @@ const FAMILY: u16 = 2;
 const TYPE: u16 = 4;
 const GUE: u8 = 2;
 
-/// genl_ctrl's number and version, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID and CTRL_ATTR_FAMILY_NAME
-/// (linux/genetlink.h).
+/// genl_ctrl's number and version, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID and
+/// CTRL_ATTR_FAMILY_NAME (linux/genetlink.h).
 const CONTROL: u16 = libc::GENL_ID_CTRL as u16;
 const CONTROL_VERSION: u8 = 2;
 const GET_FAMILY: u8 = libc::CTRL_CMD_GETFAMILY as u8;
 const FAMILY_ID: u16 = libc::CTRL_ATTR_FAMILY_ID as u16;
 const FAMILY_NAME: u16 = libc::CTRL_ATTR_FAMILY_NAME as u16;
 
-/// A UDP port that the kernel takes tunnels at.
+/// A UDP port at which the kernel ends tunnels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UdpTunnel {
     pub(crate) port: u16,
     pub(crate) outer: Family,
-    /// GUE, and not a protocol's packets as they are.
+    /// GUE, and not a protocol's bare packets.
     pub(crate) gue: bool,
 }
 
-/// The ports of the calling thread's network namespace; none where the kernel has no such thing.
+/// The ports of the calling thread's network namespace; none if the kernel lacks the protocol.
 pub(crate) fn udp_tunnels() -> io::Result<Vec<UdpTunnel>> {
     let mut socket = Socket::new(NETLINK_GENERIC)?;
     socket.bind_auto()?;
@@ -108,7 +108,7 @@ struct Generic {
 }
 
 impl Generic {
-    /// The bytes of an attribute that has so many.
+    /// The bytes of an attribute that has this length.
     fn number<const BYTES: usize>(&self, wanted: u16) -> Option<[u8; BYTES]> {
         let mut attributes = self.attributes.iter();
         let (_, value) = attributes.find(|(kind, _)| *kind == wanted)?;
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_kernel_without_such_tunnels_has_none() {
-        // The namespace of tests has none, whether the kernel knows them or not.
+        // The tests' namespace has none, whether the kernel has the protocol or not.
         assert_eq!(udp_tunnels().unwrap(), []);
     }
 }

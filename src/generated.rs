@@ -1,13 +1,13 @@
-//! Pages of `docs/` with parts that come from tables in the sources: `make docs` writes them, and the
+//! Parts of `docs/` pages that come from tables in the sources: `make docs` writes them, and the
 //! same tests fail when a page is stale.
 
 use std::env;
 use std::fs;
 use std::path::Path;
 
-/// Compares the parts of a page with what they are to be. A part stands between a line
+/// Compares the parts of a page with what they should be. A part lies between a line
 /// `<!-- generated: NAME -->` and the next line `<!-- end -->`. With `UPDATE_DOCS` in the
-/// environment they are written instead.
+/// environment the parts are written instead.
 pub(crate) fn check(page: &str, parts: &[(&str, String)]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
     let text = fs::read_to_string(&path).unwrap();

@@ -1,7 +1,7 @@
-//! Kernel calls that may fail: counted, and turned into errors that say what was tried.
+//! Kernel calls that may fail: counted, and turned into errors that name the operation.
 //!
-//! The only place where an errno becomes an error of the crate. What is missing, privileges or memory, it asks
-//! `environment`.
+//! The only place where an errno becomes an error of the crate. It asks `environment` what is
+//! missing: privileges or memory.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -41,13 +41,13 @@ impl KernelCalls {
         }
     }
 
-    /// How many calls have failed since the balancer was loaded.
+    /// The number of calls that have failed since the balancer was loaded.
     pub(crate) fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Turns the result of a kernel call into one of the crate. What was read of a balancer that was handed over
-    /// meanwhile may be of other VIPs.
+    /// Turns the result of a kernel call into one of the crate. A result read from a balancer that
+    /// was handed over meanwhile may concern other VIPs.
     pub(crate) fn check<T>(
         &self,
         operation: &'static str,
@@ -63,7 +63,7 @@ impl KernelCalls {
     }
 }
 
-/// Opens an object: nothing of it is in the kernel yet, and its settings can be made.
+/// Opens an object: its settings can be made, and nothing of it is in the kernel yet.
 pub(crate) fn open<'object, B: SkelBuilder<'object>>(
     builder: B,
     storage: &'object mut MaybeUninit<OpenObject>,
@@ -72,9 +72,9 @@ pub(crate) fn open<'object, B: SkelBuilder<'object>>(
         .map_err(|error| kernel_error("open", "the BPF object", error))
 }
 
-/// The error for an object that could not be loaded; with the verifier's log, if it spoke.
+/// The error for an object that could not be loaded; with the verifier's log, if there is one.
 pub(crate) fn load_error(object: &'static str, refused: Refused) -> Error {
-    // The verifier has spoken as well if memory or a descriptor was missing in it or after it.
+    // There is a log as well if memory or a descriptor was missing during or after verification.
     let missing = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
     let errno = refused.error.raw_os_error();
     let to_blame = errno.is_none_or(|errno| !missing.contains(&errno));
@@ -92,7 +92,7 @@ pub(crate) fn load_error(object: &'static str, refused: Refused) -> Error {
     }
 }
 
-/// What an error shows of the verifier's log.
+/// The part of the verifier's log that an error shows.
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
@@ -101,8 +101,8 @@ fn last_lines(log: &str) -> String {
 /// The constants of an object's programs, to be set before it is loaded.
 ///
 /// # Errors
-/// [`Error::Unsupported`] if it has none: with all settings at their defaults it would do something else
-/// than it was told.
+/// [`Error::Unsupported`] if it has none: with all settings at their defaults it would not do what
+/// it should.
 pub(crate) fn constants<'object, T>(
     object: &str,
     constants: Option<&'object mut T>,
@@ -139,7 +139,7 @@ pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Err
     }
 }
 
-/// Whether the system call itself is missing, other than something that it was asked for.
+/// Whether the system call itself is missing, and not something that it was asked for.
 fn is_no_bpf(errno: &io::Error) -> bool {
     match errno.raw_os_error() {
         Some(errno) => errno == libc::ENOSYS,
@@ -158,7 +158,7 @@ pub(crate) fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
     }
 }
 
-/// The error for want of memory.
+/// The error for lack of memory.
 pub(crate) fn out_of_memory(what: String, needed: u64, available: &Available) -> Error {
     Error::InsufficientMemory {
         what,
@@ -204,7 +204,7 @@ mod tests {
         ));
     }
 
-    /// It has spoken, and what was missing is named.
+    /// There is a log, and the error names what was missing.
     #[test]
     #[cfg_attr(miri, ignore = "limits are the kernel's")]
     fn the_verifier_is_not_to_blame_for_what_is_missing() {

@@ -1,12 +1,12 @@
-//! For the tests of what reads bytes or text that others have written: many cases from one seed, and what may
-//! be wrong with an input. `KATRAN_SEED` chooses the seed; a test that fails prints it.
+//! For tests of readers of foreign bytes or text: many cases from one seed, and faults for an
+//! input. `KATRAN_SEED` sets the seed; a failing test prints it.
 
 use std::env;
 use std::thread;
 
 use fastrand::Rng;
 
-/// Numbers at which readers go wrong.
+/// Numbers that readers often get wrong.
 const NUMBERS: [u64; 12] = [
     0,
     1,
@@ -22,7 +22,7 @@ const NUMBERS: [u64; 12] = [
     u64::MAX,
 ];
 
-/// Prints how to have a failure again.
+/// Prints how to repeat a failure.
 struct Case {
     seed: u64,
     number: u64,
@@ -36,7 +36,7 @@ impl Drop for Case {
     }
 }
 
-/// Runs `test` so many times, with other random numbers each time.
+/// Runs `test` so many times, each time with other random numbers.
 pub(crate) fn cases(count: u64, mut test: impl FnMut(&mut Rng)) {
     let given = env::var("KATRAN_SEED").ok();
     let given = given.map(|text| text.replace('_', "").parse().unwrap());
@@ -54,7 +54,7 @@ pub(crate) fn one_of<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(0..of.len())].clone()
 }
 
-/// Makes one thing wrong with bytes: cut off, longer, a bit or a number turned over, a piece twice or gone.
+/// Puts one fault into bytes: cut off, longer, a flipped bit or number, a piece twice or missing.
 pub(crate) fn bytes(rng: &mut Rng, of: &mut Vec<u8>) {
     let length = of.len();
     let at = rng.usize(0..length.max(1));
@@ -65,7 +65,7 @@ pub(crate) fn bytes(rng: &mut Rng, of: &mut Vec<u8>) {
             of.resize(length + more, rng.u8(..));
         }
         2 if length > 0 => of[at] ^= 1 << rng.u32(0..8),
-        // A number of 1, 2, 4 or 8 bytes, where such numbers stand.
+        // A number of 1, 2, 4 or 8 bytes, at an aligned place.
         3..=5 => {
             let size = 1 << rng.u32(0..4);
             let at = at / size * size;
@@ -89,8 +89,8 @@ pub(crate) fn bytes(rng: &mut Rng, of: &mut Vec<u8>) {
     }
 }
 
-/// Makes one thing wrong with a text of lines: as [`bytes`], or a number that is huge, negative or none, a name
-/// that is no UTF-8, a line twice, gone, elsewhere or without an end.
+/// Puts one fault into a text of lines: one of [`bytes`], or a number that is huge, negative or
+/// missing, a name that is not UTF-8, a line twice, missing, elsewhere or without an end.
 pub(crate) fn text(rng: &mut Rng, of: &mut Vec<u8>) {
     match rng.u32(0..8) {
         0 | 1 => bytes(rng, of),
@@ -135,7 +135,7 @@ pub(crate) fn text(rng: &mut Rng, of: &mut Vec<u8>) {
     }
 }
 
-/// Where there are runs of such bytes.
+/// The runs of such bytes.
 fn runs(of: &[u8], is_one: impl Fn(&u8) -> bool) -> Vec<std::ops::Range<usize>> {
     let mut runs = Vec::new();
     let mut start = None;

@@ -1,7 +1,7 @@
-//! Health checks that go the way of clients' packets: which packets of a checker reach which real.
+//! The health-check path: probes that take the same way as clients' packets, each to one real.
 //!
-//! These are views of a [`Katran`](crate::Katran), which borrow it. [`Real`](crate::Real)s that are found dead are
-//! taken out by [`Katran::mark_down`](crate::Katran::mark_down).
+//! [`Probes`] and [`ProbesMut`] are views that borrow a [`Katran`](crate::Katran). Take a dead
+//! [`Real`](crate::Real) out by [`Katran::mark_down`](crate::Katran::mark_down).
 
 pub use crate::katran::Probes;
 pub use crate::katran::ProbesMut;

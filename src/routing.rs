@@ -1,6 +1,7 @@
-//! What leads packets beside rings and flow tables: server ids, source routes, and tunnels that end at the balancer.
+//! Routing besides rings and flow tables: server ids, source routes, and tunnels that end at the
+//! balancer.
 //!
-//! These are views of a [`Katran`](crate::Katran), which borrow it: [`ServerIds`], [`SourceRoutes`] and
+//! All are views that borrow a [`Katran`](crate::Katran): [`ServerIds`], [`SourceRoutes`] and
 //! [`InlineDecap`] to read, the others to change.
 
 pub use crate::katran::InlineDecap;

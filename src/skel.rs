@@ -11,11 +11,11 @@
 pub(crate) mod katran {
     include!(concat!(env!("OUT_DIR"), "/katran.skel.rs"));
 
-    /// Other objects have another one.
+    /// Differs between objects.
     pub(crate) const DIGEST: u64 = include!(concat!(env!("OUT_DIR"), "/katran.digest"));
 }
 
-/// An object of its own: a skeleton would take its maps by their names.
+/// An object by itself: a skeleton would take over its maps by name.
 pub(crate) const CARRY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/carry.bpf.o"));
 
 pub(crate) mod decap {

@@ -1,7 +1,7 @@
-//! The parts of a [`State`](crate::State), and what two of them differ in.
+//! The parts of a [`State`](crate::State), and the differences between two states.
 //!
-//! A state is a document: all that a balancer is to do. [`Katran::state`](crate::Katran::state) takes it down,
-//! [`Katran::apply`](crate::Katran::apply) brings it about and returns the [`Changes`].
+//! A state is the whole configuration of a balancer. [`Katran::state`](crate::Katran::state)
+//! returns it, [`Katran::apply`](crate::Katran::apply) establishes it and returns the [`Changes`].
 
 pub use crate::config::BalancerState;
 pub use crate::document::Changes;

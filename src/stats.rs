@@ -1,8 +1,8 @@
-//! Counters and sums: what a balancer has done, what it holds, and what its maps take.
+//! Counters, sizes and memory of a balancer.
 //!
-//! [`Counters`] is all of it at one moment, as [`Katran::counters`](crate::Katran::counters) reads it; [`Stats`] reads
-//! its parts one by one. Values only grow until a new load, unless a field says otherwise. With the feature
-//! `serde` they can be serialised.
+//! [`Counters`] is a snapshot of all, read by [`Katran::counters`](crate::Katran::counters);
+//! [`Stats`] reads the parts one by one. Values only grow until the next load, unless a field says
+//! otherwise. The feature `serde` makes them serialisable.
 
 pub use crate::config::MapMemory;
 pub use crate::config::MemoryEstimate;

@@ -1,16 +1,16 @@
-//! Checks the structure that docs/architecture.md promises against the paths in the sources: a module knows
-//! only those above it in the list, names come from the module that defines them, and the files of a
-//! module form no circle.
+//! Checks the structure that docs/architecture.md promises against the paths in the sources: a
+//! module knows only those above it in the list, names come from the module that defines them, and
+//! a module's files form no circle.
 //!
-//! The list is read from the document, so that it cannot go stale. Nor can the page's diagrams: each holds the source that
-//! it was drawn from.
+//! The list is read from the document, so it cannot go stale. Nor can the page's diagrams: each holds
+//! the source that it was drawn from.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Modules by name, with the row of the list that they stand in: those of one row do not know each other.
+/// Modules by name, with their row in the list: those of one row do not know each other.
 type Rows = BTreeMap<String, usize>;
 
 #[test]
@@ -55,7 +55,8 @@ fn the_diagrams_are_current() {
     }
 }
 
-/// Handles and vocabulary, which a newcomer reads in one sitting: what else is public belongs into a module.
+/// Handles and vocabulary, which a newcomer reads in one sitting: other public names belong in
+/// modules.
 #[test]
 fn the_crate_root_stays_short() {
     let root = read("src/lib.rs");
@@ -70,7 +71,7 @@ fn the_crate_root_stays_short() {
     );
 }
 
-/// What everybody needs, and the views of areas: what else is called belongs to a view.
+/// The common calls, and the views of areas: other calls belong to a view.
 #[test]
 fn the_handle_stays_short() {
     let mut methods = Vec::new();
@@ -97,10 +98,11 @@ fn the_handle_stays_short() {
     );
 }
 
-/// What changes something for packets is a transaction (`src/katran/change.rs`), or calls one.
+/// A method that changes something for packets is a transaction (`src/katran/change.rs`), or calls
+/// one.
 #[test]
 fn every_change_is_a_transaction() {
-    // Callbacks are no packets' business.
+    // Callbacks do not concern packets.
     let others = ["on_real_added", "on_real_removed", "remove_callback"];
     let begins = [
         "Prepared::",
@@ -110,7 +112,7 @@ fn every_change_is_a_transaction() {
         ".change_surely(",
     ];
     let sources = sources();
-    // Entries of flow tables are made and forgotten by packets as well.
+    // Packets make and remove flow entries as well.
     let files = sources
         .iter()
         .filter(|(path, _)| path.starts_with("src/katran/") && path != "src/katran/flows.rs");
@@ -145,8 +147,8 @@ fn every_change_is_a_transaction() {
     assert_eq!(without, [""; 0], "they change something by themselves");
 }
 
-/// A balancer is handed over between two calls, so each call that changes something begins one (`Katran::call`), or is
-/// made of such.
+/// A balancer is handed over between two calls, so each call that changes something begins one
+/// (`Katran::call`), or consists of such calls.
 #[test]
 fn every_change_keeps_the_balancer_until_it_ends() {
     // They change nothing for packets.
@@ -172,7 +174,7 @@ fn every_change_keeps_the_balancer_until_it_ends() {
             .any(|begin| first.starts_with(begin))
     };
     let begun: BTreeSet<&str> = methods.iter().filter(begins).map(|of| &*of.name).collect();
-    // Those that do nothing else than to call one of them.
+    // Methods that only call one of them.
     let delegates = |method: &&Method| {
         let body = method.body.rsplit('{').next().unwrap_or_default();
         let calls = |name: &&str| body.contains(&format!("self.{name}("));
@@ -190,8 +192,8 @@ fn every_change_keeps_the_balancer_until_it_ends() {
     assert_eq!(without, [""; 0], "they may be cut off by a handover");
 }
 
-/// What takes `&self` writes nothing that packets see. Named are those that do: they switch events on, which concern
-/// no VIP and no real.
+/// A method with `&self` writes nothing that packets see. The exceptions switch events on, which
+/// concern no VIP and no real.
 #[test]
 fn what_borrows_the_handle_to_read_writes_nothing_that_packets_see() {
     let writes = [
@@ -242,8 +244,8 @@ fn what_borrows_the_handle_to_read_writes_nothing_that_packets_see() {
 fn files_of_a_module_form_no_circle() {
     let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
     let sources = sources();
-    // Those beside a `mod.rs`, at any depth; with a directory beside them it counts as one. A `mod.rs` has what its
-    // files share, and knows them all.
+    // Those beside a `mod.rs`, at any depth; a file and the directory beside it count as one. A
+    // `mod.rs` has what its files share, and knows them all.
     let parts: BTreeSet<Vec<String>> = sources
         .iter()
         .map(|(path, _)| module_of(path))
@@ -442,12 +444,12 @@ fn module_of(path: &str) -> Vec<String> {
     path.split('/').map(str::to_owned).collect()
 }
 
-/// Every path in the code that begins with `crate::` or `super::`: its line, and where it leads from the
-/// crate root. Comments do not count.
+/// Every path in the code that begins with `crate::` or `super::`: its line, and its target from
+/// the crate root. Comments do not count.
 fn paths(module: &[String], text: &str) -> Vec<(usize, Vec<String>)> {
     let mut paths = Vec::new();
     let mut module = module.to_vec();
-    // Where the modules end that stand in the file.
+    // Where modules inside the file end.
     let mut ends: Vec<String> = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let code = line.trim_start();
@@ -487,7 +489,7 @@ fn paths(module: &[String], text: &str) -> Vec<(usize, Vec<String>)> {
                 target.pop();
                 rest = after;
             }
-            // So that it is no module's name.
+            // So that it is not a module's name.
             if target.is_empty() && !is_crate {
                 target.push("super".to_owned());
             }
@@ -519,7 +521,7 @@ struct Method {
     body: String,
 }
 
-/// The methods of a file, as rustfmt sets them.
+/// The methods of a file in rustfmt's layout.
 fn methods(path: &str, text: &str) -> Vec<Method> {
     let mut methods = Vec::new();
     let mut lines = text.lines();
@@ -548,7 +550,7 @@ fn methods(path: &str, text: &str) -> Vec<Method> {
     methods
 }
 
-/// What a file imports that its module must not know.
+/// The imports in a file that its module must not have.
 fn offences(rows: &Rows, path: &str, text: &str) -> Vec<String> {
     let module = module_of(path);
     let own = rows.get(&module[0]);
@@ -585,10 +587,10 @@ fn exports(text: &str) -> BTreeMap<String, String> {
     exports
 }
 
-/// Places that lead from one to the next, and from the last to the first.
+/// A series of places of which each leads to the next, and the last to the first.
 fn circle<T: Ord + Clone>(edges: &BTreeMap<T, BTreeSet<T>>) -> Option<Vec<T>> {
     let mut left = edges.clone();
-    // What leads nowhere is on no circle.
+    // A place that leads nowhere is on no circle.
     loop {
         let before = left.len();
         let there: BTreeSet<T> = left.keys().cloned().collect();
@@ -597,7 +599,7 @@ fn circle<T: Ord + Clone>(edges: &BTreeMap<T, BTreeSet<T>>) -> Option<Vec<T>> {
             break;
         }
     }
-    // All that are left lead on, so the way comes back to where it was.
+    // All that are left lead on, so the way returns to where it was.
     let mut way: Vec<T> = Vec::new();
     let mut at = left.keys().next()?.clone();
     loop {

@@ -1,5 +1,6 @@
-//! Checks the words of all messages against the sources: operators read them in logs and by the examples, and know
-//! neither Rust nor the library's calls. What an embedder is to call, the documentation of the call that fails says.
+//! Checks the words of all messages against the sources: operators read them in logs and by the
+//! examples, and know neither Rust nor the library's calls. The documentation of a failing call
+//! tells embedders what to call.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +9,7 @@ use proc_macro2::Delimiter;
 use proc_macro2::TokenStream;
 use proc_macro2::TokenTree;
 
-/// Texts that are no messages: rustdoc, and what tests are made of.
+/// Texts that are not messages: rustdoc, and the material of tests.
 const OTHERS: [&str; 7] = [
     "src/config/settings.rs",
     "src/config/table.rs",
@@ -18,7 +19,7 @@ const OTHERS: [&str; 7] = [
     "src/structure.rs",
     "src/words.rs",
 ];
-/// Words of others that look like those of Rust: of systemd, of the kernel.
+/// Words of systemd and the kernel that look like Rust's.
 const NAMES: [&str; 12] = [
     "AmbientCapabilities",
     "LimitNOFILE",
@@ -60,7 +61,7 @@ fn no_message_has_rusts_words() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
-/// Without the crate, whose tests these are.
+/// Checked by itself, without the sources.
 #[test]
 fn words_of_rust_are_known() {
     for text in [
@@ -98,7 +99,8 @@ fn files(directory: &Path) -> Vec<std::path::PathBuf> {
     files
 }
 
-/// The texts of several words, but for those of tests and of attributes: of these errors alone have messages.
+/// The texts of several words, except those of tests and attributes; among attributes only those of
+/// errors have messages.
 fn collect(tokens: TokenStream, texts: &mut Vec<String>) {
     let mut tokens = tokens.into_iter().peekable();
     let mut is_test = false;
@@ -135,9 +137,9 @@ fn collect(tokens: TokenStream, texts: &mut Vec<String>) {
     }
 }
 
-/// The first of Rust's words.
+/// The first Rust word in a text.
 fn wrong(text: &str) -> Option<String> {
-    // What is filled in says something else.
+    // Placeholders do not count.
     let mut plain = String::new();
     let mut depth = 0;
     for c in text.chars() {

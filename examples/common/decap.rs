@@ -1,4 +1,4 @@
-//! The backend's end of the tunnel: strips what the balancer wrapped, and prints its counters every second.
+//! The backend's end of the tunnel: strips outer headers and prints counters every second.
 
 use std::net::IpAddr;
 use std::sync::mpsc;
@@ -21,6 +21,7 @@ use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::Signals;
 
+use super::complain;
 use super::keeper;
 use super::keeper::Keeper;
 use super::pin::Pin;
@@ -34,51 +35,51 @@ const PAGE: u32 = 20;
 #[derive(clap::Args)]
 #[group(skip)]
 pub(crate) struct Arguments {
-    /// Where tunnelled packets come in
+    /// The interface that tunnelled packets arrive at
     #[arg(long, value_name = "NAME", required_unless_present = "remove")]
     interface: Option<String>,
-    /// auto, native (in the driver) or generic (in the network stack)
+    /// XDP mode: auto, native (in the driver) or generic (in the network stack)
     #[arg(long, default_value_t = XdpMode::Auto)]
     mode: XdpMode,
-    /// At tc ingress instead of in XDP
+    /// Strip at tc ingress instead of XDP
     #[arg(long)]
     tc: bool,
-    /// auto, tcx (Linux 6.6) or clsact
+    /// tc mechanism: auto, tcx (Linux 6.6) or clsact
     #[arg(long, default_value_t = TcHook::Auto, requires = "tc", value_name = "HOOK")]
     tc_hook: TcHook,
-    /// Print what would keep this backend from answering, and end
+    /// Check whether this backend can answer clients, and exit
     #[arg(long)]
     check: bool,
-    /// With --check: a VIP to look for on this host; may be given several times
+    /// With --check: a VIP that this host should have; repeatable
     #[arg(long, value_name = "ADDRESS", requires = "check")]
     vip: Vec<IpAddr>,
-    /// Strip only tunnels that end here: one address per family; without any, all tunnels
+    /// Strip only tunnels to this address of the host, one for each family; default: any address
     #[arg(long, value_name = "ADDRESS")]
     destination: Vec<IpAddr>,
-    /// Strip only tunnels from addresses in this prefix and drop others, such as 172.16.0.0/16; may be
-    /// given several times; without any, from everywhere
+    /// Strip only tunnels from this prefix, such as 172.16.0.0/16, and drop others; repeatable;
+    /// default: any source
     #[arg(long, value_name = "PREFIX")]
     from: Vec<Prefix>,
-    /// Strip only tunnels with packets to addresses in this prefix and drop others: the VIPs; may be
-    /// given several times; without any, to everywhere
+    /// Strip only tunnels with packets to this prefix (the VIPs), and drop others; repeatable;
+    /// default: any destination
     #[arg(long, value_name = "PREFIX")]
     to: Vec<Prefix>,
-    /// The UDP port that GUE comes to; 0: leave GUE alone
+    /// The UDP port of GUE tunnels; 0 ignores GUE
     #[arg(long, value_name = "PORT", default_value_t = 6080)]
     gue_port: u16,
-    /// This server's id in TCP options: count packets with one, and those meant for others
+    /// This server's id in TCP options: count packets with it, and those for others
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     server_id: u32,
     #[command(flatten)]
     keep: keeper::Keep,
     #[command(flatten)]
     pin: Pin,
-    /// Take away what is pinned with --pin, and end
+    /// Remove what is pinned with --pin, and exit
     #[arg(long, requires = "pin")]
     remove: bool,
 }
 
-/// Strips tunnels until SIGINT or SIGTERM, or does what else is asked for.
+/// Strips tunnels until SIGINT or SIGTERM, or does what the options request.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match arguments.remove {
         true => arguments.pin.remove(),
@@ -88,7 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn strip(arguments: &Arguments) -> Result<()> {
     refuse_two_of_a_family(&arguments.destination);
-    // First, so that no signal from now on ends the process halfway.
+    // First, so that no later signal ends the process halfway.
     let (sender, signals) = mpsc::channel();
     let mut caught = Signals::new([SIGINT, SIGTERM])?;
     thread::spawn(move || caught.forever().next().map(|signal| sender.send(signal)));
@@ -104,7 +105,7 @@ fn strip(arguments: &Arguments) -> Result<()> {
         .allow_destinations(arguments.to.iter().copied())
         .gue_port(arguments.gue_port)
         .server_id(arguments.server_id);
-    // The parser has refused to go on without one.
+    // The parser requires one.
     let interface = arguments.interface.as_deref().unwrap_or_default();
     if arguments.check {
         return check(builder, interface, &arguments.vip);
@@ -118,7 +119,7 @@ fn strip(arguments: &Arguments) -> Result<()> {
             decap
         }
     };
-    // Of one that is new, 0: it may have packets as soon as it is attached.
+    // A new one starts at 0: it may get packets as soon as it is attached.
     let mut last = decap.counters()?;
     let how = attach(&mut decap, arguments, interface)?;
     say(format!("stripping tunnels on {interface} {how}"));
@@ -129,9 +130,9 @@ fn strip(arguments: &Arguments) -> Result<()> {
         keeper.keep(&mut decap)?;
         let now = match decap.counters() {
             Ok(now) => now,
-            // Packets flow all the same.
+            // Packets flow regardless.
             Err(error) => {
-                eprintln!("decap: {error}");
+                complain(format!("decap: {error}"));
                 continue;
             }
         };
@@ -156,32 +157,35 @@ fn strip(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// What would keep this backend from answering.
+/// Checks whether this backend can answer clients.
 fn check(builder: DecapBuilder, interface: &str, vips: &[IpAddr]) -> Result<()> {
     let decap = match builder.load() {
         Ok(decap) => decap,
         Err(error) => {
-            // Why, most likely.
+            // Most likely the reason.
             say(Diagnosis::of_host().to_string());
             return Err(error.into());
         }
     };
     let diagnosis = decap.diagnose(interface, vips)?;
     say(diagnosis.to_string());
-    anyhow::ensure!(diagnosis.works(), "it would not work like this");
+    anyhow::ensure!(
+        diagnosis.works(),
+        "the decapsulator would not work; see the problems above"
+    );
     Ok(())
 }
 
-/// Attaches it, if the process before has not; and how.
+/// Attaches it, unless the previous process did; returns how.
 fn attach(decap: &mut Decap, arguments: &Arguments, interface: &str) -> Result<String> {
-    // What has lost its interface since.
+    // Attachments whose interface is gone.
     decap.reattach()?;
     let is_there = |name: &str, state| name == interface && state == AttachmentState::Attached;
     let mut by_xdp = decap.interfaces().into_iter();
     let by_xdp = by_xdp.find(|of| is_there(&of.interface, of.state));
     let mut at_tc = decap.tc_interfaces().into_iter();
     let at_tc = at_tc.find(|of| is_there(&of.interface, of.state));
-    // By the other way than now.
+    // Attached in the other way than requested.
     if (arguments.tc && by_xdp.is_some()) || (!arguments.tc && at_tc.is_some()) {
         decap.detach(interface)?;
     }
@@ -201,7 +205,7 @@ const HEADING: &str = "     frames    IPv4 tunnel    IPv6 tunnel  stripped/s    
 
 const ID_HEADING: &str = "server ids   others";
 
-/// Counters so far, and what was stripped since the last line, a second ago.
+/// Counters so far, and packets stripped in the last second.
 fn line(now: &DecapCounters, last: &DecapCounters) -> String {
     let v4 = |counters: &DecapCounters| counters.ipip_v4 + counters.gue_v4;
     let v6 = |counters: &DecapCounters| counters.ipip_v6 + counters.gue_v6;
@@ -217,7 +221,7 @@ fn line(now: &DecapCounters, last: &DecapCounters) -> String {
     )
 }
 
-/// The builder would keep the last one.
+/// The builder would keep only the last one.
 fn refuse_two_of_a_family(destinations: &[IpAddr]) {
     let v4 = destinations
         .iter()

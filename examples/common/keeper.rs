@@ -1,6 +1,6 @@
-//! Attachments that are lost, because an interface or a cgroup was removed, or somebody has put another program in their
-//! place: they are reported once, and put back as soon as that is possible, or the program ends (`--lost`). And whether a
-//! balancer is still this program's.
+//! Keeps attachments. A lost attachment (its interface or cgroup was removed, or another program
+//! took its place) is reported once and restored as soon as possible, or ends the program
+//! (`--lost`). Also checks whether this program still owns the balancer.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,31 +18,31 @@ use katran::diagnosis::Subject;
 
 use super::say;
 
-/// Between two looks. A caller without another clock wakes up as often.
+/// The time between two looks. A caller without another clock wakes up as often.
 pub(crate) const ROUND: Duration = Duration::from_secs(1);
-/// After an attempt that was refused, which with a gateway that does not answer takes some seconds.
+/// The time after a refused attempt; with a silent gateway an attempt takes seconds.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// What to do about it.
+/// What to do about a lost attachment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum IfLost {
-    /// Put it back as soon as that is possible
+    /// Put the program back as soon as possible
     #[default]
     PutBack,
-    /// End with an error
+    /// Exit with an error
     Exit,
 }
 
-/// What to do about attachments that are lost.
+/// The option for lost attachments.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Keep {
-    /// If the program is taken off an interface, or another one is in its place: put it back, or end
-    /// with an error that says who has it
+    /// If the program is removed from an interface, or replaced by another one: put it back, or
+    /// exit with an error that names the other
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     lost: IfLost,
 }
 
-/// An attachment that is lost.
+/// A lost attachment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Lost {
     place: String,
@@ -53,7 +53,7 @@ pub(crate) struct Lost {
 enum How {
     Gone,
     Replaced,
-    /// An entry of a root program that another balancer has moved into, as the next one does: it stays that one's.
+    /// Another balancer took over the root entry and keeps it.
     TakenOver,
 }
 
@@ -71,7 +71,7 @@ impl Lost {
         Self::new(state, format!("the program on {interface}"))
     }
 
-    /// In a line, with the reason.
+    /// One line with the reason.
     fn describe(&self, kept: &impl Attached) -> String {
         let how = match self.how {
             How::Gone => "gone",
@@ -83,18 +83,18 @@ impl Lost {
     }
 }
 
-/// What is kept attached.
+/// Something with attachments.
 pub(crate) trait Attached {
-    /// What is lost.
+    /// The lost attachments.
     fn lost(&self) -> BTreeSet<Lost>;
 
-    /// Who has a place, or what became of it, if that can be told.
+    /// What has the place, or what happened to it, if known.
     fn why(&self, place: &str) -> Option<String>;
 
-    /// Puts back what can be.
+    /// Restores what it can.
     fn put_back(&mut self) -> katran::Result<()>;
 
-    /// An error if it is another process's by now.
+    /// An error if another process owns it.
     fn check_owner(&mut self) -> katran::Result<()> {
         Ok(())
     }
@@ -104,7 +104,7 @@ pub(crate) trait Attached {
 pub(crate) struct Keeper {
     options: Keep,
     lost: BTreeSet<Lost>,
-    /// The words of the last refusal, which is reported once.
+    /// The text of the last refusal, which is reported once.
     refused: Option<String>,
     next: Instant,
 }
@@ -119,8 +119,8 @@ impl Keeper {
         }
     }
 
-    /// Looks at the attachments, if it is time to, and returns what there is to report. An error if it is
-    /// another process's by now, or something is lost and it is to end then: there is nothing left to do.
+    /// Looks at the attachments when it is time, and returns what to report. An error if another
+    /// process owns it, or if something is lost and the program should end.
     pub(crate) fn look(&mut self, kept: &mut impl Attached) -> Result<Vec<String>> {
         kept.check_owner()?;
         if Instant::now() < self.next {
@@ -138,12 +138,12 @@ impl Keeper {
             self.refused = None;
             return Ok(news);
         }
-        // Where there is no interface yet, this does nothing.
+        // Does nothing where the interface is still missing.
         let refused = kept.put_back().err().map(|error| error.to_string());
         let left = kept.lost();
         let back = self.lost.difference(&left);
         news.extend(back.map(|lost| format!("put back: {}", lost.place)));
-        // Somebody who puts another program there again and again is not raced.
+        // No race with somebody who replaces the program again and again.
         let was_replaced = self.lost.iter().any(|lost| lost.how == How::Replaced);
         self.lost = left;
         if refused.is_some() || was_replaced {
@@ -156,14 +156,14 @@ impl Keeper {
         Ok(news)
     }
 
-    /// The same, printed.
+    /// The same, and prints the report.
     pub(crate) fn keep(&mut self, kept: &mut impl Attached) -> Result<()> {
         self.look(kept)?.into_iter().for_each(say);
         Ok(())
     }
 }
 
-/// What a diagnosis says of an interface that the program is not on.
+/// What the diagnosis says about an interface without the program.
 fn on_interface(
     place: &str,
     diagnose: impl FnOnce(&str) -> katran::Result<Diagnosis>,
@@ -193,11 +193,11 @@ impl Attached for Katran {
                 _ => lost,
             })
         });
-        // A filter that somebody has put in its place stays.
+        // A filter that replaced ours stays.
         let probes = self.probes().attachment().into_iter();
         let probes = probes.filter(|of| of.state == AttachmentState::Gone);
         let probes = probes.filter_map(|of| {
-            let place = format!("the path of probes on {}", of.interface);
+            let place = format!("the healthcheck program on {}", of.interface);
             Lost::new(of.state, place)
         });
         interfaces.chain(entries).chain(probes).collect()
@@ -223,7 +223,7 @@ impl Attached for Katran {
     }
 
     fn check_owner(&mut self) -> katran::Result<()> {
-        // Any call says to whom.
+        // Any call reports the new owner.
         match self.is_handed_over() {
             true => self.reattach(),
             false => Ok(()),

@@ -1,5 +1,5 @@
-//! What several examples share: how they report and end, what they keep attached and pinned, and the work of those
-//! that the program `katran` has as commands, too (`decap`, `root`, `simulate`).
+//! Shared by several examples: reporting, keeping attachments and pins, and the commands that
+//! `katran` has too (`decap`, `root`, `simulate`).
 
 #![allow(dead_code, reason = "each example uses a part")]
 
@@ -11,6 +11,7 @@ pub(crate) mod root;
 pub(crate) mod simulate;
 
 use std::io::Write;
+use std::io::stderr;
 use std::io::stdout;
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
@@ -18,17 +19,22 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-/// Shows warnings of the library, or what `RUST_LOG` says.
+/// Logs warnings of the library, or what `RUST_LOG` selects.
 pub(crate) fn log() {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
 }
 
-/// Prints a line. Nobody reading them any more is no reason to stop, or to panic.
+/// Prints a line. A closed output neither stops the program nor panics.
 pub(crate) fn say(line: impl AsRef<str>) {
     let _ = writeln!(stdout(), "{}", line.as_ref());
 }
 
-/// An option's value: a number of seconds in a range.
+/// Prints a line on standard error, likewise.
+pub(crate) fn complain(line: impl AsRef<str>) {
+    let _ = writeln!(stderr(), "{}", line.as_ref());
+}
+
+/// Parses an option's number of seconds within a range.
 pub(crate) fn seconds(text: &str, range: RangeInclusive<f64>) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds) if range.contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
@@ -40,8 +46,8 @@ pub(crate) fn seconds(text: &str, range: RangeInclusive<f64>) -> Result<Duration
     }
 }
 
-/// A program's end: an error goes to standard error, under the program's name. That another one has taken the
-/// balancer over is none.
+/// The end of a program: prints an error to standard error, with the program's name. A takeover by
+/// another program is not an error.
 pub(crate) fn exit(program: &str, result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,7 +56,7 @@ pub(crate) fn exit(program: &str, result: Result<()>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{program}: {}", with_causes(&error));
+            complain(format!("{program}: {}", with_causes(&error)));
             ExitCode::FAILURE
         }
     }
@@ -61,7 +67,7 @@ fn is_handed_over(error: &anyhow::Error) -> bool {
     error.is_some_and(|error| matches!(error, katran::Error::HandedOver { .. }))
 }
 
-/// An error and what caused it; some of the library's name the cause themselves.
+/// An error with its causes; some of the library's errors name the cause themselves.
 pub(crate) fn with_causes(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |text, cause| {
         let cause = cause.to_string();

@@ -1,4 +1,4 @@
-//! The options of what outlives its program: where it is pinned, and that it is to be taken away.
+//! Options for pinning, which lets something outlive its program.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use katran::Start;
 
 use super::say;
 
-/// Where it is pinned.
+/// Where to pin.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Pin {
-    /// Pin it in this directory of a BPF file system: it works on when this program ends or is killed
+    /// Pin it in this directory of a BPF file system, so that it works on after this program ends
     #[arg(long, value_name = "DIR")]
     pin: Option<PathBuf>,
 }
@@ -21,12 +21,12 @@ impl Pin {
         self.pin.as_deref()
     }
 
-    /// Takes away what is pinned. The parser has refused to go on without a place.
+    /// Removes what is pinned. The parser requires the directory.
     pub(crate) fn remove(&self) -> Result<()> {
         remove(self.directory().unwrap_or(Path::new("")))
     }
 
-    /// Says whether what is pinned was there; `what` it is.
+    /// Reports whether something pinned was adopted.
     pub(crate) fn report(&self, what: &str, start: &Start) {
         if let (
             Some(directory),
@@ -36,27 +36,27 @@ impl Pin {
         ) = (self.directory(), start)
         {
             say(format!(
-                "goes on with the {what} in {}, loaded {} s ago by version {by_version}",
+                "continuing with the {what} in {}, loaded {} s ago by version {by_version}",
                 directory.display(),
                 age.as_secs()
             ));
         }
     }
 
-    /// Says what becomes of it when the program ends; `false`: it ends, too.
+    /// Reports that it stays when the program ends; `false` if it does not.
     pub(crate) fn leaves(&self, doing: &str) -> bool {
         let Some(directory) = self.directory() else {
             return false;
         };
         say(format!(
-            "{doing} on without this program: pinned in {}",
+            "{doing} continues without this program: pinned in {}",
             directory.display()
         ));
         true
     }
 }
 
-/// Takes away what is pinned in a directory.
+/// Removes what is pinned in a directory.
 pub(crate) fn remove(directory: &Path) -> Result<()> {
     katran::remove(directory)?;
     say(format!("removed {}", directory.display()));

@@ -1,5 +1,5 @@
-//! A root program, by which several XDP programs share an interface: puts it there, shows what its entries hold, and
-//! takes it off again.
+//! A root program lets several XDP programs share an interface: attaches it, lists its entries, and
+//! removes it.
 
 use std::path::PathBuf;
 
@@ -12,40 +12,40 @@ use katran::attachments::SharedEntries;
 
 use super::say;
 
-/// What to do with it.
+/// What to do with the root program.
 #[derive(clap::Subcommand)]
 pub(crate) enum Arguments {
-    /// Load one, attach it, and leave it there
+    /// Load, attach and pin a root program
     Attach {
-        /// Where packets come in; may be given several times
+        /// The interface to share; repeatable
         #[arg(long, value_name = "NAME", required = true)]
         interface: Vec<String>,
         #[command(flatten)]
         place: Place,
-        /// How many programs can share it, 1 to 16
+        /// The number of programs that can share it, 1 to 16
         #[arg(long, value_name = "N", default_value_t = 3)]
         entries: u32,
-        /// auto, native (in the driver) or generic (in the network stack)
+        /// XDP mode: auto, native (in the driver) or generic (in the network stack)
         #[arg(long, default_value_t = XdpMode::Auto)]
         mode: XdpMode,
-        /// Frames may come in several buffers; all programs in it must accept that
+        /// Accept frames in several buffers; every program in an entry must accept them too
         #[arg(long)]
         frags: bool,
     },
     /// List the entries
     Show(Place),
-    /// Take it off its interfaces, and what is in it
+    /// Remove the root program and everything in its entries
     Remove(Place),
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Place {
-    /// Where its program array is pinned, on a BPF file system
+    /// The path of its pinned program array, on a BPF file system
     #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/katran_root")]
     path: PathBuf,
 }
 
-/// Does it.
+/// Runs the subcommand.
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
     match arguments {
         Arguments::Attach {
@@ -66,7 +66,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             let count = root.entries().count();
             anyhow::ensure!(
                 count == entries,
-                "{} has {count} entries: say so by --entries, or remove it first",
+                "{} has {count} entries: pass that number as --entries, or remove it first",
                 place.path.display()
             );
             let attached = attach(&mut root, &interface, mode)?;
@@ -99,7 +99,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Attaches it to each of these, where it is not.
+/// Attaches it to those of these interfaces where it is missing.
 fn attach(
     root: &mut RootProgram,
     interfaces: &[String],

@@ -1,5 +1,5 @@
-//! Runs the frames of a capture through the loaded program, without touching an interface: a table, or a report of
-//! JSON lines, and a capture of what leaves the program.
+//! Runs the frames of a capture through the loaded program, without an interface. Prints a table or
+//! writes a JSON report, and writes a capture of what leaves the program.
 
 use std::fs;
 use std::fs::File;
@@ -24,28 +24,28 @@ use pcap_file::pcap::PcapWriter;
 use pcap_file::pcap::RawPcapPacket;
 use serde::Serialize;
 
-/// Frames grow by an outer header, so the limit of the capture that was read may be too small.
+/// Frames grow by an outer header, so the snap length of the input may be too small.
 const SNAP_LENGTH: u32 = 262_144;
 
-/// Which frames, through what.
+/// The options of `simulate`.
 #[derive(clap::Args)]
 #[group(skip)]
 pub(crate) struct Arguments {
-    /// The configuration: TOML with [balancer] and [[vip]]
+    /// The configuration document (TOML)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The capture: pcap with Ethernet frames
+    /// The capture to read: pcap with Ethernet frames
     #[arg(long, value_name = "FILE")]
     read: PathBuf,
-    /// Where the frames go as they leave the program
+    /// Write frames as they leave the program to this pcap file
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Where the report goes, a JSON object a line; without it a table is printed
+    /// Write a JSON object for each frame to this file, instead of printing a table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// Runs all of them.
+/// Runs all frames.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (mut capture, header) = open(&arguments.read)?;
     let katran = load(&arguments.config)?;
@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(error) = broken {
         let (path, frames) = (arguments.read.display(), tally.frames);
         return Err(error)
-            .with_context(|| format!("{path} breaks off; whole frames before that: {frames}"));
+            .with_context(|| format!("{path} ends within a frame, after {frames} whole ones"));
     }
     ensure!(
         tally.errors == 0,
@@ -103,9 +103,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A balancer loaded with the settings of the file, and with its VIPs.
+/// A balancer with the settings and VIPs of the file.
 fn load(config: &Path) -> Result<Katran> {
-    // What is said of health checks is none of it.
+    // Health checks do not matter here.
     #[cfg(feature = "health")]
     let document = katran::health::Document::from_toml_file(config)?;
     #[cfg(feature = "health")]
@@ -126,7 +126,7 @@ fn open(path: &Path) -> Result<(PcapReader<File>, PcapHeader)> {
     let cannot = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(cannot)?;
     let capture = PcapReader::new(file)
-        .context("it is no pcap file (pcapng: convert it by `tcpdump -r IN -w OUT`)")
+        .context("not a pcap file (convert pcapng with `tcpdump -r IN -w OUT`)")
         .with_context(cannot)?;
     let header = capture.header();
     if header.datalink != DataLink::ETHERNET {
@@ -136,18 +136,18 @@ fn open(path: &Path) -> Result<(PcapReader<File>, PcapHeader)> {
     Ok((capture, header))
 }
 
-/// Creates a file to write, which must not be the one that is being read.
+/// Creates a file for writing, which must not be the input.
 fn create(path: &Path, read: &Path) -> Result<File> {
     let cannot = || format!("cannot write {}", path.display());
     let identity = |path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
-    // One that does not exist yet is another.
+    // A file that does not exist yet is another one.
     if let (Ok(one), Ok(other)) = (identity(path), identity(read)) {
-        ensure!(one != other, "{}: it is being read", cannot());
+        ensure!(one != other, "{}: it is the input", cannot());
     }
     File::create(path).with_context(cannot)
 }
 
-/// Runs one frame: its line of the report, and the frame as it leaves the program.
+/// Runs one frame; returns its line of the report, and the frame that leaves the program.
 fn run_one(katran: &Katran, index: u64, packet: &RawPcapPacket) -> (Line, Vec<u8>) {
     let truncated = packet.incl_len < packet.orig_len;
     match katran.simulate(&packet.data) {
@@ -180,7 +180,7 @@ fn run_one(katran: &Katran, index: u64, packet: &RawPcapPacket) -> (Line, Vec<u8
     }
 }
 
-/// The record of a frame that leaves: when it came in, and with as much missing.
+/// The record of a frame that leaves: with the arrival's time, and as much missing.
 fn leaving<'a>(arrived: &RawPcapPacket, frame: &'a [u8]) -> RawPcapPacket<'a> {
     let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
     RawPcapPacket {
@@ -197,11 +197,11 @@ fn leaving<'a>(arrived: &RawPcapPacket, frame: &'a [u8]) -> RawPcapPacket<'a> {
 struct Line {
     index: u64,
     verdict: String,
-    /// Of the frame as it leaves the program.
+    /// The length of the frame as it leaves the program.
     length: usize,
     vip: Option<String>,
     real: Option<IpAddr>,
-    /// Which step of the walk decided.
+    /// The step of the walk that decided.
     reason: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
@@ -209,7 +209,7 @@ struct Line {
     error: Option<String>,
 }
 
-/// All counters, after the last frame.
+/// All counters after the last frame.
 #[derive(Serialize)]
 struct LastLine<'a> {
     counters: &'a Counters,

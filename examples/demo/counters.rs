@@ -1,4 +1,4 @@
-//! Part 6: what the programs counted, and that it agrees.
+//! Part 6: what the programs counted, and that the counts agree.
 
 use crate::Result;
 use crate::report::Report;
@@ -6,8 +6,8 @@ use crate::site::Site;
 use crate::table::Table;
 use crate::table::grouped;
 
-/// Of a thousand encapsulated packets, how many may be lost before a backend: iperf3 sends more
-/// than the virtual interfaces' queues always hold.
+/// Of a thousand encapsulated packets, how many may be lost before a backend: iperf3 may send more
+/// than the virtual interfaces' queues hold.
 const LOST: u64 = 20;
 
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
@@ -18,7 +18,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
          on their backend.",
     );
     let katran = &site.katran;
-    // First, for a late packet may come between the two: it is missing here then, and not there.
+    // First: a late packet may arrive in between; it is missing here then, not there.
     let of_backends = site.decaps.iter().map(katran::Decap::counters);
     let of_backends = of_backends.collect::<katran::Result<Vec<_>>>()?;
     let (totals, flows) = (katran.stats().totals()?, katran.stats().flow_table()?);

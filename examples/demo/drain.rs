@@ -1,5 +1,4 @@
-//! Part 2: downloads that survive while the backend they come from is drained and others come and
-//! go.
+//! Part 2: downloads that survive while their backend is drained and others come and go.
 
 use std::io;
 use std::io::Read;
@@ -27,13 +26,13 @@ use crate::web::Connection;
 
 /// New requests to each VIP after every change.
 const REQUESTS: u32 = 50;
-/// From the start of one change to the next.
+/// The time between the starts of two changes.
 const PAUSE: Duration = Duration::from_secs(1);
-/// What a download keeps for after the last change, however long the changes take.
+/// The part of a download that is left for after the last change.
 const LAST: usize = web::DOWNLOAD / 16;
 const POLL: Duration = Duration::from_millis(5);
-/// Connections until one reaches a certain backend. With the smallest weight of `lb.toml`, the
-/// tenth of all, this fails once in 10^9 times.
+/// Connections to make until one reaches a certain backend. With the smallest weight of `lb.toml`,
+/// a tenth of all, this fails once in 10^9 times.
 const ATTEMPTS: usize = 200;
 
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
@@ -145,7 +144,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     site.restore()
 }
 
-/// A download for each VIP of the web site, all from the backend that answers the first.
+/// Starts a download from each VIP of the web site, all from the backend that answers the first.
 fn start(site: &Site) -> Result<Vec<Download>> {
     let content = Arc::new(web::download());
     let mut downloads: Vec<Download> = Vec::new();
@@ -207,7 +206,7 @@ impl Download {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Waits for the end: an error if it was not the right one.
+    /// Waits for the end; an error if it was not the right one.
     fn finish(&mut self) -> io::Result<()> {
         let reader = self.reader.take().map(JoinHandle::join);
         reader
@@ -216,7 +215,7 @@ impl Download {
     }
 }
 
-/// Reads to the end, the last bytes after all changes, and compares every byte.
+/// Reads to the end, the last bytes after all changes, and compares each byte.
 fn read(
     stream: &mut impl Read,
     content: &[u8],

@@ -1,5 +1,5 @@
-//! The directory for nginx's files. It goes when the demo ends or is interrupted; what a demo that
-//! was killed left there is removed by the next one.
+//! The directory for nginx's files. It is removed when the demo ends or is interrupted; the next
+//! demo removes what a killed one left.
 
 use std::fs;
 use std::fs::DirBuilder;
@@ -13,7 +13,7 @@ use std::process;
 use nix::fcntl::Flock;
 use nix::fcntl::FlockArg;
 
-/// With the process id behind it.
+/// The prefix of its name; the process id follows.
 const NAME: &str = "katran-demo.";
 
 /// A directory that only root can read, removed on drop.
@@ -44,7 +44,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Removes the directory, for an end without drops.
+/// Removes the directory, for exits that run no destructors.
 pub(crate) fn remove(path: &Path) {
     if let Err(error) = fs::remove_dir_all(path)
         && error.kind() != io::ErrorKind::NotFound
@@ -53,7 +53,7 @@ pub(crate) fn remove(path: &Path) {
     }
 }
 
-/// A lock that ends with this process, however that ends.
+/// A lock that ends with this process, however it ends.
 fn lock(path: &Path) -> io::Result<Flock<File>> {
     Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock)
         .map_err(|(_, errno)| errno.into())
@@ -62,7 +62,7 @@ fn lock(path: &Path) -> io::Result<Flock<File>> {
 fn remove_abandoned(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
-        // A directory itself, not a link that somebody put there.
+        // The directory itself, not a link that somebody put there.
         let ours = entry.file_name().to_string_lossy().starts_with(NAME);
         if ours && entry.file_type()?.is_dir() && lock(&entry.path()).is_ok() {
             remove(&entry.path());

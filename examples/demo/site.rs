@@ -1,5 +1,5 @@
-//! The network of the demo: the lab's hosts with a balancer, decapsulators and web servers on
-//! them, and what the parts ask of it.
+//! The demo's network: the lab's hosts with a balancer, decapsulators and web servers, and what the
+//! parts ask of it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,7 +27,7 @@ use katran_lab::Process;
 use crate::Result;
 use crate::web;
 
-/// What a user would write: nothing below knows more of addresses and weights.
+/// What a user would write: nothing below has addresses or weights.
 const CONFIGURATION: &str = include_str!("lb.toml");
 const BACKENDS: usize = 4;
 /// The port of the web site's VIPs.
@@ -35,13 +35,13 @@ const HTTP: u16 = 80;
 /// How long a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Everything that runs. Servers and programs go before the hosts they are on.
+/// Everything that runs. Servers and programs are dropped before their hosts.
 pub(crate) struct Site {
     _web_servers: Vec<Process>,
     /// One on each backend.
     pub(crate) decaps: Vec<Decap>,
     pub(crate) katran: Katran,
-    /// The configuration file, with the lab's own gateway.
+    /// The configuration file, with the lab's gateway.
     pub(crate) configured: State,
     pub(crate) lab: Lab,
 }
@@ -109,7 +109,7 @@ impl Site {
         self.services(HTTP)
     }
 
-    /// The reals of a VIP by the number of their backends; no weight for a backend that has none.
+    /// The reals of a VIP by their backends' numbers; `None` for a backend without one.
     pub(crate) fn reals(&self, service: &VipState) -> Vec<Option<Real>> {
         let mut reals = vec![None; BACKENDS];
         for real in &service.reals {
@@ -120,7 +120,7 @@ impl Site {
         reals
     }
 
-    /// The number of the backend that has this address.
+    /// The number of the backend with this address.
     pub(crate) fn backend_of(&self, address: IpAddr) -> Option<usize> {
         let has = |b: &katran_lab::Backend| [IpAddr::from(b.v4), b.v6.into()].contains(&address);
         self.lab.backends.iter().position(has)
@@ -158,7 +158,7 @@ impl Site {
         state
     }
 
-    /// Makes the balancer what the configuration file says.
+    /// Applies the configuration file.
     pub(crate) fn restore(&mut self) -> Result<()> {
         self.katran.apply(&self.configured)?;
         Ok(())
@@ -173,12 +173,12 @@ pub(crate) fn family(address: IpAddr) -> &'static str {
     }
 }
 
-/// Where clients find a VIP.
+/// The address where clients find a VIP.
 pub(crate) fn address_of(vip: Vip) -> SocketAddr {
     SocketAddr::new(vip.address(), vip.port())
 }
 
-/// Waits until a server takes connections, without making one.
+/// Waits until a server accepts connections, without making one.
 pub(crate) fn wait_until_listening(host: &Host, port: u16, server: &mut Process) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     while !host.run(|| is_listening(port))? {
@@ -193,8 +193,8 @@ pub(crate) fn wait_until_listening(host: &Host, port: u16, server: &mut Process)
     Ok(())
 }
 
-/// Whether somebody listens on a port of the calling thread's namespace, for IPv6 (the servers
-/// here take that last, or take both families by it).
+/// Whether somebody listens on a port of the calling thread's namespace, for IPv6 (the servers here
+/// bind that last, or bind both families with it).
 fn is_listening(port: u16) -> io::Result<bool> {
     /// `TCP_LISTEN`, as the kernel prints it.
     const LISTEN: &str = "0A";

@@ -1,4 +1,4 @@
-//! Part 1: many requests, each on a connection of its own, and how they spread over the backends.
+//! Part 1: many requests on separate connections, and how they spread over the backends.
 
 use katran::Vip;
 
@@ -13,12 +13,13 @@ use crate::web::Connection;
 
 /// Requests to each VIP.
 const REQUESTS: u32 = 600;
-/// What a client sends in one at least: SYN, ACK, the request, and the ACK of the answer or a FIN.
+/// The least number of packets of one request: SYN, ACK, the request, and the ACK of the answer or
+/// a FIN.
 const PACKETS: u64 = 4;
-/// How far a backend's share may be off, in standard deviations of a fair draw. With the weights
-/// of `lb.toml`, chance alone fails one run in about 18,000.
+/// How far a backend's share may be off, in standard deviations of a fair draw. With the weights of
+/// `lb.toml`, chance alone fails one run in about 18,000.
 const DEVIATIONS: f64 = 4.5;
-/// Failed requests after which no more are made: each may have taken seconds.
+/// Failed requests after which to stop: each may take seconds.
 const ENOUGH: usize = 3;
 
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
@@ -82,8 +83,8 @@ fn forwarded(site: &Site) -> Result<u64> {
     Ok(flows.packets + flows.settled)
 }
 
-/// Asks a VIP so many times, on new connections: how often each backend answered. Failures are
-/// reported.
+/// Sends a VIP so many requests on new connections; returns how often each backend answered.
+/// Reports failures.
 pub(crate) fn ask(site: &Site, vip: Vip, requests: u32, report: &mut Report) -> Vec<u32> {
     let mut seen = vec![0; site.lab.backends.len()];
     let mut failed = Vec::new();
@@ -110,7 +111,7 @@ fn ask_once(site: &Site, vip: Vip) -> Result<usize> {
     let own = connection.local_addr()?.ip();
     let answer = connection.ask_and_close()?;
     if answer.client != own {
-        // The tunnel must not hide who asks.
+        // The tunnel must not hide the client.
         let Answer { backend, client } = answer;
         return Err(format!("{backend} took {own} for {client}").into());
     }

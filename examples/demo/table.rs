@@ -1,15 +1,15 @@
-//! Tables for a terminal of 80 columns: a line under the header, columns as wide as they need to
-//! be, numbers to the right.
+//! Tables for a terminal of 80 columns: a rule under the header, columns as wide as needed, numbers
+//! aligned to the right.
 
 use std::fmt;
 
 /// Space between columns, and before the first.
 const GAP: &str = "  ";
 
-/// A table. Its first column is aligned to the left, the others to the right unless
-/// [`Table::text`] says otherwise.
+/// A table. The first column is aligned to the left, the others to the right unless [`Table::text`]
+/// changes that.
 pub(crate) struct Table {
-    /// The header is the first of them.
+    /// The first row is the header.
     rows: Vec<Vec<String>>,
     text: Vec<usize>,
 }

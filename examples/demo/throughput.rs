@@ -1,4 +1,4 @@
-//! Part 5: how much goes through the tunnel, measured by iperf3.
+//! Part 5: the throughput of the tunnel, measured by iperf3.
 
 use std::process::Command;
 use std::process::Stdio;
@@ -13,11 +13,11 @@ use crate::site::wait_until_listening;
 use crate::table::Table;
 use crate::table::grouped;
 
-/// The port of the VIPs for it: iperf3's own.
+/// The port of these VIPs: iperf3's own.
 const PORT: u16 = 5201;
-/// Of each measurement.
+/// The length of each measurement.
 const SECONDS: u32 = 3;
-/// Packets that are not iperf3's, at most; its own are hundreds of thousands.
+/// The largest number of packets that are not iperf3's; its own are hundreds of thousands.
 const FEW: u64 = 100;
 
 pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
@@ -86,7 +86,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
                 result.received
             ),
         );
-        // Connections of other parts may still be saying goodbye.
+        // Connections of other parts may still be closing.
         let others = gains.iter().sum::<u64>() - gain;
         report.check(
             others <= FEW,

@@ -1,7 +1,7 @@
 //! The web servers: nginx, one process on each backend, and a client that can keep a connection.
 //!
-//! A server tells its name and the client's address as it sees it; `/download` is a large file at
-//! a limited rate.
+//! A server answers with its name and the client's address as it sees it; `/download` is a large
+//! file at a limited rate.
 
 use std::fs;
 use std::io;
@@ -33,12 +33,11 @@ use crate::Result;
 
 /// How long to wait for a connection and for every read.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The ports of clients from this one on are below those that the kernel gives out itself, and above those
-/// of part 3.
+/// The clients' first port: below the kernel's ephemeral ports, and above those of part 3.
 const FIRST_PORT: u16 = 21_000;
 /// Bytes of `/download`.
 pub(crate) const DOWNLOAD: usize = 32 << 20;
-/// Bytes of it a second, for each connection.
+/// The rate of `/download`, in bytes a second for each connection.
 const RATE: &str = "4m";
 
 /// Writes the file behind `/download`.
@@ -46,8 +45,8 @@ pub(crate) fn write_download(scratch: &Path) -> io::Result<()> {
     fs::write(scratch.join("download"), download())
 }
 
-/// The content of `/download`: bytes of which none tells the next, so that a piece that is
-/// missing, doubled or in the wrong place shows.
+/// The content of `/download`: unpredictable bytes, so that a missing, repeated or misplaced piece
+/// shows.
 pub(crate) fn download() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {
@@ -60,12 +59,12 @@ pub(crate) fn download() -> Vec<u8> {
     words.take(DOWNLOAD / 8).flatten().collect()
 }
 
-/// Starts nginx on a backend. All its files are in `scratch`; what goes wrong it says on our
-/// standard error.
+/// Starts nginx on a backend. All its files are in `scratch`; it reports errors on our standard
+/// error.
 pub(crate) fn start(host: &Host, scratch: &Path) -> Result<Process> {
     let name = host.name();
     let directory = scratch.display();
-    // The directories for bodies are made at the start, whether they are needed or not.
+    // nginx creates the directories for bodies at the start, needed or not.
     let configuration = format!(
         r#"daemon off;
 master_process off;
@@ -101,14 +100,14 @@ http {{
         .arg(scratch)
         .arg("-c")
         .arg(file)
-        // Ctrl-C is for the demo: nginx would take it for its own and complain of missing files.
+        // Ctrl-C is for the demo: nginx would react too, and complain about missing files.
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     Ok(host.spawn_command(command)?)
 }
 
-/// An answer: who gave it, and whom it saw asking.
+/// An answer: who gave it, and which client it saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) backend: String,
@@ -122,9 +121,9 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects by an address of the kernel's choice, from a port that no connection of the demo has had.
-    /// The kernel gives out again what is free, and the balancer sends a SYN from a port that was used a
-    /// moment ago where the connection before it went.
+    /// Connects from an address of the kernel's choice, and from a port that the demo has not used
+    /// yet. The kernel reuses free ports, and the balancer sends a SYN from a recently used port to
+    /// the same real as the connection before.
     pub(crate) fn new(host: &Host, server: SocketAddr) -> io::Result<Self> {
         static NEXT_PORT: AtomicU16 = AtomicU16::new(FIRST_PORT);
         let any: IpAddr = match server {
@@ -158,7 +157,7 @@ impl Connection {
         self.stream.get_ref().local_addr()
     }
 
-    /// Asks who is there. The connection stays open.
+    /// Asks who is there, and keeps the connection open.
     pub(crate) fn ask(&mut self) -> io::Result<Answer> {
         self.request("/", "keep-alive")?;
         self.answer()
@@ -175,7 +174,7 @@ impl Connection {
         }
     }
 
-    /// Asks for the file: the name of the server and the connection, from which it is to be read.
+    /// Requests the file; returns the server's name and the connection to read from.
     pub(crate) fn download(mut self) -> io::Result<(String, BufReader<TcpStream>)> {
         self.request("/download", "close")?;
         let headers = self.headers()?;

@@ -1,5 +1,5 @@
-//! `katran check`: whether a document is right, and with `--interface` whether anything would keep a balancer with it
-//! from working there.
+//! `katran check`: whether a document is valid and, with `--interface`, whether a balancer with it
+//! would work there.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -15,19 +15,20 @@ use crate::options::diagnose;
 use crate::options::placed;
 use crate::options::read;
 
-/// What to look at.
+/// What to check.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The configuration: TOML with [balancer] and [[vip]]
+    /// The configuration document (TOML)
     #[arg(value_name = "FILE")]
     config: PathBuf,
-    /// Print what would keep it from working on this interface, too; may be given several times
+    /// Also check this interface for anything that would keep it from working; repeatable
     #[arg(long, value_name = "NAME")]
     interface: Vec<String>,
-    /// As an entry of the root program that is pinned here; --interface names where that is attached
+    /// Check an entry of the root program pinned here; --interface names the interfaces that the
+    /// root program is on
     #[arg(long, value_name = "PATH", requires = "interface")]
     shared: Option<PathBuf>,
-    /// The entry, from 0
+    /// The position of the entry, from 0
     #[arg(long, value_name = "N", default_value_t = 2, requires = "shared")]
     position: u32,
 }
@@ -40,7 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let memory = state.builder()?.memory_estimate();
     let memory = memory.map_err(|error| document.placed(error))?;
     say(format!(
-        "{}: right; {} VIPs, {reals} reals in them, at most {} MB in the kernel",
+        "{}: valid; {} VIPs with {reals} reals, at most {} MB of kernel memory",
         arguments.config.display(),
         state.vips.len(),
         memory.at_capacity().div_ceil(1_000_000)
@@ -49,11 +50,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     let works = place(arguments, state.clone()).map_err(|error| placed(&document, error))?;
-    anyhow::ensure!(works, "it would not work like this");
+    anyhow::ensure!(works, "the balancer would not work; see the problems above");
     Ok(())
 }
 
-/// What a balancer with this configuration would meet on its interfaces; it is attached to none.
+/// Diagnoses the interfaces with a balancer that is not attached to any.
 fn place(arguments: &Arguments, mut state: State) -> Result<bool> {
     // Here it is not pinned.
     if let Some(settings) = &mut state.balancer {
@@ -62,7 +63,7 @@ fn place(arguments: &Arguments, mut state: State) -> Result<bool> {
     let mut katran = match state.builder()?.load() {
         Ok(katran) => katran,
         Err(error) => {
-            // Why, most likely.
+            // Most likely the reason.
             say(Diagnosis::of_host().to_string());
             return Err(error.into());
         }
@@ -79,20 +80,20 @@ fn place(arguments: &Arguments, mut state: State) -> Result<bool> {
     Ok(works)
 }
 
-/// Whether a balancer could have this entry of a root program.
+/// Whether a balancer could have this root entry.
 fn entry(path: &Path, position: u32) -> Result<bool> {
     let programs = SharedEntries::open(path)?.programs()?;
     let (works, what) = match programs.get(position as usize) {
         None => (false, format!("there are {} entries", programs.len())),
         Some(None) => (true, "empty".to_owned()),
         Some(Some(program)) if ["katran", "katran_full"].contains(&program.name.as_str()) => {
-            (true, "a balancer's, which would be replaced".to_owned())
+            (true, "holds a balancer, which would be replaced".to_owned())
         }
         Some(Some(program)) if program.name.is_empty() => (
             false,
-            "some program's, and whose takes CAP_SYS_ADMIN to see".to_owned(),
+            "holds a program; CAP_SYS_ADMIN is needed to see whose".to_owned(),
         ),
-        Some(Some(program)) => (false, format!("that of {}, which stays", program.name)),
+        Some(Some(program)) => (false, format!("holds {}, which would stay", program.name)),
     };
     let severity = if works {
         Severity::Ok

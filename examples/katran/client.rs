@@ -1,4 +1,4 @@
-//! The other end of the socket: what `status`, `apply`, `drain`, `top` and `monitor` speak to the running balancer.
+//! The client's end of the socket, for `status`, `apply`, `drain`, `top` and `monitor`.
 
 pub(crate) mod apply;
 
@@ -18,10 +18,10 @@ use crate::report::Report;
 use crate::socket;
 use crate::socket::Request;
 
-/// Which balancer is spoken to.
+/// The balancer to talk to.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct To {
-    /// The socket of the running balancer: what it was given by --socket
+    /// The socket of the running balancer (its option --socket)
     #[arg(long, value_name = "PATH", default_value = socket::PATH)]
     socket: PathBuf,
 }
@@ -30,7 +30,7 @@ impl To {
     pub(crate) fn connect(&self) -> Result<Client> {
         let cannot = || {
             format!(
-                "no balancer takes commands at {}: is `katran run` at work, with this --socket?",
+                "no balancer listens at {}: start `katran run`, or name its --socket",
                 self.socket.display()
             )
         };
@@ -41,7 +41,7 @@ impl To {
         })
     }
 
-    /// One request, and its answer.
+    /// Sends one request and returns the answer.
     pub(crate) fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T> {
         self.connect()?.ask(request)
     }
@@ -60,13 +60,13 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T> {
         let line = serde_json::to_string(request)? + "\n";
-        // A balancer that refuses a client answers before it has asked, and hangs up.
+        // A balancer that refuses a client answers before any request, and hangs up.
         let _ = self.stream.write_all(line.as_bytes());
         let answer = self.line()?;
         Self::of(&mut answer.context("the balancer has ended")?)
     }
 
-    /// The next line; `None`: there are no more.
+    /// The next line; `None` at the end.
     pub(crate) fn line(&mut self) -> Result<Option<Value>> {
         let mut line = String::new();
         match self.answers.read_line(&mut line) {
@@ -77,7 +77,7 @@ impl Client {
         }
     }
 
-    /// What an answer says.
+    /// The content of an answer.
     pub(crate) fn of<T: DeserializeOwned>(answer: &mut Value) -> Result<T> {
         if let Some(error) = answer["error"].as_str() {
             anyhow::bail!("{error}");

@@ -1,19 +1,20 @@
-//! The load balancer as one program: `run` balances, probes, serves metrics and takes commands; the others look at
-//! the running one, change it, or do what needs no balancer.
+//! The load balancer as one program. `run` balances, probes, serves metrics and takes commands.
+//! Other commands inspect or change the running balancer, or need none.
 //!
 //! ```text
 //! katran run --config lb.toml --interface eth0 [--pin DIR] [--listen] [--probe] [--socket PATH]
-//! katran check lb.toml [--interface eth0]      is it right, and would anything keep it from working?
-//! katran status [--json]                       who gets what, health, drains, attachments, problems
-//! katran apply lb.toml [--dry-run]             another document, without a restart
-//! katran drain 198.51.100.1 [VIP] [--wait]     no new flows; when may it be switched off?
-//! katran top                                   the same, live
-//! katran monitor [--directory DIR]             noteworthy packets
-//! katran remove --pin DIR                      takes away a balancer, or decapsulator, that is pinned
-//! katran simulate, katran decap, katran root   see the examples of these names
+//! katran check lb.toml [--interface eth0]      check a document, and the host
+//! katran status [--json]                       traffic, health, drains, problems
+//! katran apply lb.toml [--dry-run]             change the document without a restart
+//! katran drain 198.51.100.1 [VIP] [--wait]     stop new flows to a backend
+//! katran top                                   watch traffic
+//! katran monitor [--directory DIR]             watch noteworthy packets
+//! katran remove --pin DIR                      remove a pinned balancer or decapsulator
+//! katran simulate, katran decap, katran root   as the examples of these names
 //! katran completions SHELL, katran man DIR
 //! ```
-//! `status`, `apply`, `drain`, `top` and `monitor` speak to `run` by its Unix socket; `socket.rs` describes the protocol.
+//! `status`, `apply`, `drain`, `top` and `monitor` use the Unix socket of `run`; `socket.rs`
+//! describes the protocol.
 
 mod check;
 mod client;
@@ -48,43 +49,43 @@ struct Arguments {
 enum Command {
     /// Balance the VIPs of a configuration file, until SIGINT or SIGTERM
     Run(Box<run::Arguments>),
-    /// Is a configuration file right, and would anything keep it from working?
+    /// Check a configuration file, and whether this host is ready for it
     Check(check::Arguments),
-    /// Give the running balancer another document
+    /// Apply another document to the running balancer
     Apply(client::apply::Arguments),
-    /// What the running balancer does: traffic, health, drains, problems
+    /// Show the running balancer's traffic, health, drains and problems
     Status(status::Arguments),
-    /// Send no new flows to a backend (UDP: after udp_timeout), and tell when it may be switched off
+    /// Send no new flows to a backend, and tell when it can be switched off
     Drain(drain::Arguments),
-    /// Watch the running balancer's traffic
+    /// Watch the running balancer's traffic live
     Top(top::Arguments),
     /// Watch noteworthy packets of the running balancer
     Monitor(monitor::Arguments),
-    /// What would the balancer do with the frames of a capture?
+    /// Show what the balancer would do with the frames of a capture
     Simulate(common::simulate::Arguments),
-    /// Strip the balancer's tunnels, on a backend
+    /// Strip the balancer's tunnels on a backend
     Decap(common::decap::Arguments),
     /// Share an interface between several XDP programs
     #[command(subcommand)]
     Root(common::root::Arguments),
-    /// Take away a balancer, or decapsulator, that is pinned
+    /// Remove a pinned balancer or decapsulator
     Remove {
-        /// Where it is pinned
+        /// The directory that it is pinned in
         #[arg(long, value_name = "DIR")]
         pin: PathBuf,
     },
-    /// Print what makes a shell complete these commands
+    /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
-    /// Write manual pages, one for each command
+    /// Write a manual page for each command
     Man {
-        /// Where to; it must exist
+        /// The directory to write to; it must exist
         directory: PathBuf,
     },
 }
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    // It has the log on its screen.
+    // `top` shows the log on its screen.
     if !matches!(command, Command::Top(_)) {
         common::log();
     }

@@ -1,9 +1,10 @@
-//! `katran monitor`: noteworthy packets of the running balancer, as they happen: printed, or written to pcap files.
+//! `katran monitor`: prints noteworthy packets of the running balancer as they occur, or writes
+//! them to pcap files.
 //!
-//! Events are `tcp_non_syn_miss` (a TCP packet in the middle of a connection that no table knows), `packet_too_big` (above
-//! `max_frame`) and `quic_real_gone`. The balancer's feature `introspection` is on meanwhile, whatever its document lists. With
-//! `--directory` there is a new file for each, which tshark, Wireshark and tcpdump read. SIGINT and SIGTERM end it; the
-//! balancer goes on.
+//! Events are `tcp_non_syn_miss` (a TCP packet within a connection that no table knows),
+//! `packet_too_big` (above `max_frame`) and `quic_real_gone`. Meanwhile the balancer's feature
+//! `introspection` is on, whatever its document says. With `--directory` each event type gets a new
+//! file for tshark, Wireshark or tcpdump. SIGINT and SIGTERM end it; the balancer continues.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,22 +38,22 @@ use crate::socket::Heeded;
 use crate::socket::Listening;
 use crate::socket::Request;
 
-/// Which packets, and where they go.
+/// Which packets, and where to write them.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Write pcap files here, one for each kind of event, instead of printing events
+    /// Write one pcap file for each event type here, instead of printing
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Only this kind of event; may be given several times
+    /// Show only this event type; repeatable
     #[arg(long, value_name = "NAME")]
     event: Vec<EventKind>,
-    /// The most events of each kind a second and CPU
+    /// The largest number of events of each type per second and CPU
     #[arg(long, value_name = "N", default_value_t = 100)]
     rate_limit: u32,
-    /// The most packets of each kind
+    /// The largest number of packets of each type
     #[arg(long, value_name = "N")]
     packet_limit: Option<u64>,
-    /// Bytes to keep of each packet, 14 to 128
+    /// Bytes of each packet to keep, 14 to 128
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     snap_length: u32,
     #[command(flatten)]
@@ -66,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         false => arguments.event.clone(),
     };
     let mut client = arguments.to.connect()?;
-    // Nothing is switched on before it is clear that there is somewhere to write to.
+    // Switch nothing on before the files can be written.
     let mut files = match &arguments.directory {
         None => None,
         Some(directory) => Some(Files::create(directory, &kinds, arguments.snap_length)?),
@@ -93,23 +94,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     thread::spawn(move || {
         if signals.forever().next().is_some() {
             ends.store(true, Ordering::Relaxed);
-            // Anything asks for the end.
+            // Any line asks for the end.
             let _ = stream.write_all(b"\n");
         }
     });
     let heeded = listen(&mut client, &mut files)?;
     anyhow::ensure!(
         is_asked.load(Ordering::Relaxed),
-        "the balancer listens no more"
+        "the balancer stopped listening"
     );
     say(format!(
-        "{} events delivered; left out: {} by the rate limit, {} for want of room, {} by the packet limit",
+        "{} events delivered; left out: {} by the rate limit, {} because buffers were full, {} by the packet limit",
         heeded.delivered, heeded.limited, heeded.lost, heeded.over_limit
     ));
     Ok(())
 }
 
-/// Takes events until the balancer says what has become of all.
+/// Receives events until the balancer reports the final counts.
 fn listen(client: &mut Client, files: &mut Option<Files>) -> Result<Heeded> {
     loop {
         let line = client.line()?;
@@ -159,7 +160,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Files that were made for nothing would keep the next attempt from starting.
+    /// Removes empty files, which would keep the next run from starting.
     fn remove(&self) {
         for (path, _) in self.0.values() {
             let _ = fs::remove_file(path);
@@ -178,7 +179,7 @@ impl Files {
     }
 }
 
-/// Seconds since 1970, the kind, who to whom, and the frame's length.
+/// Seconds since 1970, type, addresses and frame length.
 fn described(event: &Heard, bytes: &[u8]) -> String {
     let (seconds, micros) = (event.time / 1_000_000, event.time % 1_000_000);
     let (kind, packet) = (&event.kind, packet(bytes));
@@ -189,7 +190,7 @@ fn described(event: &Heard, bytes: &[u8]) -> String {
 }
 
 fn packet(bytes: &[u8]) -> String {
-    // The packet is cut short, so its lengths do not fit; its headers do.
+    // The packet is cut off, so its lengths are wrong; its headers are right.
     let Ok(packet) = etherparse::LaxSlicedPacket::from_ethernet(bytes) else {
         return "not IP".to_owned();
     };

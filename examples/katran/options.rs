@@ -1,4 +1,4 @@
-//! What to balance, and where: the options of `run`, the configuration file, and attaching.
+//! The options of `run` that say what to balance and where; reads the file and attaches.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,44 +19,44 @@ use crate::common::keeper;
 use crate::common::pin::Pin;
 use crate::common::say;
 
-/// For how long an owner is waited for that is asked to let go.
+/// How long to wait for an owner that was asked to let go.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to balance, and where.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// The configuration: TOML with [balancer] and [[vip]]
+    /// The configuration document (TOML)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// Where packets come in and leave; may be given several times. With --shared it is attached to
-    /// none: they are those of the root program, to look at for a diagnosis
+    /// Balance packets on this interface; repeatable. With --shared nothing is attached to it: name
+    /// the root program's interfaces for the diagnosis
     #[arg(long, value_name = "NAME", required_unless_present = "shared")]
     pub(crate) interface: Vec<String>,
-    /// Share the interface: be an entry of the root program that is pinned here
+    /// Share interfaces: attach to an entry of the root program pinned here
     #[arg(long, value_name = "PATH")]
     shared: Option<PathBuf>,
-    /// The entry, from 0
+    /// The position of the entry, from 0
     #[arg(long, value_name = "N", default_value_t = 2, requires = "shared")]
     position: u32,
-    /// auto, native (in the driver) or generic (in the network stack)
+    /// XDP mode: auto, native (in the driver) or generic (in the network stack)
     #[arg(long, default_value_t = XdpMode::Auto)]
     mode: XdpMode,
     #[command(flatten)]
     pub(crate) keep: keeper::Keep,
     #[command(flatten)]
     pin: Pin,
-    /// With --pin: have the program let go that owns the balancer, which then ends, and go on with it
+    /// With --pin: take the balancer over from the running program, which then ends
     #[arg(long, requires = "pin")]
     pub(crate) take_over: bool,
 }
 
 impl Options {
-    /// What the file says.
+    /// Reads the document.
     pub(crate) fn document(&self) -> Result<Document> {
         read(&self.config)
     }
 
-    /// A balancer with the settings of a state, or that which is pinned.
+    /// Loads a balancer with a state's settings, or adopts the pinned one.
     pub(crate) fn load_or_go_on(&self, state: &State) -> Result<(Katran, Option<Start>)> {
         Ok(match self.pin.directory() {
             None => (state.builder()?.load()?, None),
@@ -72,9 +72,9 @@ impl Options {
         })
     }
 
-    /// Attaches it to the interfaces, or puts it into its entry.
+    /// Attaches it to the interfaces or the root entry.
     pub(crate) fn attach(&self, katran: &mut Katran) -> Result<()> {
-        // What the process before has attached, and what has lost its interface since.
+        // The previous process may have attached it, and interfaces may be gone.
         katran.reattach()?;
         let there = katran.interfaces();
         for interface in self.own_interfaces() {
@@ -106,7 +106,7 @@ impl Options {
         Ok(())
     }
 
-    /// Those that it is attached to itself.
+    /// The interfaces that it is attached to itself.
     fn own_interfaces(&self) -> &[String] {
         match self.shared {
             None => &self.interface,
@@ -114,7 +114,7 @@ impl Options {
         }
     }
 
-    /// Dropping the balancer would detach it, too; here it is reported. One that is pinned stays.
+    /// Detaches and reports it, which dropping would do silently. A pinned balancer stays.
     pub(crate) fn stop(&self, katran: &mut Katran) {
         if self.pin.leaves("balancing") {
             return;
@@ -134,11 +134,11 @@ impl Options {
     }
 }
 
-/// What keeps a balancer from forwarding on each of these interfaces.
+/// Diagnoses each of these interfaces.
 pub(crate) fn diagnose(katran: &Katran, interfaces: &[String]) -> Result<Vec<(String, Diagnosis)>> {
     anyhow::ensure!(
         !interfaces.is_empty(),
-        "a diagnosis with --shared takes --interface, too: those that the root program is on"
+        "with --shared, a diagnosis also needs --interface: the interfaces that the root program is on"
     );
     let diagnoses = interfaces
         .iter()
@@ -150,7 +150,7 @@ pub(crate) fn read(config: &Path) -> Result<Document> {
     Ok(Document::from_toml_file(config)?)
 }
 
-/// An error of a state that was made of a document, with file and line where it is about what that says.
+/// Adds file and line to an error about something in the document.
 pub(crate) fn placed(document: &Document, error: anyhow::Error) -> anyhow::Error {
     match error.downcast::<katran::Error>() {
         Ok(error) => document.placed(error).into(),
@@ -183,7 +183,7 @@ pub(crate) fn described(changes: &Changes, done: &str) -> String {
     lines.extend(of_vips("removed", &changes.vips_removed));
     let flags = changes.real_flags_changed.iter();
     lines.extend(flags.map(|real| format!("  real {real} has other flags")));
-    // The rest in numbers, as there may be many.
-    lines.push(format!("  in all: {changes}"));
+    // Only numbers for the rest, as there may be many.
+    lines.push(format!("  in total: {changes}"));
     lines.join("\n")
 }

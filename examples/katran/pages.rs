@@ -1,4 +1,4 @@
-//! What comes from the parser's own description: completions for shells, and manual pages.
+//! Shell completions and manual pages, from the parser's description.
 
 use std::io::Write;
 use std::io::stdout;

@@ -1,5 +1,5 @@
-//! What the running balancer tells about itself, as it goes through the socket and as `status --json` prints it.
-//! Counters are those since the balancer was loaded; for rates ask twice.
+//! What the running balancer reports, through the socket and in `status --json`. Counters count
+//! since the balancer was loaded; for rates, ask twice.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,20 +7,20 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde::Serialize;
 
-/// What a line of frames begins with that an interface has not sent, though the balancer had.
+/// The prefix of a line for frames that an interface did not send, though the balancer did.
 pub(crate) const NOT_SENT: &str = "not sent by ";
 
-/// The state of an attachment by which packets come in.
+/// The state of a working attachment.
 pub(crate) const ATTACHED: &str = "attached";
 
-/// Packets and bytes; of VIPs and reals as IP counts them, else of whole frames.
+/// Packets and bytes; IP packets for VIPs and reals, else whole frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Count {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
 }
 
-/// Traffic in a second.
+/// Traffic per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Rate {
     pub(crate) packets: f64,
@@ -33,35 +33,35 @@ pub(crate) struct Report {
     /// Of the crate.
     pub(crate) version: String,
     pub(crate) process: u32,
-    /// Seconds since the process began to balance, when the figures were taken.
+    /// Seconds from the process's start to these figures.
     pub(crate) running: f64,
-    /// Seconds since then: the balancer answers from what it knew when it is busy with a change.
+    /// Seconds since then: while busy with a change, the balancer answers with earlier figures.
     pub(crate) age: f64,
-    /// Where packets come in.
+    /// Where packets arrive.
     pub(crate) attachments: Vec<Attachment>,
-    /// Where it is pinned.
+    /// The directory that it is pinned in.
     pub(crate) pinned: Option<String>,
     pub(crate) vips: Vec<Vip>,
     pub(crate) reals: Vec<Real>,
     pub(crate) frames: Frames,
     pub(crate) flow_table: FlowTable,
-    /// Dropped frames by reason, of those that there have been; and what interfaces have not sent.
+    /// Dropped frames by reason, without reasons at 0; and frames that interfaces did not send.
     pub(crate) drops: BTreeMap<String, u64>,
     pub(crate) cpus: Vec<Cpu>,
     pub(crate) last_apply: Option<Applied>,
-    /// The last one that was refused, unless one has succeeded since.
+    /// The last refused document, unless one has succeeded since.
     pub(crate) refused: Option<Applied>,
-    /// What the diagnosis has found that is not as it should be; `None`: it was not asked for.
+    /// Findings of the diagnosis except good ones; `None` if it was not requested.
     pub(crate) problems: Option<Vec<Problem>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Attachment {
-    /// An interface, or an entry of a root program.
+    /// An interface or a root entry.
     pub(crate) place: String,
-    /// Of XDP; `None`: an entry.
+    /// The XDP mode; `None` for an entry.
     pub(crate) mode: Option<String>,
-    /// [`ATTACHED`], or why not.
+    /// [`ATTACHED`], or the reason why not.
     pub(crate) state: String,
 }
 
@@ -75,18 +75,18 @@ impl Attachment {
 pub(crate) struct Vip {
     pub(crate) vip: String,
     pub(crate) sent: Count,
-    /// Entries in the flow tables, if they have been counted since it was added.
+    /// Its entries in the flow tables, if they were counted since it was added.
     pub(crate) flow_entries: Option<u64>,
-    /// Of its ring, where only changed flows are remembered.
+    /// Its ring's slots, with `flow_tracking = "changed"`.
     pub(crate) slots: Option<Slots>,
     pub(crate) reals: Vec<OfVip>,
-    /// Too few of them work, so those that are in use stay so.
+    /// Too few of them work, so no more are taken out.
     #[serde(default)]
     pub(crate) panics: bool,
     /// All others are down, so drained ones serve.
     #[serde(default)]
     pub(crate) falls_back: bool,
-    /// The client works it out.
+    /// Computed by the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rate: Option<Rate>,
 }
@@ -95,7 +95,7 @@ pub(crate) struct Vip {
 pub(crate) struct Slots {
     pub(crate) settled: u32,
     pub(crate) unsettled: u32,
-    /// For how many seconds the oldest of those.
+    /// The age in seconds of the oldest unsettled slot.
     pub(crate) oldest: Option<f64>,
 }
 
@@ -107,13 +107,13 @@ pub(crate) struct OfVip {
     /// It is down: it gets no flows, whatever its weight.
     pub(crate) down: bool,
     pub(crate) health: Health,
-    /// What came of its last probe; `None`: none has ended.
+    /// Its last probe; `None` if none has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) check: Option<Check>,
     pub(crate) drain: Option<Drain>,
 }
 
-/// What probes say.
+/// The health by probes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Health {
@@ -125,25 +125,25 @@ pub(crate) enum Health {
     Down,
 }
 
-/// What probes have found.
+/// Results of probes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Check {
-    /// Seconds since 1970, when the last one ended.
+    /// When the last one ended, in seconds since 1970.
     pub(crate) time: f64,
-    /// `answers`, or why it failed, or why it says nothing.
+    /// `answers`, the reason of the failure, or why it says nothing.
     pub(crate) result: String,
-    /// It says nothing: it was not sent, or not through the tunnel.
+    /// It says nothing: not sent, or not through the tunnel.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unsent: bool,
-    /// Why it failed, in a word, as `katran_health_failures_total` has it.
+    /// The cause of the failure in one word, as in `katran_health_failures_total`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cause: Option<String>,
-    /// When it came up or went down, oldest first.
+    /// Transitions, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) history: Vec<Transition>,
 }
 
-/// A real has come up or gone down.
+/// A real came up or went down.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Transition {
     /// Seconds since 1970.
@@ -152,14 +152,14 @@ pub(crate) struct Transition {
     pub(crate) reason: String,
 }
 
-/// A real that gets no new flows from a VIP (of UDP after `udp_timeout`), as its weight there is 0.
+/// A real with weight 0 at a VIP, which gets no new flows there (UDP: after `udp_timeout`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Drain {
-    /// By `katran drain`; else by the document.
+    /// By `katran drain`, not by the document.
     pub(crate) by_command: bool,
-    /// Seconds without a packet, if that is known.
+    /// Seconds without a packet, if known.
     pub(crate) silent: Option<f64>,
-    /// So long that what it had is over: it may be switched off.
+    /// Its flows are over: it can be switched off.
     pub(crate) done: bool,
 }
 
@@ -167,7 +167,7 @@ pub(crate) struct Drain {
 pub(crate) struct Real {
     pub(crate) real: IpAddr,
     pub(crate) sent: Count,
-    /// The client works it out.
+    /// Computed by the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rate: Option<Rate>,
 }
@@ -181,17 +181,17 @@ pub(crate) struct Frames {
     pub(crate) dropped: Count,
 }
 
-/// Packets to VIPs by what led them.
+/// Packets to VIPs by what chose their real.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FlowTable {
-    /// For which the table was asked.
+    /// Packets that looked into the table.
     pub(crate) packets: u64,
     pub(crate) settled: u64,
-    /// New flows.
+    /// Those without an entry: new flows.
     pub(crate) misses: u64,
     pub(crate) by_base: u64,
     pub(crate) by_entry: u64,
-    /// On CPUs without a table.
+    /// Those on CPUs without a table.
     pub(crate) fallback: u64,
 }
 
@@ -200,16 +200,16 @@ pub(crate) struct Cpu {
     pub(crate) cpu: u32,
     pub(crate) forwarded: u64,
     pub(crate) under_flood: bool,
-    /// It is meant to forward.
+    /// It is a forwarding CPU.
     pub(crate) forwards: bool,
 }
 
-/// A document that was applied, or refused.
+/// A document that was applied or refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Applied {
     /// Seconds since 1970.
     pub(crate) time: f64,
-    /// Seconds that it took.
+    /// How many seconds it took.
     pub(crate) took: f64,
     /// What it changed, or why it changed nothing.
     pub(crate) result: String,
@@ -226,18 +226,19 @@ pub(crate) struct Problem {
 }
 
 impl Report {
-    /// Whether it is from before a change that is under way: else it has only come here.
+    /// Whether it is from before a change in progress, not only delayed on its way.
     pub(crate) fn is_old(&self) -> bool {
         self.age > 0.5
     }
 
-    /// Seconds since an earlier one. Two of one moment tell no rate; nothing is infinite.
+    /// Seconds since an earlier report. Two of the same moment give no rate, rather than an
+    /// infinite one.
     pub(crate) fn since(&self, before: &Self) -> f64 {
         (self.running - before.running).max(1e-3)
     }
 }
 
-/// A report with the rates since an earlier one.
+/// A report with rates since an earlier one.
 pub(crate) fn rated(mut now: Report, before: &Report) -> Report {
     let seconds = now.since(before);
     let vips: BTreeMap<_, _> = before.vips.iter().map(|of| (&of.vip, of.sent)).collect();
@@ -251,7 +252,7 @@ pub(crate) fn rated(mut now: Report, before: &Report) -> Report {
     now
 }
 
-/// What was counted in so many seconds. One that was removed and added again counts from 0.
+/// The rate over so many seconds. A VIP that was removed and added again counts from 0.
 pub(crate) fn rate(now: Count, before: Option<&Count>, seconds: f64) -> Rate {
     let before = before.copied().unwrap_or_default();
     let per_second = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
@@ -261,7 +262,7 @@ pub(crate) fn rate(now: Count, before: Option<&Count>, seconds: f64) -> Rate {
     }
 }
 
-/// Three digits or more, with a prefix of the decimal system: at most seven signs.
+/// Three or more digits with a decimal prefix, at most seven characters.
 pub(crate) fn scaled(number: f64) -> String {
     let mut scaled = number;
     for prefix in ["", "k", "M", "G", "T", "P"] {

@@ -1,22 +1,23 @@
-//! The socket by which others speak to the running balancer.
+//! The socket for commands to the running balancer.
 //!
-//! It is a Unix stream socket of mode 0600. A client writes a request, a JSON object in one line, and gets a line for it:
-//! `{"ok": ...}` or `{"error": "..."}`; then it may write another one. Requests:
+//! It is a Unix stream socket of mode 0600. A client writes a request, a JSON object on one line,
+//! and gets one line: `{"ok": ...}` or `{"error": "..."}`. Then it may write another request.
+//! Requests:
 //!
 //! | request | answer under `ok` |
 //! | --- | --- |
-//! | `{"command": "status", "diagnose": true}` | the report of `report.rs`; without `diagnose` no problems are looked for |
-//! | `{"command": "apply", "document": "...", "dry_run": false}` | what the TOML document has changed, in words |
-//! | `{"command": "drain", "real": "198.51.100.1", "vip": "203.0.113.1:80/tcp", "undo": false}` | the VIPs that the real is drained for; without `vip` all that have it |
-//! | `{"command": "monitor", "events": ["packet_too_big"], "rate_limit": 100, "snap_length": 128, "packet_limit": null}` | `{"switched_on": true}`, then a line for each event, `{"event": ...}`, until the client hangs up or writes something, to which the last line is the answer: `{"ok": {"delivered": 1, "over_limit": 0, "limited": 0, "lost": 0}}` |
+//! | `{"command": "status", "diagnose": true}` | the report of `report.rs`, with problems only if `diagnose` is true |
+//! | `{"command": "apply", "document": "...", "dry_run": false}` | what the TOML document changed, as text |
+//! | `{"command": "drain", "real": "198.51.100.1", "vip": "203.0.113.1:80/tcp", "undo": false}` | the VIPs for which the real is drained; without `vip`, all its VIPs |
+//! | `{"command": "monitor", "events": ["packet_too_big"], "rate_limit": 100, "snap_length": 128, "packet_limit": null}` | `{"switched_on": true}`, then a line for each event, `{"event": ...}`, until the client hangs up or writes something, which the last line answers: `{"ok": {"delivered": 1, "over_limit": 0, "limited": 0, "lost": 0}}` |
 //!
-//! A line has at most 64 MiB, and one client at a time a line of more than 64 KiB. A request takes at most ten seconds to
-//! come, answers at most ten seconds to be taken, and there are at most 16 clients. Only root and the user that the
-//! balancer runs as are heard, by the kernel's word (`SO_PEERCRED`): a document may have programs run as that user. By HTTP the
-//! same requests bring in no other commands and files than there are.
+//! A line may have 64 MiB, but only one client at a time may send more than 64 KiB. A request must
+//! arrive within ten seconds, and its answer must be read within ten. There may be 16 clients. Only
+//! root and the balancer's user may connect (`SO_PEERCRED`), because a document can run programs as
+//! that user. The same requests over HTTP may not add commands or files.
 //!
-//! The balancer that listens has `PATH.lock` locked, so a socket that a dead process has left is replaced, and another balancer's
-//! is not.
+//! The balancer that listens holds a lock on `PATH.lock`, so it replaces a socket that a dead
+//! process left, but not another balancer's.
 
 mod answer;
 mod line;
@@ -59,20 +60,20 @@ use nix::unistd::geteuid;
 use crate::common::say;
 use crate::run::Handle;
 
-/// Where a balancer listens unless it is told otherwise.
+/// The default path.
 pub(crate) const PATH: &str = "/run/katran.sock";
 
-/// For a request to come, and for an answer to be taken.
+/// How long to wait for a request, and for the client to take an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_CLIENTS: usize = 16;
 
-/// A socket that nobody is listened to at yet.
+/// A socket that does not listen yet.
 pub(crate) struct Bound {
     listener: UnixListener,
     place: Place,
 }
 
-/// The socket's file while it is this process's.
+/// The socket's file while this process owns it.
 struct Place {
     path: PathBuf,
     /// Held while the process lives.
@@ -87,7 +88,7 @@ struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // A process that has opened it meanwhile finds that the name leads elsewhere.
+        // A process that opened it in the meantime finds that the name leads elsewhere.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -99,7 +100,7 @@ impl Drop for Place {
 }
 
 impl Bound {
-    /// Takes a path. One that another process has is tried again for some time.
+    /// Takes a path; retries for some time if another process has it.
     pub(crate) fn new(path: &Path, patience: Duration) -> Result<Self> {
         let cannot = || format!("cannot take commands at {}", path.display());
         let beside = |ending: &str| {
@@ -111,11 +112,11 @@ impl Bound {
         if let Ok(there) = fs::symlink_metadata(path) {
             anyhow::ensure!(
                 there.file_type().is_socket(),
-                "{}: there is something that is no socket: remove it, or choose another --socket",
+                "{}: the file there is not a socket: remove it, or choose another --socket",
                 cannot()
             );
         }
-        // Nobody connects before its mode is right.
+        // Clients connect only after its mode is right.
         let new = beside(".new");
         match fs::remove_file(&new) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -133,17 +134,17 @@ impl Bound {
         Ok(Self { listener, place })
     }
 
-    /// Answers clients, on threads, until what is returned is dropped.
+    /// Answers clients, on threads, until the returned value is dropped.
     pub(crate) fn serve(self, handle: Handle) -> Result<impl Drop> {
         let Self { listener, place } = self;
         say(format!("commands at {}", place.path.display()));
-        // One more than there may be: each other holder is a client.
+        // One more than the limit: all other holders are clients.
         let clients = Arc::new(());
         let long = Arc::default();
         let accept = move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else {
-                    // No descriptors: those who are there may end.
+                    // Out of descriptors: wait until clients end.
                     thread::sleep(Duration::from_millis(100));
                     continue;
                 };
@@ -154,11 +155,11 @@ impl Bound {
                     let _client = client;
                     // A client that is gone hears nothing of it.
                     let _ = match is_full {
-                        true => refuse(&stream, "there are too many clients: try again later"),
+                        true => refuse(&stream, "too many clients: try again later"),
                         false => serve(&stream, &handle, long),
                     };
                 };
-                // A thread that cannot be made drops the client.
+                // If no thread can start, the client is dropped.
                 let _ = thread::Builder::new().spawn(serve);
             }
         };
@@ -173,7 +174,7 @@ fn lock(path: PathBuf, patience: Duration) -> Result<Lock> {
     let end = Instant::now() + patience;
     loop {
         match Flock::lock(options.open(&path)?, FlockArg::LockExclusiveNonblock) {
-            // One that has ended meanwhile has removed it.
+            // A client that ended in the meantime removed it.
             Ok(file) => {
                 let same = |there: fs::Metadata| Ok(there.ino() == file.metadata()?.ino());
                 if fs::metadata(&path).and_then(same).unwrap_or(false) {
@@ -183,7 +184,7 @@ fn lock(path: PathBuf, patience: Duration) -> Result<Lock> {
             Err((_, nix::Error::EWOULDBLOCK)) => {
                 anyhow::ensure!(
                     Instant::now() < end,
-                    "another balancer listens there: choose another --socket, or --no-socket"
+                    "another balancer listens there: choose another --socket, or use --no-socket"
                 );
                 thread::sleep(Duration::from_millis(10));
             }
@@ -202,7 +203,10 @@ fn refuse(mut stream: &UnixStream, why: &str) -> Result<()> {
 fn serve(stream: &UnixStream, handle: &Handle, long: line::Long) -> Result<()> {
     let peer = getsockopt(stream, PeerCredentials)?;
     if peer.uid() != 0 && peer.uid() != geteuid().as_raw() {
-        return refuse(stream, "only root and the balancer's own user are heard");
+        return refuse(
+            stream,
+            "only root and the balancer's user may send commands",
+        );
     }
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut lines = Lines::new(stream, long);

@@ -1,4 +1,5 @@
-//! `katran status`: who gets what, health, drains under way, attachments, and what is wrong; or whose a pinned balancer is.
+//! `katran status`: traffic, health, drains, attachments and problems; or who owns a pinned
+//! balancer.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -22,14 +23,14 @@ use crate::report::scaled;
 /// Of which, and how.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Print a JSON object, as the socket answers, with rates
+    /// Print one JSON object, with rates
     #[arg(long)]
     json: bool,
-    /// Seconds over which rates are taken: 0.1 to 60
+    /// Seconds to measure rates over: 0.1 to 60
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     over: Duration,
-    /// Only whose the balancer is that is pinned there: ends with status 0 if it has an owner that
-    /// works. No balancer is asked
+    /// Only tell who owns the balancer pinned here, without asking it; exit with status 0 if the
+    /// owner works
     #[arg(long, value_name = "DIR", conflicts_with = "socket")]
     pin: Option<PathBuf>,
     #[command(flatten)]
@@ -45,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let found = Diagnosis::of_pinned(directory);
         say(found.to_string());
         let works = found.worst() < Severity::Warning;
-        anyhow::ensure!(works, "no process looks after it");
+        anyhow::ensure!(works, "no process owns it");
         return Ok(());
     }
     let before = arguments.to.report(false)?;
@@ -58,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// For people.
+/// The report as text.
 fn text(report: &Report) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -78,7 +79,7 @@ fn head(text: &mut String, report: &Report) -> std::fmt::Result {
     if report.is_old() {
         writeln!(
             text,
-            "it is busy with a change: all this is {:.1} s old",
+            "busy with a change: these figures are {:.1} s old",
             report.age
         )?;
     }
@@ -131,13 +132,13 @@ fn traffic(text: &mut String, report: &Report) -> std::fmt::Result {
             writeln!(text, "  no reals: all its packets are dropped")?;
         }
         if vip.panics {
-            writeln!(text, "  TOO FEW REALS ANSWER: those in use stay so")?;
+            writeln!(text, "  TOO FEW REALS ANSWER: no more are taken out")?;
         }
         if vip.falls_back {
             writeln!(text, "  ALL OTHERS ARE DOWN: drained reals serve")?;
         }
     }
-    writeln!(text, "\nbackends, for all VIPs")?;
+    writeln!(text, "\nbackends, over all VIPs")?;
     for real in &report.reals {
         writeln!(text, "{}", line(&format!("  {}", real.real), real.rate, ""))?;
     }
@@ -150,21 +151,21 @@ fn traffic(text: &mut String, report: &Report) -> std::fmt::Result {
     Ok(())
 }
 
-/// What is to be said of a real of a VIP.
+/// The state of a real of a VIP, as text.
 fn state(of: &OfVip) -> String {
     let mut words = vec![format!("weight {}", of.weight)];
     words.extend(match of.health {
         Health::NotProbed => None,
         Health::Unknown => Some(match &of.check {
             None => "not probed yet".to_owned(),
-            Some(check) => format!("not known: {}", check.result),
+            Some(check) => format!("unknown: {}", check.result),
         }),
         Health::Up => Some("up".to_owned()),
         Health::Down => Some(match &of.check {
             None => "does not answer".to_owned(),
-            // The last one may be an answer, and not the last that it takes.
+            // The last probe may have passed, without being the last one needed.
             Some(check) if check.result == "answers" => {
-                "answers again, and not for long enough".to_owned()
+                "answers again, but not often enough yet".to_owned()
             }
             Some(check) => format!("does not answer: {}", check.result),
         }),
@@ -178,7 +179,7 @@ fn state(of: &OfVip) -> String {
             .map(|silent| format!(", silent for {silent:.0} s"));
         words.push(format!("drained{}", silent.unwrap_or_default()));
         if drain.done {
-            words.push("may be switched off".to_owned());
+            words.push("can be switched off".to_owned());
         }
     }
     words.join("; ")
@@ -186,7 +187,7 @@ fn state(of: &OfVip) -> String {
 
 fn problems(text: &mut String, report: &Report) -> std::fmt::Result {
     let Some(problems) = &report.problems else {
-        return writeln!(text, "\nit has no time for a diagnosis now: ask again");
+        return writeln!(text, "\ntoo busy for a diagnosis: ask again");
     };
     if problems.is_empty() {
         return writeln!(text, "\nno problems");
@@ -195,7 +196,7 @@ fn problems(text: &mut String, report: &Report) -> std::fmt::Result {
     for problem in problems {
         let (severity, subject) = (&problem.severity, &problem.subject);
         let (place, message) = (&problem.interface, &problem.message);
-        // Of the balancer as a whole, or on an interface.
+        // Findings about the balancer as a whole, or about an interface.
         let about = format!("{place} {subject}");
         writeln!(text, "{severity:<8} {}: {message}", about.trim_start())?;
         if !problem.advice.is_empty() {

@@ -1,7 +1,8 @@
-//! Attachments of one sockops program to cgroups.
+//! Attaches one sockops program to cgroups.
 //!
-//! Each is a BPF link, which ends with the process at the latest, unless a pin keeps it. The link says which cgroup it
-//! is on, but not where that is: a symbolic link beside the pin does, made before it and removed after it.
+//! Each attachment is a BPF link, which ends with the process unless a pin keeps it. A link has the
+//! id of its cgroup, but not its path: a symbolic link beside the pin has that, made before the pin
+//! and removed after it.
 
 use std::fs;
 use std::fs::File;
@@ -33,8 +34,8 @@ use crate::sys::link::Link;
 use crate::sys::pin;
 use crate::sys::program;
 
-/// The pin of a link is `cgroup_NUMBER`, and the link to the cgroup's directory `path_NUMBER`, by the kernel's number
-/// of the cgroup.
+/// The pin of a link is `cgroup_NUMBER`, and the symbolic link to the cgroup's directory
+/// `path_NUMBER`; the number is the kernel's id of the cgroup.
 const KEPT: &str = "cgroup_";
 const RECORD: &str = "path_";
 
@@ -44,28 +45,29 @@ const RECORD: &str = "path_";
 pub struct CgroupAttachment {
     /// The cgroup's directory.
     pub path: PathBuf,
-    /// The kernel's number of the cgroup: the inode of its directory.
+    /// The kernel's id of the cgroup: the inode of its directory.
     pub id: u64,
-    /// Whether it is still there. A cgroup that was removed and made anew, as that of a service which has been started
-    /// again, is another one: the attachment is [`Gone`](AttachmentState::Gone).
+    /// Whether it is still there. A cgroup that was removed and created again, for example by a
+    /// service restart, is another one: the attachment is [`Gone`](AttachmentState::Gone).
     pub state: AttachmentState,
 }
 
 /// A program on a cgroup; detached on drop, unless a pin keeps it.
 #[derive(Debug)]
 pub(crate) struct CgroupLink {
-    /// From the root on.
+    /// An absolute path.
     path: PathBuf,
     id: u64,
     link: Link,
-    /// What the link was given last.
+    /// The program that the link was last given.
     program: OwnedFd,
-    /// The symbolic link that says where the cgroup is, if a pin keeps this.
+    /// The symbolic link to the cgroup, if a pin keeps this.
     record: Option<PathBuf>,
 }
 
 impl CgroupLink {
-    /// Attaches a program to the cgroup of a directory; a pin in the directory `keep_in` has it outlive this.
+    /// Attaches a program to the cgroup of a directory; a pin in `keep_in` keeps it beyond this
+    /// process.
     fn new(program: BorrowedFd<'_>, path: PathBuf, keep_in: Option<&Path>) -> Result<Self> {
         let name = path.display().to_string();
         let failed = |error| kernel_error("attach to the cgroup", &name, error);
@@ -75,7 +77,7 @@ impl CgroupLink {
         let link = link.map_err(|error| match error.raw_os_error() {
             Some(libc::EBADF | libc::EINVAL) => Error::Unsupported {
                 what: format!("attaching to {name}"),
-                reason: "it is no directory of a cgroup of version 2: `mount -t cgroup2` says where \
+                reason: "it is not the directory of a version 2 cgroup: `mount -t cgroup2` lists where \
                          those are",
             },
             _ => failed(error),
@@ -93,7 +95,7 @@ impl CgroupLink {
         Ok(new)
     }
 
-    /// Has a pin in a directory keep it: from now on only to [detach](Attached::detach) it ends it.
+    /// Pins it in a directory; after that only [detaching](Attached::detach) ends it.
     pub(crate) fn keep_in(&mut self, directory: &Path) -> Result<()> {
         let kept = self.pin_in(directory);
         let name = self.path.display().to_string();
@@ -118,9 +120,10 @@ impl CgroupLink {
         Ok(())
     }
 
-    /// One that a pin keeps, by that pin; `None` if it is another one's. It has one of these programs.
+    /// A pinned attachment, from its pin; `None` if the pin is not ours. It has one of these
+    /// programs.
     pub(crate) fn kept_at(path: &Path, programs: &[BorrowedFd<'_>]) -> Result<Option<Self>> {
-        let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
+        let failed = |error| kernel_error("adopt", &path.display().to_string(), error);
         let Some(id) = id_of(KEPT, path) else {
             return Ok(None);
         };
@@ -128,14 +131,14 @@ impl CgroupLink {
             return Ok(None);
         };
         let present = link.cgroup_info().map_err(failed)?.program;
-        // Of one that somebody has replaced it is none of them.
+        // If somebody replaced the program, it is none of them.
         let own = program::numbered(programs, present).or(programs.first().copied());
         let Some(program) = own else {
             return Ok(None);
         };
         let record = path.with_file_name(format!("{RECORD}{id}"));
         Ok(Some(Self {
-            // Without it nobody knows where it was.
+            // Without it, the path is unknown.
             path: fs::read_link(&record).unwrap_or_else(|_| PathBuf::from(format!("cgroup {id}"))),
             id,
             program: program.try_clone_to_owned().map_err(failed)?,
@@ -153,8 +156,8 @@ impl CgroupLink {
     }
 }
 
-/// Ends what the pin at a path keeps, or removes what says where its cgroup is; `false` if it is none of ours. It has
-/// this name, or is about to get it.
+/// Ends what the pin at a path keeps, or removes a symbolic link beside it; `false` if it is not
+/// ours. `named` is its name, or the one it is about to get.
 pub(super) fn end_kept_cgroup(path: &Path, named: &Path) -> io::Result<bool> {
     if id_of(KEPT, named).is_some() {
         return match Link::kept_at_cgroup(path) {
@@ -164,7 +167,7 @@ pub(super) fn end_kept_cgroup(path: &Path, named: &Path) -> io::Result<bool> {
                 Ok(true)
             }
             Ok(None) => Ok(false),
-            // Gone since it was listed.
+            // It went away after it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             Err(error) => Err(error),
         };
@@ -176,27 +179,27 @@ pub(super) fn end_kept_cgroup(path: &Path, named: &Path) -> io::Result<bool> {
     Ok(is_record)
 }
 
-/// Whether a path is that of a symbolic link that says where a cgroup is, whose pin is gone or was never made.
+/// Whether a path is that of a symbolic link to a cgroup without its pin.
 pub(crate) fn is_forlorn(path: &Path) -> bool {
     let pin = id_of(RECORD, path).map(|id| path.with_file_name(format!("{KEPT}{id}")));
     pin.is_some_and(|pin| !pin.exists())
 }
 
-/// The number in the name of a pin, or of what is beside it, as this crate writes it.
+/// The number in the name of a pin or of its companion, if this crate wrote the name.
 fn id_of(kind: &str, path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     let id: u64 = name.strip_prefix(kind)?.parse().ok()?;
     (format!("{kind}{id}") == name).then_some(id)
 }
 
-/// What the kernel says of a link that was given the program `own` and put on the cgroup `id` at a path.
+/// The state of a link to the cgroup `id` at a path that was given the program `own`.
 fn state_of(
     info: &io::Result<CgroupLinkInfo>,
     own: Option<u32>,
     id: u64,
     path: &Path,
 ) -> AttachmentState {
-    // What is left of a removed one, as long as it has sockets, is no cgroup that anybody enters.
+    // A removed cgroup that still has sockets is not one that a process can enter.
     let is_there = || fs::metadata(path).is_ok_and(|of| of.st_ino() == id);
     match info {
         Ok(of) if of.cgroup == 0 || !is_there() => AttachmentState::Gone,
@@ -228,7 +231,7 @@ impl Attached for CgroupLink {
     }
 
     fn detach(&mut self) -> Result<()> {
-        // The link does the rest as it is dropped.
+        // Dropping the link does the rest.
         self.unpin()
     }
 
@@ -241,13 +244,13 @@ impl Attached for CgroupLink {
             false => former.unpin(),
         };
         if let Err(error) = unpinned {
-            log::warn!("a former pin stays: {error}");
+            log::warn!("cannot remove a former pin: {error}");
         }
     }
 }
 
 impl CgroupLink {
-    /// Removes what keeps it, if anything does: it ends with this again.
+    /// Removes the pin, if any, so that the attachment ends with this value.
     pub(crate) fn unpin(&mut self) -> Result<()> {
         let name = self.path.display().to_string();
         let failed = |error| kernel_error("unpin", &name, error);
@@ -279,7 +282,7 @@ impl Replaceable for CgroupLink {
             .link
             .replace(program.as_fd(), Some(self.program.as_fd()));
         match replaced {
-            // Gone since it was looked: it has no program any more.
+            // It went away in the meantime and has no program any more.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(program),
             Err(error) => {
                 let name = self.path.display().to_string();
@@ -313,7 +316,7 @@ impl Attachments<CgroupLink> {
         Ok(())
     }
 
-    /// Adds one that a pin has kept. A process that ended as it put one back has left the one before, too.
+    /// Adds a pinned one. A process that ended while it restored one left the former one too.
     pub(crate) fn resume_kept(&mut self, kept: CgroupLink) {
         let path = kept.path.clone();
         let is_there =
@@ -335,7 +338,7 @@ impl Attachments<CgroupLink> {
         self.end(position)
     }
 
-    /// Those that are gone, where there is a cgroup again.
+    /// Lost attachments whose cgroup exists again.
     pub(crate) fn lost(&self) -> Vec<PathBuf> {
         self.iter()
             .filter(|held| held.state() == AttachmentState::Gone)
@@ -344,7 +347,7 @@ impl Attachments<CgroupLink> {
             .collect()
     }
 
-    /// What there is, as the kernel says.
+    /// The attachments, as the kernel reports them.
     pub(crate) fn list(&self) -> Vec<CgroupAttachment> {
         self.iter().map(CgroupLink::describe).collect()
     }

@@ -1,5 +1,5 @@
-//! What a balancer has in an entry of a root program: its program, and the pin of what that hands packets on
-//! to, which both outlive the process; and the files beside a pinned array.
+//! A balancer's part of a root program: its program in an entry, the pin of the array of further
+//! programs, which both outlive the process, and the files beside a pinned array.
 
 use std::fs;
 use std::io;
@@ -30,51 +30,54 @@ use crate::sys::process::Owner;
 use crate::sys::program;
 use crate::sys::rcu::GracePeriod;
 
-/// The name of a balancer's array of further programs, as the kernel cuts it.
+/// The name of a balancer's array of further programs, as the kernel truncates it.
 const SPECIAL: &str = "special_program";
 
-/// A program for an entry, and the array of those that it hands packets on to. The kernel empties that
-/// array when nobody has it open, so it is pinned beside the entries: the program outlives its process.
+/// A program for an entry, and the array of programs that it tail-calls. The kernel empties that
+/// array when nobody has it open, so it is pinned beside the entries: the program outlives its
+/// process.
 #[derive(Clone, Copy)]
 pub(crate) struct EntrySet<'a> {
     pub(crate) main: BorrowedFd<'a>,
     pub(crate) special: BorrowedFd<'a>,
 }
 
-/// An entry of a root program that a balancer has (see [`Katran::attach_shared`](crate::Katran::attach_shared)).
+/// A balancer's entry of a root program (see
+/// [`Katran::attach_shared`](crate::Katran::attach_shared)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SharedEntry {
-    /// Where the array of entries is pinned: from the root on, however it was given.
+    /// The absolute path of the pinned array of entries.
     pub path: PathBuf,
-    /// The entry's position in it, from 0.
+    /// The entry's position, from 0.
     pub position: u32,
-    /// Whether the balancer's program is still there. An array that is pinned nowhere any more may still be
-    /// in use, so that is not told.
+    /// Whether the balancer's program is still in it. An array that is no longer pinned may still
+    /// be in use, so that is not reported.
     pub state: AttachmentState,
 }
 
-/// A program in an entry; it is emptied on drop, if it is still ours, unless a record keeps it.
+/// A program in an entry. Dropping it empties the entry if it is still ours, unless a record keeps
+/// it.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// The network namespace of the thread that has attached it.
+    /// The network namespace of the thread that attached it.
     namespace: Option<u64>,
     entries: SharedEntries,
     position: u32,
     kept: KeptEntry,
-    /// Pins of other programs that it may have had: of a reload that was cut off.
+    /// Pins of other programs that it may have had, from an interrupted reload.
     others: Vec<SpecialPin>,
-    /// There is nothing left to empty, or a successor has the entry.
+    /// There is nothing to empty, or a successor has the entry.
     is_undone: bool,
     record: Option<PathBuf>,
 }
 
-/// The name of a record that keeps an entry when the process ends: `entry_POSITION_ARRAY_NAMESPACE`, a symbolic link
-/// to where the array is pinned. The kernel's number of the array tells it from a later one there.
+/// The name of a record that keeps an entry: `entry_POSITION_ARRAY_NAMESPACE`, a symbolic link to
+/// the pinned array. The array's id distinguishes it from a later one at the same path.
 struct RecordName {
     position: u32,
     array: u32,
-    /// 0: the kernel has not told.
+    /// 0 if unknown.
     namespace: u64,
 }
 
@@ -99,7 +102,7 @@ impl RecordName {
         format!("entry_{position}_{array}_{namespace}")
     }
 
-    /// Writes the record, in the place of one of the same name.
+    /// Writes the record, replacing one of the same name.
     fn write(&self, directory: &Path, array: &Path) -> io::Result<PathBuf> {
         let record = directory.join(self.text());
         let meanwhile = meanwhile(&record);
@@ -110,7 +113,7 @@ impl RecordName {
     }
 }
 
-/// A program in an entry, and the pin of what it hands packets on to.
+/// A program for an entry, and the pin of its array.
 #[derive(Debug)]
 pub(crate) struct KeptEntry {
     program: OwnedFd,
@@ -128,7 +131,7 @@ impl KeptEntry {
 }
 
 impl Entry {
-    /// The kernel's number of the network namespace of the thread that has attached it.
+    /// The kernel's id of the network namespace of the thread that attached it.
     pub(crate) fn namespace(&self) -> Option<u64> {
         self.namespace
     }
@@ -137,20 +140,23 @@ impl Entry {
         self.entries.holds(self.position, self.kept.program.as_fd())
     }
 
-    /// Empties the entry, unless it is somebody else's by now.
+    /// Empties the entry, unless it now belongs to somebody else.
     fn undo(&mut self) -> Result<()> {
         if self.is_undone {
             return Ok(());
         }
         let ours = self.holds_ours();
-        if ours.map_err(|error| self.entries.error("tell whose is an entry of", error))? {
+        if ours.map_err(|error| {
+            self.entries
+                .error("identify the owner of an entry of", error)
+        })? {
             self.entries.clear(self.position)?;
         }
         self.is_undone = true;
         Ok(())
     }
 
-    /// Empties the entry, and removes what is pinned for it when no packet needs that any more.
+    /// Empties the entry, and removes its pins when no packet needs them any more.
     fn finish(&mut self) -> Result<()> {
         self.undo()?;
         let pins = iter::once(&mut self.kept.special).chain(&mut self.others);
@@ -158,7 +164,7 @@ impl Entry {
         if pins.peek().is_none() {
             return Ok(());
         }
-        // A packet may still be in the program, and need what goes with it.
+        // A packet may still be in the program and need its array.
         if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
             log::warn!("cannot wait until no packet is in the program: {error}");
         }
@@ -169,10 +175,11 @@ impl Entry {
         })
     }
 
-    /// One that a record keeps, by that record; `None` if it is another one's, or if the array is pinned there no more.
-    /// The entry's program is one of these sets; what is pinned for the others ends with it.
+    /// A recorded entry, from its record; `None` if the record is not ours, or if the array is no
+    /// longer pinned there. The entry's program is one of these sets; pins for the others end with
+    /// it.
     pub(crate) fn kept_at(record: &Path, sets: &[EntrySet<'_>]) -> Result<Option<Self>> {
-        let failed = |error| kernel_error("go on with", &record.display().to_string(), error);
+        let failed = |error| kernel_error("adopt", &record.display().to_string(), error);
         let (Some(name), Ok(path)) = (RecordName::of(record), fs::read_link(record)) else {
             return Ok(None);
         };
@@ -205,7 +212,7 @@ impl Entry {
         }))
     }
 
-    /// The path of the array and the position that a record names.
+    /// The array's path and the position in a record.
     pub(crate) fn recorded_at(record: &Path) -> Option<(PathBuf, u32)> {
         let position = RecordName::of(record)?.position;
         Some((fs::read_link(record).ok()?, position))
@@ -218,7 +225,7 @@ impl Entry {
 }
 
 impl Attached for Entry {
-    /// The path of the array, and the position.
+    /// The array's path and the position.
     type Asked = (PathBuf, u32);
     const KIND: &'static str = "entry";
 
@@ -239,7 +246,7 @@ impl Attached for Entry {
     }
 
     fn detach(&mut self) -> Result<()> {
-        // The record goes last: without it nobody would know of what is left.
+        // Last, because without the record nobody would know of the rest.
         if let Some(record) = self.record.clone() {
             self.finish()?;
             let removed = pin::remove(&record);
@@ -250,22 +257,22 @@ impl Attached for Entry {
     }
 
     fn succeed(&mut self, mut former: Self) {
-        // In its entry there may be this one, and the same program.
+        // Its entry may hold this same program.
         former.is_undone |=
             former.entries.id() == self.entries.id() && former.position == self.position;
-        // The pin may bear the same name.
+        // The pin may have the same name.
         former.kept.special.is_left = former.kept.special.path == self.kept.special.path;
         if former.record == self.record {
             former.record = None;
         } else if let Err(error) = former.detach() {
-            log::warn!("a former entry of ours stays: {error}");
+            log::warn!("cannot remove a former root entry: {error}");
         }
     }
 }
 
-/// What the kernel says of an entry that was given the program with the number `own`; `None`: that is not known.
+/// The state of an entry that was given the program with the id `own`; `None` if unknown.
 fn entry_state(entries: &SharedEntries, position: u32, own: Option<u32>) -> AttachmentState {
-    // Another root program may have been pinned there since then.
+    // Another root program may have been pinned there since.
     let pinned = SharedEntries::open(entries.path());
     if pinned.is_ok_and(|pinned| pinned.id() != entries.id()) {
         return AttachmentState::Gone;
@@ -284,7 +291,7 @@ impl Replaceable for Entry {
     fn prepare(&self, set: EntrySet<'_>) -> Result<Option<KeptEntry>> {
         let holds = |program| {
             let holds = self.entries.holds(self.position, program);
-            holds.map_err(|error| self.entries.error("look into", error))
+            holds.map_err(|error| self.entries.error("read", error))
         };
         match holds(self.kept.program.as_fd())? && !holds(set.main)? {
             true => KeptEntry::new(&self.entries, self.position, set).map(Some),
@@ -292,7 +299,7 @@ impl Replaceable for Entry {
         }
     }
 
-    /// The program before must live until no packet is in it.
+    /// The previous program must live until no packet is in it.
     fn switch(&mut self, next: KeptEntry) -> Result<KeptEntry> {
         self.entries.set(self.position, next.program.as_fd())?;
         Ok(mem::replace(&mut self.kept, next))
@@ -300,8 +307,8 @@ impl Replaceable for Entry {
 }
 
 impl Attachments<Entry> {
-    /// Whether there is such an entry, and it is empty or holds a program with one of `names`: one that a
-    /// process has left, or that is to be replaced.
+    /// Checks that the entry exists and is empty or holds a program with one of `names`: left by a
+    /// process, or to be replaced.
     pub(crate) fn check(
         &self,
         path: &Path,
@@ -313,7 +320,7 @@ impl Attachments<Entry> {
         let ours = self.iter().find(|held| held.entries.path() == path);
         if ours.is_some_and(|held| held.state() == AttachmentState::Attached) {
             return Err(Error::AlreadyExists {
-                what: format!("an entry of {} that is ours", path.display()),
+                what: format!("our entry of {}", path.display()),
             });
         }
         match entries.program_at(position)? {
@@ -327,7 +334,7 @@ impl Attachments<Entry> {
         }
     }
 
-    /// Puts a program into an entry that was checked. A record in the directory `keep_in` has it outlive this list.
+    /// Puts a program into a checked entry. A record in `keep_in` keeps it beyond this list.
     pub(crate) fn attach(
         &mut self,
         entries: SharedEntries,
@@ -341,10 +348,10 @@ impl Attachments<Entry> {
             array: entries.id(),
             namespace: namespace.unwrap_or(0),
         };
-        // First: an entry, or what is pinned for it, would be nobody's without a record.
+        // First: without a record, nobody would own the entry and its pins.
         let record = keep_in.map(|directory| name.write(directory, entries.path()));
         let record = record.transpose();
-        let record = record.map_err(|error| entries.error("note an entry of", error))?;
+        let record = record.map_err(|error| entries.error("record an entry of", error))?;
         let put = KeptEntry::new(&entries, position, set).and_then(|kept| {
             entries.set(position, kept.program.as_fd())?;
             Ok(kept)
@@ -371,7 +378,7 @@ impl Attachments<Entry> {
         Ok(())
     }
 
-    /// Removes what a reload that was cut off has pinned for programs that are in no entry.
+    /// Removes what an interrupted reload pinned for programs that are in no entry.
     pub(crate) fn remove_leftovers(&self) {
         for held in self.present() {
             held.kept
@@ -384,12 +391,12 @@ impl Attachments<Entry> {
     pub(crate) fn detach(&mut self, path: &Path) -> Result<()> {
         let position = self.iter().position(|held| held.entries.path() == path);
         let position = position.ok_or_else(|| Error::NotFound {
-            what: format!("an entry of {} that is ours", path.display()),
+            what: format!("our entry of {}", path.display()),
         })?;
         self.end(position)
     }
 
-    /// What there is, as the kernel says.
+    /// The entries, as the kernel reports them.
     pub(crate) fn list(&self) -> Vec<SharedEntry> {
         self.iter()
             .map(|held| SharedEntry {
@@ -400,7 +407,7 @@ impl Attachments<Entry> {
             .collect()
     }
 
-    /// Those that are gone and can be put back from the calling thread: paths and positions.
+    /// Lost entries that the calling thread can restore: paths and positions.
     pub(crate) fn lost(&self) -> Vec<(PathBuf, u32)> {
         let here = here();
         self.iter()
@@ -421,7 +428,7 @@ impl Drop for Entry {
             return;
         }
         if let Err(error) = self.finish() {
-            log::warn!("an entry of ours stays: {error}");
+            log::warn!("cannot empty our root entry: {error}");
         }
     }
 }
@@ -430,7 +437,7 @@ impl Drop for Entry {
 #[derive(Debug)]
 struct SpecialPin {
     path: PathBuf,
-    /// It is somebody else's by now, or gone.
+    /// It belongs to somebody else now, or is gone.
     is_left: bool,
     owner: Owner,
 }
@@ -440,13 +447,13 @@ impl SpecialPin {
         let failed = |error| entries.error("pin what belongs to an entry of", error);
         let named = Self::named(entries, position, special)?;
         match pin::pin(special, &named.path) {
-            // The kernel's number is its own: it is the same array.
+            // The id is the array's own, so it is the same array.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
             _ => Ok(named),
         }
     }
 
-    /// One that is there already.
+    /// An existing pin.
     fn named(entries: &SharedEntries, position: u32, special: BorrowedFd<'_>) -> Result<Self> {
         let info = map::info(special);
         let info = info.map_err(|error| entries.error("ask what belongs to an entry of", error))?;
@@ -463,7 +470,7 @@ impl SpecialPin {
         Ok(())
     }
 
-    /// Removes what others have left that were in the entry before, when no packet is in their programs.
+    /// Removes what previous holders of the entry left, when no packet is in their programs.
     fn remove_others(&self, entries: &SharedEntries, position: u32) {
         let others = special_pins(entries.path(), Some(position)).map(|mut pins| {
             pins.retain(|pin| *pin != self.path);
@@ -476,7 +483,7 @@ impl SpecialPin {
             others.iter().try_for_each(fs::remove_file)
         });
         if let Err(error) = removed {
-            log::warn!("pins of a former balancer stay: {error}");
+            log::warn!("cannot remove the pins of a former balancer: {error}");
         }
     }
 }
@@ -492,14 +499,14 @@ impl Drop for SpecialPin {
     }
 }
 
-/// What is pinned beside the array at `path`, under its name and another one.
+/// The path of something pinned beside the array at `path`, with a suffix.
 pub(crate) fn beside(path: &Path, name: &str) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push(format!("_{name}"));
     path.into()
 }
 
-/// The files whose names are that of `path` with something behind it, and that.
+/// The files whose names begin with that of `path`, with the rest of their names.
 pub(crate) fn files_beside(path: &Path) -> io::Result<Vec<(PathBuf, String)>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let prefix = format!("{name}_");
@@ -510,7 +517,7 @@ pub(crate) fn files_beside(path: &Path) -> io::Result<Vec<(PathBuf, String)>> {
         if let Some(rest) = name.strip_prefix(&prefix)
             && entry.file_type()?.is_file()
         {
-            // Not the entry's own path, which may have a `./` that `path` has not.
+            // Not built from `path`, which may lack a `./`.
             files.push((beside(path, rest), rest.to_owned()));
         }
     }
@@ -524,7 +531,7 @@ pub(crate) fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// The pins of balancers' further programs beside the array at `path`: of one entry or of all.
+/// The pins of balancers' further programs beside the array at `path`, of one entry or of all.
 pub(crate) fn special_pins(path: &Path, position: Option<u32>) -> io::Result<Vec<PathBuf>> {
     let mut pins = Vec::new();
     for (pin, rest) in files_beside(path)? {
@@ -537,11 +544,11 @@ pub(crate) fn special_pins(path: &Path, position: Option<u32>) -> io::Result<Vec
         }
         let array = match pin::open(&pin) {
             Ok(fd) => ProgramArray::new(fd)?,
-            // Gone since it was listed.
+            // It went away after it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        // Somebody else's may have such a name.
+        // Somebody else's file may have such a name.
         if array.is_some_and(|array| array.name() == SPECIAL) {
             pins.push(pin);
         }

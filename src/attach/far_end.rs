@@ -1,6 +1,6 @@
-//! Whether a virtual Ethernet link (veth) carries what an XDP program sends natively. The driver hands such frames
-//! to the other end's queue for XDP, which is there only if that end has a native program, or GRO; and with
-//! GRO alone nothing wakes it to take them, so they lie there until something else does (Linux 6.18).
+//! Whether a virtual Ethernet link (veth) carries natively sent frames. The driver puts them into
+//! the far end's XDP queue, which exists only if that end has a native program or GRO. With GRO
+//! alone nothing wakes the queue, so frames wait there until other traffic does (Linux 6.18).
 
 use std::fmt;
 use std::io;
@@ -11,19 +11,19 @@ use crate::sys::link::XDP_ACT_NDO_XMIT;
 use crate::sys::release;
 use crate::sys::release::TELLS_XDP_FEATURES;
 
-/// The other end of a virtual Ethernet link, as one that takes frames.
+/// The far end of a virtual Ethernet link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FarEnd {
-    /// It takes what native XDP sends.
+    /// It accepts natively sent frames.
     Takes,
-    /// It does not, for it has no native program: its name, if that can be told.
+    /// It does not, because it has no native program; with its name, if known.
     TakesNone { name: Option<String> },
-    /// It is in a network namespace that this process may not look into.
+    /// It is in a network namespace that this process cannot inspect.
     Unknown,
 }
 
 impl FarEnd {
-    /// Of an interface of the calling thread's network namespace; `None`: it is no such link.
+    /// For an interface of the calling thread's network namespace; `None` if it is no such link.
     pub(crate) fn of(index: u32) -> io::Result<Option<Self>> {
         let mut requests = Requests::new()?;
         let near = requests.sending(None, index)?;
@@ -35,7 +35,8 @@ impl FarEnd {
             Ok(Some(far)) => Self::TakesNone {
                 name: Some(far.name),
             },
-            // What the driver can do here depends on the other end: without program and GRO it takes nothing at all.
+            // The driver's features here depend on the far end: without a program and GRO it
+            // accepts nothing.
             Ok(None) | Err(_) => match link::present(index)?.features & XDP_ACT_NDO_XMIT {
                 0 if release::is_at_least(TELLS_XDP_FEATURES) => Self::TakesNone { name: None },
                 _ => Self::Unknown,
@@ -44,7 +45,7 @@ impl FarEnd {
     }
 }
 
-/// As it is called in a sentence.
+/// Its name within a sentence.
 impl fmt::Display for FarEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the other end of this virtual link")?;

@@ -1,9 +1,10 @@
-//! The names of pins that keep attachments when their process ends: each says all that it takes to go on with
-//! the attachment, so that the pin alone, which the kernel makes as a whole or not, is the record of it.
+//! The names of pins that keep attachments when their process ends. A name has everything that is
+//! needed to adopt the attachment, so the pin, which the kernel makes atomically, is its whole
+//! record.
 //!
-//! `xdp_NAMESPACE_INDEX_ASKED_MODE_REFUSED_NAME`, `tcx_...`, `clsact_...`: the interface, how it was asked for and what was
-//! got. A BPF file system takes no dots in names, and a `/` is never one of a name: bytes other than letters,
-//! digits and `-` are written as `%` and two digits.
+//! `xdp_NAMESPACE_INDEX_ASKED_MODE_REFUSED_NAME`, `tcx_...`, `clsact_...`: the interface, what was
+//! requested and what was obtained. A BPF file system allows no dots in names, and `/` is
+//! impossible: bytes other than letters, digits and `-` are written as `%` and two digits.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -13,14 +14,13 @@ use std::str::FromStr;
 use super::place::Place;
 use super::place::Target;
 
-/// The end of a name under which a pin is made, before it takes the place of another: no interface's name is written
-/// like that.
+/// The suffix of a pin before it replaces another one; no interface's name is written like that.
 const MEANWHILE: &str = "%new";
 
-/// The same of one whose maker has died.
+/// The suffix of such a pin whose maker has died.
 const GIVEN_UP: &str = "%end%new";
 
-/// What a pin's name says: words, and an interface.
+/// The contents of a pin's name: words, and an interface.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PinName {
     kind: String,
@@ -39,8 +39,8 @@ impl PinName {
         }
     }
 
-    /// What the name of a pin of this kind says; `None` if it is no such name. One under which a pin is made
-    /// is none: what it keeps was told to nobody.
+    /// The contents of the name of a pin of this kind; `None` for other names, and for pins that
+    /// have not replaced their predecessor yet: nobody was told about those.
     pub(super) fn of(kind: &str, path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?;
         let mut parts = name.split('_');
@@ -49,7 +49,7 @@ impl PinName {
         let index = parts.next()?.parse().ok()?;
         let mut words: Vec<String> = parts.map(unescaped).collect::<Option<_>>()?;
         let name = words.pop()?;
-        // As this crate writes it, and not nearly so.
+        // Exactly as this crate writes it.
         let parsed = Self {
             kind,
             place: Place { namespace, index },
@@ -59,7 +59,7 @@ impl PinName {
         (parsed.file_name() == path.file_name()?.to_str()?).then_some(parsed)
     }
 
-    /// Whether a path is that of a pin of this kind, with so many words.
+    /// Whether a path is that of a pin of this kind with so many words.
     pub(super) fn is(kind: &str, words: usize, path: &Path) -> bool {
         Self::of(kind, path).is_some_and(|name| name.words.len() == words)
     }
@@ -73,7 +73,7 @@ impl PinName {
         self.words.get(position)?.parse().ok()
     }
 
-    /// The path in a directory, and that under which the pin is made.
+    /// The pin's path in a directory, and its temporary path before.
     pub(super) fn paths(&self, directory: &Path) -> (PathBuf, PathBuf) {
         let path = directory.join(self.file_name());
         let meanwhile = meanwhile(&path);
@@ -91,21 +91,21 @@ impl PinName {
     }
 }
 
-/// The path under which a pin is made, before it takes the place of what is pinned at `path`.
+/// The temporary path of a pin that will replace the one at `path`.
 pub(super) fn meanwhile(path: &Path) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push(MEANWHILE);
     path.into()
 }
 
-/// The path whose place a pin was to take that was being made when its process ended; `None` for any other.
+/// The path that a temporary pin was to replace; `None` for other paths.
 pub(crate) fn made_for(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     Some(path.with_file_name(name.strip_suffix(MEANWHILE)?))
 }
 
-/// The path to which a pin is moved that was being made, before another process ends what it keeps: its maker cannot have
-/// it take a place any more. One that has been moved stays.
+/// Where to move a temporary pin before another process ends what it keeps, so that its maker
+/// cannot put it in place any more. A moved pin stays.
 pub(crate) fn given_up(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_suffix(GIVEN_UP).unwrap_or(&name);
@@ -117,7 +117,7 @@ fn escaped(text: &str) -> String {
     for byte in text.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => escaped.push(byte.into()),
-            // A string takes anything.
+            // Writing to a string cannot fail.
             _ => drop(write!(escaped, "%{byte:02x}")),
         }
     }
@@ -170,7 +170,7 @@ mod tests {
             assert_eq!(read.target().name, name);
             assert_eq!(read.word::<String>(1).unwrap(), "native");
             assert_eq!(PinName::of("tcx", &path), None);
-            // One that is being made is told from one that is there.
+            // A temporary pin is distinguished from a final one.
             assert_eq!(PinName::of("xdp", &meanwhile), None);
             let moved = given_up(&meanwhile);
             assert!(moved != meanwhile && made_for(&moved).is_some());
@@ -179,7 +179,7 @@ mod tests {
         }
     }
 
-    /// What others have put there is told from what this crate has.
+    /// Foreign names are distinguished from this crate's.
     #[test]
     fn other_names_are_none_or_say_what_they_are() {
         const NAME: &str = "xdp_4097_12_auto_native_0_eth0%2e100";

@@ -1,4 +1,4 @@
-//! What has become of a link to an interface.
+//! The state of a link to an interface.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,8 +9,8 @@ use super::place::Target;
 use crate::sys::link::Link;
 use crate::sys::program;
 
-/// What the kernel says of a link to an interface, that was given `program`. `is_it` says whether the
-/// interface that has its index in the calling thread's network namespace has the program with this number.
+/// The state of a link to an interface that was given `program`. `is_it` tells whether the
+/// interface with its index in the calling thread's network namespace has that program.
 pub(super) fn link_state(
     link: &Link,
     program: BorrowedFd<'_>,
@@ -29,8 +29,8 @@ pub(super) fn link_state(
     }
 }
 
-/// Makes what says on another thread what the kernel says of a link that was given `program`. Of an interface
-/// that was moved and has its index still it does not know.
+/// A function for another thread that reports a link's state. It cannot detect that the interface
+/// moved and kept its index.
 pub(super) fn link_witness(
     link: &Link,
     program: BorrowedFd<'_>,

@@ -1,5 +1,5 @@
-//! The attachments of one program, of whatever kind: one list, told apart by what they are on, that says
-//! what the kernel has made of each.
+//! The attachments of one program, of whatever kind: a list that identifies them by what they are
+//! on, and reports what the kernel has made of each.
 
 use std::io;
 
@@ -12,14 +12,14 @@ use super::place::here;
 use crate::error::Error;
 use crate::error::Result;
 
-/// Says of an attachment, on any thread, what the kernel has made of it: from when it was made until the
-/// attachment is given another program. It keeps nothing attached.
+/// Reports an attachment's state from any thread, until the attachment is given another program.
+/// Keeps nothing attached.
 pub(crate) type Witness = Box<dyn Fn() -> AttachmentState + Send + Sync>;
 
-/// One attachment of one program: a link of XDP, a program at tc, or an entry of a root program. It ends
-/// when it is dropped, unless something that is pinned keeps it.
+/// One attachment of one program: an XDP link, a program at tc, or a root entry. It ends on drop,
+/// unless something pinned keeps it.
 pub(crate) trait Attached: Sized {
-    /// How it was asked for, which is all that it takes to put it back.
+    /// What was requested, which is all that restoring it needs.
     type Asked;
 
     /// For messages.
@@ -27,17 +27,17 @@ pub(crate) trait Attached: Sized {
 
     fn asked(&self) -> Self::Asked;
 
-    /// The kernel's word.
+    /// The state, as the kernel reports it.
     fn state(&self) -> AttachmentState;
 
-    /// Makes what says the same on another thread.
+    /// A function that reports the state from another thread.
     fn witness(&self) -> io::Result<Witness>;
 
-    /// Ends it, now or when it is dropped, also one that is kept, and says if that cannot be; of one that is gone
-    /// nothing is left to do.
+    /// Ends it, now or on drop, even if something keeps it, and reports failures. Does nothing if
+    /// it is gone.
     fn detach(&mut self) -> Result<()>;
 
-    /// It takes the place of one that is gone, of which something may be left to be done in the end.
+    /// Replaces a lost attachment, which may leave something to clean up at the end.
     fn succeed(&mut self, former: Self);
 }
 
@@ -50,18 +50,18 @@ pub(crate) trait OnInterface: Attached {
 pub(crate) trait Replaceable: Attached {
     type Program<'a>: Copy;
 
-    /// A program, and what it takes to put it in place.
+    /// A program with everything needed to switch to it.
     type Kept;
 
-    /// Makes what can fail ready; `None`: the attachment is gone, or somebody else's by now.
+    /// Does whatever can fail; `None` if the attachment is gone or somebody else's.
     fn prepare(&self, program: Self::Program<'_>) -> Result<Option<Self::Kept>>;
 
-    /// Puts a program in the place of the present one, which is returned. An attachment that goes in the
-    /// meantime is no error. A refusal leaves the present one.
+    /// Replaces the present program, and returns it. An attachment that goes away in the meantime
+    /// is no error. After a refusal the present program stays.
     fn switch(&mut self, program: Self::Kept) -> std::result::Result<Self::Kept, Error>;
 }
 
-/// The attachments of one program, in the order of attaching; all that nothing keeps end on drop.
+/// The attachments of one program, in the order of attaching. Those that nothing keeps end on drop.
 #[derive(Debug)]
 pub(crate) struct Attachments<A> {
     held: Vec<A>,
@@ -74,7 +74,7 @@ impl<A> Default for Attachments<A> {
 }
 
 impl<A: Attached> Attachments<A> {
-    /// All of them, also those that are gone.
+    /// All of them, including lost ones.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &A> + Clone {
         self.held.iter()
     }
@@ -87,13 +87,13 @@ impl<A: Attached> Attachments<A> {
         self.held.is_empty()
     }
 
-    /// Those that are there, as the kernel says.
+    /// Those that the kernel reports as present.
     pub(crate) fn present(&self) -> impl Iterator<Item = &A> {
         self.iter()
             .filter(|attached| attached.state() == AttachmentState::Attached)
     }
 
-    /// Adds one that was just made, in the place of those before it that `is_former` knows.
+    /// Adds a new one, replacing those that `is_former` selects.
     pub(super) fn put(&mut self, mut new: A, is_former: impl Fn(&A) -> bool) {
         for former in self.held.extract_if(.., |held| is_former(held)) {
             new.succeed(former);
@@ -113,41 +113,41 @@ impl<A: Attached> Attachments<A> {
         self.held.drain(..).for_each(end);
     }
 
-    /// Adds one that a pin has kept.
+    /// Adds a pinned one.
     pub(crate) fn resume(&mut self, kept: A) {
         self.held.push(kept);
     }
 }
 
 impl<A: OnInterface> Attachments<A> {
-    /// Whether there is such an interface in the calling thread's network namespace, and we are not on it.
+    /// Checks that the interface exists in the calling thread's network namespace and is not ours
+    /// yet.
     pub(crate) fn check(&self, interface: &str) -> Result<Target> {
         let target = Target::find(interface)?;
         self.check_free(&target)?;
         Ok(target)
     }
 
-    /// Whether we are not on this interface.
+    /// Checks that this interface is not ours yet.
     pub(crate) fn check_free(&self, target: &Target) -> Result<()> {
         let held = self.iter().find(|held| held.target().place == target.place);
         match held.map(Attached::state) {
             Some(AttachmentState::Attached) => Err(Error::AlreadyExists {
                 what: format!("the {} to {}", A::KIND, target.name),
             }),
-            // To attach will tell what is there.
+            // Attaching will report what is there.
             _ => Ok(()),
         }
     }
 
-    /// Adds one that was just made; what we had on that interface, or on a former one of its name that is
-    /// gone, it takes the place of.
+    /// Adds a new one, replacing ours on that interface, or on a former interface of its name.
     pub(crate) fn add(&mut self, new: A) {
         let (place, name) = (new.target().place, new.target().name.clone());
         self.put(new, |held| is_former(held, place, &name));
     }
 
-    /// Forgets what is gone of an interface, or of a former one of its name: another attachment takes its
-    /// place.
+    /// Forgets lost attachments to an interface, or to a former one of its name: another one
+    /// replaces them.
     pub(crate) fn forget_former(&mut self, target: &Target) {
         let former = self
             .held
@@ -155,8 +155,8 @@ impl<A: OnInterface> Attachments<A> {
         former.for_each(end);
     }
 
-    /// Forgets what is gone of interfaces that others are attached to: a process that ended as it put one back has left
-    /// the one before, too.
+    /// Forgets lost attachments whose interface has another one: a process that ended while
+    /// restoring left the former one too.
     pub(crate) fn forget_succeeded(&mut self) {
         let name = |held: &A| (held.target().place.namespace, held.target().last_name());
         let present: Vec<_> = self.present().map(name).collect();
@@ -171,7 +171,7 @@ impl<A: OnInterface> Attachments<A> {
         interface.choose(&self.seen())
     }
 
-    /// The interfaces, and what the kernel says of the attachments to them.
+    /// The interfaces, with the kernel's state of their attachments.
     pub(crate) fn seen(&self) -> Vec<Seen<'_>> {
         self.iter()
             .map(|held| Seen {
@@ -181,8 +181,8 @@ impl<A: OnInterface> Attachments<A> {
             .collect()
     }
 
-    /// The one on the interface that has this name now, or that is gone and had it: not one that was
-    /// renamed.
+    /// The one on the interface with this name now, or on a lost one that had it, but not on a
+    /// renamed one.
     pub(crate) fn get(&self, interface: &str) -> Option<&A> {
         let named = Named::new(interface);
         let position = self.find(&named).ok().flatten()?;
@@ -190,7 +190,7 @@ impl<A: OnInterface> Attachments<A> {
         held.filter(|held| named.is(held.target()) || held.state() == AttachmentState::Gone)
     }
 
-    /// Ends the one on an interface, as a caller names it ([`Named::choose`]).
+    /// Detaches from an interface, as a caller names it ([`Named::choose`]).
     pub(crate) fn detach(&mut self, interface: &str) -> Result<()> {
         let position = self.find(&Named::new(interface))?;
         let position = position.ok_or_else(|| Error::NotFound {
@@ -199,12 +199,12 @@ impl<A: OnInterface> Attachments<A> {
         self.end(position)
     }
 
-    /// The interfaces of those that are there, as the kernel says.
+    /// The interfaces of present attachments.
     pub(crate) fn places(&self) -> Vec<Place> {
         self.present().map(|held| held.target().place).collect()
     }
 
-    /// Those that are gone and can be put back from the calling thread: names, and how they were asked for.
+    /// Lost attachments that the calling thread can restore: names, and what was requested.
     pub(crate) fn lost(&self) -> Vec<(String, A::Asked)> {
         let here = here();
         self.iter()
@@ -215,24 +215,24 @@ impl<A: OnInterface> Attachments<A> {
     }
 }
 
-/// Has all of these tried, and tells the first failure; that an interface has not come back is none.
+/// Tries all of these, and returns the first failure; a missing interface is none.
 pub(crate) fn put_back(attempts: impl Iterator<Item = Result<()>>) -> Result<()> {
     let failures = attempts.filter_map(Result::err);
     let failures = failures.filter(|error| !matches!(error, Error::NoSuchInterface { .. }));
-    // All of them, for it is asking that has them tried.
+    // All of them: iterating makes the attempts.
     let failures: Vec<_> = failures.collect();
     failures.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Ends one for good, as far as that can be.
+/// Ends one for good, if possible.
 fn end<A: Attached>(mut held: A) {
     if let Err(error) = held.detach() {
-        log::warn!("an attachment of ours may stay: {error}");
+        log::warn!("an attachment may remain: {error}");
     }
 }
 
-/// Whether one has to make room for another that is attached to an interface: it is there, or on a former
-/// interface of the name that is gone.
+/// Whether an attachment must make room for a new one on an interface: it is on it, or on a lost
+/// interface of that name.
 fn is_former<A: OnInterface>(held: &A, place: Place, name: &str) -> bool {
     let of_target = held.target();
     of_target.place == place
@@ -241,13 +241,13 @@ fn is_former<A: OnInterface>(held: &A, place: Place, name: &str) -> bool {
             && of_target.last_name() == name
 }
 
-/// The programs that attachments had before a switch, by their positions: what it takes to undo it.
+/// The previous programs of attachments by position, to undo a switch.
 #[must_use = "a switch that is not undone is for good"]
 pub(crate) struct Switched<A: Replaceable>(Vec<(usize, A::Kept)>);
 
 impl<A: Replaceable> Attachments<A> {
-    /// Gives another program to all attachments that are there, or to none. If it has failed: why, and
-    /// whether packets still meet the new one somewhere, as the kernel has refused to take it back.
+    /// Gives another program to all present attachments or to none. On failure returns the reason,
+    /// and whether packets still meet the new program because the kernel refused to take it back.
     pub(crate) fn switch(
         &mut self,
         program: A::Program<'_>,
@@ -270,7 +270,7 @@ impl<A: Replaceable> Attachments<A> {
         Ok(Switched(before))
     }
 
-    /// The same, with what comes after it: if that fails they have the program before again.
+    /// The same, followed by another step; if that fails, the previous program is restored.
     pub(crate) fn switch_then<T>(
         &mut self,
         program: A::Program<'_>,
@@ -283,13 +283,13 @@ impl<A: Replaceable> Attachments<A> {
         })
     }
 
-    /// Undoes a switch; whether packets still meet the new program somewhere, as the kernel has refused to
-    /// take it back. The next switch sees to that.
+    /// Undoes a switch; returns whether packets still meet the new program because the kernel
+    /// refused to take it back. The next switch repairs that.
     pub(crate) fn switch_back(&mut self, before: Switched<A>) -> bool {
         let mut strays = false;
         for (position, former) in before.0 {
             if let Err(error) = self.held[position].switch(former) {
-                log::error!("the new program stays: {error}");
+                log::error!("cannot restore the previous program: {error}");
                 strays = true;
             }
         }
@@ -401,7 +401,7 @@ mod tests {
         assert!(!strays);
         assert_eq!(programs(&none), [1, 1, 1]);
 
-        // The first one keeps what it was to be rid of again, until the next time.
+        // The first one keeps the program that it should drop until the next switch.
         let mut stray = list(&[(1, Attached, &[1]), (2, Attached, &[2])]);
         let strays = stray.switch(2).map(drop).unwrap_err().1;
         assert!(strays);
@@ -435,12 +435,12 @@ mod tests {
         fake.target.name = "eth1".to_owned();
         attachments.add(fake);
         assert_eq!(indexes(&attachments), [2, 3, 4]);
-        // Two of a name, of which a process has left both.
+        // Two of one name, both left by a process.
         let mut left = list(&[(1, Gone, &[]), (2, Gone, &[]), (3, Attached, &[])]);
         left.held[2].target = target(3, "eth1");
         left.forget_succeeded();
         assert_eq!(indexes(&left), [2, 3]);
-        // `eth2` is still there, though renamed.
+        // `eth2` still exists under another name.
         attachments.forget_former(&target(9, "eth2"));
         attachments.forget_former(&target(3, "eth3"));
         assert_eq!(indexes(&attachments), [2, 4]);

@@ -1,8 +1,7 @@
-//! Putting a program on an interface, and taking it off: by XDP, at tc, or as an entry of a root program; and on
-//! cgroups.
+//! Attaches programs: to interfaces by XDP, at tc, or through a root entry; and to cgroups.
 //!
-//! All kinds are links to the same list ([`Attachments`]): it tells those to interfaces apart by network namespace and
-//! index, says what the kernel has made of them, and gives all of them another program or none.
+//! All kinds share one list ([`Attachments`]): it identifies interfaces by network namespace and
+//! index, reports the kernel's view, and switches the program of all or none.
 
 mod cgroup;
 mod entry;

@@ -1,4 +1,4 @@
-//! Where in the receive path an XDP program runs; and why it does not run in the driver.
+//! The place of an XDP program in the receive path, and why it is not in the driver.
 
 use std::fmt;
 use std::io;
@@ -7,21 +7,21 @@ use std::str::FromStr;
 use crate::error::Error;
 use crate::error::Result;
 
-/// Where in the receive path the program runs.
+/// The place of the program in the receive path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum XdpMode {
-    /// [`Native`](Self::Native) where the driver has it and frames arrive that are sent so, else
-    /// [`Generic`](Self::Generic). One end of a virtual Ethernet link (veth) sends them in vain unless the other end
-    /// has a native XDP program too, whatever that does.
+    /// [`Native`](Self::Native) where the driver has it and natively sent frames arrive, else
+    /// [`Generic`](Self::Generic). On a virtual Ethernet link (veth) they arrive only if the far
+    /// end has a native XDP program too, whatever that program does.
     #[default]
     Auto,
-    /// In the driver, before the kernel makes a socket buffer: the fast one.
+    /// In the driver, before the kernel allocates a socket buffer. The fast mode.
     Native,
-    /// In the network stack: any interface, several times slower.
+    /// In the network stack. Works on any interface, but several times slower.
     Generic,
-    /// On the network card. Always refused: no card's offload has the maps of maps that rings
-    /// and flow tables are made of.
+    /// On the network card. Always refused: no card supports the maps of maps that rings and flow
+    /// tables need.
     Offload,
 }
 
@@ -51,23 +51,22 @@ impl FromStr for XdpMode {
     }
 }
 
-/// Why the mode is generic, where auto mode was asked for.
+/// Why auto mode chose generic mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NotNative {
-    /// The driver has refused native mode.
+    /// The driver refused native mode.
     Refused {
-        /// The kernel's number of the error.
+        /// The error number (`errno`).
         errno: i32,
     },
-    /// The interface is one end of a virtual Ethernet link (veth) whose other end had no native XDP program when this
-    /// was attached: without one it does not take what is sent natively. If it has one by now, detach and attach
-    /// again.
+    /// The interface is a virtual Ethernet link (veth) whose far end had no native XDP program at
+    /// the time, so it accepts no natively sent frames. If it has one now, detach and attach again.
     OtherEnd,
 }
 
 impl NotNative {
-    /// In the name of a pin. Other versions show what they do not know as an error of that number.
+    /// The number in a pin's name. Other versions show numbers that they do not know as errors.
     pub(super) fn number(of: Option<&Self>) -> i32 {
         match of {
             None => 0,
@@ -90,10 +89,10 @@ impl fmt::Display for NotNative {
         match self {
             Self::Refused { errno } => {
                 let error = io::Error::from_raw_os_error(*errno);
-                write!(f, "the driver has refused native mode: {error}")
+                write!(f, "the driver refused native mode: {error}")
             }
             Self::OtherEnd => f.write_str(
-                "the other end of this virtual link had no XDP program, without which it takes nothing that is \
+                "the other end of this virtual link had no XDP program, so it accepts no frames that are \
                  sent natively",
             ),
         }

@@ -1,5 +1,5 @@
-//! What attachments are on: interfaces, which an index tells apart within a network namespace only, and
-//! the names by which callers mean them.
+//! What attachments are on: interfaces, which an index identifies only within a network namespace,
+//! and the names that callers use.
 
 use std::path;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::kernel::kernel_error;
 use crate::rtnetlink::Requests;
 use crate::sys::namespace::network_namespace;
 
-/// What the kernel says of an attachment.
+/// The state of an attachment, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -25,20 +25,21 @@ use crate::sys::namespace::network_namespace;
 pub enum AttachmentState {
     /// It is there, or the kernel does not tell.
     Attached,
-    /// It is gone: the interface (or the array of entries) was removed, also if there is another one of its
-    /// name now, or somebody has taken the program off. Attaching again puts it back, and so does
-    /// `reattach`; until then no packet meets the program there.
+    /// It is gone: the interface (or the array of entries) was removed, even if another one has its
+    /// name now, or somebody removed the program. No packet meets the program there until you
+    /// attach again or call `reattach`.
     Gone,
-    /// The interface was moved to another network namespace, where the program works on until it is
-    /// detached, by the name that the interface had. Only a thread of the namespace that it was in can tell,
-    /// and others if its index has changed: for these it is `Attached`. Moved back it is `Attached` again.
-    /// `reattach` leaves it alone.
+    /// The interface moved to another network namespace. The program works there until you detach
+    /// it by the name that the interface had. Only a thread of the former namespace can detect
+    /// this, or any thread if the index changed; others see `Attached`, as does everybody after the
+    /// interface moves back. `reattach` leaves it alone.
     Moved,
-    /// Somebody has put another program in its place.
+    /// Somebody replaced the program.
     Replaced,
 }
 
-/// The path from the root on, also of what is gone: the next process may work in another directory.
+/// An absolute path, even of something that is gone: the next process may have another working
+/// directory.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     let of_parent = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
     let found = path.canonicalize().ok().or_else(of_parent);
@@ -46,16 +47,16 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
     found.unwrap_or_else(|| path.to_owned())
 }
 
-/// An interface, as the kernel tells it from all others.
+/// An interface, as the kernel identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The kernel's number of its network namespace.
+    /// The kernel's id of its network namespace.
     pub(crate) namespace: u64,
     /// Its index there.
     pub(crate) index: u32,
 }
 
-/// An interface that something is attached to, or about to be.
+/// An interface that something is or will be attached to.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) place: Place,
@@ -74,8 +75,8 @@ impl Target {
         }
     }
 
-    /// The interface of this name in the calling thread's network namespace. One whose packets have no
-    /// Ethernet header is refused, for all programs of this crate begin with that.
+    /// The interface of this name in the calling thread's network namespace. Refuses one whose
+    /// packets have no Ethernet header, because all programs of this crate begin with it.
     pub(crate) fn find(name: &str) -> Result<Self> {
         let missing = || Error::NoSuchInterface {
             interface: name.to_owned(),
@@ -88,33 +89,33 @@ impl Target {
             return Err(Error::Unsupported {
                 what: format!("a program on {name}"),
                 reason: "its packets have no Ethernet header: choose an interface whose packets have \
-                         one, such as that below a tunnel",
+                         one, for example the one below a tunnel",
             });
         }
         let namespace = network_namespace().map_err(failed)?;
         Ok(Self::new(Place { namespace, index }, name))
     }
 
-    /// The name that the interface had when it was last seen: it has it still, or had it when it went.
+    /// The name that the interface had when it was last seen: its present name, or the last one.
     pub(crate) fn last_name(&self) -> String {
         self.last().clone()
     }
 
     fn last(&self) -> MutexGuard<'_, String> {
-        // It is whole at any time.
+        // The string is consistent at any time.
         self.last_name
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it had this name when it was attached to, or when it was last seen.
+    /// Whether it had this name when it was attached to, or when last seen.
     fn had(&self, name: &str) -> bool {
         self.name == name || *self.last() == name
     }
 
-    /// Looks for an interface that there is, as a link tells: notes its name, and says whether it is still in
-    /// its namespace. `is_it` tells it from another one that has its index there. Only a thread of that
-    /// namespace can tell; for others it is where it was.
+    /// Looks for an interface that exists, as a link reports: records its name, and returns whether
+    /// it is still in its namespace. `is_it` distinguishes it from another one with its index. Only
+    /// a thread of that namespace can tell; for others it is in place.
     pub(super) fn is_in_place(&self, is_it: impl FnOnce() -> bool) -> bool {
         if here() != Some(self.place.namespace) {
             return true;
@@ -129,8 +130,8 @@ impl Target {
     }
 }
 
-/// The name of an interface of the calling thread's network namespace. Of one that there is not,
-/// `if_indextoname` of nix tells an empty one.
+/// The name of an interface in the calling thread's network namespace. For a missing one, nix's
+/// `if_indextoname` returns an empty name.
 fn name_of(index: u32) -> Option<String> {
     let name = if_indextoname(index).ok()?.into_string().ok()?;
     Some(name).filter(|name| !name.is_empty())
@@ -143,7 +144,7 @@ pub(crate) fn here() -> Option<u64> {
         .ok()
 }
 
-/// An interface that something is attached to, as it was found a moment ago.
+/// An interface that something is attached to, as just found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) target: &'a Target,
@@ -156,7 +157,7 @@ impl Seen<'_> {
     }
 }
 
-/// An interface as a caller names it, who may be in its namespace or in another one.
+/// An interface as a caller names it, from its own or another namespace.
 #[derive(Debug)]
 pub(crate) struct Named<'a> {
     pub(crate) name: &'a str,
@@ -184,9 +185,9 @@ impl<'a> Named<'a> {
         Some(target.place) == self.place
     }
 
-    /// Which of these the caller means: the interface that has the name now; else one that is gone and
-    /// had it last, in the caller's namespace before others; else the only one that had it. `Err` if there
-    /// are several: one that has another name by now is never taken for one of them.
+    /// The one that the caller means: the interface with the name now; else a lost one that had it
+    /// last, in the caller's namespace first; else the only one that ever had it. `Err` if there
+    /// are several. An interface with another name now is never mistaken for a lost one.
     pub(crate) fn choose(&self, held: &[Seen<'_>]) -> Result<Option<usize>> {
         // Of one that was moved another interface may have the index.
         let is = |held: &Seen<'_>| held.state != AttachmentState::Moved && self.is(held.target);
@@ -326,7 +327,7 @@ mod tests {
                 1,
                 Some(Some(1)),
             ),
-            // By its last name, when it is gone, before one that had the name at first.
+            // A lost interface's last name takes precedence over a first name.
             (&[(&wan0, true)], "wan0", 1, Some(Some(0))),
             (&[(&wan0, true), (&later, true)], "eth0", 1, Some(Some(1))),
             (&[(&wan0, true)], "eth0", 1, Some(Some(0))),

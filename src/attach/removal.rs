@@ -1,4 +1,4 @@
-//! Ends attachments that pins have kept, by what the pins say: for a directory whose process is gone.
+//! Ends pinned attachments by what their pins say, for a directory whose process is gone.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,8 +17,9 @@ use crate::kernel::kernel_error;
 use crate::sys::link::Link;
 use crate::sys::pin;
 
-/// Ends the attachment that the pin at a path keeps, and removes the pin; `false` if it is none of ours. An entry's
-/// program is one of `sets`, else the entry stays; a filter's is one of `filters`, or that which is pinned for it.
+/// Ends the attachment that the pin at a path keeps, and removes the pin; `false` if it is not
+/// ours. An entry's program must be one of `sets`, else the entry stays; a filter's is one of
+/// `filters`, or the one pinned for it.
 pub(crate) fn end_kept(
     path: &Path,
     sets: &[EntrySet<'_>],
@@ -26,7 +27,7 @@ pub(crate) fn end_kept(
 ) -> Result<bool> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let kind = name.split('_').next().unwrap_or_default();
-    let failed = |error| kernel_error("end", &path.display().to_string(), error);
+    let failed = |error| kernel_error("detach", &path.display().to_string(), error);
     let unpin = || {
         let removed = pin::remove(path);
         removed.map(|()| true).map_err(|error| Error::File {
@@ -37,7 +38,7 @@ pub(crate) fn end_kept(
     };
     let unreached = || {
         log::warn!(
-            "{}: what it keeps cannot be reached from here, if it is still there",
+            "{}: its attachment, if it still exists, cannot be reached from here",
             path.display()
         );
         unpin()
@@ -54,11 +55,11 @@ pub(crate) fn end_kept(
         "xdp" | "tcx" if is_link => match Link::kept_at(path) {
             Ok(Some(mut link)) => {
                 link.keep_no_more().map_err(failed)?;
-                // Dropping it detaches it, now and not when the kernel gets to it.
+                // Dropping it detaches it at once, not when the kernel gets to it.
                 Ok(true)
             }
             Ok(None) => Ok(false),
-            // Gone since it was listed.
+            // It went away after it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             Err(error) => Err(failed(error)),
         },
@@ -66,7 +67,7 @@ pub(crate) fn end_kept(
         "clsact" if is_made => match TcLink::kept_at(path, filters) {
             Ok(Some(mut filter)) => filter.detach().map(|()| true),
             Ok(None) => Ok(false),
-            // It has gone with its network namespace, or cannot be reached.
+            // It went with its network namespace, or cannot be reached.
             Err(error) if error.kind() == io::ErrorKind::NotFound => unreached(),
             Err(error) => Err(failed(error)),
         },

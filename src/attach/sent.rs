@@ -1,5 +1,5 @@
-//! What an interface has made of the frames that it was to send: its own counters, against what they were when the
-//! program was attached. A driver can fail to send after the program has returned, which then has counted the
+//! What an interface did with the frames that it should send: its own counters, compared with those
+//! when the program was attached. A driver can fail after the program has returned and counted the
 //! frame as sent.
 
 use std::io;
@@ -9,17 +9,17 @@ use super::place::here;
 use crate::rtnetlink::Requests;
 use crate::sys::ethtool::Ethtool;
 
-/// The last words of the names that drivers give to what they could not send.
+/// The last words of drivers' names for frames that they could not send.
 const FAILURES: [&str; 9] = [
     "err", "errs", "error", "errors", "full", "drop", "drops", "fail", "failed",
 ];
 
-/// What sends the frames.
+/// Who sends the frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sender {
     /// The driver, for the program.
     Driver,
-    /// The stack, for the program as for the host.
+    /// The network stack, for the program as for the host.
     Stack,
 }
 
@@ -28,18 +28,19 @@ pub(super) enum Sender {
 pub(super) struct Reading {
     sent: u64,
     failed: u64,
-    /// Of XDP programs, in native mode.
+    /// Frames of XDP programs in native mode.
     failed_by_xdp: Option<u64>,
 }
 
 impl Reading {
-    /// Of an interface of the calling thread's network namespace; `None`: it is not there any more.
+    /// The counters of an interface in the calling thread's network namespace; `None` if it is
+    /// gone.
     pub(super) fn take(index: u32, by: Sender) -> io::Result<Option<(String, Self)>> {
         let Some(told) = Requests::new()?.sending(None, index)? else {
             return Ok(None);
         };
         let failed_by_xdp = match by {
-            // It is not in the driver's counters of XDP.
+            // The driver's XDP counters do not include it.
             Sender::Stack => None,
             Sender::Driver => failed_in(&Ethtool::new()?.counters(&told.name)?),
         };
@@ -52,12 +53,13 @@ impl Reading {
     }
 }
 
-/// What there was when the program was attached; `None`: it cannot be told.
+/// The counters when the program was attached; `None` if unknown.
 #[derive(Debug)]
 pub(super) struct Before(Option<Reading>);
 
 impl Before {
-    /// Of an interface of the calling thread's network namespace, before it is known in which mode.
+    /// The counters of an interface in the calling thread's network namespace, before its mode is
+    /// known.
     pub(super) fn now(target: &Target) -> Self {
         let is_here = here() == Some(target.place.namespace);
         let reading = match is_here {
@@ -68,19 +70,19 @@ impl Before {
             reading
                 .unwrap_or_else(|error| {
                     let name = &target.name;
-                    log::warn!("{name}: it is not told what is sent there: {error}");
+                    log::warn!("{name}: cannot read what it sends: {error}");
                     None
                 })
                 .map(|(_, reading)| reading),
         )
     }
 
-    /// Frames sent, and frames not sent, since then. Of counters that were reset since, all counts.
+    /// Frames sent and not sent since then. Counters that were reset count from 0.
     pub(super) fn until(&self, now: &Reading) -> Option<(u64, u64)> {
         let before = self.0.as_ref()?;
         let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
         let unsent = match now.failed_by_xdp {
-            // Some drivers tell of XDP only when it is there.
+            // Some drivers have XDP counters only while a program is attached.
             Some(failed) => since(failed, before.failed_by_xdp.unwrap_or(0)),
             None => since(now.failed, before.failed),
         };
@@ -88,8 +90,8 @@ impl Before {
     }
 }
 
-/// The frames of XDP programs that could not be sent, among what a driver counts; `None`: it does not count those.
-/// Most count them for each queue; some have their sum beside.
+/// The frames of XDP programs that a driver could not send; `None` if it does not count them. Most
+/// drivers count by queue, and some have a sum beside.
 fn failed_in(counters: &[(String, u64)]) -> Option<u64> {
     let failures = counters.iter().filter(|(name, _)| is_failure(name));
     let failures: Vec<_> = failures.collect();
@@ -102,8 +104,8 @@ fn failed_in(counters: &[(String, u64)]) -> Option<u64> {
     (!failures.is_empty()).then(|| counted.fold(0, u64::saturating_add))
 }
 
-/// Whether a name is that of frames of XDP programs that could not be sent: `xdp`, `tx` or `xmit`, and a failure.
-/// What a program drops or redirects is none.
+/// Whether a name counts frames of XDP programs that could not be sent: `xdp`, `tx` or `xmit`, and
+/// a failure. What a program drops or redirects does not count.
 fn is_failure(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let words = name.split(|of: char| !of.is_ascii_alphabetic());
@@ -117,7 +119,7 @@ fn is_failure(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// The names of the kernel's documentation and sources.
+    /// The names in the kernel's documentation and sources.
     #[test]
     fn failures_are_known_by_what_drivers_call_them() {
         for (name, is) in [
@@ -131,7 +133,7 @@ mod tests {
             ("rx_xdp_tx_errors", true),           // mvneta, fec
             ("tx_xdp_xmit_errors", true),         // mvneta, fec
             ("rx_xdp_tx_errors[0]", true),        // gve
-            // What programs say, and what went well.
+            // What programs report, and successes.
             ("rx_queue_0_xdp_tx", false),
             ("rx_queue_0_xdp_drops", false),
             ("rx_queue_0_drops", false),
@@ -183,7 +185,7 @@ mod tests {
             until(reading(10, 5, Some(3)), reading(17, 6, Some(3))),
             (7, 0)
         );
-        // A driver that tells of XDP from now on.
+        // A driver that has XDP counters only later.
         assert_eq!(until(reading(0, 5, None), reading(0, 9, Some(2))), (0, 2));
         // Counters that were reset.
         assert_eq!(until(reading(10, 5, None), reading(4, 1, None)), (4, 1));

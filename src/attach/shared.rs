@@ -1,5 +1,5 @@
-//! Entries of a pinned program array, which a root program on an interface walks: how several programs
-//! share that interface.
+//! Entries of a pinned program array, which a root program walks so that several programs share its
+//! interfaces.
 
 use std::fmt;
 use std::io;
@@ -22,28 +22,29 @@ use crate::sys::program;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EntryProgram {
-    /// The kernel's number of the program.
+    /// The program's id.
     pub id: u32,
-    /// Its name; empty if the kernel does not tell.
+    /// Its name; empty if the kernel does not reveal it.
     pub name: String,
 }
 
 /// The entries of a root program (see [`RootProgram`](crate::RootProgram)): a pinned array of XDP
 /// programs.
 ///
-/// An entry's program decides about a frame, or hands it to the next entry by a tail call into the same
-/// array; where no entry is set, the frame passes. Entries stay when the process ends that has set them.
+/// An entry's program decides about a frame, or hands it to the next entry with a tail call into
+/// the same array. If no entry has a program, the frame passes. Entries stay when the process that
+/// set them ends.
 pub struct SharedEntries {
     path: PathBuf,
     array: ProgramArray,
 }
 
 impl SharedEntries {
-    /// Opens the array that is pinned at a path.
+    /// Opens the array pinned at a path.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nothing is pinned there; [`Error::InvalidConfig`] if it is something else;
-    /// [`Error::Privilege`]; [`Error::Kernel`].
+    /// [`Error::NotFound`] if nothing is pinned there; [`Error::InvalidConfig`] if it is something
+    /// else; [`Error::Privilege`]; [`Error::Kernel`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = path.display().to_string();
@@ -52,7 +53,7 @@ impl SharedEntries {
                 what: format!("a program array at {text} (load a root program and pin it there)"),
             },
             Some(libc::EINVAL | libc::ENOTDIR | libc::EISDIR) => not_an_array(&text),
-            // The kernel says so of what is no BPF object, too.
+            // The kernel reports the same for files that are no BPF objects.
             Some(libc::EACCES) if !may_be_pinned(path) => not_an_array(&text),
             _ => kernel_error("open the program array", &text, error),
         })?;
@@ -71,17 +72,17 @@ impl SharedEntries {
         })
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn count(&self) -> u32 {
         self.array.entries()
     }
 
-    /// Where the array is pinned.
+    /// The path of the pinned array.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is in each entry, in their order.
+    /// The program in each entry, in order.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -93,18 +94,18 @@ impl SharedEntries {
 
     pub(super) fn program_at(&self, position: u32) -> Result<Option<EntryProgram>> {
         let id = self.array.get(position);
-        let id = id.map_err(|error| self.error("look into", error))?;
+        let id = id.map_err(|error| self.error("read", error))?;
         Ok(id.map(|id| EntryProgram {
             id,
             name: program::name_by_id(id),
         }))
     }
 
-    /// Puts a program into an entry, in the place of whatever is there: between two packets.
+    /// Puts a program into an entry, atomically replacing whatever is there.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if there is no such entry, or the program is not of XDP or accepts frames
-    /// in several buffers (`frags`) and the root does not, or the other way round; [`Error::Kernel`].
+    /// [`Error::InvalidConfig`] if there is no such entry, if the program is not an XDP program, or
+    /// if its `frags` setting differs from the root program's; [`Error::Kernel`].
     pub fn set(&self, position: u32, program: BorrowedFd<'_>) -> Result<()> {
         self.check(position)?;
         let set = self.array.set(position, program);
@@ -113,7 +114,7 @@ impl SharedEntries {
                 setting: "frags",
                 value: "of the program".to_owned(),
                 reason: format!(
-                    "{}: takes XDP programs with the setting of its root program",
+                    "{}: accepts only XDP programs with the same setting as its root program",
                     self.path.display()
                 ),
             },
@@ -131,12 +132,12 @@ impl SharedEntries {
         cleared.map_err(|error| self.error("empty an entry of", error))
     }
 
-    /// The kernel's number of the array.
+    /// The array's id.
     pub(crate) fn id(&self) -> u32 {
         self.array.id()
     }
 
-    /// The kernel's number of the program in an entry.
+    /// The id of the program in an entry.
     pub(super) fn program_id(&self, position: u32) -> io::Result<Option<u32>> {
         self.array.get(position)
     }
@@ -160,7 +161,7 @@ impl SharedEntries {
         kernel_error(operation, &self.path.display().to_string(), error)
     }
 
-    /// Whether the program at `position` is this one.
+    /// Whether this program is at `position`.
     pub(super) fn holds(&self, position: u32, program: BorrowedFd<'_>) -> io::Result<bool> {
         let present = self.array.get(position)?;
         Ok(present == Some(program::info(program)?.id))
@@ -191,6 +192,6 @@ fn not_an_array(path: &str) -> Error {
     Error::InvalidConfig {
         setting: "map_path",
         value: path.to_owned(),
-        reason: "must be the path of a pinned program array, as that of a root program".to_owned(),
+        reason: "must be the path of a root program's pinned array".to_owned(),
     }
 }

@@ -1,9 +1,9 @@
-//! tc attachments of one program: by tcx links where the kernel has them, else as filters of a clsact
+//! Attaches one program at tc: by tcx links where the kernel has them, else as filters of a clsact
 //! queueing discipline.
 //!
-//! A tcx link ends with the process at the latest, unless a pin keeps it. A filter does not: it is removed on drop, and what a
-//! process has left that was killed is recognised by the program's name and taken over. What others have
-//! attached is never touched.
+//! A tcx link ends with the process unless a pin keeps it. A filter is removed on drop; one that a
+//! killed process left is recognised by the program's name and taken over. Foreign attachments are
+//! never touched.
 
 use std::io;
 use std::mem;
@@ -45,12 +45,12 @@ use crate::types::TcHook;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TcAttachment {
-    /// The interface's name: what it is called now, if the calling thread is in its network namespace, else
-    /// what it was called when it was last seen from there.
+    /// The interface's name: the present one if the calling thread is in its network namespace,
+    /// else the last one seen from there.
     pub interface: String,
     /// The interface's index in its network namespace.
     pub index: u32,
-    /// The kernel's number of that namespace (`SO_NETNS_COOKIE`).
+    /// The kernel's id of that namespace (`SO_NETNS_COOKIE`).
     pub namespace: u64,
     /// The current mechanism: tcx or clsact, never auto.
     pub hook: TcHook,
@@ -58,17 +58,17 @@ pub struct TcAttachment {
     pub state: AttachmentState,
 }
 
-/// A program, and where at tc it belongs.
+/// A program and its place at tc.
 #[derive(Clone, Copy)]
 pub(crate) struct TcPlan<'a> {
     pub(crate) program: BorrowedFd<'a>,
     /// The program's name.
     pub(crate) name: &'static str,
     pub(crate) direction: Direction,
-    /// Of a filter.
+    /// The priority of a filter.
     pub(crate) priority: u16,
     pub(crate) hook: TcHook,
-    /// The directory in which a pin is to keep it.
+    /// The directory for a pin that keeps it.
     pub(crate) keep_in: Option<&'a Path>,
 }
 
@@ -76,13 +76,13 @@ pub(crate) struct TcPlan<'a> {
 const KEPT_LINK: &str = "tcx";
 const KEPT_FILTER: &str = "clsact";
 
-/// A tc program on an interface; it is undone on drop, unless a pin keeps it.
+/// A tc program on an interface; removed on drop, unless a pin keeps it.
 #[derive(Debug)]
 pub(crate) struct TcLink {
     target: Target,
     asked: TcHook,
     hook: TcHook,
-    /// What it was given last.
+    /// The program that it was last given.
     program: OwnedFd,
     held: Held,
 }
@@ -120,7 +120,7 @@ impl TcLink {
                 Err(error) if is_unknown(&error) => {
                     return Err(Error::Unsupported {
                         what: format!("tcx on {interface}"),
-                        reason: "it takes Linux 6.6: use the hook clsact or auto",
+                        reason: "it needs Linux 6.6: use the hook clsact or auto",
                     });
                 }
                 Err(error) => return Err(failed(error)),
@@ -135,8 +135,9 @@ impl TcLink {
         })
     }
 
-    /// One that a pin keeps, by that pin; `None` if it is another one's. It has one of these programs, or a filter
-    /// that which is pinned for it. The error of a filter whose network namespace cannot be found is of kind `NotFound`.
+    /// A pinned one, from its pin; `None` if the pin is not ours. It has one of these programs; a
+    /// filter has that, or the one pinned for it. If a filter's network namespace cannot be found,
+    /// the error's kind is `NotFound`.
     pub(crate) fn kept_at(path: &Path, programs: &[BorrowedFd<'_>]) -> io::Result<Option<Self>> {
         if let Some(name) = PinName::of(KEPT_LINK, path)
             && let Some(asked) = name.word(0)
@@ -145,7 +146,7 @@ impl TcLink {
                 return Ok(None);
             };
             let present = link.info()?.program;
-            // Of one that somebody has replaced it is none of them.
+            // If somebody replaced the program, it is none of them.
             let own = program::numbered(programs, present).or(programs.first().copied());
             let Some(program) = own else {
                 return Ok(None);
@@ -174,7 +175,7 @@ impl TcLink {
             direction,
             priority,
         };
-        // It may have been about to be given another one.
+        // It may have been about to get another program.
         let noted = pin::open(path)?;
         let present = match namespace.run(|| present(&mut Requests::new()?, place))? {
             Err(error) if error.raw_os_error() != Some(libc::ENODEV) => return Err(error),
@@ -200,7 +201,7 @@ impl TcLink {
         }))
     }
 
-    /// Whether it was asked for like this.
+    /// Whether it was requested like this.
     pub(crate) fn is_as(&self, hook: TcHook, priority: u16) -> bool {
         self.asked == hook
             && match &self.held {
@@ -210,7 +211,7 @@ impl TcLink {
     }
 
     fn describe(&self) -> TcAttachment {
-        // First, for it looks at the name.
+        // First, because it looks at the name.
         let state = self.state();
         TcAttachment {
             interface: self.target.last_name(),
@@ -232,7 +233,7 @@ impl Attached for TcLink {
 
     fn state(&self) -> AttachmentState {
         match &self.held {
-            // Another interface that has come with the same index is taken for it.
+            // It cannot be distinguished from another interface that arrived with the same index.
             Held::Link(link) => link_state(link, self.program.as_fd(), &self.target, |_| true),
             Held::Filter(filter) => {
                 let state = filter.state();
@@ -257,7 +258,7 @@ impl Attached for TcLink {
 
     fn detach(&mut self) -> Result<()> {
         match &mut self.held {
-            // The link does the rest as it is dropped.
+            // Dropping the link does the rest.
             Held::Link(link) => link
                 .keep_no_more()
                 .map_err(|error| kernel_error("unpin", &self.target.name, error)),
@@ -272,7 +273,7 @@ impl Attached for TcLink {
             (Held::Link(mut link), Held::Link(own)) => link.give_up_pin_to(own),
             (Held::Link(mut link), Held::Filter(_)) => link.keep_no_more(),
             (Held::Filter(mut former), held) => {
-                // At its place there may be this one.
+                // This one may be at its place.
                 former.is_undone = true;
                 let mut own = None;
                 if let Held::Filter(filter) = held {
@@ -287,7 +288,7 @@ impl Attached for TcLink {
             }
         };
         if let Err(error) = unpinned {
-            log::warn!("{}: a former pin stays: {error}", self.target.name);
+            log::warn!("{}: cannot remove a former pin: {error}", self.target.name);
         }
     }
 }
@@ -317,7 +318,7 @@ impl Replaceable for TcLink {
             Held::Filter(filter) => filter.switch(program.as_fd(), self.program.as_fd()),
         };
         match replaced {
-            // Gone since it was looked: it has no program any more.
+            // It went away in the meantime and has no program any more.
             Err(error) if is_gone(&error) => Ok(program),
             Err(error) => {
                 let interface = &self.target.name;
@@ -328,7 +329,7 @@ impl Replaceable for TcLink {
     }
 }
 
-/// Whether an error says that there is no attachment any more.
+/// Whether an error means that there is no attachment any more.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV))
 }
@@ -342,13 +343,13 @@ impl Attachments<TcLink> {
         Ok(attachment)
     }
 
-    /// What there is, as the kernel says.
+    /// The attachments, as the kernel reports them.
     pub(crate) fn list(&self) -> Vec<TcAttachment> {
         self.iter().map(TcLink::describe).collect()
     }
 }
 
-/// Whether the kernel does not know this way to attach.
+/// Whether the kernel does not support this kind of attachment.
 fn is_unknown(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -356,17 +357,17 @@ fn is_unknown(error: &io::Error) -> bool {
     )
 }
 
-/// A filter of ours, removed on drop, unless a pin of its program keeps it.
+/// Our filter, removed on drop unless a pin of its program keeps it.
 #[derive(Debug)]
 struct Filter {
     place: FilterPlace,
     program_id: u32,
     made_clsact: bool,
-    /// Filters are told by indices, which are those of a namespace.
+    /// A filter is identified by indices within a namespace.
     namespace: Namespace,
     is_undone: bool,
     owner: Owner,
-    /// A filter is no object that could be pinned: its program is, as the record of it.
+    /// A filter cannot be pinned; its program is pinned as the record.
     kept: Option<PathBuf>,
 }
 
@@ -388,8 +389,8 @@ impl Filter {
             Some(false) => {
                 return Err(Error::Unsupported {
                     what: format!("a clsact filter on {interface}"),
-                    reason: "an ingress qdisc has its place: remove that (`tc qdisc del dev ... \
-                             ingress`), or use the hook tcx",
+                    reason: "an ingress qdisc is in its place: remove it (`tc qdisc del dev ... \
+                         ingress`), or use the hook tcx",
                 });
             }
         };
@@ -402,7 +403,7 @@ impl Filter {
             ];
             PinName::new(KEPT_FILTER, target, &words)
         };
-        // A filter of ours that was removed in part may have left it.
+        // A partly removed filter of ours may have left it.
         let is_left = |directory: &Path| name(true).paths(directory).0.exists();
         let mut made_clsact = !exists || plan.keep_in.is_some_and(is_left);
         let mut kept = None;
@@ -422,11 +423,11 @@ impl Filter {
                     });
                 }
                 Some(_) => {
-                    log::info!("{interface}: takes over the tc filter that a process has left");
+                    log::info!("{interface}: taking over the tc filter that a former process left");
                 }
                 None => {}
             }
-            // First: a discipline or a filter without a record would be nobody's.
+            // First: without a record, nobody would own the discipline or the filter.
             if let Some(directory) = plan.keep_in {
                 let (path, meanwhile) = name(made_clsact).paths(directory);
                 pin::replace(plan.program, &path, &meanwhile).map_err(failed)?;
@@ -434,7 +435,7 @@ impl Filter {
             }
             if !exists {
                 let made = place.make_clsact();
-                // Else somebody else has made one a moment ago.
+                // Somebody else made one a moment ago.
                 made_clsact =
                     made.map_err(|error| kernel_error("make a clsact qdisc on", interface, error))?;
             }
@@ -448,7 +449,7 @@ impl Filter {
             if let Some(kept) = &kept
                 && let Err(error) = pin::remove(kept)
             {
-                log::warn!("the pin of a filter of {interface} stays: {error}");
+                log::warn!("cannot remove the pin of a filter of {interface}: {error}");
             }
             if made_clsact && let Err(error) = remove_unused_clsact(&mut requests, place) {
                 log::warn!("cannot remove the clsact qdisc of {interface}: {error}");
@@ -466,12 +467,12 @@ impl Filter {
         })
     }
 
-    /// The kernel's word, wherever the caller is.
+    /// The kernel's view, from any namespace.
     fn state(&self) -> AttachmentState {
         filter_state(&self.namespace, self.place, self.program_id)
     }
 
-    /// Puts a program in the place of another one, wherever the caller is. An error of `ENODEV` if neither is there.
+    /// Replaces a program, from any namespace. The error is `ENODEV` if neither is there.
     fn switch(&mut self, program: BorrowedFd<'_>, before: BorrowedFd<'_>) -> io::Result<()> {
         match filter_state(&self.namespace, self.place, self.program_id) {
             AttachmentState::Attached => {}
@@ -483,7 +484,7 @@ impl Filter {
             None => Ok(()),
         };
         let id = program::info(program)?.id;
-        // First: whoever finds them different knows both.
+        // First: if they differ later, both are known.
         note(program)?;
         let place = self.place;
         let put = self.namespace.run(|| place.replace(program));
@@ -495,7 +496,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Undoes the attachment, wherever the caller is; an interface that is gone has none.
+    /// Removes the attachment, from any namespace; a removed interface has none.
     fn undo(&mut self) -> io::Result<()> {
         if self.is_undone {
             return Ok(());
@@ -517,14 +518,14 @@ impl Filter {
         }
     }
 
-    /// Undoes the attachment; to be called in its namespace.
+    /// Removes the attachment; call it in its namespace.
     fn remove(&self) -> io::Result<()> {
         let mut requests = Requests::new()?;
-        // It may have been removed, or another process have taken it over.
+        // It may have been removed, or taken over by another process.
         let present = present(&mut requests, self.place)?;
         match present {
             Some(program) if program.id == self.program_id => self.place.detach()?,
-            // A removal may have been cut off, and have left the discipline.
+            // An interrupted removal may have left the discipline.
             None if self.kept.is_some() && requests.clsact(self.place.index)? == Some(true) => {}
             _ => return Ok(()),
         }
@@ -541,12 +542,12 @@ impl Drop for Filter {
             return;
         }
         if let Err(error) = self.undo() {
-            log::warn!("a tc filter of ours stays: {error}");
+            log::warn!("cannot remove our tc filter: {error}");
         }
     }
 }
 
-/// What the kernel says of a filter with this program in a network namespace.
+/// The state of a filter with this program in a network namespace.
 fn filter_state(namespace: &Namespace, place: FilterPlace, program_id: u32) -> AttachmentState {
     let ask = || present(&mut Requests::new()?, place);
     match namespace.run(ask).and_then(|asked| asked) {
@@ -561,7 +562,7 @@ fn filter_state(namespace: &Namespace, place: FilterPlace, program_id: u32) -> A
     }
 }
 
-/// Removes the clsact discipline that we have made, unless others have put filters into it since.
+/// Removes our clsact discipline, unless others have added filters.
 fn remove_unused_clsact(requests: &mut Requests, place: FilterPlace) -> io::Result<()> {
     match requests.has_tc_filters(place.index)? {
         true => Ok(()),
@@ -569,7 +570,7 @@ fn remove_unused_clsact(requests: &mut Requests, place: FilterPlace) -> io::Resu
     }
 }
 
-/// The program of the filter that is at our place.
+/// The program of the filter at our place.
 fn present(requests: &mut Requests, place: FilterPlace) -> io::Result<Option<TcProgram>> {
     requests.tc_program(place.index, place.direction, place.priority, tc::HANDLE)
 }
@@ -584,7 +585,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs `tc` with these words, and a program of classic BPF; what it says.
+    /// Runs `tc` with these words and a classic BPF program; returns its output.
     fn tc_tool(words: &str, program: &[&str]) -> String {
         let words = words.split(' ').chain(program.iter().copied());
         let output = Command::new("tc").args(words).output().unwrap();
@@ -594,7 +595,7 @@ mod tests {
 
     #[test]
     fn a_clsact_that_was_made_in_vain_is_removed_unless_others_use_it() {
-        // In a network namespace of its own, whose first interface is the loopback one.
+        // In its own network namespace, whose first interface is the loopback one.
         let there = || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             let place = FilterPlace {

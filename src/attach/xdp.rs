@@ -1,7 +1,7 @@
-//! XDP attachments of one program: on which interfaces, in which mode.
+//! Attaches one program by XDP: on which interfaces, in which mode.
 //!
-//! Each is a BPF link that this process owns, so it ends with the process at the latest, unless a pin keeps it,
-//! and a foreign program is never replaced.
+//! Each attachment is a BPF link of this process, which ends with it unless a pin keeps it. A
+//! foreign program is never replaced.
 
 use std::io;
 use std::mem;
@@ -44,12 +44,12 @@ use crate::sys::program;
 /// The kind of its pins, in their names.
 const KEPT: &str = "xdp";
 
-/// What becomes of the frames that a program takes.
+/// What happens to the frames that a program takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Onward {
-    /// They leave by an interface.
+    /// They leave through an interface.
     Sent,
-    /// They go to the host's stack.
+    /// They go to the host's network stack.
     Passed,
 }
 
@@ -57,21 +57,21 @@ pub(crate) enum Onward {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Attachment {
-    /// The interface's name: what it is called now, if the calling thread is in its network namespace, else
-    /// what it was called when it was last seen from there.
+    /// The interface's name: the present one if the calling thread is in its network namespace,
+    /// else the last one seen from there.
     pub interface: String,
     /// The interface's index in its network namespace.
     pub index: u32,
-    /// The kernel's number of that namespace (`SO_NETNS_COOKIE`).
+    /// The kernel's id of that namespace (`SO_NETNS_COOKIE`).
     pub namespace: u64,
     /// The current mode: native or generic, never auto.
     pub mode: XdpMode,
-    /// Why that is generic, if auto mode was asked for.
+    /// Why auto mode chose generic mode.
     pub not_native: Option<NotNative>,
-    /// The kernel's number of the program that was attached.
+    /// The id of the attached program.
     pub own_program: Option<u32>,
-    /// The kernel's number of the XDP program that the interface has now, whoever's; `None`: it has none, is gone, or is
-    /// not told to the calling thread, which is in another network namespace.
+    /// The id of whatever XDP program the interface has now. `None` if it has none, is gone, or if
+    /// the calling thread is in another network namespace.
     pub program: Option<u32>,
     /// Whether it is still there.
     pub state: AttachmentState,
@@ -86,13 +86,13 @@ pub(crate) struct XdpLink {
     not_native: Option<NotNative>,
     before: Before,
     link: Link,
-    /// What the link was given last.
+    /// The program that the link was last given.
     program: OwnedFd,
 }
 
 impl XdpLink {
-    /// Attaches `program` to an interface of the calling thread's network namespace, unless somebody
-    /// else is there.
+    /// Attaches `program` to an interface of the calling thread's network namespace, unless it has
+    /// another program.
     pub(crate) fn new(
         program: BorrowedFd<'_>,
         target: Target,
@@ -107,7 +107,7 @@ impl XdpLink {
             XdpMode::Offload => {
                 return Err(Error::Unsupported {
                     what: format!("XDP offload on {interface}"),
-                    reason: "network cards offer no maps of maps: use native or auto mode",
+                    reason: "network cards do not support maps of maps: use native or auto mode",
                 });
             }
             XdpMode::Generic => (XdpMode::Generic, generic(program, interface, index)?),
@@ -140,12 +140,12 @@ impl XdpLink {
         })
     }
 
-    /// Why it is not native, if auto mode was asked for.
+    /// Why auto mode did not choose native.
     pub(crate) fn not_native(&self) -> Option<&NotNative> {
         self.not_native.as_ref()
     }
 
-    /// What was sent by the interface, which is in the calling thread's network namespace; `None`: it is not told.
+    /// What the interface, in the calling thread's network namespace, has sent; `None` if unknown.
     fn sent(&self) -> Option<InterfaceCounters> {
         let place = self.target.place;
         let by = match self.mode {
@@ -154,7 +154,7 @@ impl XdpLink {
         };
         let reading = Reading::take(place.index, by);
         let reading = reading
-            .inspect_err(|error| log::warn!("cannot ask what an interface has sent: {error}"));
+            .inspect_err(|error| log::warn!("cannot read what an interface has sent: {error}"));
         let (interface, now) = reading.ok().flatten()?;
         let (sent, unsent) = self.before.until(&now)?;
         Some(InterfaceCounters {
@@ -175,13 +175,13 @@ impl XdpLink {
         PinName::new(KEPT, &self.target, &words)
     }
 
-    /// Has a pin in a directory keep it: from now on only to [detach](Attached::detach) it ends it.
+    /// Pins it in a directory; after that only [detaching](Attached::detach) ends it.
     pub(crate) fn keep_in(&mut self, directory: &Path) -> Result<()> {
         let (path, meanwhile) = self.pin_name().paths(directory);
         self.keep_at(path, &meanwhile)
     }
 
-    /// The same by a pin beside what is pinned at `path`.
+    /// The same, with a pin beside the one at `path`.
     pub(crate) fn keep_beside(&mut self, path: &Path) -> Result<()> {
         let path = beside(path, &self.pin_name().file_name());
         let meanwhile = meanwhile(&path);
@@ -193,17 +193,17 @@ impl XdpLink {
         kept.map_err(|error| kernel_error("pin the attachment to", &self.target.name, error))
     }
 
-    /// Removes the pin that keeps it, if any: it ends with this again.
+    /// Removes the pin, if any, so that the attachment ends with this value.
     pub(crate) fn unpin(&mut self) -> io::Result<()> {
         self.link.keep_no_more()
     }
 
-    /// One that a pin keeps, by that pin; `None` if it is another one's. It has one of these programs.
+    /// A pinned one, from its pin; `None` if the pin is not ours. It has one of these programs.
     pub(crate) fn kept_at(path: &Path, programs: &[BorrowedFd<'_>]) -> Result<Option<Self>> {
         Self::kept_as(path, path, programs)
     }
 
-    /// The same of a pin beside another one: `rest` is what its name has behind that one's.
+    /// The same for a pin beside another one; `rest` is the suffix of its name.
     pub(crate) fn kept_beside(
         path: &Path,
         rest: &str,
@@ -213,7 +213,7 @@ impl XdpLink {
     }
 
     fn kept_as(path: &Path, name: &Path, programs: &[BorrowedFd<'_>]) -> Result<Option<Self>> {
-        let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
+        let failed = |error| kernel_error("adopt", &path.display().to_string(), error);
         let Some(name) = PinName::of(KEPT, name) else {
             return Ok(None);
         };
@@ -225,7 +225,7 @@ impl XdpLink {
             return Ok(None);
         };
         let present = link.info().map_err(failed)?.program;
-        // Of one that somebody has replaced it is none of them.
+        // If somebody replaced the program, it is none of them.
         let own = program::numbered(programs, present).or(programs.first().copied());
         let Some(program) = own else {
             return Ok(None);
@@ -242,13 +242,13 @@ impl XdpLink {
         }))
     }
 
-    /// By what links are in the order of attaching; those that cannot be asked come first.
+    /// The order of attaching, by link ids; unreadable ones come first.
     pub(crate) fn order(&self) -> u32 {
         self.link.info().map_or(0, |info| info.id)
     }
 
     fn describe(&self) -> Attachment {
-        // First, for it looks at the name.
+        // First, because it looks at the name.
         let state = self.state();
         let program = match state {
             AttachmentState::Attached | AttachmentState::Replaced => {
@@ -299,14 +299,14 @@ impl Attached for XdpLink {
     }
 
     fn detach(&mut self) -> Result<()> {
-        // The link does the rest as it is dropped.
+        // Dropping the link does the rest.
         let unpinned = self.link.keep_no_more();
         unpinned.map_err(|error| kernel_error("unpin", &self.target.name, error))
     }
 
     fn succeed(&mut self, mut former: Self) {
         if let Err(error) = former.link.give_up_pin_to(&self.link) {
-            log::warn!("{}: a former pin stays: {error}", self.target.name);
+            log::warn!("{}: cannot remove a former pin: {error}", self.target.name);
         }
     }
 }
@@ -336,7 +336,7 @@ impl Replaceable for XdpLink {
             .link
             .replace(program.as_fd(), Some(self.program.as_fd()));
         match replaced {
-            // Gone since it was looked: it has no program any more.
+            // It went away in the meantime and has no program any more.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(program),
             Err(error) => Err(self.not_replaced(error)),
             Ok(()) => Ok(mem::replace(&mut self.program, program)),
@@ -345,7 +345,7 @@ impl Replaceable for XdpLink {
 }
 
 impl XdpLink {
-    /// Puts our program into it again, whoever's is there.
+    /// Puts our program back into the link, whichever program it has.
     fn take_back(&self) -> Result<()> {
         let replaced = self.link.replace(self.program.as_fd(), None);
         match replaced {
@@ -358,8 +358,8 @@ impl XdpLink {
         }
     }
 
-    /// The error for a link that kept its program. The kernel says of a program other than ours that to
-    /// replace it is not permitted.
+    /// The error for a link that kept its program. If the program is not ours, the kernel reports
+    /// that replacing it is not permitted.
     fn not_replaced(&self, error: io::Error) -> Error {
         let interface = &self.target.name;
         if error.raw_os_error() == Some(libc::EPERM)
@@ -373,16 +373,16 @@ impl XdpLink {
 }
 
 impl Attachments<XdpLink> {
-    /// Whether there is such an interface in the calling thread's network namespace, and neither we nor
-    /// others are on it.
+    /// Checks that the interface exists in the calling thread's network namespace and has no
+    /// program, ours or others'.
     pub(crate) fn check_alone(&self, interface: &str) -> Result<Target> {
         let target = self.check(interface)?;
         refuse_foreign(interface, target.place.index)?;
         Ok(target)
     }
 
-    /// Puts our program back where somebody has put another one into a link of ours: all are tried, and the first failure
-    /// is told.
+    /// Restores our program where somebody replaced it in one of our links: tries all, and returns
+    /// the first failure.
     pub(crate) fn take_back(&mut self) -> Result<()> {
         let replaced = self
             .iter()
@@ -390,19 +390,19 @@ impl Attachments<XdpLink> {
         put_back(replaced.map(XdpLink::take_back))
     }
 
-    /// Adds one that was just made, and says what it is.
+    /// Adds a new one and describes it.
     pub(crate) fn add_new(&mut self, new: XdpLink) -> Attachment {
         let attachment = new.describe();
         self.add(new);
         attachment
     }
 
-    /// What the interfaces of the calling thread's network namespace have sent.
+    /// What the interfaces in the calling thread's network namespace have sent.
     pub(crate) fn sent(&self) -> Vec<InterfaceCounters> {
         self.here().filter_map(XdpLink::sent).collect()
     }
 
-    /// The same of one of them; `None`: it is not attached to, or its counters cannot be read.
+    /// The same for one of them; `None` if it is not attached to, or its counters cannot be read.
     pub(crate) fn sent_by(&self, index: u32) -> Option<InterfaceCounters> {
         let mut held = self.here();
         let held = held.find(|held| held.target.place.index == index)?;
@@ -415,7 +415,7 @@ impl Attachments<XdpLink> {
             .filter(move |held| Some(held.target.place.namespace) == here)
     }
 
-    /// What there is, as the kernel says.
+    /// The attachments, as the kernel reports them.
     pub(crate) fn list(&self) -> Vec<Attachment> {
         self.iter().map(XdpLink::describe).collect()
     }
@@ -439,32 +439,32 @@ fn generic(program: BorrowedFd<'_>, interface: &str, index: u32) -> Result<Link>
         .map_err(|error| refused(interface, index, error))
 }
 
-/// Whether frames do not arrive that are sent natively by an interface; says so.
+/// Whether natively sent frames of an interface do not arrive; logs that.
 fn sends_in_vain(interface: &str, index: u32) -> bool {
     match FarEnd::of(index) {
         Ok(Some(far @ FarEnd::TakesNone { .. })) => {
             log::info!(
-                "{interface}: generic mode, for {far} has no XDP program, without which it takes nothing that is \
-                 sent natively"
+                "{interface}: using generic mode, because {far} has no XDP program and so accepts no frames that \
+             are sent natively"
             );
             true
         }
         Ok(Some(far @ FarEnd::Unknown)) => {
             log::info!(
                 "{interface}: {far} is in a network namespace that this process may not look into: without an XDP \
-                 program there nothing arrives that is sent natively"
+             program there, frames that are sent natively do not arrive"
             );
             false
         }
         Ok(_) => false,
         Err(error) => {
-            log::warn!("{interface}: cannot ask about the other end of the link: {error}");
+            log::warn!("{interface}: cannot inspect the other end of the link: {error}");
             false
         }
     }
 }
 
-/// Whether generic mode would be refused for the same reason.
+/// Whether generic mode would fail for the same reason.
 fn is_final(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -494,7 +494,7 @@ fn foreign(interface: &str, program_id: u32) -> Error {
 
 fn refused(interface: &str, index: u32, error: io::Error) -> Error {
     match error.raw_os_error() {
-        // Somebody else was faster since we looked.
+        // Somebody else attached since we looked.
         Some(libc::EBUSY | libc::EEXIST) => refuse_foreign(interface, index)
             .err()
             .unwrap_or_else(|| kernel_error("attach XDP to", interface, error)),

@@ -238,7 +238,7 @@ static __always_inline struct real *new_flow(const struct run *run, struct packe
 	if (!real)
 		return NULL;
 	/* 0: the library took the real back after the ring was read. An entry with it would match
-	 * for ever. */
+	 * forever. */
 	id = *(volatile __u32 *)&real->id;
 	if (error)
 		return real;

@@ -1,5 +1,6 @@
-//! How settings are written into the program's load-time constants (`bpf/config.h`). Which setting is which
-//! constant the rows of `settings.rs` say; here is what no number is by itself: choices, prefixes, times.
+//! How settings are written into the program's load-time constants (`bpf/config.h`). The rows of
+//! `settings.rs` assign settings to constants; this file has the conversions of choices, prefixes
+//! and times.
 
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
@@ -10,16 +11,15 @@ use crate::types::Encapsulation;
 use crate::types::FlowTableKind;
 use crate::types::FlowTracking;
 
-/// `time` in ticks, at least so long.
+/// `time` in ticks, rounded up.
 pub(crate) fn ticks(time: Duration, tick: Duration) -> u32 {
     let ticks = time.as_nanos().div_ceil(tick.as_nanos());
-    // A day, the longest time there is, of ticks of a microsecond would not fit; a tick is 1 to
-    // 10 ms.
+    // A day, the longest time, would not fit in ticks of a microsecond; a tick is 1 to 10 ms.
     u32::try_from(ticks).unwrap_or(u32::MAX / 2)
 }
 
-/// What `word` makes of a setting, with the kernel's tick. (A function, so that the rows' closures need no
-/// types.)
+/// A setting as `word` converts it, with the kernel's tick. (A function, so that the rows' closures
+/// need no types.)
 pub(super) fn write_by<S, T>(setting: &S, tick: Duration, word: fn(&S, Duration) -> T) -> T {
     word(setting, tick)
 }
@@ -45,19 +45,20 @@ pub(super) fn flow_tracking(of: FlowTracking) -> u32 {
     }
 }
 
-/// By how much ticks are shifted for the moments of a history: there are some 64 moments or more in a time-out, at most
-/// 128 so far as ticks are fine enough, so that 15 bits last for hundreds of them. The two low bits of ticks say something else.
+/// How far ticks are shifted to make a history's moments: so that a time-out has about 64 to 128 of
+/// them where ticks are fine enough, and 15 bits last for hundreds of time-outs. The two low bits
+/// of ticks have another meaning.
 pub(crate) fn moment_shift(timeout: Duration, tick: Duration) -> u32 {
     (ticks(timeout, tick) / 64).max(4).ilog2()
 }
 
-/// The first half of an address, as it lies in memory.
+/// The first half of an address, in memory order.
 pub(crate) fn prefix_v4(first: Ipv4Addr) -> u16 {
     let [a, b, ..] = first.octets();
     u16::from_ne_bytes([a, b])
 }
 
-/// The first three quarters of an address, words as they lie in memory.
+/// The first three quarters of an address, words in memory order.
 pub(crate) fn prefix_v6(first: Ipv6Addr) -> [u32; 3] {
     let octets = first.octets();
     let word =

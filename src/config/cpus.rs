@@ -1,6 +1,6 @@
-//! The machine's CPUs and NUMA nodes, as sysfs tells them.
+//! The machine's CPUs and NUMA nodes, from sysfs.
 //!
-//! Flow tables are made for CPUs and placed on nodes, so the configuration can only be checked
+//! Flow tables are made for CPUs and placed on nodes, so a configuration can be checked only
 //! against the machine it will run on.
 
 use std::collections::BTreeMap;
@@ -20,16 +20,15 @@ const NODES: &str = "/sys/devices/system/node";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ForwardingCpu {
     pub(crate) cpu: u32,
-    /// None on a kernel that knows no nodes: the kernel chooses.
+    /// None on a kernel without NUMA: the kernel chooses.
     pub(crate) numa_node: Option<u32>,
 }
 
-/// CPUs and NUMA nodes of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Topology {
-    /// CPUs that run.
+    /// CPUs that are running.
     pub(crate) online: BTreeSet<u32>,
-    /// CPUs that could ever run; at least those that do.
+    /// CPUs that may ever run, including those that do.
     pub(crate) possible: BTreeSet<u32>,
     /// Nodes that are online; node 0 on a kernel without NUMA.
     pub(crate) nodes: BTreeSet<u32>,
@@ -38,10 +37,10 @@ pub(crate) struct Topology {
 }
 
 impl Topology {
-    /// Reads this machine's.
+    /// Reads this machine's topology.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if sysfs is not mounted or does not read like CPU lists.
+    /// [`Error::Kernel`] if sysfs is not mounted or does not contain CPU lists.
     pub(crate) fn read() -> Result<Self> {
         let mut topology = Self {
             online: read_list(ONLINE)?,
@@ -73,7 +72,7 @@ fn read_list(path: &str) -> Result<BTreeSet<u32>> {
         .ok_or_else(|| error(io::Error::new(io::ErrorKind::InvalidData, text.trim())))
 }
 
-/// Reads a list as the kernel writes it: `0-3,8,10-11`, or nothing.
+/// Reads a list in the kernel's form: `0-3,8,10-11`, or nothing.
 pub(crate) fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
     let mut list = BTreeSet::new();
     if text.is_empty() {
@@ -82,7 +81,7 @@ pub(crate) fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (number(first)?, number(last)?);
-        // The kernel's largest NR_CPUS is far below; a wild list must not fill the memory.
+        // The kernel's largest NR_CPUS is far below; a bad list must not fill the memory.
         if first > last || last > 1 << 20 {
             return None;
         }
@@ -112,7 +111,7 @@ mod tests {
         }
     }
 
-    /// Against each CPU asked for by itself; and what is read can be written so that it is read again.
+    /// Compared with each CPU separately; and a list that was read can be written and read again.
     #[test]
     fn mutated_lists_are_refused_or_mean_what_they_say() {
         mutate::cases(20_000, |rng| {

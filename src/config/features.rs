@@ -1,7 +1,7 @@
 //! The optional parts of the program.
 //!
-//! A feature is a constant of the program, set when it is loaded; the verifier removes the code
-//! of those that are off, and their maps are not made.
+//! A feature is a constant of the program, set at load: the verifier removes the code of features
+//! that are off, and the library does not make their maps.
 
 use bitflags::bitflags;
 
@@ -12,34 +12,37 @@ use crate::types::flag_names;
 use crate::types::text_form;
 
 bitflags! {
-    /// The optional parts of the program; chosen at load with
-    /// [`Builder::features`](crate::Builder::features).
+    /// The optional parts of the program; [`Builder::features`](crate::Builder::features) selects
+    /// them at load.
     ///
-    /// The default set is `STRICT_DESTINATION | ICMP_TOO_BIG | LOCAL_DELIVERY`. As text, features are these
-    /// names in lower case with hyphens, separated by commas: `icmp-too-big,local-delivery`.
+    /// The default set is `STRICT_DESTINATION | ICMP_TOO_BIG | LOCAL_DELIVERY`. As text, features
+    /// are these names in lower case with hyphens, separated by commas:
+    /// `icmp-too-big,local-delivery`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     #[doc(alias = "KatranFeatureEnum")]
     pub struct Features: u32 {
-        /// The client's prefix may choose the real, for VIPs with
+        /// Choose reals by the client's prefix, for VIPs with
         /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING).
         #[doc(alias = "LPM_SRC_LOOKUP")]
         const SOURCE_ROUTING = feature::FEATURE_SOURCE_ROUTING.0;
-        /// Tunnelled packets that arrive for this host are unwrapped; see
-        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add). A set that you write down
-        /// yourself has `STRICT_DESTINATION` only if you name it.
+        /// Unwrap tunnelled packets for this host; see
+        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add). If you write out a set,
+        /// name `STRICT_DESTINATION`, too.
         #[doc(alias = "INLINE_DECAP_GENERIC")]
         const INLINE_DECAP = feature::FEATURE_INLINE_DECAP.0;
-        /// Of tunnels that end at none of those addresses, unwrap only those to this host's own
-        /// source address ([`Builder::source_v4`](crate::Builder::source_v4),
-        /// [`Builder::source_v6`](crate::Builder::source_v6)). On by default, without effect where
-        /// [`INLINE_DECAP`](Self::INLINE_DECAP) is off; and as that is off by default, name both where you switch it on.
+        /// Of tunnels to addresses that were not added with
+        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add), unwrap only those to this
+        /// host's own source address ([`Builder::source_v4`](crate::Builder::source_v4),
+        /// [`Builder::source_v6`](crate::Builder::source_v6)). On by default, but without effect
+        /// unless [`INLINE_DECAP`](Self::INLINE_DECAP) is on. To unwrap tunnels, name both.
         ///
-        /// **Switched off, every tunnel that reaches this host is unwrapped, whatever address it is for, and
-        /// what was in it goes to the host's network stack**: anybody can have packets with made-up sources
-        /// appear there, behind filters, and sent on if the host forwards (CVE-2020-10136).
+        /// **Without it the program unwraps every tunnel that reaches this host, whatever its
+        /// address, and passes the inner packet to the host's network stack**: anybody can make
+        /// packets with forged sources appear there, behind filters, and be forwarded if the host
+        /// forwards (CVE-2020-10136).
         const STRICT_DESTINATION = feature::FEATURE_STRICT_DESTINATION.0;
-        /// Answer packets longer than `max_frame` with an ICMP error that names the MTU;
-        /// without it they are dropped. On by default.
+        /// Answer packets longer than `max_frame` with an ICMP error that names the MTU, instead of
+        /// dropping them. On by default.
         #[doc(alias = "ICMP_TOOBIG_GENERATION")]
         const ICMP_TOO_BIG = feature::FEATURE_ICMP_TOO_BIG.0;
         /// Route TCP by the server id in a TCP option; see
@@ -49,15 +52,15 @@ bitflags! {
         /// Route UDP by the id in the datagram, for VIPs with
         /// [`VipFlags::UDP_STABLE_ROUTING`](crate::VipFlags::UDP_STABLE_ROUTING).
         const UDP_STABLE_ROUTING = feature::FEATURE_UDP_STABLE_ROUTING.0;
-        /// A second flow table that the host application fills, for VIPs with
+        /// Look into a second flow table that the host application fills, for VIPs with
         /// [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); see
         /// [`GlobalFlowsMut::set`](crate::flows::GlobalFlowsMut::set).
         #[doc(alias = "GLOBAL_LRU_LOOKUP")]
         const GLOBAL_FLOW_TABLE = feature::FEATURE_GLOBAL_FLOW_TABLE.0;
-        /// Hand packets of local VIPs for local reals to this host's own stack. On by default.
+        /// Pass packets of local VIPs for local reals to this host's network stack. On by default.
         #[doc(alias = "LOCAL_DELIVERY_OPTIMIZATION")]
         const LOCAL_DELIVERY = feature::FEATURE_LOCAL_DELIVERY.0;
-        /// Tell the host application of noteworthy packets, with their first bytes; see
+        /// Report noteworthy packets to the host application, with their first bytes; see
         /// [`Katran::events`](crate::Katran::events).
         const INTROSPECTION = feature::FEATURE_INTROSPECTION.0;
         /// Remember the outer hops of unwrapped GUE flows. Not in this version.
@@ -68,10 +71,9 @@ bitflags! {
 text_form!(Features, "a feature such as icmp-too-big");
 
 impl Features {
-    /// What this version's program knows.
     pub(crate) const IMPLEMENTED: Self = Self::all().difference(Self::FLOW_DEBUG);
 
-    /// Refuses features that this version does not have, and bits that are no feature.
+    /// Refuses features that this version lacks, and bits that are not features.
     pub(crate) fn check(self) -> Result<()> {
         if let Some(name) = flag_names(&self.difference(Self::IMPLEMENTED)).first() {
             return Err(Error::Unsupported {
@@ -84,7 +86,7 @@ impl Features {
             false => Err(Error::InvalidConfig {
                 setting: "features",
                 value: self.to_string(),
-                reason: "bits that are no feature are set".to_owned(),
+                reason: "it has bits that are not features".to_owned(),
             }),
         }
     }

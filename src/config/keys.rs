@@ -1,6 +1,6 @@
-//! How values look in the TOML document, and where settings are kept (`stored.rs`).
+//! How values look in the TOML document, and in stored settings (`stored.rs`).
 //!
-//! Reading here is for what the library wrote itself; `read.rs` reads what people write.
+//! The reading here is for what the library wrote itself; `read.rs` reads what people write.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ use crate::types::MaxFrame;
 use crate::types::flag_by_name;
 use crate::types::flag_names;
 
-/// A value of type `T` as it stands in the document.
+/// A value of type `T` as the document has it.
 pub(super) trait Form<T> {
     fn write(value: T) -> Self;
     fn read(self) -> T;
@@ -58,7 +58,7 @@ where
         let text = String::deserialize(deserializer)?;
         text.parse().map(Self).map_err(|error: T::Err| {
             let error = error.to_string();
-            // The errors of std do not say what they could not read.
+            // The errors of std do not contain the text that they could not read.
             match error.contains(&format!("`{text}`")) {
                 true => D::Error::custom(error),
                 false => D::Error::custom(format_args!("`{text}`: {error}")),
@@ -158,8 +158,8 @@ impl Serialize for AutoOr {
     }
 }
 
-/// A number that a document can hold, which is one of 63 bits: the parser takes larger ones, and nothing writes
-/// them.
+/// A number that a document can hold, which has 63 bits: the parser takes larger ones, but nothing
+/// writes them.
 pub(super) struct Whole(u64);
 
 impl Form<u64> for Whole {
@@ -260,7 +260,6 @@ impl<F: Flags> Serialize for Set<F> {
     }
 }
 
-/// One bit of a set, by its name.
 struct Flag<F>(F);
 
 impl<'de, F: Flags> Deserialize<'de> for Flag<F> {
@@ -328,7 +327,7 @@ impl Serialize for Seconds {
         if self.0.subsec_nanos() == 0 {
             return serializer.serialize_u64(self.0.as_secs());
         }
-        // Of very many seconds a number with a fraction has not all nanoseconds.
+        // A fraction of a very large number of seconds lacks some nanoseconds.
         let seconds = self.0.as_secs_f64();
         match Duration::try_from_secs_f64(seconds) == Ok(self.0) {
             true => serializer.serialize_f64(seconds),

@@ -1,12 +1,12 @@
-//! The table of maps, those of the balancer and those of health checks. A row gives a map's name, the settings
-//! with which it is there, its size as it is set before load, and what it takes: the loaders and the memory
-//! estimate go by it.
+//! The table of maps, the balancer's and the health checks'. A row gives a map's name, the settings
+//! with which it exists, its size before load, and its memory; the loaders and the memory estimate
+//! use it.
 //!
-//! `there` is `Always`, `With` features, `WithHops` of single reals, or `WithDetails` and `WithPairs` for what is counted on
-//! demand: a map of what is off is not made.
-//! `size` is `Own` for a map whose size stands in `bpf/`, `Elements`, or `Bytes` of a data section;
-//! `Inner` is no map of an object, but the tables inside one. `takes` says how many elements all
-//! maps of the name can have, their bytes at load, and when they are full.
+//! `there` is `Always`, `With` features, `WithHops` for next hops of single reals, or `WithDetails`
+//! and `WithPairs` for counts on demand: the map of what is off is not made. `size` is `Own` for a
+//! map whose size is in `bpf/`, `Elements`, or `Bytes` of a data section; `Inner` is not a map of
+//! an object, but the tables inside one. `takes` gives the elements that all maps of the name can
+//! have, and their bytes at load and when they are full.
 
 use super::Config;
 use super::Features;
@@ -44,7 +44,7 @@ use crate::types::Prefix;
 const PORTS: u32 = types::hop_constant::PORTS.0;
 const PROBE_FLOWS: u32 = types::probe_constant::PROBE_FLOWS.0;
 
-/// A balancer's settings and the machine's possible CPUs, in the words of the rows.
+/// A balancer's settings and the machine's possible CPUs, as the rows name them.
 pub(crate) struct Machine<'a> {
     pub(crate) config: &'a Config,
     pub(crate) cpus: u32,
@@ -64,11 +64,10 @@ enum There {
     WithHops,
     WithDetails,
     WithPairs,
-    /// It is always there, but takes something only with next hops of single reals.
+    /// It always exists, but takes memory only with next hops of single reals.
     UsedByHops,
 }
 
-/// How a map gets its size.
 enum Size {
     Own,
     Elements(fn(&Machine<'_>) -> u32),
@@ -195,7 +194,7 @@ pub(super) const PROBE_MAPS: &[MapRow] = &[
     }),
 ];
 
-/// Places for so many prefixes: a map has at least one.
+/// Room for so many prefixes: a map has at least one.
 fn prefixes(list: &[Prefix]) -> u32 {
     u32::try_from(list.len()).unwrap_or(u32::MAX).max(1)
 }
@@ -215,18 +214,16 @@ const fn row(
 }
 
 impl MapRow {
-    /// The row of a map, whichever object it is of: all have other names.
+    /// The row of a map of either object: all names differ.
     pub(crate) fn of(name: &str) -> Option<&'static Self> {
         MAPS.iter().chain(PROBE_MAPS).find(|row| row.name == name)
     }
 
-    /// The names of all maps.
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
         let rows = MAPS.iter().chain(PROBE_MAPS);
         rows.map(|row| row.name)
     }
 
-    /// Whether the map is made with these settings.
     pub(crate) fn is_made(&self, config: &Config) -> bool {
         match self.there {
             With(features) => config.features.contains(features),
@@ -237,7 +234,7 @@ impl MapRow {
         }
     }
 
-    /// Whether it takes memory that is worth a line.
+    /// Whether it takes enough memory for a line.
     pub(super) fn counts(&self, config: &Config) -> bool {
         match self.there {
             UsedByHops => config.next_hops != NextHops::Gateway,
@@ -247,7 +244,8 @@ impl MapRow {
 }
 
 impl Machine<'_> {
-    /// How big the map of this name is made. Sections without a row, such as constants, have their own size.
+    /// The size of the map of this name. Sections without a row, such as constants, have their own
+    /// size.
     pub(crate) fn size_of(&self, name: &str) -> MapSize {
         match MapRow::of(name) {
             Some(row) if !row.is_made(self.config) => MapSize::Unmade,
@@ -278,13 +276,13 @@ impl Machine<'_> {
         self.config.max_reals.into()
     }
 
-    /// Numbers of reals: 0 is none's.
+    /// Real numbers: 0 means none.
     fn numbers(&self) -> u32 {
         self.reals() + 1
     }
 
-    /// Each mark and each match may have a real of its own. One more: a way that is changed is there twice
-    /// for a moment.
+    /// Each mark and each match may have its own real. One more: a way that changes briefly exists
+    /// twice.
     fn ways(&self) -> u32 {
         MAX_WAYS * self.reals() + 1
     }
@@ -297,8 +295,8 @@ impl Machine<'_> {
         max_chunks(self.vips()).into()
     }
 
-    /// Twice the limit: routes that take the places of others come before those go. Tries take memory
-    /// only for what is in them; and before Linux 6.13 a full one refuses even to change a route.
+    /// Twice the limit: routes come before those they replace go. Tries take memory only for their
+    /// contents; and before Linux 6.13 a full one refuses even to change a route.
     fn tries(&self) -> u32 {
         2 * self.config.max_source_routes
     }

@@ -1,4 +1,4 @@
-//! What the maps take, before anything is loaded: the rows of `map_table.rs`.
+//! The memory of maps, estimated before loading from the rows of `map_table.rs`.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::error::Result;
 pub struct MapMemory {
     /// The map's name, as `bpftool map` shows it.
     pub name: &'static str,
-    /// How many elements it can have, over all maps of this name.
+    /// The elements it can have, over all maps of this name.
     pub entries: u64,
     /// Bytes right after loading.
     pub at_load: u64,
@@ -25,16 +25,16 @@ pub struct MapMemory {
     pub at_capacity: u64,
 }
 
-/// What the maps of a balancer will take, by map.
+/// The memory that a balancer's maps will take, by map.
 ///
-/// Prints as a table.
+/// Its `Display` is a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryEstimate {
     maps: Vec<MapMemory>,
 }
 
 impl MemoryEstimate {
-    /// The maps, largest first. Maps of features that are off are not there.
+    /// The maps, largest first, without those of features that are off.
     pub fn maps(&self) -> &[MapMemory] {
         &self.maps
     }
@@ -79,23 +79,27 @@ impl fmt::Display for MemoryEstimate {
     }
 }
 
+/// # Memory
 impl Builder {
-    /// Tells what the maps will take, by map, before anything is loaded.
+    /// Estimates the memory of all maps, before anything is loaded.
     ///
-    /// The maps of health checks are there with
-    /// [`healthcheck_interface`](Builder::healthcheck_interface); without it they are only made with the
-    /// first mark, match or probe.
+    /// It includes the maps of health checks with
+    /// [`healthcheck_interface`](Builder::healthcheck_interface); otherwise those are made only
+    /// with the first mark, match or probe.
     ///
-    /// Kernel memory, as the kernel accounts it; the process itself takes a fraction of that, and
-    /// about 50 bytes for each server id and source route. While
-    /// updates of reals follow each other without a pause, and for some ten seconds after, there
-    /// are places for up to 72 more rings (9 MiB at 65,537 slots) than `when full` says. Rings are
-    /// made eight at a time, and a sixteenth ahead: a slot takes 2.3 bytes with 512 VIPs, at most 4
-    /// from 12 VIPs on (and then not during such updates). A server-id table that has just grown has
-    /// half as much beside it, until the next change of ids.
+    /// The figures are kernel memory by the kernel's accounting. The process itself takes a
+    /// fraction of that, and about 50 bytes for each server id and source route. Three cases take
+    /// more or less:
+    ///
+    /// - While updates of reals follow each other without a pause, and for some ten seconds after,
+    ///   there is room for up to 72 more rings (9 MiB at 65,537 slots) than `when full` says.
+    /// - Rings are made eight at a time, and a sixteenth ahead: a slot takes 2.3 bytes with 512
+    ///   VIPs, and at most 4 from 12 VIPs on, apart from such updates.
+    /// - A server-id table that has just grown has half as much beside it, until the next change of
+    ///   ids.
     ///
     /// # Errors
-    /// As [`Builder::load`] does for settings: [`Error::InvalidConfig`](crate::Error) and
+    /// As [`Builder::load`] for settings: [`Error::InvalidConfig`](crate::Error) and
     /// [`Error::Unsupported`](crate::Error).
     ///
     /// ```

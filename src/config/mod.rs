@@ -1,8 +1,10 @@
-//! What a balancer is loaded with: settings, their ranges, and the machine they are checked
-//! against.
+//! A balancer's settings, their ranges, and the machine they are checked against.
 //!
-//! The settings are the rows of `settings.rs`. A [`Builder`] takes anything; its `validate` turns it into
-//! a `Config`, which holds only what can be loaded. Nothing here needs BPF.
+//! The settings are the rows of `settings.rs`. A [`Builder`] takes anything; its `validate` turns
+//! it into a `Config`, which holds only what can be loaded. Nothing here needs BPF.
+
+// First, so that its method blocks come first in the documentation of `Builder`.
+mod settings;
 
 mod accounting;
 mod constants;
@@ -17,7 +19,6 @@ mod pin;
 mod ranges;
 #[cfg(feature = "serde")]
 mod read;
-mod settings;
 mod stored;
 mod table;
 mod validate;
@@ -70,5 +71,3 @@ pub(crate) use settings::LiveSetting;
 pub(crate) use settings::ROWS;
 #[cfg(feature = "serde")]
 pub(crate) use settings::SETTING_KEYS;
-#[cfg(all(test, feature = "serde"))]
-pub(crate) use table::Row;

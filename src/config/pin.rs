@@ -1,5 +1,5 @@
-//! Where a balancer is pinned: no setting of the balancer, but of the place where it is loaded, so documents do not
-//! say it.
+//! Where a balancer is pinned. It is a property of the place where it is loaded and not of the
+//! balancer, so documents do not contain it.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -10,54 +10,58 @@ use super::Config;
 use crate::error::Error;
 use crate::error::Result;
 
+/// # Outliving the process
 impl Builder {
-    /// Pins the balancer in a directory, so that it outlives the handle and the process: programs and maps at
-    /// [`load`](Self::load), and what is attached when it is attached. What packets see stays as it is then, until
-    /// [`Katran::remove`](crate::Katran::remove) or [`remove`](crate::remove).
+    /// Pins the balancer in a directory, so that it outlives the handle and the process.
+    /// [`load`](Self::load) pins programs and maps, and later calls what they attach. It keeps
+    /// forwarding until [`Katran::remove`](crate::Katran::remove) or [`remove`](crate::remove).
     ///
-    /// The directory is in a BPF file system, such as `/sys/fs/bpf/katran`; it is made if it is missing, with the
-    /// mode 0700. One that others own, or can open, change or replace, is refused, and one with something else in it. One
-    /// process at a time has the balancer: for all others it is [`Error::Busy`]. A process has at
-    /// most 64 of them.
+    /// The directory must be in a BPF file system, such as `/sys/fs/bpf/katran`. The library makes
+    /// it if it is missing, with mode 0700. It refuses a directory that others own, or can open,
+    /// change or replace, and one that holds something else. One process at a time owns the
+    /// balancer; others get [`Error::Busy`]. A process can have at most 64.
     ///
-    /// Each call writes down what it will change before it does, some microseconds' work, in a ledger of at least 1 MiB in
-    /// that directory: with 1,000,000 server ids it takes 32 MiB. A call whose change cannot be written down, as there is no memory for
-    /// a larger ledger, is [`Error::Kernel`], and changes nothing; an `apply` undoes what it has made by then.
+    /// Each call first records its change in a ledger in that directory, which takes some
+    /// microseconds. The ledger takes at least 1 MiB, and 32 MiB with 1,000,000 server ids. If
+    /// there is no memory for a larger ledger, the call changes nothing and returns
+    /// [`Error::Kernel`]; an `apply` undoes its earlier changes.
     ///
-    /// While no process has it, nothing is followed: next hops, MTUs and Ethernet addresses stay what they were,
-    /// slots are not settled, and nobody reads events. Programs that were handed out by
-    /// [`Katran::program_fd`](crate::Katran::program_fd) and replaced by a reload are not pinned.
+    /// While the balancer is an orphan nothing is updated: next hops, MTUs and Ethernet addresses
+    /// stay as they were, slots do not settle, and nothing reads events. Programs that you got from
+    /// [`Katran::program_fd`](crate::Katran::program_fd) and a reload replaced are not pinned.
     ///
-    /// Default: none: the balancer ends with its handle.
+    /// Default: none; the balancer ends with its handle.
     pub fn pin(mut self, directory: impl AsRef<Path>) -> Self {
         self.pin = Some(directory.as_ref().to_owned());
         self
     }
 
-    /// Has [`adopt`](Self::adopt) and [`adopt_or_load`](Self::adopt_or_load) ask the process that owns the pinned
-    /// balancer to let go, and wait for that, no longer than `patience`: for upgrades without a moment in which nobody could
-    /// own it. The owner's library hears of it at once, lets the call end that changes something just
-    /// then, and gives the balancer up; its handle returns [`Error::HandedOver`] from then on. Packets
-    /// notice nothing. It works between processes in whatever namespaces, if both see the directory, and between
-    /// two handles of one process.
+    /// Makes [`adopt`](Self::adopt) and [`adopt_or_load`](Self::adopt_or_load) ask the owner of the
+    /// pinned balancer to let go, and wait up to `patience` for it: for upgrades without a moment
+    /// at which the balancer cannot be owned.
     ///
-    /// An owner that does not answer in time, as it is stopped or in a call that takes longer (see the callbacks of
-    /// [`Katran::on_real_added`](crate::Katran::on_real_added)), keeps it: then it is [`Error::Busy`].
-    /// If adoption fails after the owner has let go, nobody owns the balancer, and it forwards on: adopt it again, in
-    /// either process.
+    /// The owner's library hears of it at once, finishes any call that changes something, and gives
+    /// the balancer up; the old handle returns [`Error::HandedOver`] from then on. Packets notice
+    /// nothing. It works between processes in any namespaces that both see the directory, and
+    /// between two handles of one process.
     ///
-    /// Default: none, the owner is not asked. Some seconds are enough.
+    /// An owner that does not answer in time, because it is stopped or in a longer call (see the
+    /// callbacks of [`Katran::on_real_added`](crate::Katran::on_real_added)), keeps the balancer,
+    /// and adoption returns [`Error::Busy`]. If adoption fails after the owner has let go, the
+    /// balancer keeps forwarding as an orphan: adopt it again, in either process.
+    ///
+    /// Default: none; the owner is not asked. Some seconds are enough.
     pub fn take_over(mut self, patience: Duration) -> Self {
         self.take_over = Some(patience);
         self
     }
 
-    /// For how long to wait for an owner that is asked; `None`: it is not asked.
+    /// How long to wait for an owner that is asked; `None`: it is not asked.
     pub(crate) fn take_over_patience(&self) -> Option<Duration> {
         self.take_over
     }
 
-    /// Whether a balancer with these settings makes sense where it is to be.
+    /// Checks that these settings make sense in this place.
     pub(crate) fn check_place(config: &Config, directory: Option<&Path>) -> Result<()> {
         match directory {
             None if !config.orphan_limit.is_zero() => Err(Error::InvalidConfig {
@@ -70,7 +74,6 @@ impl Builder {
         }
     }
 
-    /// The directory to pin the balancer in.
     pub(crate) fn pin_directory(&self) -> Option<PathBuf> {
         self.pin.clone()
     }

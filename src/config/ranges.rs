@@ -1,5 +1,5 @@
-//! The checks that the rows of `settings.rs` name: each refuses what is outside a setting's range, with the
-//! setting, the value and the range.
+//! The checks that the rows of `settings.rs` name: each refuses what is outside a setting's range,
+//! with the setting, the value and the range.
 
 use std::fmt::Debug;
 use std::fmt::Display;
@@ -17,10 +17,8 @@ use crate::types::MaxFrame;
 use crate::types::Prefix;
 use crate::types::check_host;
 
-/// The most prefixes of a list.
 const MOST_PREFIXES: usize = 65_536;
 
-/// Refuses a gateway that cannot be.
 pub(crate) fn check_gateway(gateway: Gateway) -> Result<()> {
     match gateway {
         Gateway::Mac(mac) => check_gateway_mac(mac),
@@ -88,7 +86,6 @@ where
     narrow.map_err(|_| invalid(setting, format!("{shown:?}"), "does not fit"))
 }
 
-/// Refuses more prefixes than a list may have.
 pub(super) fn check_prefixes(setting: &'static str, prefixes: &[Prefix]) -> Result<()> {
     match prefixes.len() > MOST_PREFIXES {
         true => Err(invalid(
@@ -100,7 +97,7 @@ pub(super) fn check_prefixes(setting: &'static str, prefixes: &[Prefix]) -> Resu
     }
 }
 
-/// Lets the check of a row know what it checks.
+/// Tells a row's check the type that it checks.
 pub(super) fn checked<T>(value: &T, check: impl FnOnce(&T) -> Result<()>) -> Result<()> {
     check(value)
 }

@@ -1,7 +1,7 @@
-//! Values of the TOML document, read, with what is wrong about them in an operator's words.
+//! Reads values of the TOML document, and explains errors in an operator's words.
 //!
-//! `keys.rs` writes the same forms. The TOML itself is parsed by the crate `toml`; of serde's errors
-//! none says what to write instead, so its values are read here.
+//! `keys.rs` writes the same forms. The crate `toml` parses the TOML itself; serde's errors do not
+//! say what to write instead, so the values are read here.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -29,20 +29,18 @@ use crate::types::Prefix;
 use crate::types::flag_by_name;
 use crate::types::flag_names;
 
-/// Bytes of text beyond which nobody has mistyped something, and looking for what was meant may take long.
+/// Longer text is not a typing error, and searching for what was meant may take long.
 const LONGEST_HINTED: usize = 100;
 
-/// A value with its place.
 pub(crate) type Value<'d> = Spanned<DeValue<'d>>;
 
-/// What is wrong with a value.
 #[derive(Debug)]
 pub(crate) struct Wrong {
-    /// Where: the value, or the one of a list.
+    /// Its place: the value, or the one in a list.
     pub(crate) span: Range<usize>,
-    /// What, and what is expected: the end of a sentence that begins with the value.
+    /// The fault, and what is expected: the end of a sentence that begins with the value.
     pub(crate) reason: String,
-    /// Whether a number is too large or too small for what it counts; its range says more.
+    /// Whether a number is out of bounds for what it counts; its range says more.
     pub(crate) is_range: bool,
 }
 
@@ -56,7 +54,7 @@ impl Wrong {
     }
 }
 
-/// A value that can stand in a document.
+/// A value that a document can contain.
 pub(crate) trait Read: Sized {
     fn of(value: &Value<'_>) -> Result<Self, Wrong>;
 }
@@ -66,7 +64,7 @@ pub(super) fn read_as<F: Form<T> + Read, T>(value: &Value<'_>) -> Result<T, Wron
     Ok(F::of(value)?.read())
 }
 
-/// A value of a setting that is within its range, which is given in words, too.
+/// A setting's value within its range, which is also given in words.
 pub(super) fn in_range<T>(
     value: &Value<'_>,
     range: &str,
@@ -83,7 +81,7 @@ pub(super) fn in_range<T>(
     }
 }
 
-/// What an error of the crate says about a value, without naming it once more.
+/// An error's message about a value, without the value's name.
 pub(crate) fn reason(error: Error) -> String {
     match error {
         Error::InvalidConfig { reason, .. } => reason,
@@ -94,7 +92,7 @@ pub(crate) fn reason(error: Error) -> String {
     }
 }
 
-/// What to write instead of a value of another kind.
+/// What to write instead of a value of another type.
 fn other_than(wanted: &str, value: &DeValue<'_>) -> String {
     let hint = match value {
         DeValue::String(text) if is_plain(text) => ": leave out the quotes",
@@ -160,7 +158,7 @@ impl Read for Whole {
             (Err(_), Ok(_)) => Err(too_large(value)),
             _ => Err(Wrong {
                 is_range: true,
-                ..Wrong::new(value, "a negative number cannot be")
+                ..Wrong::new(value, "it cannot be negative")
             }),
         }
     }
@@ -292,7 +290,7 @@ impl Read for Time {
     }
 }
 
-/// A value in its text form; what is wrong is said by [`reason`]s.
+/// A value in its text form; a [`reason`] explains a fault.
 pub(crate) trait Worded: Sized {
     fn of_text(text: &str) -> Result<Self, String>;
 }
@@ -350,12 +348,10 @@ impl Worded for Prefix {
     }
 }
 
-/// A fault of an address that there is more to say about, where it is known what the address is for.
+/// A fault of an address that a place which knows its purpose can explain better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// A prefix: its length.
     Prefix(u8),
-    /// An address and a port.
     Port(u16),
 }
 
@@ -370,7 +366,7 @@ impl Fault {
     }
 }
 
-/// Why text is no address. `hint` says what to do about a fault, where the place knows more of it.
+/// Why text is not an address. `hint` is the remedy, where the place knows one.
 pub(crate) fn no_address(
     text: &str,
     wanted: &str,
@@ -425,7 +421,7 @@ pub(crate) fn no_address(
     }
 }
 
-/// The most alike of some words, as the end of a sentence; nothing if none is alike.
+/// The most similar of some words, as the end of a sentence; empty if none is similar.
 pub(crate) fn did_you_mean<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> String {
     if text.len() > LONGEST_HINTED {
         return String::new();

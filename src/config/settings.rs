@@ -1,16 +1,20 @@
-//! The table of settings. A row gives all that a setting is; `table.rs` makes the rest of it: the
+//! The table of settings. A row has everything about a setting; `table.rs` makes the rest from it: the
 //! setter of [`Builder`] with its documentation, the field of [`BalancerState`], the key of the
-//! document, the range check, the default, and whether it is fixed at load.
+//! document, the range check, the default, and whether it is fixed at load. `make docs` writes the
+//! table of `docs/configuration.md` from the rows too.
 //!
-//! `set` names setter and argument, and how the argument becomes the value. `default` is `(value)`, `(by text)` where
-//! `validate.rs` makes it of other settings, `none` or `required`; `range` is `any`, `(low to high)` or a text with a check; `key` is how the
-//! document writes the value; `changes` is `never` for what is fixed at load, and `live` for what
-//! `Katran::set_live` changes (`katran/apply.rs`), `(live through between)` if it has another value first,
-//! while the rest of a state changes: made of that of before and the wanted one. `constants` names those of `bpf/config.h` that the setting
-//! is written into at load: `(name)`, or with how, of the value and the kernel's tick.
-//! `docs/configuration.md` comes from this table, too: `make docs`.
+//! - `set`: the setter, its argument, and how the argument becomes the value.
+//! - `default`: `(value)`, `(by text)` if `validate.rs` derives it from other settings, `none` or
+//!   `required`.
+//! - `range`: `any`, `(low to high)`, or a text with a check.
+//! - `key`: the form in a document.
+//! - `changes`: `never` if the setting is fixed at load, `live` if `Katran::set_live` changes it
+//!   (`katran/apply.rs`). `(live through between)` computes, from the old and the new value, the value
+//!   to have while the rest of a state changes.
+//! - `constants`: the constants of `bpf/config.h` that the setting is written to at load; `(name)`, or
+//!   an expression of the value and the kernel's tick.
 //!
-//! It is longer than other files, so that the settings are one table.
+//! This file is longer than others because the settings are one table.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -83,13 +87,12 @@ use crate::types::TcHook;
 
 /// The settings a balancer is loaded with.
 ///
-/// Only [`gateway`](Self::gateway) has no default. A setting outside its range is
-/// reported when the balancer is loaded, as [`Error::InvalidConfig`](crate::Error::InvalidConfig)
-/// or, for an address, [`Error::InvalidAddress`](crate::Error::InvalidAddress); nothing has been
-/// loaded then.
+/// Only [`gateway`](Self::gateway) has no default. Loading refuses a setting outside its range with
+/// [`Error::InvalidConfig`](crate::Error::InvalidConfig) or, for an address,
+/// [`Error::InvalidAddress`](crate::Error::InvalidAddress), and then loads nothing.
 ///
-/// Hosts behind one ECMP group choose the same real for a flow only if their `max_vips` and
-/// `ring_size` are the same; the defaults are those of Katran.
+/// Hosts behind one ECMP group choose the same real for a flow only if they have the same
+/// `ring_size`, and the same `max_vips` or `hash_seed`. The defaults are Katran's.
 ///
 /// ```
 /// use katran::Builder;
@@ -104,19 +107,20 @@ use crate::types::TcHook;
 #[doc(alias = "KatranConfig")]
 pub struct Builder {
     given: BalancerState,
-    /// The directory to pin it in. A document does not say that.
+    /// The directory to pin the balancer in; not part of a document.
     pub(super) pin: Option<PathBuf>,
-    /// For how long to wait for its owner.
+    /// How long to wait for the current owner.
     pub(super) take_over: Option<Duration>,
 }
 
+/// # A new builder
 impl Builder {
-    /// All settings at their defaults; the gateway's MAC address is still to be given.
+    /// All settings at their defaults. You must still set the gateway.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The Ethernet address of the router that every encapsulated frame is sent to: short for
+    /// The MAC address of the router that gets every encapsulated frame: short for
     /// [`gateway`](Self::gateway) with [`Gateway::Mac`].
     #[doc(alias = "defaultMac")]
     pub fn gateway_mac(self, mac: MacAddr) -> Self {
@@ -125,39 +129,36 @@ impl Builder {
 }
 
 settings! {
-    /// The router that every encapsulated frame is sent to: by its Ethernet address, or
-    /// [`Gateway::Auto`] to have it found out and followed. In the TOML form: `gateway_mac`.
+    /// The router that gets every encapsulated frame: its MAC address, or [`Gateway::Auto`] to
+    /// resolve and follow it.
     ///
-    /// A MAC address alone is given by [`gateway_mac`](Self::gateway_mac).
-    ///
-    /// It is looked for in the network namespace of the thread that attaches the balancer first.
+    /// [`gateway_mac`](Self::gateway_mac) is short for a MAC address. In a document, the key is
+    /// `gateway_mac`. The library looks for the router in the network namespace of the thread that
+    /// first attaches the balancer.
     gateway_mac: Gateway {
         set: gateway(gateway: Gateway) = gateway,
         default: required,
-        range: ("an address of one station, or `auto`", |gateway| check_gateway(*gateway)),
-        unit: "Ethernet address",
+        range: ("a unicast address, or `auto`", |gateway| check_gateway(*gateway)),
+        unit: "MAC address",
         key: text,
         changes: live,
     }
 
-    /// The Ethernet address of the router for reals with IPv6 addresses, if it is another one than
-    /// for those with IPv4 addresses.
-    /// Otherwise it is the same.
+    /// The router's MAC address for IPv6 reals, if it differs from that for IPv4 reals.
     gateway_mac_v6: MacAddr {
         set: gateway_mac_v6(mac: MacAddr) = mac,
         default: none,
-        range: ("an address of one station", |mac| check_gateway_mac(*mac)),
-        unit: "Ethernet address",
+        range: ("a unicast address", |mac| check_gateway_mac(*mac)),
+        unit: "MAC address",
         key: text,
         changes: live,
     }
 
-    /// To whom encapsulated frames are sent. [`NextHops::Gateway`] is the
-    /// fastest.
+    /// Where encapsulated frames go; [`NextHops::Gateway`] is the fastest.
     ///
-    /// With the others, an Ethernet address that was given by [`gateway_mac`](Self::gateway_mac) is
-    /// that of the routers; it also serves while a real's own is not known. Without one
-    /// ([`Gateway::Auto`]) such packets are dropped and counted as `next_hop_unknown`.
+    /// With the other choices, a configured [`gateway_mac`](Self::gateway_mac) is the address of
+    /// the routers, and of reals that are not resolved yet. With [`Gateway::Auto`] the program
+    /// drops packets to those reals and counts them as `next_hop_unknown`.
     next_hops: NextHops {
         set: next_hops(next_hops: NextHops) = next_hops,
         default: (NextHops::Gateway, "`gateway`"),
@@ -171,7 +172,7 @@ settings! {
         ),
     }
 
-    /// How packets travel to the reals.
+    /// How packets travel to reals.
     encapsulation: Encapsulation {
         set: encapsulation(encapsulation: Encapsulation) = encapsulation,
         default: (Encapsulation::Ipip, "`ipip`"),
@@ -182,7 +183,7 @@ settings! {
         constants: (encapsulation = |kind, _| encapsulation(*kind)),
     }
 
-    /// Whether the outer IPv4 headers of packets have the DF bit of the packets inside.
+    /// Whether outer IPv4 headers copy the inner packet's DF bit.
     outer_dont_fragment: OuterDontFragment {
         set: outer_dont_fragment(bit: OuterDontFragment) = bit,
         default: (OuterDontFragment::Clear, "`clear`, as in Katran"),
@@ -195,29 +196,29 @@ settings! {
         ),
     }
 
-    /// The optional parts of the program: exactly these are on.
+    /// The optional parts of the program that are on; all others are off.
     ///
-    /// With `inline-decap` name `strict-destination`, too. **Without it every tunnel that reaches this host is
-    /// unwrapped**: see [`Features::STRICT_DESTINATION`].
+    /// With `inline-decap`, name `strict-destination` too. **Without it every tunnel that reaches
+    /// this host is unwrapped**: see [`Features::STRICT_DESTINATION`].
     ///
-    /// Those that say "Not in this version" are refused with
+    /// Features that say "Not in this version" are refused with
     /// [`Error::Unsupported`](crate::Error::Unsupported). [`Katran::reload`](crate::Katran::reload)
-    /// changes them later.
+    /// changes features later.
     features: Features {
         set: features(features: Features) = features,
         default: (Features::default(), "`strict-destination`, `icmp-too-big` and `local-delivery`"),
-        range: ("those that this version has", |features| features.check()),
-        unit: "features",
+        range: ("those of this version", |features| features.check()),
+        unit: "list of features",
         key: set,
-        // Those that are new are there before what needs them, and the others until it is gone.
+        // New features come before what needs them; old ones stay until nothing needs them.
         changes: (live through |before: &Features, wanted: &Features| *before | *wanted),
         constants: (features = |on, _| on.bits()),
     }
 
-    /// This host's own IPv4 address: the outer source of GUE packets, and what
-    /// [`Features::STRICT_DESTINATION`] goes by.
+    /// This host's IPv4 address: the outer source of GUE packets and probes, and a tunnel end with
+    /// [`Features::STRICT_DESTINATION`].
     ///
-    /// Without it GUE cannot be used for IPv4 reals.
+    /// IPv4 reals need it with GUE.
     /// [`GatewaysMut::set_source`](crate::attachments::GatewaysMut::set_source) changes it later.
     #[doc(alias = "katranSrcV4")]
     source_v4: Ipv4Addr {
@@ -229,10 +230,10 @@ settings! {
         changes: live,
     }
 
-    /// This host's own IPv6 address: the outer source of GUE packets, and what
-    /// [`Features::STRICT_DESTINATION`] goes by.
+    /// This host's IPv6 address: the outer source of GUE packets and probes, and a tunnel end with
+    /// [`Features::STRICT_DESTINATION`].
     ///
-    /// Without it GUE cannot be used for IPv6 reals.
+    /// IPv6 reals need it with GUE.
     /// [`GatewaysMut::set_source`](crate::attachments::GatewaysMut::set_source) changes it later.
     #[doc(alias = "katranSrcV6")]
     source_v6: Ipv6Addr {
@@ -244,30 +245,29 @@ settings! {
         changes: live,
     }
 
-    /// The first address of the /16 prefix that IPIP packets to IPv4 reals come from.
+    /// The outer sources of IPIP packets to IPv4 reals: the first address of a /16 prefix.
     ///
-    /// The last 16 bits are made up for each flow, so that a backend's receive-side scaling
-    /// spreads flows over its queues. A network with source filtering needs a prefix of its own.
+    /// The last 16 bits differ by flow, so that a backend's receive-side scaling spreads flows over
+    /// its queues. If your network filters by source, use a prefix that it lets through.
     #[doc(alias = "IPIP_V4_PREFIX")]
     ipip_source_v4: Ipv4Addr {
         set: ipip_source_v4(first: Ipv4Addr) = first,
         default: (Ipv4Addr::new(172, 16, 0, 0), "172.16.0.0, as in Katran"),
-        range: ("the first address of a /16 prefix (no other length) of host addresses", |first| check_ipip_source_v4(*first)),
+        range: ("a /16 prefix of host addresses", |first| check_ipip_source_v4(*first)),
         unit: "prefix",
         key: (prefix 16),
         changes: never,
         constants: (ipip_source_v4 = |first, _| prefix_v4(*first)),
     }
 
-    /// The first address of the /96 prefix that IPIP packets to IPv6 reals come from.
+    /// The outer sources of IPIP packets to IPv6 reals: the first address of a /96 prefix.
     ///
-    /// The last 32 bits are made up for each flow, as with
-    /// [`ipip_source_v4`](Self::ipip_source_v4).
+    /// The last 32 bits differ by flow, as with [`ipip_source_v4`](Self::ipip_source_v4).
     #[doc(alias = "IPIP_V6_PREFIX1")]
     ipip_source_v6: Ipv6Addr {
         set: ipip_source_v6(first: Ipv6Addr) = first,
         default: (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), "100::, as in Katran"),
-        range: ("the first address of a /96 prefix (no other length) of host addresses", |first| check_ipip_source_v6(*first)),
+        range: ("a /96 prefix of host addresses", |first| check_ipip_source_v6(*first)),
         unit: "prefix",
         key: (prefix 96),
         changes: never,
@@ -286,17 +286,15 @@ settings! {
         constants: (gue_port),
     }
 
-    /// The longest frame that is forwarded, in bytes, Ethernet header included and before
-    /// encapsulation.
+    /// The longest forwarded frame, with its Ethernet header and before encapsulation.
     ///
-    /// Longer ones are answered with an ICMP error that names `max_frame` - 14 as the MTU (for IPv6 1,280 at
-    /// least), or dropped without [`Features::ICMP_TOO_BIG`].
+    /// The program answers longer frames with an ICMP error that names `max_frame` - 14 as the MTU
+    /// (for IPv6 at least 1,280), or drops them without [`Features::ICMP_TOO_BIG`].
     ///
-    /// [`MaxFrame::Auto`] is what can be sent: the MTU of the interface that the balancer is attached to, less
-    /// 20 bytes for the outer header, 40 as soon as there is a real with an IPv6 address, and 8 more with
-    /// GUE; of several interfaces the smallest MTU counts, but not those that packets are only redirected to
-    /// ([`NextHops::Redirect`]). It follows the MTU. A number stays what it is; 590 is an MTU of 576, and 65,549 the
-    /// longest IPv4 packet.
+    /// [`MaxFrame::Auto`] follows the MTU of the balancer's interfaces: the smallest one, less 20
+    /// bytes for the outer header, 40 if there are IPv6 reals, and 8 more with GUE. Interfaces that
+    /// frames are only redirected to ([`NextHops::Redirect`]) do not count. A fixed 590 is an MTU
+    /// of 576; 65,549 is the longest IPv4 packet.
     #[doc(alias = "MAX_PCKT_SIZE")]
     max_frame: MaxFrame {
         set: max_frame(bytes: impl Into<MaxFrame>) = bytes.into(),
@@ -307,23 +305,22 @@ settings! {
         changes: never,
     }
 
-    /// Whether the program accepts frames that the driver keeps in several buffers.
+    /// Accept frames that the driver keeps in several buffers.
     ///
-    /// Needed for native mode on interfaces with a large MTU.
+    /// Native mode on an interface with a large MTU needs it.
     frags: bool {
         set: frags(on: bool) = on,
-        default: (false, "off"),
+        default: (false, "false"),
         range: any,
-        unit: "on or off",
+        unit: "true or false",
         key: plain,
         changes: never,
         constants: (frags),
     }
 
-    /// The largest number of VIPs. It is part of the flow hash.
+    /// The largest number of VIPs. Part of the flow hash.
     ///
-    /// **Hosts behind one ECMP group must agree**: any other number than Katran's leaves a Katran
-    /// fleet.
+    /// **Hosts behind one ECMP group must agree**, Katran's included.
     #[doc(alias = "maxVips")]
     max_vips: u32 => u16 {
         set: max_vips(vips: u32) = vips,
@@ -335,7 +332,7 @@ settings! {
         constants: (max_vips),
     }
 
-    /// The largest number of reals, over all VIPs; each address counts once.
+    /// The largest number of reals over all VIPs; each address counts once.
     ///
     /// More than 32,767 need `flow_tracking = "all"`.
     #[doc(alias = "maxReals")]
@@ -349,10 +346,10 @@ settings! {
         constants: (max_reals),
     }
 
-    /// The number of slots in each VIP's ring. It is part of the flow hash.
+    /// The number of slots in each VIP's ring. Part of the flow hash.
     ///
-    /// **Hosts behind one ECMP group must agree**: any other size than Katran's leaves a Katran fleet. Shares follow weights the
-    /// better the more slots there are for each real; 100 for each is a good rule.
+    /// **Hosts behind one ECMP group must agree**, Katran's included. The more slots there are for
+    /// each real, the closer shares follow weights; 100 for each is a good rule.
     #[doc(alias = "chRingSize")]
     ring_size: u32 {
         set: ring_size(slots: u32) = slots,
@@ -364,14 +361,14 @@ settings! {
         constants: (ring_size),
     }
 
-    /// A secret that the flow hash starts from, instead of `max_vips` and `ring_size`, which are public:
-    /// without it anybody can work out flows that all go to one real.
+    /// A secret that replaces the public `max_vips` and `ring_size` in the flow hash, so that
+    /// nobody can compute flows that all go to one real.
     ///
-    /// **Hosts behind one ECMP group must agree**: it is for fleets of this crate only, as Katran has no
-    /// such setting. It is part of the state and of the document, so keep these as secret.
+    /// **Hosts behind one ECMP group must agree**; Katran has no such setting. The seed is part of
+    /// the state and of the document, so keep both secret.
     ///
-    /// It is a hindrance and no cryptography: for IPv4 it comes to 32 bits of start value, so somebody who sees
-    /// where enough flows go finds an equivalent one by 2^32 tries.
+    /// It only makes an attack harder: for IPv4 it amounts to 32 bits, so an attacker who sees
+    /// where enough flows go finds an equivalent seed in 2^32 tries.
     hash_seed: u64 {
         set: hash_seed(seed: u64) = seed,
         default: none,
@@ -381,9 +378,9 @@ settings! {
         changes: never,
     }
 
-    /// How the rings of VIPs are filled that are added without a choice of their own.
+    /// How rings are filled, for VIPs that do not set `hash`.
     ///
-    /// Mixed with Katran hosts it must be what they use.
+    /// Beside Katran hosts, use what they use.
     #[doc(alias = "hashFunction")]
     hash_function: HashFunction {
         set: hash_function(function: HashFunction) = function,
@@ -394,7 +391,7 @@ settings! {
         changes: never,
     }
 
-    /// Which flows are remembered: all of them, or those that are not where the ring leads them.
+    /// Which flows are remembered: all, or only those that their ring would now send elsewhere.
     ///
     /// With `changed`, `max_reals` is at most 32,767.
     flow_tracking: FlowTracking {
@@ -407,8 +404,10 @@ settings! {
         constants: (flow_tracking = |tracking, _| flow_tracking(*tracking)),
     }
 
-    /// How long a TCP connection may be silent and is still expected to go on, where only changed flows are remembered: so
-    /// long after the last packet that went elsewhere than the ring leads, a slot is settled.
+    /// How long a TCP connection may be silent and still keep its slot unsettled, with
+    /// `flow_tracking = "changed"`.
+    ///
+    /// A slot is settled when no packet has left its ring's way for this long.
     flow_idle_timeout: Duration {
         set: flow_idle_timeout(timeout: Duration) = timeout,
         default: (Duration::from_secs(3600), "1 hour"),
@@ -419,7 +418,7 @@ settings! {
         constants: (tcp_moment_shift = |timeout, tick| moment_shift(*timeout, tick)),
     }
 
-    /// How the flow table is built.
+    /// The flow table's type.
     flow_table: FlowTableKind {
         set: flow_table(kind: FlowTableKind) = kind,
         default: (FlowTableKind::SetAssociative, "`set-associative`"),
@@ -430,13 +429,14 @@ settings! {
         constants: (flow_table_kind = |kind, _| flow_table_kind(*kind)),
     }
 
-    /// The number of flows that are remembered, over all forwarding CPUs.
+    /// The number of flows to remember, over all forwarding CPUs.
     ///
-    /// Each CPU has a table of its own with an equal part, rounded up.
+    /// Each CPU's table has an equal part, rounded up.
     ///
-    /// With [`FlowTracking::Changed`] the default is for services of which all flows can be tracked so: a VIP that has all of
-    /// its flows remembered takes as much room as ever. A table that is too small matters more then than with
-    /// [`FlowTracking::All`]: a connection that has lost its entry goes where its slot led before it changed.
+    /// The default with [`FlowTracking::Changed`] suits services whose flows can all be tracked
+    /// that way; a VIP that needs all of its flows remembered takes as much room as with
+    /// [`FlowTracking::All`]. Do not make the table too small with `changed`: a connection that
+    /// loses its entry goes where its slot led before the last change.
     #[doc(alias = "LruSize")]
     flow_table_size: u64 {
         set: flow_table_size(flows: u64) = flows,
@@ -447,55 +447,50 @@ settings! {
         changes: never,
     }
 
-    /// The CPUs that receive the interface's packets; each gets a flow table.
+    /// The CPUs that receive the interface's packets; each gets a flow table. Default: all online
+    /// CPUs.
     ///
-    /// A packet that arrives on another CPU is forwarded too, with a small table that all such
-    /// CPUs share.
-    ///
-    /// Without it: all CPUs that are online.
+    /// Packets on other CPUs are forwarded too, with a small table that those CPUs share.
     #[doc(alias = "forwardingCores")]
     forwarding_cpus: Vec<u32> {
         set: forwarding_cpus(cpus: impl IntoIterator<Item = u32>) = cpus.into_iter().collect(),
         default: none,
-        range: ("at least one, none twice, each one that the kernel could ever bring up"),
-        unit: "CPU numbers",
+        range: ("at least one, no duplicates, only possible CPUs"),
+        unit: "list of CPUs",
         key: list,
         changes: never,
     }
 
-    /// The NUMA node on which each forwarding CPU's flow table lies, in the order of
-    /// [`forwarding_cpus`](Self::forwarding_cpus).
-    ///
-    /// Without it: each CPU's own node.
+    /// The NUMA node of each flow table, in the order of
+    /// [`forwarding_cpus`](Self::forwarding_cpus). Default: each CPU's node.
     #[doc(alias = "numaNodes")]
     numa_nodes: Vec<u32> {
         set: numa_nodes(nodes: impl IntoIterator<Item = u32>) = nodes.into_iter().collect(),
         default: none,
-        range: ("as many as there are forwarding CPUs, each a node that is online"),
-        unit: "node numbers",
+        range: ("one online node for each forwarding CPU"),
+        unit: "list of nodes",
         key: list,
         changes: never,
     }
 
-    /// New flows per second and CPU above which further ones are forwarded but not remembered (without it: as
-    /// many as a CPU's flow table is for, at most 125,000).
+    /// Above this rate, a CPU forwards new flows without remembering them. Default: its flow
+    /// table's size, at most 125,000.
     ///
-    /// It keeps a flood of made-up flows from pushing real ones out of the flow table. Flows count that
-    /// would be remembered.
+    /// The limit keeps a flood of made-up flows from displacing real ones. Only flows that would be
+    /// remembered count.
     ///
-    /// A CPU's flow table is for `flow_table_size` divided by the number of forwarding CPUs. At that rate a flow's
-    /// second packet still comes before its entry has made room. 125,000 is Katran's limit. The largest
-    /// number means never. CPUs without a table of their own share one of 4,096 flows, and have the same
-    /// threshold: it does not protect that table.
+    /// At the default rate, a flow's second packet still arrives before its entry is displaced;
+    /// 125,000 is Katran's limit. The largest number means never. CPUs without a flow table share
+    /// one of 4,096 flows with the same threshold, which does not protect that table.
     #[doc(alias = "MAX_CONN_RATE")]
     flood_threshold: u32 {
         set: flood_threshold(flows: u32) = flows,
         default: none,
         range: (1 to 4_294_967_295),
-        unit: "new flows a second and CPU",
+        unit: "flows a second",
         key: plain,
         changes: never,
-        // Settings that were checked have one.
+        // Checked settings have a value.
         constants: (flood_threshold = |flows, _| flows.unwrap_or(u32::MAX).into()),
     }
 
@@ -514,21 +509,22 @@ settings! {
         ),
     }
 
-    /// For how long a [pinned](Self::pin) balancer forwards without a sign of life of its owner: then all frames
-    /// pass to the host's network stack, as if there were no program, until an owner gives one.
+    /// How long a [pinned](Self::pin) balancer forwards without a sign of life from its owner; then
+    /// all frames pass to the host's network stack until an owner returns.
     ///
-    /// It is for hosts that rather do not balance than balance by a configuration that nobody looks after, such as behind a
-    /// router that then goes elsewhere. An owner gives a sign of life once a second, by a thread, and with each change;
-    /// one that is stopped or hangs gives none. Adoption gives one when it has succeeded, which may take seconds. Where CPUs are so
-    /// busy with packets that a thread may not run for seconds, as in a flood, a short limit makes it worse: choose 30 seconds or more.
-    /// Time counts while the machine is awake: one that was suspended goes on where it was. Frames that pass so are counted
-    /// ([`Stats::orphan`](crate::stats::Stats::orphan)) and not looked at: pings of VIPs pass, tunnels are not unwrapped.
+    /// Set it on hosts that should rather stop balancing than follow a stale configuration, for
+    /// example behind a router that then chooses another host. The owner gives a sign of life each
+    /// second, from a thread, and with each change; a stopped or hanging owner gives none. Adoption
+    /// gives one when it succeeds, which may take seconds. A flood can keep a thread from running
+    /// for seconds, so choose 30 seconds or more. Time while the machine is suspended does not
+    /// count. The program counts these frames ([`Stats::orphan`](crate::stats::Stats::orphan)) but
+    /// does not examine them: pings of VIPs pass, and tunnels are not unwrapped.
     ///
-    /// Packets look at the clock that flows are stamped with; where it is off they do not pay for it. With a limit the program
-    /// with all features is attached, as for `source-routing`. Without [`pin`](Self::pin) it is refused.
+    /// With a limit, each packet reads the clock that stamps flows, and the program with all
+    /// features is attached, as for `source-routing`. It requires [`pin`](Self::pin).
     orphan_limit: Duration {
         set: orphan_limit(limit: Duration) = limit,
-        default: (Duration::ZERO, "0: it forwards on"),
+        default: (Duration::ZERO, "0, no limit"),
         range: ("0, or 5 seconds to 1 day", |limit| check_orphan_limit(*limit)),
         unit: "seconds",
         key: seconds,
@@ -536,34 +532,38 @@ settings! {
         constants: (orphan_limit = |limit, tick| ticks(*limit, tick).into()),
     }
 
-    /// Whether SYNs are counted for each VIP ([`Stats::vip_details`](crate::stats::Stats::vip_details)): about as many as
-    /// connections that are opened, however few of them are remembered.
+    /// Count SYNs for each VIP, to estimate opened connections.
     ///
-    /// Packets of all VIPs take 36 instructions more then, of some 380. Where pairs are counted
-    /// ([`max_vip_reals`](Self::max_vip_reals)) SYNs are, too.
+    /// [`Stats::vip_details`](crate::stats::Stats::vip_details) returns the counts.
+    ///
+    /// It costs 36 instructions a packet, of about 380. [`max_vip_reals`](Self::max_vip_reals)
+    /// counts SYNs too.
     count_syns: bool {
         set: count_syns(on: bool) = on,
-        default: (false, "off"),
+        default: (false, "false"),
         range: any,
-        unit: "on or off",
+        unit: "true or false",
         key: plain,
         changes: never,
     }
 
-    /// The largest number of pairs of a VIP and a real whose packets are counted
-    /// ([`Stats::vip_reals`](crate::stats::Stats::vip_reals)); 0: none are.
+    /// The largest number of pairs of a VIP and a real to count packets for.
     ///
-    /// The first packet of a pair takes a place, and gives it back when the VIP or the real has gone. So there should be as many
-    /// places as the VIPs have reals together, drained ones included; where ids in packets choose reals
-    /// ([`VipFlags::QUIC`](crate::VipFlags::QUIC) and such), each of these VIPs times all reals that have ids. Packets of
-    /// pairs beyond are forwarded and counted as ever, and besides as those without a pair. They take one lookup more, and one of 256
-    /// looks for a place, under a lock: clients who send ids that lead to all reals can bring that about.
+    /// [`Stats::vip_reals`](crate::stats::Stats::vip_reals) returns the counts.
     ///
-    /// A place takes 24 bytes for each possible CPU, and some 80 more. Packets of all VIPs take 61 instructions more then,
-    /// and a lookup in a hash. With another number the counts of pairs begin at 0.
+    /// A pair's first packet takes a place; the place is free again when the VIP or the real has
+    /// gone. So provide one place for each real of each VIP, drained ones included. For VIPs whose
+    /// packets choose their real by an id ([`VipFlags::QUIC`](crate::VipFlags::QUIC) and such),
+    /// provide one for each real with an id. The program forwards and counts packets of further
+    /// pairs as usual, and also counts them as packets without a pair. Each costs a lookup more,
+    /// and one in 256 searches for a place under a lock: clients that send ids of all reals can
+    /// cause that.
+    ///
+    /// A place takes 24 bytes for each possible CPU, and some 80 more. Packets of all VIPs take 61
+    /// instructions more and a hash lookup. Changing the number resets the counts of pairs.
     max_vip_reals: u32 {
         set: max_vip_reals(pairs: u32) = pairs,
-        default: (0, "0: none are counted"),
+        default: (0, "0, none"),
         range: (0 to 1_048_576),
         unit: "pairs",
         key: plain,
@@ -573,7 +573,7 @@ settings! {
 
     /// The number of flows in each CPU's global flow table.
     ///
-    /// Used by [`Features::GLOBAL_FLOW_TABLE`] when it is on.
+    /// Used with [`Features::GLOBAL_FLOW_TABLE`].
     #[doc(alias = "globalLruSize")]
     global_flow_table_size: u32 {
         set: global_flow_table_size(flows: u32) = flows,
@@ -584,10 +584,11 @@ settings! {
         changes: never,
     }
 
-    /// The largest number of source routes, for each address family.
+    /// The largest number of source routes of each address family.
     ///
-    /// While [`Katran::apply`](crate::Katran::apply) replaces routes there may be up to twice as many for a
-    /// moment: new ones come before old ones go. Used by [`Features::SOURCE_ROUTING`] when it is on.
+    /// While [`Katran::apply`](crate::Katran::apply) replaces routes there may briefly be twice as
+    /// many, because it adds new ones before it removes old ones. Used with
+    /// [`Features::SOURCE_ROUTING`].
     #[doc(alias = "maxLpmSrcSize")]
     max_source_routes: u32 {
         set: max_source_routes(routes: u32) = routes,
@@ -598,9 +599,9 @@ settings! {
         changes: never,
     }
 
-    /// The largest number of addresses whose tunnelled packets are unwrapped.
+    /// The largest number of addresses at which tunnels end.
     ///
-    /// Used by [`Features::INLINE_DECAP`] when it is on.
+    /// Used with [`Features::INLINE_DECAP`].
     #[doc(alias = "maxDecapDst")]
     max_decap: u32 {
         set: max_decap(addresses: u32) = addresses,
@@ -611,35 +612,40 @@ settings! {
         changes: never,
     }
 
-    /// Prefixes of both families that tunnels have to come from which end at this host: the outer sources of
-    /// the other balancers (their `ipip_source_v4` and `ipip_source_v6`, or `source_v4` and `source_v6` with
-    /// GUE), and of the backends at addresses of [`DecapMode::Egress`](crate::DecapMode::Egress).
+    /// Accept tunnels only from these prefixes: the outer sources of other balancers, and of
+    /// backends that use [`DecapMode::Egress`](crate::DecapMode::Egress) addresses.
     ///
-    /// Others are dropped and counted as `outer_source`. Used by [`Features::INLINE_DECAP`] when it is on.
+    /// Both families are mixed in one list.
     ///
-    /// An address can be made up by anybody whom the network does not keep from it: filter these sources at
+    /// A balancer's outer sources are its `ipip_source_v4` and `ipip_source_v6`, or `source_v4` and
+    /// `source_v6` with GUE. The program drops other tunnels and counts them as `outer_source`.
+    /// Used with [`Features::INLINE_DECAP`].
+    ///
+    /// Anybody can forge a source address unless your network prevents it: filter these sources at
     /// its edge.
     allow_sources: Vec<Prefix> {
         set: allow_sources(prefixes: impl IntoIterator<Item = Prefix>) = prefixes.into_iter().collect(),
-        default: (Vec::new(), "none: from anywhere"),
-        range: ("at most 65_536 prefixes", |prefixes| check_prefixes("allow_sources", prefixes)),
-        unit: "prefixes",
+        default: (Vec::new(), "none, any source"),
+        range: ("at most 65_536", |prefixes| check_prefixes("allow_sources", prefixes)),
+        unit: "list of prefixes",
         key: texts,
         changes: never,
         constants: (limit_outer_sources = |prefixes, _| (!prefixes.is_empty()).into()),
     }
 
-    /// Prefixes of both families that packets have to come from which leave by an address of
-    /// [`DecapMode::Egress`](crate::DecapMode::Egress): the addresses of the VIPs, as which backends answer.
+    /// Send packets out at [`DecapMode::Egress`](crate::DecapMode::Egress) addresses only from
+    /// these inner sources: the VIPs, which backends answer from.
     ///
-    /// Others are dropped and counted as `egress_source`. **Without them such an address sends out whatever
-    /// anybody puts into a tunnel, from any source to any destination.** Used by
-    /// [`Features::INLINE_DECAP`] when it is on.
+    /// Both families are mixed in one list.
+    ///
+    /// The program drops others and counts them as `egress_source`. **Without this setting such an
+    /// address sends out whatever anybody puts into a tunnel, from any source to any destination.**
+    /// Used with [`Features::INLINE_DECAP`].
     egress_sources: Vec<Prefix> {
         set: egress_sources(prefixes: impl IntoIterator<Item = Prefix>) = prefixes.into_iter().collect(),
-        default: (Vec::new(), "none: from anywhere"),
-        range: ("at most 65_536 prefixes", |prefixes| check_prefixes("egress_sources", prefixes)),
-        unit: "prefixes",
+        default: (Vec::new(), "none, any source"),
+        range: ("at most 65_536", |prefixes| check_prefixes("egress_sources", prefixes)),
+        unit: "list of prefixes",
         key: texts,
         changes: never,
         constants: (limit_egress_sources = |prefixes, _| (!prefixes.is_empty()).into()),
@@ -657,14 +663,14 @@ settings! {
         constants: (server_id_chunks = |ids, _| max_server_id_chunks(*ids)),
     }
 
-    /// The interface through which health checks leave, where the tc program is attached that
-    /// sends them through the tunnel.
+    /// The interface that probes leave through, where a tc program puts them into the tunnel.
     ///
-    /// It is attached with the balancer, in the network namespace of the thread that does that.
-    /// Only what the host sends by this interface can be a probe, so the routes to the VIPs have to
-    /// lead there; it must have Ethernet headers. Probes leave by the interface that the balancer
-    /// was attached to first. They come from [`source_v4`](Self::source_v4) and
-    /// [`source_v6`](Self::source_v6), or as [`healthcheck_source`](Self::healthcheck_source) says.
+    /// The program is attached with the balancer, in the network namespace of the thread that does
+    /// so. Only packets that the host sends through this interface can be probes, so the routes to
+    /// the VIPs must lead there; it must have Ethernet headers. Encapsulated probes leave through
+    /// the balancer's first interface. Their source is [`source_v4`](Self::source_v4) or
+    /// [`source_v6`](Self::source_v6), unless [`healthcheck_source`](Self::healthcheck_source)
+    /// changes it.
     #[doc(alias = "hcInterface")]
     healthcheck_interface: String {
         set: healthcheck_interface(name: impl Into<String>) = name.into(),
@@ -675,9 +681,9 @@ settings! {
         changes: never,
     }
 
-    /// The priority of the health checks' tc filter: filters with a lower number run first.
+    /// The priority of the probes' tc filter; lower numbers run first.
     ///
-    /// It counts with [`TcHook::Clsact`] only: a tcx link comes before all filters.
+    /// It has an effect only with [`TcHook::Clsact`]: a tcx link runs before all filters.
     #[doc(alias = "priority")]
     healthcheck_priority: u16 {
         set: healthcheck_priority(priority: u16) = priority,
@@ -688,23 +694,24 @@ settings! {
         changes: never,
     }
 
-    /// The longest packet that is sent as a probe, in bytes, Ethernet header included and before it
-    /// is wrapped; longer ones are dropped and counted. Of a packet that is cut into segments later
-    /// (GSO), the segments count.
+    /// The longest probe, with its Ethernet header and before encapsulation; longer ones are
+    /// dropped and counted.
+    ///
+    /// For a packet that is segmented later (GSO), the size of its segments counts.
     #[doc(alias = "maxHcPacketSize")]
     healthcheck_max_packet: u32 {
         set: healthcheck_max_packet(bytes: u32) = bytes,
-        default: (0, "0, any length"),
+        default: (0, "0, no limit"),
         range: any,
         unit: "bytes",
         key: plain,
         changes: never,
     }
 
-    /// Where probes come from to the reals, with IP in IP: this host's own addresses, or addresses that are
-    /// made up as for clients' packets, so that both fare alike in a network that filters by source.
+    /// The outer source of IPIP probes: this host's address, or made-up ones as for clients'
+    /// packets, for networks that filter by source.
     ///
-    /// With [`ProbeSource::MadeUp`] and IP in IP no address of this host is needed for probes.
+    /// With [`ProbeSource::MadeUp`] and IPIP, probes need no address of this host.
     healthcheck_source: ProbeSource {
         set: healthcheck_source(source: ProbeSource) = source,
         default: (ProbeSource::Own, "`own`, as in Katran"),
@@ -714,7 +721,7 @@ settings! {
         changes: never,
     }
 
-    /// By what mechanism health checks are attached.
+    /// How the probes' program is attached.
     healthcheck_hook: TcHook {
         set: healthcheck_hook(hook: TcHook) = hook,
         default: (TcHook::Auto, "`auto`"),
@@ -724,10 +731,11 @@ settings! {
         changes: never,
     }
 
-    /// Bytes of the buffer in which events wait for [`Katran::events`](crate::Katran::events); an
-    /// event takes 160.
+    /// The size of the buffer for events; an event takes 160 bytes.
     ///
-    /// Used by [`Features::INTROSPECTION`] when it is on.
+    /// [`Katran::events`](crate::Katran::events) empties it.
+    ///
+    /// Used with [`Features::INTROSPECTION`].
     event_buffer: u32 {
         set: event_buffer(bytes: u32) = bytes,
         default: (1_048_576),
@@ -760,8 +768,8 @@ impl BalancerState {
         }
     }
 
-    /// The settings that another load has to have for what `wanted` says; `None`: those in force have it all. What changes
-    /// after load stays as it is, but that features which are wanted are there.
+    /// The settings for another load that `wanted` needs; `None` if the current load suffices. Settings
+    /// that change live keep their values, but the wanted features are added.
     pub(crate) fn reloaded(&self, wanted: &Self) -> Option<Self> {
         let changes = self.load_changes(wanted);
         if changes.is_empty() {
@@ -777,7 +785,7 @@ impl BalancerState {
         Some(merged)
     }
 
-    /// These settings, ready to be loaded; the rest keeps its default.
+    /// A builder with these settings, and defaults for the rest.
     pub(crate) fn builder(&self) -> Builder {
         Builder {
             given: self.clone(),
@@ -792,13 +800,13 @@ impl BalancerState {
 pub(crate) struct LiveChange {
     /// Its key.
     pub(crate) setting: &'static str,
-    /// What it becomes first, before anything else of a state changes, if that is another value.
+    /// The value before anything else of a state changes, if it differs from the current one.
     pub(crate) between: Option<LiveSetting>,
-    /// What it becomes after all else, if that is another value.
+    /// The value after everything else, if it differs from `between`.
     pub(crate) end: Option<LiveSetting>,
 }
 
-/// The values on the way from `current` to `wanted`, if they differ: the one that `between` makes of them,
+/// The values on the way from `current` to `wanted`, if they differ: the one that `between` computes,
 /// and the last one.
 fn way<T: Clone + PartialEq>(
     current: &Option<T>,

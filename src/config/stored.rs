@@ -1,5 +1,6 @@
-//! Settings in a form that outlives the process: the keys and values of the document, as MessagePack. It names what it
-//! has, so a version with more settings reads it, and one that lacks a setting says which.
+//! Settings in a form that outlives the process: the keys and values of the document, as
+//! MessagePack. Settings are named, so a version with more settings can read it, and one that lacks
+//! a setting names that one.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +14,14 @@ impl Config {
     /// The settings as bytes.
     ///
     /// # Errors
-    /// What cannot be written, such as a time that has no form as a number of seconds.
+    /// A value that cannot be written, such as a time that is not a number of seconds.
     pub(crate) fn stored(&self) -> std::result::Result<Vec<u8>, String> {
         let keys = BalancerKeys::from(&BalancerState::of(self));
         rmp_serde::to_vec_named(&keys).map_err(|error| error.to_string())
     }
 
-    /// The settings that bytes say. What is there was checked as it was loaded, so this machine's CPUs may be
-    /// others by now.
+    /// The settings that the bytes hold. They were checked when they were loaded, and this
+    /// machine's CPUs may have changed since.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -33,7 +34,7 @@ impl Config {
 }
 
 impl BalancerState {
-    /// As they were loaded, whatever this machine is now.
+    /// As they were loaded, whatever this machine is like at present.
     fn restored(&self) -> Result<Config> {
         let cpus = self.forwarding_cpus.iter().flatten().copied();
         let nodes = self.numa_nodes.iter().flatten().copied();
@@ -93,7 +94,7 @@ mod tests {
         };
         let error = renamed("max_vips", "max_wips");
         assert!(error.contains("max_wips"), "{error}");
-        // Without it nothing is loaded.
+        // Without it nothing can be loaded.
         let error = renamed("gateway_mac", "gateway_cam");
         assert!(error.contains("gateway_cam"), "{error}");
         assert!(Config::of_stored(&[]).is_err());

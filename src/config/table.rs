@@ -1,13 +1,13 @@
-//! Makes of the rows of `settings.rs` all that a setting is: the field of [`BalancerState`], the
-//! setter of [`Builder`] and its documentation, the range check, the key of the document, the field of
-//! `Config`, the comparison of what is fixed at load, the change of what is not (a [`LiveSetting`]), its
-//! constants in the program, and its row in `docs/configuration.md`.
+//! Makes of the rows of `settings.rs` everything about a setting: the field of [`BalancerState`],
+//! the setter of [`Builder`] and its documentation, the range check, the key of the document, the
+//! field of `Config`, the comparison of load-time settings, the change of others (a
+//! [`LiveSetting`]), its constants in the program, and its row in `docs/configuration.md`.
 //!
 //! [`BalancerState`]: super::BalancerState
 //! [`LiveSetting`]: super::LiveSetting
 //! [`Builder`]: super::Builder
 
-/// What a row of the table says in words; `docs/configuration.md` is made of them.
+/// A row of the table in words, of which `docs/configuration.md` is made.
 #[cfg(all(test, feature = "serde"))]
 pub(crate) struct Row {
     pub(crate) key: &'static str,
@@ -34,9 +34,10 @@ macro_rules! settings {
             $(constants: $constants:tt,)?
         }
     )+) => {
-        /// The settings of a balancer; what is `None` keeps its default at load and its value after.
+        /// A balancer's settings. `None` keeps the default at load, and the present value
+        /// afterwards.
         ///
-        /// Units and ranges are those of [`Builder`], which also tells what changes after load; any other
+        /// [`Builder`] has the units and ranges, and says what changes after load; any other
         /// difference takes a replacement ([`Katran::apply`](crate::Katran::apply)).
         #[derive(Clone, Debug, Default, PartialEq)]
         #[non_exhaustive]
@@ -47,6 +48,7 @@ macro_rules! settings {
             pub $key: Option<$given>,
         )+}
 
+        /// # Settings
         impl Builder {$(
             $(#[doc = $doc])+
             #[doc = ""]
@@ -68,13 +70,13 @@ macro_rules! settings {
             $(pub(crate) $key: settings!(@loaded_type $default $given $(=> $loaded)?),)+
             /// Entries of each forwarding CPU's flow table.
             pub(crate) flows_per_cpu: u32,
-            /// Ascending by CPU; at least one.
+            /// Ascending by CPU; never empty.
             pub(crate) placement: Vec<ForwardingCpu>,
         }
 
         impl Config {
-            /// What was given, within its ranges, and the defaults for the rest; the places of the flow
-            /// tables are left open.
+            /// The given values, within their ranges, and the defaults for the rest; leaves the
+            /// places of flow tables open.
             pub(super) fn of_each(builder: &Builder) -> Result<Self> {
                 let given = &builder.given;
                 $(if let Some(value) = &given.$key {
@@ -103,7 +105,7 @@ macro_rules! settings {
                 }
             }
 
-            /// The keys of what `wanted` says otherwise and only another load brings about.
+            /// The keys of settings that differ in `wanted` and that only another load changes.
             pub(crate) fn load_changes(&self, wanted: &Self) -> Vec<&'static str> {
                 let (current, wanted) = (&self.in_order(), &wanted.in_order());
                 let mut changes = Vec::new();
@@ -111,21 +113,21 @@ macro_rules! settings {
                 changes
             }
 
-            /// These settings, with those of `wanted` that only a load brings about.
+            /// These settings, with those load-time settings that `wanted` has.
             fn with_loaded(&self, wanted: &Self) -> Self {
                 let mut merged = self.clone();
                 $(settings!(@merge $changes, $key, merged, wanted);)+
                 merged
             }
 
-            /// What is to be changed after load to come to `wanted`. What `wanted` does not say stays.
+            /// The changes after load that lead to `wanted`. What `wanted` does not mention stays.
             pub(crate) fn live_changes(&self, wanted: &Self) -> Vec<LiveChange> {
                 let mut changes = Vec::new();
                 $(settings!(@live_change $changes, $default, $key, self, wanted, changes);)+
                 changes
             }
 
-            /// What `wanted` does not say and must lose its value, for the settings to be the same.
+            /// Settings that `wanted` does not mention and that must lose their value to match it.
             pub(crate) fn live_unset(&self, wanted: &Self) -> Vec<LiveSetting> {
                 let mut unset = Vec::new();
                 $(settings!(@live_unset $changes, $default, $key, self, wanted, unset);)+
@@ -133,8 +135,8 @@ macro_rules! settings {
             }
         }
 
-        /// A setting that changes after load, with the value that it is to have; those that are fixed at
-        /// load have none, so a `match` needs no arm for them.
+        /// A setting that changes after load, with its wanted value. Load-time settings have no
+        /// variant, so a `match` needs no arm for them.
         #[derive(Clone, Debug, PartialEq)]
         #[allow(non_camel_case_types, reason = "the names are the settings' own")]
         #[allow(dead_code, reason = "there is none of a setting that is fixed at load")]
@@ -143,7 +145,6 @@ macro_rules! settings {
         )+}
 
         impl LiveSetting {
-            /// Whether the value is within its range.
             pub(crate) fn check(&self) -> Result<()> {
                 match self {
                     $(Self::$key(value) => {
@@ -154,7 +155,6 @@ macro_rules! settings {
             }
         }
 
-        /// The keys of `[balancer]`.
         #[derive(Default, serde::Deserialize, serde::Serialize)]
         #[serde(default, deny_unknown_fields)]
         pub(crate) struct BalancerKeys {
@@ -174,7 +174,8 @@ macro_rules! settings {
 
         #[cfg(feature = "serde")]
         impl BalancerState {
-            /// Reads the value of a key of `[balancer]`, and checks its range; `None`: there is no such key.
+            /// Reads the value of a key of `[balancer]`, and checks its range; `None`: there is no
+            /// such key.
             pub(crate) fn read(&mut self, key: &str, value: &Value<'_>) -> Option<Result<(), Wrong>> {
                 match key {
                     $(stringify!($key) => {
@@ -198,11 +199,9 @@ macro_rules! settings {
             }
         }
 
-        /// The keys of `[balancer]`.
         #[cfg(feature = "serde")]
         pub(crate) const SETTING_KEYS: &[&str] = &[$(stringify!($key)),+];
 
-        /// The rows, in words.
         #[cfg(all(test, feature = "serde"))]
         pub(crate) const ROWS: &[Row] = &[$(Row {
             key: stringify!($key),
@@ -215,13 +214,13 @@ macro_rules! settings {
         },)+];
     };
 
-    // default: `(value)`, with a text if it is no plain number; `(by $text)` if it follows from others, when all are
-    // checked; `none`; or `required`.
+    // default: `(value)`, with a text unless it is a plain number; `(by $text)` if it follows from
+    // others, once all are checked; `none`; or `required`.
     (@default_text (by $text:literal)) => { $text };
     (@default_text ($value:expr, $text:literal)) => { $text };
     (@default_text ($value:literal)) => { stringify!($value) };
     (@default_text none) => { "none" };
-    (@default_text required) => { "none, it has to be given" };
+    (@default_text required) => { "none: required" };
     (@loaded_type none $given:ty) => { Option<$given> };
     (@loaded_type (by $text:literal) $given:ty) => { Option<$given> };
     (@loaded_type $default:tt $given:ty) => { $given };
@@ -238,7 +237,7 @@ macro_rules! settings {
     (@tell (by $text:literal), $value:expr) => { $value };
     (@tell $default:tt, $value:expr) => { Some($value.into()) };
 
-    // range: `any`, with a text if there is something to say; `(1 to 9)`; or a text and a check.
+    // range: `any`, with a text if there is more to say; `(1 to 9)`; or a text and a check.
     (@range_text any) => { "any" };
     (@range_text ($low:literal to $high:literal)) => {
         concat!(stringify!($low), " to ", stringify!($high))
@@ -303,7 +302,8 @@ macro_rules! settings {
     (@live_check $live:tt, $default:tt, $range:tt, $key:expr, $value:ident) => {
         settings!(@check $range, $key, $value);
     };
-    // constants: those of the program, with how a value is written into each that it is not itself.
+    // constants: those of the program, with the conversion of a value into each that differs from
+    // it.
     (@write ($($constant:ident $(= $word:expr)?),+ $(,)?), $value:expr, $constants:ident, $tick:ident) => {
         $($constants.$constant = settings!(@word $value, $tick $(, $word)?);)+
     };

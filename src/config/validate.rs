@@ -1,8 +1,7 @@
-//! From settings to what is loaded: each within its range, by the table of settings, and then those that
-//! depend on each other and on this machine: where flow tables lie.
+//! From settings to what is loaded: checks each against its range by the table of settings, then
+//! those that depend on each other and on this machine: where flow tables lie.
 //!
-//! The result, a `Config`, holds only values that can be loaded on this machine, with everything
-//! resolved that a default left open.
+//! The result, a `Config`, can be loaded on this machine: every default is resolved.
 
 use std::collections::BTreeSet;
 
@@ -19,10 +18,10 @@ use crate::types::Encapsulation;
 use crate::types::FlowTracking;
 use crate::types::ProbeSource;
 
-/// The most entries of one map that anyone can mean.
+/// The most entries of one map that make sense.
 const MAX_ENTRIES: u32 = 1 << 27;
 
-/// Where only changed flows are remembered a slot has one bit less for the number of its real.
+/// Where only changed flows are remembered a slot has one bit less for its real's number.
 const MAX_REALS_OF_SLOTS: u16 = 32_767;
 
 impl Config {
@@ -31,7 +30,7 @@ impl Config {
         self.count_syns || self.max_vip_reals != 0
     }
 
-    /// Whether probes come from addresses that are made up, as those of clients' packets.
+    /// Whether probes come from made-up addresses, as clients' packets do.
     pub(crate) fn makes_up_probe_sources(&self) -> bool {
         self.healthcheck_source == ProbeSource::MadeUp && self.encapsulation == Encapsulation::Ipip
     }
@@ -39,7 +38,7 @@ impl Config {
 
 #[cfg(feature = "serde")]
 impl BalancerState {
-    /// The settings that a balancer would be loaded with, but for what depends on the machine.
+    /// The settings that a balancer would be loaded with, except those that depend on the machine.
     pub(crate) fn alone(builder: &Builder) -> Result<Self> {
         let config = Config::of_each(builder)?;
         check_each_other(&config)?;
@@ -73,7 +72,6 @@ impl Builder {
     }
 }
 
-/// Settings that exclude each other.
 fn check_each_other(config: &Config) -> Result<()> {
     if config.flow_tracking == FlowTracking::Changed && config.max_reals > MAX_REALS_OF_SLOTS {
         return Err(invalid(
@@ -89,12 +87,12 @@ fn check_each_other(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// New flows a second that a CPU remembers if nobody says how many and its table is large enough; as in
+/// The default limit of new flows a second and CPU, with a table that is large enough; as in
 /// Katran.
 const MOST_NEW_FLOWS: u32 = 125_000;
 
-/// Flows that are remembered if nobody says how many. With `Changed` a rolling deployment breaks fewer connections with half
-/// of the table: the bench `table_size`.
+/// The default number of flows to remember. With `Changed` half of the table breaks fewer
+/// connections in a rolling deployment: the bench `table_size`.
 fn usual_flows(tracking: FlowTracking) -> u64 {
     match tracking {
         FlowTracking::All => 8_000_000,
@@ -125,7 +123,7 @@ fn placement(
     }
     if let Some(cpu) = cpus.iter().find(|cpu| !machine.possible.contains(cpu)) {
         return refuse_cpus(format!(
-            "this machine can have no CPU {cpu}: the last one is {}",
+            "this machine cannot have CPU {cpu}: its last one is {}",
             machine.possible.last().copied().unwrap_or_default()
         ));
     }
@@ -216,7 +214,7 @@ mod tests {
             assert_eq!(told, config.flow_table_size);
             // Three CPUs.
             assert_eq!(told.unwrap().div_ceil(3), u64::from(config.flows_per_cpu));
-            // What it tells leads to the same again.
+            // It leads to the same settings again.
             assert_eq!(
                 BalancerState::of(&config)
                     .builder()
@@ -298,7 +296,7 @@ mod tests {
             ),
             (
                 builder().forwarding_cpus([4]),
-                &["forwarding_cpus", "no CPU 4"],
+                &["forwarding_cpus", "cannot have CPU 4"],
             ),
             (builder().numa_nodes([0]), &["numa_nodes", "each of the 3"]),
             (

@@ -1,4 +1,4 @@
-//! From settings to a decapsulator: a new one, or one that is pinned.
+//! From settings to a decapsulator: a new one, or a pinned one.
 
 use std::path::PathBuf;
 
@@ -14,18 +14,18 @@ use crate::pins::Home;
 use crate::pins::Tenant;
 use crate::pins::remove_if_there;
 
+/// # Loading and adopting
 impl DecapBuilder {
     /// Loads the decapsulator. Needs no interface and attaches nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidAddress`] for a destination that no packet can
-    /// have; [`Error::KernelTooOld`],
-    /// [`Error::BpfUnavailable`],
-    /// [`Error::Privilege`]; [`Error::Verifier`]
-    /// if the kernel rejects the program; [`Error::Kernel`]. With [`pin`](Self::pin) also
-    /// [`Error::AlreadyExists`] if something is pinned in the directory (see
-    /// [`adopt`](Self::adopt)), and those of a directory, as in [`Builder::load`](crate::Builder::load). Nothing stays in the
-    /// kernel then, and no directory.
+    /// [`Error::InvalidAddress`] for a destination that no packet can have;
+    /// [`Error::KernelTooOld`], [`Error::BpfUnavailable`], [`Error::Privilege`];
+    /// [`Error::Verifier`] if the kernel rejects the program; [`Error::Kernel`]. With
+    /// [`pin`](Self::pin) also [`Error::AlreadyExists`] if something is pinned in the directory
+    /// (see [`adopt`](Self::adopt)), and the errors for directories of
+    /// [`Builder::load`](crate::Builder::load). Nothing stays in the kernel then, and no new
+    /// directory.
     pub fn load(mut self) -> Result<Decap> {
         self.check()?;
         environment::check_kernel()?;
@@ -42,18 +42,20 @@ impl DecapBuilder {
         }
     }
 
-    /// Goes on with the decapsulator that is pinned in the directory of [`pin`](Self::pin), whose process is gone: with
-    /// its settings, not with those given here ([`Decap::reload`] changes them), its attachments and its counters.
-    /// Programs of this version take the place of those that are attached, between two packets; links stay.
+    /// Continues with the decapsulator that is pinned in the directory of [`pin`](Self::pin), whose
+    /// process is gone: with its settings (this builder's do not apply; [`Decap::reload`] changes
+    /// them), attachments and counters. Programs of this version replace the attached ones between
+    /// two packets; links stay.
     ///
-    /// An interface that was removed meanwhile has taken its attachment with it: [`Decap::interfaces`] and
-    /// [`Decap::tc_interfaces`] say so, and [`Decap::reattach`] puts it back.
+    /// An interface that was removed meanwhile has lost its attachment: [`Decap::interfaces`] and
+    /// [`Decap::tc_interfaces`] report it, and [`Decap::reattach`] attaches again.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nothing whole is pinned there;
-    /// [`Error::InvalidConfig`] if it is something else;
-    /// [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate has pinned settings in a form that this one cannot
-    /// read (counters in another form begin at 0), or arranged the directory in another way; otherwise as [`load`](Self::load). What is there works on.
+    /// [`Error::NotFound`] if nothing complete is pinned there; [`Error::InvalidConfig`] if it is
+    /// something else; [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate uses
+    /// a layout of the settings or the directory that this one cannot read (counters in another
+    /// layout begin at 0); otherwise as [`load`](Self::load). The pinned decapsulator keeps
+    /// working.
     pub fn adopt(self) -> Result<Decap> {
         let directory = self.directory_to_adopt()?;
         let adopted = adopt_whole(&directory)?;
@@ -62,19 +64,20 @@ impl DecapBuilder {
             .ok_or_else(|| Tenant::Decapsulator.missing(&directory))
     }
 
-    /// [Adopts](Self::adopt) what is pinned, or [loads](Self::load) if nothing is; what is half made is removed before.
+    /// [Adopts](Self::adopt) the pinned decapsulator, or [loads](Self::load) one if there is none,
+    /// after removing any incomplete one.
     ///
     /// ```no_run
     /// use katran::Decap;
     ///
     /// let settings = Decap::builder().allow_destinations(["203.0.113.1/32".parse()?]);
     /// let (mut decap, _) = settings.clone().pin("/sys/fs/bpf/katran_decap").adopt_or_load()?;
-    /// decap.reload(settings)?; // nothing, if they are those in force
+    /// decap.reload(settings)?; // does nothing if they are current
     /// # Ok::<(), katran::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As these.
+    /// Those of both.
     pub fn adopt_or_load(self) -> Result<(Decap, Start)> {
         let directory = self.directory_to_adopt()?;
         if let Some(adopted) = adopt_whole(&directory)? {
@@ -88,7 +91,7 @@ impl DecapBuilder {
         self.pin.clone().ok_or_else(|| Error::InvalidConfig {
             setting: "pin",
             value: "(none)".to_owned(),
-            reason: "it says which decapsulator to go on with".to_owned(),
+            reason: "it says which decapsulator to adopt".to_owned(),
         })
     }
 }

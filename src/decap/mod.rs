@@ -1,11 +1,10 @@
 //! The backend's end of the tunnel: a program that strips IP in IP and GUE on arrival, so that a
-//! backend needs neither the ipip module nor a tunnel interface. It runs in XDP, or in tc where XDP is
-//! not to be had.
+//! backend needs neither the ipip module nor a tunnel interface. It runs in XDP, or in tc where XDP
+//! is not available.
 
 mod builder;
 mod load;
 mod parts;
-mod pinned;
 mod record;
 
 pub use builder::DecapBuilder;
@@ -52,7 +51,6 @@ use crate::types::Family;
 use crate::types::TcHook;
 use parts::Parts;
 
-/// The priority of tc filters.
 const TC_PRIORITY: u16 = 2307;
 
 /// How a backend answers clients of a family whose packets come by an interface.
@@ -87,14 +85,14 @@ fn clients(
 
 /// A loaded decapsulator. Dropping it detaches it, unless it is [pinned](DecapBuilder::pin).
 ///
-/// The inner packet reaches the host's stack as if it had come without a tunnel: the VIP has to
-/// be an address of the backend, on `lo`. Everything that is not tunnelled passes untouched. Marks of
-/// congestion in the outer header reach the inner packet (RFC 6040).
+/// The inner packet reaches the host's network stack as if it had come without a tunnel: the VIP
+/// must be an address of the backend, on `lo`. Other packets pass untouched. Congestion marks in
+/// the outer header reach the inner packet (RFC 6040).
 ///
 /// **Without [`allow_sources`](DecapBuilder::allow_sources) and
-/// [`allow_destinations`](DecapBuilder::allow_destinations) it takes tunnels from anybody to anybody**: a
-/// stranger can have packets with made-up sources appear behind this host's filters, and sent on if it
-/// forwards (CVE-2020-10136).
+/// [`allow_destinations`](DecapBuilder::allow_destinations) it takes tunnels from anybody to
+/// anybody**: a stranger can make packets with forged sources appear behind this host's filters,
+/// and be forwarded if it forwards (CVE-2020-10136).
 ///
 /// ```no_run
 /// use katran::Decap;
@@ -111,16 +109,16 @@ fn clients(
 /// ```
 #[must_use = "a decapsulator is gone when its handle is dropped, unless it is pinned"]
 pub struct Decap {
-    // Detached before the counters go.
+    // Declared, and so dropped, before the counters.
     attachments: Attachments<XdpLink>,
     tc_attachments: Attachments<TcLink>,
     settings: DecapBuilder,
     parts: Parts,
-    /// Where it is pinned; given up last.
+    /// Where it is pinned. Last, because dropping it admits the next owner.
     home: Option<Home>,
 }
 
-/// What a decapsulator has seen since it was loaded.
+/// A decapsulator's counters since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -135,15 +133,15 @@ pub struct DecapCounters {
     pub gue_v4: u64,
     /// Packets taken out of an IPv6 tunnel (GUE).
     pub gue_v6: u64,
-    /// Packets taken out of tunnels that carry a TCP server id, SYNs left out; 0 unless
-    /// [`DecapBuilder::server_id`] is set.
+    /// Unwrapped packets with a TCP server id, except SYNs; 0 unless [`DecapBuilder::server_id`] is
+    /// set.
     pub server_ids: u64,
-    /// Those among them that are meant for another server.
+    /// Those among them for another server.
     pub other_server_ids: u64,
-    /// Tunnelled, but to a destination that is not ours: passed untouched.
+    /// Tunnelled to another destination: passed untouched.
     pub foreign: u64,
-    /// Dropped: tunnelled, with an inner packet that does not lie within what the outer one carries, or an outer
-    /// one that ends behind the frame.
+    /// Dropped: tunnelled, and the inner packet exceeds the outer one's payload, or the outer one
+    /// exceeds the frame.
     pub drop_truncated: u64,
     /// Dropped: tunnelled, with options in the outer IPv4 header.
     pub drop_options: u64,
@@ -151,21 +149,19 @@ pub struct DecapCounters {
     pub drop_fragment: u64,
     /// Dropped: the outer header could not be removed.
     pub drop_head: u64,
-    /// Dropped: what is in the tunnel is no IP packet of the family that the outer header says.
+    /// Dropped: the payload is not an IP packet of the family that the outer header names.
     pub drop_version: u64,
-    /// Dropped: a router has marked congestion in the outer header, and the ends of the inner packet
-    /// do not know such marks (RFC 6040).
+    /// Dropped: a router has marked congestion in the outer header, and the inner packet's ends do
+    /// not support such marks (RFC 6040).
     pub drop_ecn: u64,
-    /// Dropped: the tunnel comes from elsewhere than
-    /// [`DecapBuilder::allow_sources`] says.
+    /// Dropped: the tunnel comes from outside [`DecapBuilder::allow_sources`].
     pub drop_source: u64,
-    /// Dropped: what is in the tunnel goes elsewhere than
-    /// [`DecapBuilder::allow_destinations`] says.
+    /// Dropped: the inner packet goes outside [`DecapBuilder::allow_destinations`].
     pub drop_destination: u64,
 }
 
 impl DecapCounters {
-    /// Packets dropped, for whatever reason.
+    /// Packets dropped for any reason.
     pub fn dropped(&self) -> u64 {
         let broken = self.drop_truncated + self.drop_options + self.drop_fragment + self.drop_head;
         let refused = self.drop_version + self.drop_ecn + self.drop_source + self.drop_destination;
@@ -173,14 +169,15 @@ impl DecapCounters {
     }
 }
 
+/// # Attaching, counters and diagnosis
 impl Decap {
     /// Settings to load a decapsulator with.
     pub fn builder() -> DecapBuilder {
         DecapBuilder::default()
     }
 
-    /// Attaches to an interface of the calling thread's network namespace. It takes the place of an
-    /// attachment to a former interface of that name that is gone.
+    /// Attaches to an interface of the calling thread's network namespace. It replaces an
+    /// attachment to an earlier interface of that name that is gone.
     ///
     /// # Errors
     /// As [`Katran::attach`](crate::Katran::attach).
@@ -189,30 +186,27 @@ impl Decap {
         self.tc_attachments.check_free(&target)?;
         let mut new = XdpLink::new(self.parts.program.as_fd(), target, mode, Onward::Passed)?;
         if let Some(home) = &self.home {
-            // Dropping the new one detaches it.
+            // Dropping the new attachment detaches it.
             new.keep_in(home.attached())?;
         }
         self.tc_attachments.forget_former(new.target());
         Ok(self.attachments.add_new(new))
     }
 
-    /// Attaches at tc ingress instead, for hosts where XDP is not to be had: it costs more, as the kernel
-    /// has made a socket buffer of the packet by then, and works with every driver and beside any XDP
-    /// program. It counts in the same [`counters`](Self::counters).
+    /// Attaches at tc ingress instead, for hosts where XDP is not available. It costs more, because
+    /// the kernel has already made a socket buffer of the packet, but it works with every driver
+    /// and beside any XDP program. It shares the [`counters`](Self::counters).
     ///
-    /// Where a tunnel and what is in it are of different families it takes Linux 6.3: an older
-    /// kernel refuses to strip, which is counted as `drop_head`. With [`TcHook::Clsact`] the filter
-    /// has the priority 2307. The interface must have Ethernet headers; tunnels behind one VLAN tag
-    /// are stripped, too, as the kernel has taken it out by then.
+    /// An inner packet of another family than its tunnel needs Linux 6.3: an older kernel refuses
+    /// to strip it, which counts as `drop_head`. With [`TcHook::Clsact`] the filter has priority
+    /// 2307. The interface must have Ethernet headers. Tunnels behind one VLAN tag are stripped,
+    /// too, because the kernel has removed it by then.
     ///
     /// # Errors
-    /// [`Error::NoSuchInterface`];
-    /// [`Error::AlreadyExists`] if it is attached there, also by XDP: it
-    /// would only see what that has left; [`Error::ForeignTcFilter`];
-    /// [`Error::Unsupported`] for [`TcHook::Tcx`] before Linux 6.6, and for an
-    /// interface without Ethernet headers;
-    /// [`Error::Privilege`]; [`Error::Verifier`];
-    /// [`Error::Kernel`].
+    /// [`Error::NoSuchInterface`]; [`Error::AlreadyExists`] if it is attached there, also by XDP,
+    /// which would leave it no tunnels; [`Error::ForeignTcFilter`]; [`Error::Unsupported`] for
+    /// [`TcHook::Tcx`] before Linux 6.6, and for an interface without Ethernet headers;
+    /// [`Error::Privilege`]; [`Error::Verifier`]; [`Error::Kernel`].
     pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {
         let target = self.tc_attachments.check(interface)?;
         self.attachments.check_free(&target)?;
@@ -234,7 +228,7 @@ impl Decap {
         Ok(attached)
     }
 
-    /// Loads the program for tc, if it is not there, and pins it before anything is attached.
+    /// Loads the program for tc, unless it is loaded, and pins it before anything is attached.
     fn load_tc(&mut self) -> Result<()> {
         if self.parts.tc_program.is_some() {
             return Ok(());
@@ -257,14 +251,15 @@ impl Decap {
         }
     }
 
-    /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), wherever
-    /// there is an interface of that name again in the calling thread's network namespace; and puts the XDP program back where
-    /// somebody has put another in its place. What has no interface yet stays as it is, which [`interfaces`](Self::interfaces) and
-    /// [`tc_interfaces`](Self::tc_interfaces) tell.
+    /// Attaches again what is gone
+    /// ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), where the calling
+    /// thread's network namespace has an interface of that name again, and where another XDP
+    /// program has replaced this one. What has no interface yet stays as it is; see
+    /// [`interfaces`](Self::interfaces) and [`tc_interfaces`](Self::tc_interfaces).
     ///
     /// # Errors
-    /// As [`attach`](Self::attach) and [`attach_tc`](Self::attach_tc): the first failure, after all have
-    /// been tried.
+    /// As [`attach`](Self::attach) and [`attach_tc`](Self::attach_tc): the first failure, after the
+    /// library has tried all.
     pub fn reattach(&mut self) -> Result<()> {
         let lost = self.attachments.lost().into_iter();
         let by_xdp = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
@@ -274,14 +269,15 @@ impl Decap {
         by_xdp.and(at_tc)
     }
 
-    /// Detaches from one interface, from XDP or tc: by its present name, if the calling thread is in its
-    /// network namespace; else by the name that it had when it was seen last, or when it was attached to. Of
-    /// several that had the name one that is gone is meant.
+    /// Detaches from one interface, from XDP or tc.
+    ///
+    /// `interface` is the present name, if the interface is in the calling thread's network
+    /// namespace. Otherwise it is the name that the library last saw, or that you attached by. If
+    /// several interfaces had the name, the one that is gone is meant.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it is not attached there;
-    /// [`Error::InvalidConfig`] if several interfaces had that name and none has it now in the calling
-    /// thread's network namespace.
+    /// [`Error::NotFound`] if it is not attached there; [`Error::InvalidConfig`] if several
+    /// interfaces had that name and none has it now in the calling thread's network namespace.
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         let named = Named::new(interface);
         let mut seen = self.attachments.seen();
@@ -296,24 +292,26 @@ impl Decap {
         }
     }
 
-    /// Where it was attached at tc ingress, in the order of attaching, and what the kernel says of that now.
+    /// The interfaces it was attached to at tc ingress, in the order of attaching, each with what
+    /// the kernel reports about it.
     pub fn tc_interfaces(&self) -> Vec<TcAttachment> {
         self.tc_attachments.list()
     }
 
-    /// Where it was attached by XDP, in the order of attaching, and what the kernel says of that now.
+    /// The interfaces it was attached to by XDP, in the order of attaching, each with what the
+    /// kernel reports about it.
     pub fn interfaces(&self) -> Vec<Attachment> {
         self.attachments.list()
     }
 
-    /// Looks for what commonly keeps a backend from answering: on an interface of the calling thread's
-    /// network namespace, for services at these addresses. It changes nothing. Ways back and lengths are
-    /// judged for the families of these addresses; without any, for both, where the lack of a default
-    /// route is only noted. It blocks for a millisecond.
+    /// Looks for what commonly keeps a backend from answering, on an interface of the calling
+    /// thread's network namespace, for services at these addresses. It changes nothing. Return
+    /// routes and packet lengths are judged for the families of `vips`; if that is empty, for both,
+    /// and then a missing default route is only a note. It blocks for a millisecond.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the kernel cannot be asked. That there is no such
-    /// interface is a finding.
+    /// [`Error::Kernel`] if the kernel does not answer. A missing interface is a finding, not an
+    /// error.
     pub fn diagnose(&self, interface: &str, vips: &[IpAddr]) -> Result<Diagnosis> {
         let failed = |error| kernel_error("ask about the interface", interface, error);
         let program = self.parts.program.as_fd();
@@ -367,12 +365,12 @@ impl Decap {
         self.parts.program.as_fd()
     }
 
-    /// The program for tc, once it has been attached.
+    /// The program for tc, once it was attached.
     pub fn tc_program_fd(&self) -> Option<BorrowedFd<'_>> {
         self.parts.tc_program.as_ref().map(AsFd::as_fd)
     }
 
-    /// What it has seen since it was loaded.
+    /// The counters since it was loaded.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -404,6 +402,9 @@ impl Decap {
             }))
     }
 }
+
+// Here, so that its methods follow these in the documentation.
+mod pinned;
 
 impl fmt::Debug for Decap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,5 +1,5 @@
-//! What is in the kernel of a decapsulator: two programs, of which that for tc is loaded when it is first needed. They
-//! count in one map, and look for addresses in the same tries.
+//! A decapsulator in the kernel: two programs, of which the one for tc is loaded when it is first
+//! needed. They share a map of counters and the tries of prefixes.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -29,15 +29,13 @@ use crate::sys::object::into_io;
 use crate::sys::object::numbered;
 use crate::types::Prefix;
 
-/// Names of maps.
 pub(super) const COUNTERS: &str = "decap_counters";
 pub(super) const SOURCES: &str = "allowed_sources";
 pub(super) const DESTINATIONS: &str = "allowed_destinations";
 
-/// Programs and maps.
 pub(super) struct Parts {
     pub(super) counters: PerCpuArray<decap_counters>,
-    /// What outer sources, and inner destinations, may be.
+    /// The permitted outer sources and inner destinations.
     pub(super) sources: PrefixTrie,
     pub(super) destinations: PrefixTrie,
     pub(super) program: OwnedFd,
@@ -45,7 +43,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Loads the program for XDP, with tries of its own, and counters of its own or these; and that for tc.
+    /// Loads the programs with new tries, and with new counters or these.
     pub(super) fn load(
         settings: &DecapBuilder,
         counters: Option<BorrowedFd<'_>>,
@@ -83,7 +81,7 @@ impl Parts {
         Ok(parts)
     }
 
-    /// Loads the program for tc, which has its counters and prefixes with the other one.
+    /// Loads the program for tc, which shares counters and prefixes with the other one.
     pub(super) fn load_tc(&self, settings: &DecapBuilder) -> Result<OwnedFd> {
         let mut storage = MaybeUninit::uninit();
         let mut open = kernel::open(DecapTcSkelBuilder::default(), &mut storage)?;
@@ -103,7 +101,7 @@ impl Parts {
     }
 }
 
-/// Writes settings into the constants of either program: two types that are made of one declaration.
+/// Writes settings into the constants of either program: two types made of one declaration.
 macro_rules! write_constants {
     ($settings:expr, $constants:expr) => {{
         let (settings, constants) = (&$settings, $constants);
@@ -121,7 +119,7 @@ macro_rules! write_constants {
 }
 use write_constants;
 
-/// Four 32-bit words as they lie in memory.
+/// Four 32-bit words in memory order.
 pub(super) fn words(bytes: [u8; 16]) -> [u32; 4] {
     std::array::from_fn(|word| {
         let at = word * 4;
@@ -129,7 +127,7 @@ pub(super) fn words(bytes: [u8; 16]) -> [u32; 4] {
     })
 }
 
-/// Room for these prefixes; a map of none cannot be.
+/// Room for these prefixes; a map cannot have none.
 fn make_room(map: &mut OpenMapMut<'_>, prefixes: &BTreeSet<Prefix>) -> Result<()> {
     let entries = u32::try_from(prefixes.len()).unwrap_or(u32::MAX).max(1);
     let sized = map.set_max_entries(entries);

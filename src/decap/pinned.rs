@@ -1,5 +1,5 @@
-//! A decapsulator that outlives its process, and other settings for one that works: either way programs take the place
-//! of those that are attached, between two packets.
+//! A decapsulator that outlives its process, and other settings for a running one: both replace
+//! attached programs between two packets.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -29,19 +29,19 @@ use crate::pins::Tenant;
 use crate::skel::decap::types::decap_counters;
 use crate::sys::map::PerCpuArray;
 
-/// Goes on with what is pinned in a directory; `None`: there is no decapsulator that is whole.
+/// Continues with what is pinned in a directory; `None`: there is no complete decapsulator.
 pub(super) fn adopt_whole(directory: &Path) -> Result<Option<(Decap, Start)>> {
     environment::check_kernel()?;
     let Some((home, age, contents)) = Home::whole(directory, Tenant::Decapsulator, None)? else {
         return Ok(None);
     };
     let set = home.set();
-    let failed = |error| kernel_error("go on with", &directory.display().to_string(), error);
+    let failed = |error| kernel_error("continue with", &directory.display().to_string(), error);
     let counters: Option<PerCpuArray<decap_counters>> = match contents.knows(Part::Counters) {
         true => Some(PerCpuArray::new(set.map(COUNTERS)?).map_err(failed)?),
         false => {
             log::warn!(
-                "counters of katran {} have another form: they begin at 0",
+                "the counters of katran {} have another layout: they begin at 0",
                 contents.version()
             );
             None
@@ -68,17 +68,21 @@ pub(super) fn adopt_whole(directory: &Path) -> Result<Option<(Decap, Start)>> {
     )))
 }
 
+/// # Reload, and outliving the process
 impl Decap {
-    /// Gives it other settings, between two packets: exactly those of this builder, whose [`pin`](DecapBuilder::pin) says
-    /// nothing here. Attachments stay, and counters go on. It takes some milliseconds for the verifier, while the
-    /// former settings are in force; nothing is done if they are those that are in force.
+    /// Changes the settings between two packets: to exactly those of this builder, except its
+    /// [`pin`](DecapBuilder::pin), which does not apply here. Attachments stay, and counters
+    /// continue. It takes the verifier some milliseconds, while the old settings apply. It does
+    /// nothing if the settings are the same.
     ///
-    /// An embedder who has attached [`program_fd`](Self::program_fd) by means of its own puts the new one in its place.
+    /// If you attached [`program_fd`](Self::program_fd) yourself, attach the new one after each
+    /// reload.
     ///
     /// # Errors
-    /// As [`DecapBuilder::load`], and what an attachment says that refuses another program:
-    /// [`Error::ForeignProgram`](crate::Error::ForeignProgram) if somebody has put another one in the place of ours. The
-    /// former settings stay in force everywhere then. (Should the kernel refuse to put a program back, that is logged.)
+    /// As [`DecapBuilder::load`], and refusals of attachments:
+    /// [`Error::ForeignProgram`](crate::Error::ForeignProgram) if another program has replaced this
+    /// one. The old settings then apply everywhere. (If the kernel refuses to put a program back,
+    /// that is logged.)
     pub fn reload(&mut self, settings: DecapBuilder) -> Result<()> {
         let settings = DecapBuilder {
             pin: None,
@@ -93,17 +97,18 @@ impl Decap {
         self.put_in_place(Some((settings, next)))
     }
 
-    /// Takes it away, pinned or not: from its interfaces, and all that is pinned of it. Without a handle
-    /// [`katran::remove`](crate::remove) does it. To drop the handle of one that is not pinned does the same.
+    /// Removes it, pinned or not: detaches it, and removes its pins.
+    /// [`katran::remove`](crate::remove) does the same without a handle; if it is not pinned, so
+    /// does dropping it.
     ///
     /// # Errors
-    /// As [`katran::remove`](crate::remove), which goes on where this has ended; [`Error::Busy`](crate::Error::Busy) in a
-    /// child made by fork(2).
+    /// As [`katran::remove`](crate::remove), which you can call to continue after an error;
+    /// [`Error::Busy`](crate::Error::Busy) in a child made by fork(2).
     pub fn remove(mut self) -> Result<()> {
         let home = self.home.take();
         if let Some(home) = &home {
             home.begin_removal()?;
-            // What the handle reaches could not be found by all that is pinned.
+            // The handle reaches it where the pins alone might not.
             self.attachments.clear();
             self.tc_attachments.clear();
         }
@@ -111,12 +116,12 @@ impl Decap {
         home.map_or(Ok(()), |mut home| home.remove())
     }
 
-    /// Where it is pinned, if it is ([`DecapBuilder::pin`]).
+    /// The directory in which it is pinned, if it is ([`DecapBuilder::pin`]).
     pub fn pinned_in(&self) -> Option<&Path> {
         self.home.as_ref().map(Home::path)
     }
 
-    /// Pins all that there is in a directory, and has what is attached from now on kept there.
+    /// Pins everything in a directory, where later attachments are pinned, too.
     pub(super) fn settle_in(mut self, mut home: Home) -> Result<Self> {
         let filled = with_content(&self.settings, &self.parts, |content| home.fill(content));
         if let Err(error) = filled {
@@ -128,15 +133,14 @@ impl Decap {
         Ok(self)
     }
 
-    /// What pins have kept attached.
     fn resume_attachments(&mut self, home: &Home) -> Result<()> {
-        // Those of a reload that was cut off may be there as well.
+        // Those of a reload that was cut off may exist as well.
         let (mains, filters) = (home.programs(MAIN)?, home.programs(TC_PROGRAM)?);
         let mains: Vec<_> = mains.iter().map(AsFd::as_fd).collect();
         let filters: Vec<_> = filters.iter().map(AsFd::as_fd).collect();
         for path in home.attachments()? {
             if made_for(&path).is_some() {
-                // Nobody was told of it.
+                // No caller ever heard of it.
                 home.end_leftover(&path)?;
             } else if let Some(link) = XdpLink::kept_at(&path, &mains)? {
                 self.attachments.resume(link);
@@ -150,7 +154,7 @@ impl Decap {
                     }
                     Err(error) => {
                         let path = path.display().to_string();
-                        return Err(kernel_error("go on with", &path, error));
+                        return Err(kernel_error("continue with", &path, error));
                     }
                 }
             }
@@ -160,7 +164,8 @@ impl Decap {
         Ok(())
     }
 
-    /// Puts programs in the place of those that are attached: others, with other settings, or those of this handle.
+    /// Replaces the attached programs: with others, for other settings, or with those of this
+    /// handle.
     fn put_in_place(&mut self, other: Option<(DecapBuilder, Parts)>) -> Result<()> {
         let (settings, next) = match &other {
             Some((settings, next)) => (settings, next),
@@ -180,7 +185,7 @@ impl Decap {
             });
         let is_left = matches!(&switched, Err((_, true)));
         if let Some(home) = &self.home
-            // What packets may still meet stays pinned, by which the next owner knows it.
+            // What packets may still meet stays pinned, so that the next owner knows it.
             && !is_left
         {
             home.unstage_next();
@@ -193,7 +198,7 @@ impl Decap {
     }
 }
 
-/// Hands on all that is to be pinned.
+/// Passes on everything to pin.
 fn with_content<T>(
     settings: &DecapBuilder,
     parts: &Parts,

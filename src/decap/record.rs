@@ -1,5 +1,5 @@
-//! The settings of a pinned decapsulator: in its tries, and for the rest in a small map that is written before it is
-//! pinned, and never changed.
+//! The settings of a pinned decapsulator: prefixes are in its tries, the rest in a small map that
+//! is written before it is pinned and never changes.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -14,18 +14,17 @@ use crate::maps::PrefixTrie;
 use crate::sys::map;
 use crate::sys::mapping::Mapping;
 
-/// The map's name.
 pub(super) const NAME: &str = "decap_settings";
 
-/// Words of 32 bits: the IPv4 destination and the IPv6 one, as they lie in memory (zeros: none), the port of GUE, and
-/// the server id.
+/// Words of 32 bits: the IPv4 and the IPv6 destination in memory order (zeros: none), the port of
+/// GUE, and the server id.
 const WORDS: usize = 8;
 const AT_V6: usize = 1;
 const AT_PORT: usize = 5;
 const AT_SERVER_ID: usize = 6;
 const BYTES: usize = WORDS * size_of::<u32>();
 
-/// Makes a map that says what tries do not.
+/// Makes a map of what the tries do not hold.
 pub(super) fn write(settings: &DecapBuilder) -> io::Result<OwnedFd> {
     let map = map::create_value(NAME, BYTES)?;
     let v4 = settings.destination_v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
@@ -48,7 +47,7 @@ pub(super) fn write(settings: &DecapBuilder) -> io::Result<OwnedFd> {
     Ok(map)
 }
 
-/// The settings that a map and tries say; an error of kind `InvalidData` if it is no such map.
+/// The settings that a map and tries hold; an error of kind `InvalidData` if it is another map.
 pub(super) fn read(
     map: OwnedFd,
     sources: &PrefixTrie,

@@ -1,4 +1,4 @@
-//! What follows from the facts about a backend.
+//! Judges the facts about a backend.
 
 use std::net::IpAddr;
 
@@ -26,20 +26,20 @@ use crate::types::Family;
 /// The name of the decapsulator's XDP program.
 const DECAP: &str = "decap";
 
-/// All that is known of a backend.
+/// A backend and its surroundings.
 #[derive(Clone, Debug)]
 pub(crate) struct Backend {
     pub(crate) host: HostFacts,
     pub(crate) interface: InterfaceFacts,
-    /// The kernel's own tunnels.
+    /// The kernel's own tunnel devices.
     pub(crate) kernel: KernelTunnels,
-    /// The index of the interface of that name that it was attached to at tc.
+    /// The index of the interface of that name when the program was attached at tc.
     pub(crate) tc_index: Option<u32>,
-    /// The stricter one of the interface's and that of all.
+    /// The stricter of the interface's setting and that for all.
     pub(crate) rp_filter: Option<i64>,
-    /// Those of the VIPs' families; of both without VIPs.
+    /// Clients of the VIPs' families, or of both families without VIPs.
     pub(crate) clients: Vec<Clients>,
-    /// The longest outer headers that tunnels may come with.
+    /// The family of the longest outer headers to expect.
     pub(crate) outer: Family,
     pub(crate) arp_ignore: Option<i64>,
     pub(crate) arp_announce: Option<i64>,
@@ -49,7 +49,7 @@ pub(crate) struct Backend {
     pub(crate) vips: Vec<(IpAddr, bool)>,
 }
 
-/// The option that has `ip` speak of a family.
+/// The option of `ip` that selects a family.
 fn option(family: Family) -> &'static str {
     match family {
         Family::V4 => "",
@@ -92,8 +92,7 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
         Holder::Lost(message) => lost(message, found),
         Holder::Other(other) if place.ours.elsewhere => {
             let message = format!("{name} runs {}, which sees frames first", other.describe());
-            let advice =
-                "fine if it passes tunnels on; counters that stay at 0 tell that it does not";
+            let advice = "fine if it passes tunnels on; if the decapsulator's counters stay at 0, it does not";
             found.note(about, message, advice);
         }
         Holder::Other(other) if other.name == DECAP => {
@@ -101,8 +100,8 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
                 "another process strips tunnels on {name}, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "nothing to do if that is the service that this one is only compared with; else \
-                          stop it first";
+            let advice = "nothing to do if this check only compares with that decapsulator; else stop it \
+                          first";
             found.warn(about, message, advice);
         }
         Holder::Other(other) => {
@@ -110,8 +109,8 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
                 "{name} runs {}, which is not the decapsulator: attaching by XDP would be refused",
                 other.describe()
             );
-            let advice = "strip at tc instead (--tc), or stop the program that has \
-                          attached it (bpftool link)";
+            let advice = "strip at tc instead (--tc), or stop the program that attached it \
+                          (bpftool link)";
             found.warn(about, message, advice);
         }
         Holder::Nobody if place.ours.elsewhere => {}
@@ -119,7 +118,7 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
         Holder::Nobody => {
             let message =
                 format!("no decapsulator is on {name} by XDP, nor one of this process at tc");
-            let advice = "attach it, unless another process does its work; or have the kernel's tunnel devices do it";
+            let advice = "attach one, unless another process decapsulates at tc; or use the kernel's tunnel devices";
             found.note(about, message, advice);
             outlook(place, Pages::One, found);
         }
@@ -129,14 +128,15 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
             found.ok(about, format!("strips tunnels on {name} in tc"));
         }
         Some(_) => lost(
-            format!("{name} is another interface than the one that was attached to, which is gone"),
+            format!("{name} is a new interface: the one that the program was attached to is gone"),
             found,
         ),
         None => {}
     }
 }
 
-/// The kernel's tunnel devices, in place of our program. False: they take nothing out of tunnels either.
+/// Looks for the kernel's tunnel devices in place of our program. False if they unwrap nothing
+/// either.
 fn of_kernel(facts: &Backend, found: &mut Diagnosis) -> bool {
     kernel_tunnels::judge(
         &facts.kernel,
@@ -152,7 +152,7 @@ fn of_kernel(facts: &Backend, found: &mut Diagnosis) -> bool {
 fn mtu(facts: &Backend, clients: Clients, found: &mut Diagnosis) {
     let (name, mtu, longest) = (&facts.interface.name, facts.interface.mtu, clients.longest);
     if matches!(clients.way_back, WayBack::Partial | WayBack::None) {
-        // What clients are asked for depends on the route to each.
+        // Each route may limit what its clients are asked for.
         return;
     }
     let of = clients.family;
@@ -177,8 +177,8 @@ fn mtu(facts: &Backend, clients: Clients, found: &mut Diagnosis) {
             continue;
         }
         let message = format!(
-            "{mtu}: {of} clients are asked for packets of up to {longest} bytes, and up to {needed} of \
-             {kind} come around them"
+            "{mtu}: {of} clients send packets of up to {longest} bytes, and {kind} adds up to {needed}: the \
+                 longest do not fit"
         );
         let advice = format!(
             "ip link set {name} mtu {}; or ip {}route change default ... advmss {}",
@@ -200,37 +200,42 @@ fn way_back(facts: &Backend, clients: Clients, found: &mut Diagnosis) {
     match clients.way_back {
         WayBack::Here => found.ok(
             about,
-            format!("{of} answers leave by {}", facts.interface.name),
+            format!("{of} answers leave through {}", facts.interface.name),
         ),
-        WayBack::Elsewhere => found.ok(about, format!("{of} answers leave by another interface")),
+        WayBack::Elsewhere => found.ok(
+            about,
+            format!("{of} answers leave through another interface"),
+        ),
         WayBack::Partial => found.warn(
             about,
-            format!("{of} has no default route: clients are answered where other routes lead"),
+            format!(
+                "{of} has no default route: answers reach only clients that other routes lead to"
+            ),
             format!("if there are clients elsewhere: {advice}"),
         ),
         WayBack::None if facts.vips.is_empty() => found.note(
             about,
-            format!("{of} has no default route, so no way back to most clients"),
+            format!("{of} has no default route, so answers do not reach most clients"),
             format!("if there is a VIP of {of}: {advice}"),
         ),
         WayBack::None => found.problem(
             about,
-            format!("{of} has no default route, so no way back to most clients"),
+            format!("{of} has no default route, so answers do not reach most clients"),
             advice,
         ),
     }
 }
 
-/// There is none for IPv6.
+/// IPv6 has no such filter.
 fn reverse_path_filter(facts: &Backend, found: &mut Diagnosis) {
     let name = &facts.interface.name;
     let about = Subject::ReversePathFilter;
-    // With slashes, as names of interfaces may have dots.
+    // With slashes, because interface names may contain dots.
     let advice =
         format!("sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/{name}/rp_filter=0");
     let mut clients = facts.clients.iter();
     let Some(v4) = clients.find(|of| of.family == Family::V4) else {
-        return found.ok(about, "does not concern IPv6");
+        return found.ok(about, "has no effect on IPv6");
     };
     match (facts.rp_filter, v4.way_back) {
         (Some(1), WayBack::Elsewhere) => found.problem(
@@ -242,13 +247,13 @@ fn reverse_path_filter(facts: &Backend, found: &mut Diagnosis) {
         ),
         (Some(1), _) => found.note(
             about,
-            format!("strict: packets of clients that are not reached by {name} are dropped"),
+            format!("strict: packets from clients that this host does not reach through {name} are dropped"),
             advice,
         ),
         (None, _) => found.note(
             about,
-            format!("/proc/sys does not tell for {name}"),
-            format!("{advice} makes sure"),
+            format!("/proc/sys has no value for {name}"),
+            format!("to be sure: {advice}"),
         ),
         _ => found.ok(about, "not strict"),
     }
@@ -264,7 +269,7 @@ fn vips(facts: &Backend, found: &mut Diagnosis) {
             ),
             false => found.problem(
                 Subject::VipOnLoopback,
-                format!("{vip} is no address of this host: its packets are thrown away"),
+                format!("{vip} is no address of this host: its packets are discarded"),
                 format!("ip addr add {vip}/{bits} dev lo"),
             ),
         }
@@ -272,19 +277,19 @@ fn vips(facts: &Backend, found: &mut Diagnosis) {
     if facts.vips.is_empty() {
         found.note(
             Subject::VipOnLoopback,
-            "no VIPs were given to look for",
-            "tell the diagnosis which they are (--vip)",
+            "no VIPs were given, so this was not checked",
+            "name the VIPs (--vip)",
         );
     }
 }
 
-/// ARP is IPv4's; by IPv6 nobody answers for addresses of `lo`.
+/// ARP is for IPv4 only. For IPv6 no host answers for addresses of `lo`.
 fn arp(facts: &Backend, found: &mut Diagnosis) {
     let name = &facts.interface.name;
     match (facts.arp_ignore, facts.arp_announce) {
         (Some(0), _) | (_, Some(0 | 1)) => found.note(
             Subject::Arp,
-            format!("{name} speaks by ARP of addresses of lo"),
+            format!("{name} answers ARP requests for addresses of lo"),
             format!(
                 "if the router that holds the VIPs is on the same segment: sysctl -w \
                  net/ipv4/conf/{name}/arp_ignore=1 net/ipv4/conf/{name}/arp_announce=2"

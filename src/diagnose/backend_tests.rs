@@ -1,4 +1,4 @@
-//! Each trouble of a backend is one finding, with what to do; each address family is judged by its own
+//! Each trouble of a backend is one finding with a remedy; each address family is judged by its own
 //! routes.
 
 use super::*;
@@ -59,7 +59,7 @@ fn good() -> Backend {
     }
 }
 
-/// At tc, where no XDP program is.
+/// Attached at tc, without an XDP program.
 fn at_tc(facts: &mut Backend, index: u32) {
     facts.interface.program = None;
     facts.interface.ours.xdp = None;
@@ -116,7 +116,7 @@ fn each_trouble_is_one_finding_with_advice() {
             },
             Note,
             Subject::Program,
-            "attach it",
+            "attach one",
         ),
         (
             |f| {
@@ -156,7 +156,7 @@ fn each_trouble_is_one_finding_with_advice() {
             |f| f.interface.program.as_mut().unwrap().mode = XdpMode::Generic,
             Warning,
             Subject::Mode,
-            "it was asked for",
+            "generic mode was requested",
         ),
         (
             |f| f.rp_filter = Some(1),
@@ -177,7 +177,7 @@ fn each_trouble_is_one_finding_with_advice() {
             |f| f.rp_filter = None,
             Note,
             Subject::ReversePathFilter,
-            "makes sure",
+            "to be sure",
         ),
         (
             |f| f.vips[0].1 = false,
@@ -230,12 +230,12 @@ fn each_family_is_judged_by_its_own_routes() {
         let severities = found.about(subject).map(|finding| finding.severity);
         severities.max().unwrap()
     };
-    // A backend of IPv6 alone needs nothing of IPv4.
+    // An IPv6 backend needs nothing for IPv4.
     let mut facts = good();
     facts.clients[0].family = Family::V6;
     facts.rp_filter = Some(1);
     assert_eq!(judge(&facts).worst(), Severity::Ok);
-    // One of IPv4 alone is not asked for room for 40 bytes.
+    // An IPv4 backend needs no room for 40 bytes.
     let mut facts = good();
     facts.interface.mtu = 1520;
     assert_eq!(worst(&facts, Subject::Mtu), Severity::Warning);
@@ -256,7 +256,7 @@ fn each_family_is_judged_by_its_own_routes() {
     let of_v6 = about.next().unwrap();
     assert_eq!(of_v6.severity, Severity::Warning, "{found}");
     assert!(of_v6.advice.contains("ip -6 route change"), "{found}");
-    // Without VIPs nobody knows what is needed.
+    // Without VIPs, the needs are unknown.
     facts.vips.clear();
     facts.clients[1].way_back = WayBack::None;
     assert_eq!(worst(&facts, Subject::WayBack), Severity::Note);

@@ -1,4 +1,4 @@
-//! What follows from the facts about a balancer.
+//! Judges the facts about a balancer.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -40,76 +40,78 @@ use crate::types::MacAddr;
 use crate::types::MaxFrame;
 use crate::types::NextHops;
 
-/// Bytes of packets that most clients send.
+/// The size of most clients' longest packets, in bytes.
 const USUAL_MTU: u32 = 1500;
 const ETHERNET: u32 = 14;
-/// Every link of IPv6 carries packets of so many bytes, so no sender is asked for shorter ones (RFC 8200).
+/// The smallest MTU of IPv6, in bytes: no sender makes its packets shorter (RFC 8200).
 const LEAST_OF_IPV6: u32 = 1280;
 
-/// Of so many packets that are sent on, one that is answered as too big is path MTU discovery at work, and no trouble.
+/// One "too big" answer per this many forwarded packets is ordinary path MTU discovery.
 const FEW_ANSWERS: u64 = 1000;
 
 /// The name of the root program.
 const ROOT: &str = "katran_root";
 
-/// All that is known of a balancer and of its place.
+/// A balancer and its surroundings.
 #[derive(Clone, Debug)]
 pub(crate) struct Balancer {
     pub(crate) host: HostFacts,
     pub(crate) interface: InterfaceFacts,
     pub(crate) pages: Pages,
     pub(crate) max_frame: MaxFrame,
-    /// Longer packets are answered with an ICMP error.
+    /// Longer packets get an ICMP error as answer.
     pub(crate) answers_too_big: bool,
-    /// So many were.
+    /// The number of such answers.
     pub(crate) answered_too_big: u64,
     pub(crate) vlans: Vlans,
     pub(crate) encapsulation: Encapsulation,
-    /// Whether there are reals of IPv4 and of IPv6.
+    /// Whether there are IPv4 and IPv6 reals.
     pub(crate) reals: ByFamily<bool>,
     pub(crate) sources: ByFamily<bool>,
-    /// The prefixes that IPIP packets to IPv4 and IPv6 reals come from were left at their defaults.
+    /// The outer IPIP source prefixes for IPv4 and IPv6 reals have their default values.
     pub(crate) default_ipip_sources: ByFamily<bool>,
-    /// There are marks or matches of health checks, or an interface for them.
+    /// There are marks or rules for probes, or an interface for them.
     pub(crate) healthchecks: bool,
-    /// Probes come from where clients' packets come from.
+    /// Probes have made-up outer sources, as clients' packets have.
     pub(crate) made_up_probe_sources: bool,
-    /// Health checks are attached.
+    /// The healthcheck program is attached.
     pub(crate) healthchecks_attached: bool,
     pub(crate) gateway: Gateway,
     pub(crate) gateway_v6: Option<MacAddr>,
     pub(crate) mode: NextHops,
-    /// Entries of root programs that were ours.
+    /// Root entries that were ours and no longer are.
     pub(crate) lost_entries: Vec<String>,
-    /// Without those of reals that are this host.
+    /// Next hops of all reals except this host.
     pub(crate) next_hops: Vec<NextHop>,
     pub(crate) real_troubles: RealTroubles,
-    /// These are what the tables say without asking, as the balancer is not attached.
+    /// The balancer is not attached, so these come from the kernel's tables without asking the
+    /// network.
     pub(crate) next_hops_previewed: bool,
-    /// The Ethernet addresses that the interface's neighbours have, as far as the kernel knows.
+    /// The MAC addresses in the interface's neighbour table.
     pub(crate) neighbours: Vec<MacAddr>,
     pub(crate) online_cpus: u32,
-    /// Those with a flow table.
+    /// The CPUs with a flow table.
     pub(crate) forwarding_cpus: BTreeSet<u32>,
-    /// Forwarded by all CPUs, and by those without a flow table.
+    /// Packets forwarded by all CPUs, and by those without a flow table.
     pub(crate) packets: u64,
     pub(crate) without_table: u64,
     pub(crate) flow_tables: FlowTableFacts,
     pub(crate) vips: usize,
-    /// There are VIPs of IPv6.
+    /// There are IPv6 VIPs.
     pub(crate) vips_of_v6: bool,
     pub(crate) tunnel_ends: TunnelEnds,
-    /// VIPs that take no new flows.
+    /// VIPs without a real that takes new flows.
     pub(crate) empty_vips: Vec<EmptyVip>,
-    /// Addresses of VIPs that packets are routed on to, as they are not this host's and it forwards.
+    /// VIP addresses whose other packets this host routes on: it forwards, and they are not its
+    /// own.
     pub(crate) routed_on: Vec<IpAddr>,
     pub(crate) sends: Sends,
-    /// Reasons for drops that tell of a setting, and how many there were.
+    /// Drop reasons that point to a wrong setting: name, frames, advice.
     pub(crate) drops: Vec<(&'static str, u64, &'static str)>,
 }
 
 impl Balancer {
-    /// Gateways that were not to be found out.
+    /// The configured gateway MAC addresses.
     fn given_macs(&self) -> impl Iterator<Item = MacAddr> {
         let given = match self.gateway {
             Gateway::Mac(mac) => Some(mac),
@@ -125,7 +127,7 @@ pub(crate) struct EmptyVip {
     pub(crate) vip: String,
     /// How many of its reals are down.
     pub(crate) down: usize,
-    /// How many others have the weight 0.
+    /// How many of its other reals have weight 0.
     pub(crate) drained: usize,
 }
 
@@ -157,7 +159,7 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
     found
 }
 
-/// Which program is there; and what becomes of what it sends.
+/// Which program is on the interface, and whether its frames leave.
 fn program(facts: &Balancer, found: &mut Diagnosis) {
     let place = &facts.interface;
     let name = &place.name;
@@ -174,10 +176,10 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 true => found.note(
                     Subject::Program,
                     format!(
-                        "an entry of the root program, if that is {}: its name takes CAP_SYS_ADMIN",
+                        "an entry of the root program, if {} is the root program: reading its name needs CAP_SYS_ADMIN",
                         root.describe()
                     ),
-                    "to be sure, as root: bpftool prog show",
+                    "check as root: bpftool prog show",
                 ),
             }
             mode(place, facts.pages, root.mode, found);
@@ -191,7 +193,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
             found.note(
                 Subject::Program,
                 message,
-                "be an entry of it (--shared PATH)",
+                "attach to an entry of it (--shared PATH)",
             );
         }
         Holder::Other(other) if other.name.starts_with("katran") => {
@@ -199,19 +201,18 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 "{name} runs a balancer of another process, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "nothing to do if that is the service that this one is only compared with; else \
-                 stop it first, or share the interface by a root program";
+            let advice = "nothing to do if this check only compares a configuration with that balancer; \
+                      else stop it first, or share the interface through a root program";
             found.warn(Subject::Program, message, advice);
         }
         Holder::Other(other) if other.name.is_empty() => {
             let message = format!(
-                "{name} runs {}, of which only those with CAP_SYS_ADMIN learn the name: attaching would \
-                 be refused",
+                "{name} runs {}, whose name only CAP_SYS_ADMIN may read: attaching would be refused",
                 other.describe()
             );
             let advice = format!(
-                "as root: bpftool prog show id {}; nothing to do if it is the service that this one is \
-                 only compared with",
+                "as root: bpftool prog show id {}; nothing to do if it is the balancer that this \
+                 check compares a configuration with",
                 other.id
             );
             found.warn(Subject::Program, message, advice);
@@ -222,20 +223,20 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 other.describe()
             );
             let advice = format!(
-                "stop the program that has attached it (bpftool link; without a link: ip link set dev \
-                 {name} xdp off), or share the interface by a root program"
+                "stop the program that attached it (bpftool link; without a link: ip link set dev \
+                 {name} xdp off), or share the interface through a root program"
             );
             found.problem(Subject::Program, message, advice);
         }
         Holder::Nobody if place.ours.elsewhere => {
             let message = format!("{name} has no root program, so its packets reach no entry");
             let advice = format!(
-                "attach the root program there, too (katran root attach --interface {name})"
+                "attach the root program there too (katran root attach --interface {name})"
             );
             found.warn(Subject::Program, message, advice);
         }
         Holder::Nobody => {
-            let advice = format!("nothing to do before it is (--interface {name})");
+            let advice = format!("attach to it first (--interface {name})");
             found.note(Subject::Program, format!("not attached to {name}"), advice);
             outlook(place, facts.pages, found);
             if place.native() != Some(false) {
@@ -245,16 +246,16 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
     }
     for entry in &facts.lost_entries {
         let message = format!("{entry} is no longer this balancer's");
-        let advice = "another has taken it over or emptied it: stop one of the two; `root show` lists \
-                      entries";
+        let advice = "another process took it over or emptied it: stop one of the two; `katran root show` \
+             lists entries";
         found.problem(Subject::Program, message, advice);
     }
     let known = place.xdp_features;
     if facts.mode == NextHops::Redirect && known.is_some_and(|known| known & XDP_ACT_NDO_XMIT == 0)
     {
-        let message = format!("frames that are redirected to {name} are not sent, as things are");
-        let advice = "its driver needs an XDP program there to send for others (veth: on its peer, or GRO), \
-                      or another card";
+        let message = format!("the driver of {name} drops frames that are redirected to it");
+        let advice = "the driver sends redirected frames only while an XDP program is on the \
+                      interface (veth: on its peer, or GRO): attach one, or use another card";
         found.warn(Subject::Mode, message, advice);
     }
 }
@@ -288,8 +289,8 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         }
         None => found.note(
             Subject::Queues,
-            "the driver does not tell how many there are",
-            "the CPU balance shows how packets are spread (top, katran_cpu_packets_total)",
+            "the driver does not report the number of receive queues",
+            "see how packets spread over CPUs: katran top, or katran_cpu_packets_total",
         ),
     }
     interrupts::judge(&facts.interface.interrupts, &facts.forwarding_cpus, found);
@@ -302,7 +303,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         _ => found.warn(
             Subject::FallbackTable,
             message,
-            "set forwarding_cpus to the CPUs that the interface's interrupts go to \
+            "set forwarding_cpus to the CPUs that receive the interface's interrupts \
              (/proc/interrupts, /proc/irq/*/smp_affinity_list)",
         ),
     }
@@ -310,7 +311,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
 
 fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     let ByFamily { v4, v6 } = facts.reals;
-    // Without reals nothing is known: the larger one.
+    // Without reals the larger header is assumed.
     let outer = if v6 || !v4 { Family::V6 } else { Family::V4 };
     let needed = facts.encapsulation.overhead(outer);
     let mtu = facts.interface.mtu;
@@ -325,13 +326,13 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     if facts.vips_of_v6 && fits < LEAST_OF_IPV6 {
         let name = &facts.interface.name;
         let message = format!(
-            "{mtu}: room for packets of {fits} bytes and {needed} around them, but IPv6 clients send {LEAST_OF_IPV6} \
-             whatever they are told: those are lost"
+            "{mtu}: room for packets of {fits} bytes plus {needed} of outer headers, but IPv6 clients \
+             never send shorter ones than {LEAST_OF_IPV6}: larger packets are lost"
         );
         let wanted = needed + LEAST_OF_IPV6;
         let advice = match room < LEAST_OF_IPV6 {
             true => format!(
-                "ip link set {name} mtu {} ({wanted} at least), there and on the way to the reals",
+                "ip link set {name} mtu {} ({wanted} at least), there and on the path to the reals",
                 needed + USUAL_MTU
             ),
             false => format!("max_frame of at least {}", LEAST_OF_IPV6 + ETHERNET),
@@ -340,35 +341,37 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
     }
     if longest <= room && (longest >= USUAL_MTU || !is_found_out) {
         let message =
-            format!("{mtu}: room for packets of {longest} bytes and {needed} around them");
+            format!("{mtu}: room for packets of {longest} bytes plus {needed} of outer headers");
         return found.ok(Subject::Mtu, message);
     }
     let name = &facts.interface.name;
     let wanted = needed + if is_found_out { USUAL_MTU } else { longest };
     let mss = room.saturating_sub(60);
     let advice = format!(
-        "ip link set {name} mtu {wanted}, there and on the way to the reals; or have backends announce a \
-         smaller MSS (ip route ... advmss {mss})"
+        "ip link set {name} mtu {wanted}, there and on the path to the reals; or have backends announce \
+         a smaller MSS (ip route ... advmss {mss})"
     );
     if !is_found_out {
         let message = format!(
-            "{mtu}: packets above {room} bytes cannot leave, as {needed} come around them; up to {longest} \
-             are accepted"
+            "{mtu}: packets above {room} bytes do not fit with {needed} bytes of outer headers; up to \
+             {longest} are accepted"
         );
         let advice = format!("{advice}, or set max_frame = {}", room + ETHERNET);
         return found.warn(Subject::Mtu, message, advice);
     }
     let message = |fate: &str| {
-        format!("{mtu}: packets above {longest} bytes are {fate}, as {needed} come around them")
+        format!(
+            "{mtu}: packets above {longest} bytes are {fate}, as the outer headers take {needed}"
+        )
     };
     let answered = facts.answered_too_big;
     let many = answered > 0 && answered >= facts.packets / FEW_ANSWERS;
     match (facts.answers_too_big, answered) {
-        // By one a client finds out what fits.
+        // One answer is enough to tell a client its path MTU.
         (true, 1..) if !many => found.note(
             Subject::Mtu,
             format!(
-                "{}, {answered} so far, which few clients need",
+                "{}, {answered} so far: few clients are affected",
                 message("answered with an ICMP error")
             ),
             advice,
@@ -376,7 +379,7 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
         (true, 1..) => found.warn(
             Subject::Mtu,
             format!(
-                "{}, {answered} so far: clients whose networks keep ICMP from them hang",
+                "{}, {answered} so far: clients behind networks that drop ICMP hang",
                 message("answered with an ICMP error")
             ),
             advice,
@@ -390,11 +393,11 @@ const NEXT_HOP_ADVICE: &str = "ip route; ip neighbour; or set gateway_mac";
 
 fn is_it_there(address: IpAddr) -> String {
     format!(
-        "is it up, and in this segment and VLAN? ping {address}; ip neighbour; or set gateway_mac"
+        "check that it is up, in this segment and VLAN: ping {address}; ip neighbour; or set gateway_mac"
     )
 }
 
-/// What is wrong with one next hop, if anything is.
+/// What is wrong with one next hop, if anything.
 fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) {
     let about = Subject::Gateway;
     match (hop.address, hop.mac) {
@@ -402,8 +405,10 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
             found.problem(about, format!("{whom}: no route"), NEXT_HOP_ADVICE);
         }
         (Some(address), None) if facts.next_hops_previewed => {
-            let message = format!("{whom}: {address} is asked when the balancer is attached");
-            let advice = format!("ping {address} shows if it answers");
+            let message = format!(
+                "{whom}: not resolved yet: {address} is resolved when the balancer is attached"
+            );
+            let advice = format!("ping {address} shows whether it answers");
             found.note(about, message, advice);
         }
         (Some(address), None) => {
@@ -420,7 +425,7 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
         let message = format!(
             "{whom}: {address} is behind {interface}, but packets leave where they came in"
         );
-        let advice = "attach there; or route by this interface; or next_hops = \"redirect\"";
+        let advice = "attach there, change the route, or set next_hops = \"redirect\"";
         found.warn(about, message, advice);
     }
 }
@@ -455,9 +460,9 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
         match facts.neighbours.contains(&mac) {
             true => found.ok(Subject::Gateway, format!("{mac} is a neighbour's")),
             false => {
-                let message = format!("{mac} is no address of a neighbour that the kernel knows");
-                let advice = "compare it with `ip neighbour` after a ping to the router; or \
-                              gateway_mac = \"auto\"";
+                let message = format!("{mac} is not in the kernel's neighbour table");
+                let advice = "ping the router, then compare with `ip neighbour`; or set gateway_mac = \
+                          \"auto\"";
                 found.note(Subject::Gateway, message, advice);
             }
         }
@@ -489,7 +494,7 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
         ),
         (
             Family::V6,
-            "100::/64, which RFC 6666 has routers discard if they are set up so",
+            "100::/64, the discard prefix of RFC 6666, which routers may drop",
             "ipip_source_v6 with a prefix of your own",
         ),
     ];
@@ -500,9 +505,9 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
         {
             fine = false;
             let message = format!(
-                "packets to {family} reals come from addresses made up for each flow, of {prefix}"
+                "packets to {family} reals come from a made-up address for each flow, in {prefix}"
             );
-            let advice = format!("if the network filters by source: {setting}");
+            let advice = format!("if the network filters by source, set {setting}");
             found.note(Subject::Source, message, advice);
         }
     }
@@ -510,11 +515,11 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
     if facts.healthchecks && !facts.healthchecks_attached && attached {
         fine = false;
         let message =
-            "probes are not sent through the tunnel: the path of health checks is not attached";
+            "probes do not go through the tunnel: the healthcheck program is not attached";
         found.warn(Subject::Source, message, "set healthcheck_interface");
     }
     if fine {
-        found.ok(Subject::Source, "as far as needed");
+        found.ok(Subject::Source, "every outer source that is needed is set");
     }
 }
 
@@ -522,22 +527,25 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
     if facts.vips == 0 {
         found.note(
             Subject::Vips,
-            "there are none: every packet passes",
-            "add_vip",
+            "there are no VIPs: every packet passes to the host",
+            "add a VIP",
         );
     }
     reals::judge(&facts.real_troubles, found);
     for EmptyVip { vip, down, drained } in &facts.empty_vips {
         let (why, advice) = match (down, drained) {
             (0, 0) => (String::new(), "add reals"),
-            (0, drained) => (format!(" ({drained} drained)"), "give reals weights"),
+            (0, drained) => (
+                format!(" ({drained} drained)"),
+                "give drained reals a weight",
+            ),
             (down, 0) => (
                 format!(" ({down} down)"),
-                "look after the reals, and mark them up when they answer",
+                "repair the reals, then mark them up",
             ),
             (down, drained) => (
                 format!(" ({down} down, {drained} drained)"),
-                "give drained reals weights, look after those that are down",
+                "repair the reals that are down, or give drained ones a weight",
             ),
         };
         let message = format!("{vip} has no real that takes new flows{why}: they are dropped");
@@ -554,11 +562,11 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         found.warn(
             Subject::Vips,
             format!(
-                "the host forwards packets, and {first} {more}: those to ports without a VIP are routed on, \
-                 perhaps for ever"
+        "the host forwards packets, and {first} {more}: packets to ports without a VIP are routed on, \
+         possibly in a loop"
             ),
-            "give the host the address (ip addr add ADDRESS dev lo), or keep its packets (ip route add \
-             unreachable ADDRESS)",
+        "give the host the address (ip addr add ADDRESS dev lo), or discard such packets (ip route add \
+         unreachable ADDRESS)",
         );
     }
     for (reason, frames, advice) in &facts.drops {
@@ -566,7 +574,7 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         found.warn(Subject::Drops, message, advice);
     }
     if facts.drops.is_empty() {
-        found.ok(Subject::Drops, "none that tell of a setting");
+        found.ok(Subject::Drops, "none that point to a wrong setting");
     }
 }
 

@@ -1,5 +1,4 @@
-//! What is told of a balancer: what is fine, and what each trouble is judged in (those are in
-//! `balancer_troubles.rs`).
+//! Diagnoses of a balancer without troubles; `balancer_troubles.rs` has the troubles.
 
 #[path = "balancer_troubles.rs"]
 mod troubles;
@@ -98,7 +97,7 @@ fn good() -> Balancer {
     }
 }
 
-/// A VIP that has only reals that take nothing.
+/// A VIP without a real that takes new flows.
 fn empty(down: usize, drained: usize) -> EmptyVip {
     EmptyVip {
         vip: "203.0.113.1:80/tcp".to_owned(),
@@ -107,19 +106,19 @@ fn empty(down: usize, drained: usize) -> EmptyVip {
     }
 }
 
-/// The program that is on the interface.
+/// The program on the interface.
 fn present(facts: &mut Balancer) -> &mut Present {
     facts.interface.program.as_mut().expect("there is one")
 }
 
-/// Another process's program is there, and we have not attached.
+/// Another process's program is there, and we are not attached.
 fn other(facts: &mut Balancer, name: &str) {
     facts.interface.ours.xdp = None;
     facts.interface.ours.program = Some(8);
     present(facts).name = name.to_owned();
 }
 
-/// The only finding that is not fine.
+/// The only finding that is not good.
 fn only(change: impl FnOnce(&mut Balancer)) -> (Severity, Subject, String, String) {
     let mut facts = good();
     change(&mut facts);
@@ -192,7 +191,7 @@ fn what_the_driver_can_do_is_told_before_attaching() {
     let mode = found.about(Subject::Mode).next().expect("one is there");
     assert_eq!(
         mode.message,
-        "the driver has native XDP, sends what is redirected to it"
+        "the driver has native XDP, sends frames redirected to it"
     );
     facts.interface.xdp_features = None;
     let found = judge(&facts);

@@ -1,4 +1,4 @@
-//! Each trouble of a balancer is one finding, with what to do: one after the other, by subject.
+//! Each trouble of a balancer is one finding with a remedy, by subject.
 
 use super::*;
 use crate::attach::NotNative;
@@ -8,7 +8,7 @@ use crate::diagnose::Severity::Warning;
 use crate::diagnose::facts::OtherEnd;
 use crate::diagnose::interrupts::Interrupt;
 
-/// What goes wrong, and the finding that tells of it: words of its message and of its advice.
+/// A trouble, and its finding: parts of the message and of the advice.
 pub(super) type Trouble = (
     fn(&mut Balancer),
     Severity,
@@ -40,7 +40,7 @@ fn troubles_of_kernel_and_program() {
             |f| f.host.jit = None,
             Note,
             Subject::Kernel,
-            "does not tell here",
+            "does not report whether",
             "bpf_jit_enable",
         ),
         (
@@ -54,7 +54,7 @@ fn troubles_of_kernel_and_program() {
             |f| f.host.privileges = None,
             Note,
             Subject::Privileges,
-            "/proc does not tell",
+            "/proc is not readable",
             "mount",
         ),
         (
@@ -64,10 +64,10 @@ fn troubles_of_kernel_and_program() {
             },
             Warning,
             Subject::Privileges,
-            "cannot be taken over",
+            "cannot take over",
             "CAP_SYS_ADMIN",
         ),
-        // What the kernel says against what we remember.
+        // What the kernel reports, compared with what we remember.
         (
             |f| {
                 f.interface.index = Some(9);
@@ -75,14 +75,14 @@ fn troubles_of_kernel_and_program() {
             },
             Problem,
             Subject::Program,
-            "another interface than the one",
+            "eth0 is a new interface",
             "attach again",
         ),
         (
             |f| f.interface.program = None,
             Problem,
             Subject::Program,
-            "was taken off eth0",
+            "was removed from eth0",
             "attach again",
         ),
         (
@@ -97,7 +97,7 @@ fn troubles_of_kernel_and_program() {
             Problem,
             Subject::Program,
             "entry 2 of /x is no longer",
-            "taken it over",
+            "took it over",
         ),
         (
             |f| other(f, "katran"),
@@ -117,10 +117,10 @@ fn troubles_of_kernel_and_program() {
             |f| other(f, ""),
             Warning,
             Subject::Program,
-            "XDP program 7, of which only those with CAP_SYS_ADMIN",
+            "XDP program 7, whose name only CAP_SYS_ADMIN may read",
             "prog show id 7",
         ),
-        // In shared mode it need not be a stranger.
+        // In shared mode it may be the root program.
         (
             |f| {
                 other(f, "");
@@ -128,7 +128,7 @@ fn troubles_of_kernel_and_program() {
             },
             Note,
             Subject::Program,
-            "an entry of the root program, if that is XDP program 7",
+            "an entry of the root program, if XDP program 7 is",
             "bpftool prog show",
         ),
         (
@@ -156,8 +156,8 @@ fn troubles_of_kernel_and_program() {
             },
             Warning,
             Subject::Mode,
-            "redirected to eth0 are not sent",
-            "XDP program there",
+            "driver of eth0 drops frames",
+            "XDP program is on the interface",
         ),
         (
             |f| {
@@ -179,9 +179,9 @@ fn troubles_of_kernel_and_program() {
             Warning,
             Subject::Mode,
             "generic",
-            "it was asked for",
+            "generic mode was requested",
         ),
-        // Also of a root program that is in generic mode.
+        // The same for a root program in generic mode.
         (
             |f| {
                 other(f, "katran_root");
@@ -281,8 +281,8 @@ fn troubles_of_the_interface() {
             |f| f.interface.receive_queues = None,
             Note,
             Subject::Queues,
-            "does not tell",
-            "CPU balance",
+            "does not report the number",
+            "katran_cpu_packets_total",
         ),
         (
             |f| {
@@ -384,7 +384,7 @@ fn troubles_of_where_packets_go() {
             |f| f.neighbours.clear(),
             Note,
             Subject::Gateway,
-            "02:00:00:00:00:01 is no address",
+            "02:00:00:00:00:01 is not in",
             "auto",
         ),
         (
@@ -469,7 +469,7 @@ fn troubles_of_where_packets_go() {
             Problem,
             Subject::Vips,
             "real 203.0.113.1 and 2 more are the address of a VIP",
-            "of its backend's own",
+            "the backend's own address",
         ),
         (
             |f| f.real_troubles.unreachable.push([10, 9, 0, 2].into()),
@@ -500,7 +500,7 @@ fn troubles_of_where_packets_go() {
             Warning,
             Subject::Vips,
             "takes new flows (2 drained)",
-            "weights",
+            "a weight",
         ),
         (
             |f| f.empty_vips.push(empty(1, 0)),
@@ -514,7 +514,7 @@ fn troubles_of_where_packets_go() {
             Warning,
             Subject::Vips,
             "(1 down, 2 drained)",
-            "weights",
+            "a weight",
         ),
         (
             |f| f.routed_on.push([203, 0, 113, 1].into()),

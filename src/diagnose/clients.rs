@@ -1,4 +1,4 @@
-//! Where a backend's answers to clients go.
+//! The way from a backend to its clients.
 
 use crate::types::Family;
 
@@ -7,17 +7,18 @@ use crate::types::Family;
 pub(crate) struct Clients {
     pub(crate) family: Family,
     pub(crate) way_back: WayBack,
-    /// The longest packets that they are asked to send, by the default route's MTU or MSS; bytes.
+    /// The longest packets that clients are asked to send, in bytes: the default route's MTU or
+    /// MSS.
     pub(crate) longest: u32,
 }
 
-/// Where answers leave.
+/// The interface that answers leave by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WayBack {
-    /// By the interface that tunnels come by.
+    /// That of the tunnels.
     Here,
     Elsewhere,
-    /// There is no default route, but routes to some.
+    /// There are routes to some clients, but no default route.
     Partial,
     None,
 }

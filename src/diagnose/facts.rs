@@ -1,4 +1,4 @@
-//! What an interface is and does, as netlink, ethtool and sysctls have it.
+//! The facts about an interface, from netlink, ethtool and sysctls.
 
 use std::fs;
 use std::io;
@@ -27,35 +27,35 @@ use crate::sys::release::TELLS_XDP_FEATURES;
 use crate::sys::text;
 use crate::types::MacAddr;
 
-/// The driver takes XDP programs (linux/netdev.h, as the other bits).
+/// The driver has native XDP. Bits as in linux/netdev.h.
 pub(super) const XDP_ACT_BASIC: u64 = 1;
-/// They can redirect frames.
+/// Its programs can redirect frames.
 pub(super) const XDP_ACT_REDIRECT: u64 = 1 << 1;
 /// Frames may come in several buffers.
 pub(super) const XDP_ACT_RX_SG: u64 = 1 << 5;
 
-/// What is ours on the interface, as far as we know ourselves.
+/// Our own programs on the interface, as this process remembers them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ours {
-    /// The kernel's number of our XDP program.
+    /// The id of our XDP program.
     pub(crate) program: Option<u32>,
-    /// It was attached to an interface of this name.
+    /// Our XDP attachment to an interface of this name.
     pub(crate) xdp: Option<OurAttachment>,
-    /// We are attached in another way: at tc, or as an entry of some root program.
+    /// We are attached in another way: at tc, or as a root entry.
     pub(crate) elsewhere: bool,
 }
 
-/// An attachment by XDP.
+/// An XDP attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OurAttachment {
-    /// The interface's index then.
+    /// The interface's index at that time.
     pub(crate) index: u32,
-    /// Why it is not native, if auto mode was asked for.
+    /// Why auto mode did not choose native.
     pub(crate) not_native: Option<NotNative>,
 }
 
 impl Ours {
-    /// Of a program and its attachments.
+    /// From a program and its attachments.
     pub(crate) fn of(
         program: BorrowedFd<'_>,
         attachments: &Attachments<XdpLink>,
@@ -78,12 +78,12 @@ impl Ours {
 pub(crate) struct Present {
     pub(crate) id: u32,
     pub(crate) mode: XdpMode,
-    /// Empty if the kernel does not tell.
+    /// Empty if the kernel does not reveal it.
     pub(crate) name: String,
 }
 
 impl Present {
-    /// For messages.
+    /// The text for messages.
     pub(super) fn describe(&self) -> String {
         match self.name.as_str() {
             "" => format!("XDP program {}", self.id),
@@ -100,22 +100,22 @@ pub(crate) enum OtherEnd {
         name: String,
         leaves_checksums: Option<bool>,
     },
-    /// In another one, where it cannot be looked at.
+    /// In another one, so this process cannot examine it.
     Elsewhere,
 }
 
 /// The queues of a driver that has few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VirtioQueues {
-    /// Those that the stack sends by.
+    /// The queues that the network stack sends through.
     pub(crate) in_use: u32,
-    /// All that there are.
+    /// The largest number of queues.
     pub(crate) most: u32,
-    /// Possible CPUs; each sends by its own queue.
+    /// Possible CPUs; each needs a queue for native XDP.
     pub(crate) cpus: u32,
 }
 
-/// An interface as it is now; what cannot be found out is `None`.
+/// An interface as it is now; `None` for whatever could not be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InterfaceFacts {
     pub(crate) name: String,
@@ -124,30 +124,30 @@ pub(crate) struct InterfaceFacts {
     pub(crate) carrier: bool,
     pub(crate) mtu: u32,
     pub(crate) driver: Option<String>,
-    /// What the driver can do of XDP, bits of linux/netdev.h.
+    /// The driver's XDP features, bits of linux/netdev.h.
     pub(crate) xdp_features: Option<u64>,
-    /// An XDP program that is there.
+    /// The XDP program on it.
     pub(crate) program: Option<Present>,
     pub(crate) receive_queues: Option<u32>,
-    /// Of receive queues, as far as they are told.
+    /// The interrupts of its receive queues, if known.
     pub(crate) interrupts: Vec<Interrupt>,
     pub(crate) lro: Option<bool>,
     pub(crate) gro: Option<bool>,
-    /// GRO by the device.
+    /// GRO by the device (HW-GRO).
     pub(crate) hardware_gro: Option<bool>,
-    /// If it is one end of a virtual link.
+    /// The other end, if it is one end of a virtual link.
     pub(crate) other_end: Option<OtherEnd>,
-    /// The same, as one that takes what native XDP sends.
+    /// Whether that end accepts what native XDP sends.
     pub(crate) far_end: Option<FarEnd>,
-    /// Of virtio_net.
+    /// The queues, for virtio_net.
     pub(crate) virtio_queues: Option<VirtioQueues>,
-    /// VLAN tags are taken off on arrival.
+    /// The interface strips VLAN tags on arrival.
     pub(crate) rxvlan: Option<bool>,
     pub(crate) ours: Ours,
 }
 
 impl InterfaceFacts {
-    /// Of an interface of the calling thread's network namespace.
+    /// Facts about an interface in the calling thread's network namespace.
     pub(crate) fn gather(name: &str, ours: Ours) -> io::Result<Self> {
         let mut facts = Self {
             name: name.to_owned(),
@@ -211,7 +211,7 @@ impl InterfaceFacts {
     }
 }
 
-/// The queues of virtio_net. Those that only XDP sends by are none of the stack's, which sysfs shows.
+/// The queues of virtio_net. sysfs lists only those of the network stack, not those of XDP alone.
 fn virtio_queues(
     ethtool: &Ethtool,
     name: &str,
@@ -231,7 +231,7 @@ fn virtio_queues(
     })
 }
 
-/// A number of /proc/sys, as the calling thread's network namespace has it.
+/// A number in /proc/sys, for the calling thread's network namespace.
 pub(crate) fn sysctl(path: &str) -> Option<i64> {
     let text = fs::read_to_string(format!("/proc/sys/{path}")).ok()?;
     text.trim().parse().ok()
@@ -242,16 +242,16 @@ pub(crate) fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
-/// Whether an interface has an IPv6 address that others can reach, so that tunnels to it may have outer
-/// headers of IPv6.
+/// Whether the interface has an IPv6 address beyond link-local, so that tunnels may reach it by
+/// IPv6.
 pub(crate) fn has_ipv6_address(interface: &str) -> bool {
     let addresses = text::read("/proc/thread-self/net/if_inet6").unwrap_or_default();
     is_reachable_in(&addresses, interface)
 }
 
 fn is_reachable_in(addresses: &str, interface: &str) -> bool {
-    // Address, index, prefix length, scope, flags, name; scope 20 is that of the segment (if_inet6 of
-    // proc_net(5)).
+    // Columns: address, index, prefix length, scope, flags, name. Scope 20 is link-local (if_inet6
+    // in proc_net(5)).
     let lines = addresses
         .lines()
         .map(|line| line.split_ascii_whitespace().collect());
@@ -279,7 +279,7 @@ mod tests {
         );
     }
 
-    /// Lines of others, whatever is in them, change nothing.
+    /// Lines of other interfaces change nothing, whatever they contain.
     #[test]
     fn other_interfaces_change_nothing() {
         mutate::cases(10_000, |rng| {

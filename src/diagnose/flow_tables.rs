@@ -1,25 +1,26 @@
-//! Whether the flow tables have room for all flows that go on: one that has not forgets them.
+//! Judges whether the flow tables have room for all live flows. A table without room forgets some.
 
 use std::time::Duration;
 
 use super::Diagnosis;
 use super::Subject;
 
-/// What a sample of full tables says. A set is crowded if all its entries are of flows of which several packets were seen: a
-/// new flow takes the place of one of those.
+/// A sample of full tables. A set is crowded if each of its entries belongs to a flow with several
+/// packets, so that a new flow must displace one of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FlowTableFacts {
     /// The setting, over all tables.
     pub(crate) flows: u64,
-    /// Sets that were looked at; 0: no table has all its sets in use.
+    /// Sampled sets; 0 if no table has all its sets in use.
     pub(crate) sets: usize,
-    /// Those of them that are crowded.
+    /// How many of the sampled sets are crowded.
     pub(crate) crowded: usize,
-    /// In the middle one of these, for how long the flow has been silent that is forgotten next.
+    /// The median over sets: how long the flow that is forgotten next has been silent.
     pub(crate) silent: Duration,
-    /// For how long a silent flow is to be remembered.
+    /// How long a silent flow should be remembered.
     pub(crate) wanted: Duration,
-    /// CPUs that forward new flows without remembering them, and above how many a second they do.
+    /// CPUs that do not remember new flows because of a flood, and the rate (flows a second) above
+    /// which they do not.
     pub(crate) flooded: usize,
     pub(crate) threshold: u32,
 }
@@ -40,10 +41,10 @@ pub(super) fn judge(facts: &FlowTableFacts, found: &mut Diagnosis) {
         return found.warn(
             about,
             format!(
-                "{flooded} {are} under flood: of more than {threshold} new flows a second the others are forwarded and not \
-                 remembered"
+            "{flooded} {are} under flood: new flows above {threshold} a second are forwarded but not \
+             remembered"
             ),
-            "if they are no attack: a larger flow_table_size, or flood_threshold",
+            "if this is no attack: raise flow_table_size, or flood_threshold",
         );
     }
     if 2 * crowded < sets.max(1) || silent >= wanted {
@@ -53,13 +54,13 @@ pub(super) fn judge(facts: &FlowTableFacts, found: &mut Diagnosis) {
     found.warn(
         about,
         format!(
-            "too small: {percent} % of the places for {flows} flows are full, so a flow is forgotten after {} s of silence, \
-             and not after {} s: those that a change would have moved break",
+            "too small: {percent} % of the places for {flows} flows are full, so a flow is forgotten after {} s of \
+             silence instead of {} s: connections that a change of the reals would have moved break",
             silent.as_secs(),
             wanted.as_secs()
         ),
         format!(
-            "flow_table_size of {} or more, in the document: a reload makes larger tables under traffic",
+            "set flow_table_size = {} or more in the document and apply it: the tables grow under traffic",
             flows.saturating_mul(4)
         ),
     );

@@ -1,5 +1,5 @@
-//! What follows from the facts about the machine and this process: the kernel and what it supports, and
-//! what this process may do there. It needs nothing loaded, so it can say why loading fails.
+//! Judges the facts about the machine and this process: the kernel, what it supports, and what this
+//! process may do. Nothing needs to be loaded, so this can explain why loading fails.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +11,15 @@ use crate::environment;
 use crate::environment::Privileges;
 use crate::sys::release;
 
-/// What kernels above the oldest supported one have that is used where it is there.
+/// Facilities newer than the oldest supported kernel, used where they exist.
 const NEWER: [((u32, u32), &str); 3] = [
-    ((6, 3), "tells what drivers can do"),
+    ((6, 3), "reports what drivers can do"),
     ((6, 3), "strips tunnels of another family in tc"),
     ((6, 6), "tcx"),
 ];
 
-/// From this release on a real-time kernel handles packets of one CPU one after the other only if told to.
+/// From this release on, a real-time kernel handles the packets of a CPU one after the other only
+/// if it was configured to.
 const BH_LOCK_OPTIONAL: (u32, u32) = (6, 18);
 
 /// Whether one packet may interrupt another on its CPU.
@@ -27,11 +28,11 @@ pub(crate) enum Realtime {
     /// Not a real-time kernel: never.
     #[default]
     No,
-    /// A lock sees to it that none does.
+    /// A lock prevents it.
     Locked,
-    /// Such a kernel without the lock.
+    /// A real-time kernel without that lock.
     Unlocked,
-    /// Such a kernel, and it is not to be seen whether it has the lock.
+    /// A real-time kernel whose configuration cannot be read.
     Unknown,
 }
 
@@ -47,7 +48,7 @@ impl Realtime {
         Self::of(&release, configuration.ok().as_deref())
     }
 
-    /// Of a real-time kernel.
+    /// The answer for a real-time kernel.
     fn of(release: &str, configuration: Option<&str>) -> Self {
         let is_set = |line: &str| line == "CONFIG_PREEMPT_RT_NEEDS_BH_LOCK=y";
         match configuration {
@@ -59,26 +60,27 @@ impl Realtime {
     }
 }
 
-/// The machine and this process, as far as balancing goes.
+/// The machine and this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HostFacts {
     pub(crate) release: String,
-    /// Why the kernel is too old.
+    /// Why the kernel is too old, if it is.
     pub(crate) too_old: Option<String>,
-    /// BPF programs are compiled.
+    /// Whether the kernel compiles BPF programs.
     pub(crate) jit: Option<bool>,
     pub(crate) realtime: Realtime,
-    /// What it has of what is used where it is there.
+    /// The optional facilities that the kernel has.
     pub(crate) has: Vec<&'static str>,
-    /// And what it has not.
+    /// Those that it lacks.
     pub(crate) lacks: Vec<&'static str>,
     pub(crate) privileges: Option<Privileges>,
-    /// An entry of a root program is ours: to take one over, one has to see whose it is.
+    /// One of our attachments is a root entry. To take an entry over, a process must be able to
+    /// read whose it is.
     pub(crate) shares: bool,
 }
 
 impl HostFacts {
-    /// `compiled`: what the kernel says of a program of ours. Whether an entry is ours, who asks knows.
+    /// `compiled`: whether the kernel compiled a program of ours. The caller sets `shares`.
     pub(crate) fn gather(compiled: Option<bool>) -> Self {
         let (has, lacks): (Vec<_>, Vec<_>) = NEWER
             .iter()
@@ -114,16 +116,16 @@ pub(super) fn host(facts: &HostFacts, found: &mut Diagnosis) {
         Some(false) => found.warn(
             about,
             format!(
-                "Linux {release} interprets BPF programs instead of compiling them: the balancer does not load, the \
-                 other programs are several times slower"
+                "Linux {release} interprets BPF programs instead of compiling them: the balancer does not load, and \
+                 the other programs are several times slower"
             ),
             "sysctl -w net.core.bpf_jit_enable=1",
         ),
         Some(true) => found.ok(about, format!("Linux {release}, compiles BPF programs")),
         None => found.note(
             about,
-            format!("Linux {release}; it does not tell here whether it compiles BPF programs"),
-            "outside of network namespaces: sysctl net.core.bpf_jit_enable; 1 is right",
+            format!("Linux {release}; in this network namespace it does not report whether it compiles BPF programs"),
+            "in the initial network namespace run: sysctl net.core.bpf_jit_enable (it must be 1)",
         ),
     }
     let has = format!("supports: {}", facts.has.join(", "));
@@ -139,17 +141,17 @@ fn realtime(realtime: Realtime, found: &mut Diagnosis) {
     let about = Subject::Kernel;
     match realtime {
         Realtime::No => {}
-        Realtime::Locked => found.ok(about, "PREEMPT_RT, packets of a CPU one after the other"),
+        Realtime::Locked => found.ok(about, "PREEMPT_RT; each CPU handles its packets one after the other"),
         Realtime::Unlocked => found.warn(
             about,
-            "PREEMPT_RT without its BH lock: one packet may interrupt another and leave by its answer",
+            "PREEMPT_RT without its BH lock: one packet may interrupt another and go where the other was sent",
             "boot a kernel with CONFIG_PREEMPT_RT_NEEDS_BH_LOCK=y, or without PREEMPT_RT",
         ),
         Realtime::Unknown => found.warn(
             about,
-            "PREEMPT_RT, and its configuration is not to be seen: without the BH lock one packet may interrupt \
-             another and leave by its answer",
-            "zgrep PREEMPT_RT_NEEDS_BH_LOCK /proc/config.gz: y is right",
+            "PREEMPT_RT, and its configuration cannot be read: without the BH lock one packet may interrupt \
+             another and go where the other was sent",
+            "zgrep PREEMPT_RT_NEEDS_BH_LOCK /proc/config.gz (it must be y)",
         ),
     }
 }
@@ -159,7 +161,7 @@ fn privileges(facts: &HostFacts, found: &mut Diagnosis) {
     match &facts.privileges {
         None => found.note(
             about,
-            "/proc does not tell",
+            "/proc is not readable, so the capabilities are unknown",
             "mount -t proc proc /proc",
         ),
         Some(privileges) if !privileges.lacking.is_empty() => found.problem(
@@ -169,9 +171,9 @@ fn privileges(facts: &HostFacts, found: &mut Diagnosis) {
         ),
         Some(privileges) if facts.shares && !privileges.sees_all_programs => found.warn(
             about,
-            "without CAP_SYS_ADMIN nobody tells whose program is in a shared entry: one that a crash \
-             has left cannot be taken over",
-            "grant CAP_SYS_ADMIN, too",
+            "without CAP_SYS_ADMIN this process cannot see whose program is in a root entry, so it cannot \
+             take over an entry that a crash left",
+            "grant CAP_SYS_ADMIN too",
         ),
         Some(_) => found.ok(about, "sufficient"),
     }

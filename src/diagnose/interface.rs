@@ -1,5 +1,5 @@
-//! What follows from the facts about an interface, for balancers and backends alike: whether it is up,
-//! whose program is on it and in which mode, and what changes packets before that program sees them.
+//! Judges the facts about an interface, for balancers and backends alike: whether it is up, which
+//! program is on it in which mode, and which offloads change packets before the program sees them.
 
 use super::Diagnosis;
 use super::InterfaceFacts;
@@ -12,37 +12,36 @@ use crate::attach::NotNative;
 use crate::attach::XdpMode;
 use crate::sys::link::XDP_ACT_NDO_XMIT;
 
-/// The longest packet that native XDP takes in one page, without frames in several buffers: what most
-/// drivers have room for.
+/// The MTU up to which a frame fits into one page, with what most drivers reserve there.
 const NATIVE_MTU: u32 = 3498;
 
-/// What has the other end of a virtual link take what is sent natively.
+/// Makes the other end of a virtual link accept natively sent frames.
 pub(super) const PASS_ON_PEER: &str =
-    "put an XDP program that passes everything on the other end, in native mode";
+    "on the other end, attach an XDP program that passes everything, in native mode";
 
-/// Where a frame may lie, for the program that is loaded.
+/// How many buffers a frame may span, for the loaded program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pages {
     One,
-    /// In several buffers: the setting `frags`.
+    /// Several: the setting `frags`.
     Many,
 }
 
-/// Whether there is an interface to say more of.
+/// Whether the interface exists, so that there is more to judge.
 pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
     let name = &facts.name;
     if facts.index.is_none() {
         let (message, advice) = match facts.ours.xdp {
             None => (
                 format!("{name} does not exist in this network namespace"),
-                "ip link",
+                "check the name: ip link",
             ),
             Some(_) => (
                 format!(
                     "{name}, which was attached to, does not exist any more: no packets come in by it"
                 ),
-                "ip link, dmesg: make it again, with its driver, bond or VLAN; `reattach` attaches to the next one of that name \
-                 (katran run and decap do so by themselves)",
+                "find out why (ip link, dmesg) and create it again, with its driver, bond or VLAN; `reattach` attaches to the \
+                 new one (katran run and katran decap do so by themselves)",
             ),
         };
         found.problem(Subject::Interface, message, advice);
@@ -61,7 +60,7 @@ pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
         found.problem(
             Subject::Interface,
             message,
-            "look at cable, switch port, or peer",
+            "check the cable, the switch port or the peer",
         );
     } else {
         found.ok(Subject::Interface, format!("{name} ({driver}) is up"));
@@ -69,17 +68,17 @@ pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
     true
 }
 
-/// Who has the interface.
+/// What is on the interface.
 pub(super) enum Holder<'a> {
-    /// We, as the kernel says.
+    /// Our program, as the kernel reports.
     Ours(XdpMode),
-    /// We were attached, and are no longer: why.
+    /// Our program was there and no longer is, with the reason.
     Lost(String),
     Other(&'a Present),
     Nobody,
 }
 
-/// The kernel's word against our own list of attachments.
+/// Compares what the kernel reports with our own list of attachments.
 pub(super) fn holder(facts: &InterfaceFacts) -> Holder<'_> {
     let name = &facts.name;
     match (&facts.program, &facts.ours.xdp) {
@@ -89,11 +88,11 @@ pub(super) fn holder(facts: &InterfaceFacts) -> Holder<'_> {
                 .as_ref()
                 .map(|there| format!("; it runs {}", there.describe()));
             Holder::Lost(format!(
-                "{name} is another interface than the one that was attached to, which is gone{}",
+                "{name} is a new interface: the one that the program was attached to is gone{}",
                 runs.unwrap_or_default()
             ))
         }
-        (None, Some(_)) => Holder::Lost(format!("the program was taken off {name}")),
+        (None, Some(_)) => Holder::Lost(format!("the program was removed from {name}")),
         (Some(other), Some(_)) => Holder::Lost(format!(
             "{name} runs {} in the place of the program that was attached",
             other.describe()
@@ -103,14 +102,14 @@ pub(super) fn holder(facts: &InterfaceFacts) -> Holder<'_> {
     }
 }
 
-/// The attachment was lost.
+/// Reports a lost attachment.
 pub(super) fn lost(message: String, found: &mut Diagnosis) {
     let advice = "attach again (`reattach`, or restart the program); `bpftool net` and `bpftool link` \
                   show what is there";
     found.problem(Subject::Program, message, advice);
 }
 
-/// The mode in force: of our program, or of the root program that we share.
+/// Judges the mode of our program, or of the root program that we share.
 pub(super) fn mode(facts: &InterfaceFacts, pages: Pages, mode: XdpMode, found: &mut Diagnosis) {
     if mode != XdpMode::Generic {
         return found.ok(Subject::Mode, mode.to_string());
@@ -127,18 +126,18 @@ pub(super) fn mode(facts: &InterfaceFacts, pages: Pages, mode: XdpMode, found: &
     found.warn(Subject::Mode, message, why_not_native(facts, pages, reason));
 }
 
-/// What is known of why, most certain first.
+/// Why it is not native, most certain reason first.
 fn why_not_native(facts: &InterfaceFacts, pages: Pages, reason: Option<&NotNative>) -> String {
     let name = &facts.name;
     if reason == Some(&NotNative::OtherEnd) {
         return format!("in a lab: {PASS_ON_PEER}; then detach from {name}, and attach again");
     }
     if facts.native() == Some(false) {
-        return "its driver has no native XDP: another card, or live with it".to_owned();
+        return "its driver has no native XDP: use another card, or accept generic mode".to_owned();
     }
     if facts.mtu > NATIVE_MTU && pages == Pages::One {
         return format!(
-            "its MTU of {} is too large for one page: lower it to {NATIVE_MTU}, or load with frags",
+            "its MTU of {} is too large for one page: lower it to {NATIVE_MTU}, or set frags = true",
             facts.mtu
         );
     }
@@ -146,15 +145,15 @@ fn why_not_native(facts: &InterfaceFacts, pages: Pages, reason: Option<&NotNativ
         return format!("ethtool -K {name} lro off, and attach again");
     }
     match reason {
-        Some(_) => {
-            "see `dmesg` for the driver's reason (often: too few free queues, see ethtool -L)"
+        Some(_) => "see the driver's reason in `dmesg` (often too few free queues: ethtool -L)",
+        None => {
+            "generic mode was requested: attach in native mode, or see why the driver refuses it"
         }
-        None => "it was asked for: attach in native mode, or see why the driver refuses that",
     }
     .to_owned()
 }
 
-/// The mode that attaching would lead to.
+/// The mode that attaching would use.
 pub(super) fn outlook(facts: &InterfaceFacts, pages: Pages, found: &mut Diagnosis) {
     match facts.native() {
         Some(false) => {
@@ -169,8 +168,8 @@ pub(super) fn outlook(facts: &InterfaceFacts, pages: Pages, found: &mut Diagnosi
             let features = facts.xdp_features.unwrap_or(0);
             let more = [
                 (XDP_ACT_REDIRECT, "redirects"),
-                (XDP_ACT_NDO_XMIT, "sends what is redirected to it"),
-                (XDP_ACT_RX_SG, "takes frames in several buffers"),
+                (XDP_ACT_NDO_XMIT, "sends frames redirected to it"),
+                (XDP_ACT_RX_SG, "accepts frames in several buffers"),
             ];
             let more = more.iter().filter(|(bit, _)| features & bit != 0);
             let message = more.fold("the driver has native XDP".to_owned(), |text, (_, what)| {
@@ -180,7 +179,7 @@ pub(super) fn outlook(facts: &InterfaceFacts, pages: Pages, found: &mut Diagnosi
         }
         None => found.note(
             Subject::Mode,
-            "this kernel does not tell whether the driver has native XDP (before 6.3)",
+            "this kernel does not report whether the driver has native XDP (before 6.3)",
             "attach in native mode to find out",
         ),
     }
@@ -191,21 +190,22 @@ pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
     let mut any = false;
     if facts.lro == Some(true) {
         any = true;
-        let message = "large receive offload merges packets, beyond what can be wrapped";
+        let message =
+            "large receive offload (LRO) merges packets into frames too long to encapsulate";
         found.warn(
             Subject::Offload,
             message,
             format!("ethtool -K {name} lro off"),
         );
     }
-    // In force, by whatever program, or what attaching would lead to.
+    // The current mode, of whatever program, or the one that attaching would use.
     let generic = match &facts.program {
         Some(program) => program.mode == XdpMode::Generic,
         None => facts.native() == Some(false),
     };
     if facts.hardware_gro == Some(true) {
         any = true;
-        let message = "the device merges packets (HW-GRO), beyond what can be wrapped";
+        let message = "the device merges packets (HW-GRO) into frames too long to encapsulate";
         found.warn(
             Subject::Offload,
             message,
@@ -214,7 +214,8 @@ pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
     }
     if facts.gro == Some(true) && generic {
         any = true;
-        let message = "in generic mode receive offload (GRO) merges packets before the program";
+        let message =
+            "in generic mode receive offload (GRO) merges packets before the program sees them";
         found.warn(
             Subject::Offload,
             message,
@@ -223,9 +224,9 @@ pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
     }
     if facts.rxvlan == Some(true) && !generic {
         any = true;
-        let message = "VLAN tags are taken off before the program sees them, and not put back";
+        let message = "the interface removes VLAN tags before the program sees them, so frames leave untagged";
         let advice = format!(
-            "if packets come with tags: ethtool -K {name} rxvlan off rx-vlan-stag-hw-parse off"
+            "if packets arrive with tags: ethtool -K {name} rxvlan off rx-vlan-stag-hw-parse off"
         );
         found.note(Subject::Offload, message, advice);
     }
@@ -234,8 +235,8 @@ pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
     }
 }
 
-/// A virtual link can leave checksums unfinished, for the receiver to finish. What native XDP sends on keeps no note
-/// of that, so nobody finishes them.
+/// The sender of a virtual link can leave checksums unfinished, for the receiver to finish. Native
+/// XDP loses the note of that when it sends a packet on, so nobody finishes them.
 pub(super) fn checksums(facts: &InterfaceFacts, found: &mut Diagnosis) {
     let is_generic = match &facts.program {
         Some(program) => program.mode == XdpMode::Generic,
@@ -249,8 +250,8 @@ pub(super) fn checksums(facts: &InterfaceFacts, found: &mut Diagnosis) {
         }) => found.warn(
             Subject::Offload,
             format!(
-                "the other end, {name}, leaves checksums unfinished: what this host sends is forwarded \
-                 with wrong ones"
+            "the other end, {name}, leaves checksums unfinished: packets from it are forwarded with wrong \
+             checksums"
             ),
             format!("ethtool -K {name} tx off"),
         ),
@@ -258,7 +259,7 @@ pub(super) fn checksums(facts: &InterfaceFacts, found: &mut Diagnosis) {
             Subject::Offload,
             "the other end of this virtual link is in another network namespace: if it leaves checksums \
              unfinished, packets are forwarded with wrong ones",
-            "in that namespace: ethtool -k, and ethtool -K ... tx off",
+            "check in that namespace with ethtool -k; switch them off with ethtool -K ... tx off",
         ),
         _ => {}
     }

@@ -1,5 +1,5 @@
-//! Which CPUs the interrupts of an interface's receive queues go to, by sysfs and /proc/irq: packets
-//! are taken up there, so those should be the CPUs that forward.
+//! Finds the CPUs that serve the interrupts of an interface's receive queues, in sysfs and
+//! /proc/irq. Packets start there, so these should be the forwarding CPUs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::config::parse_list;
 use crate::sys::text;
 use crate::types::MacAddr;
 
-/// Interrupts of a card that no receive queue has, by parts of the names that drivers give them.
+/// Interrupts of a card that belong to no receive queue, by parts of the drivers' names for them.
 const OTHERS: [&str; 5] = ["config", "output", "async", "mgmnt", "misc"];
 
 /// The interrupt of a receive queue.
@@ -24,10 +24,9 @@ pub(crate) struct Interrupt {
     pub(crate) cpus: BTreeSet<u32>,
 }
 
-/// The directory of an interface, if it is told.
+/// The sysfs directory of an interface, if there is one.
 ///
-/// sysfs shows the interfaces of the network namespace that it was mounted in, so it has to be asked
-/// whether it means the same one.
+/// sysfs shows the network namespace in which it was mounted, so this compares index and address.
 pub(super) fn sysfs_of(name: &str, index: u32, mac: Option<MacAddr>) -> Option<PathBuf> {
     let interface = Path::new("/sys/class/net").join(name);
     let same = line(&interface.join("ifindex")) == index.to_string()
@@ -40,13 +39,13 @@ fn line(path: &Path) -> String {
     text::read(path).unwrap_or_default().trim().to_owned()
 }
 
-/// Those of an interface that is a device; none of another, or if it is not told.
+/// Interrupts of a device's receive queues; empty for other interfaces, or if unknown.
 pub(super) fn interrupts(name: &str, index: u32, mac: Option<MacAddr>) -> Vec<Interrupt> {
     let Some(interface) = sysfs_of(name, index, mac) else {
         return Vec::new();
     };
     let mut numbers = BTreeSet::new();
-    // Of a virtio card the device that it is on has them.
+    // A virtio card's interrupts belong to its parent device.
     for place in ["device/msi_irqs", "device/../msi_irqs"] {
         let entries = fs::read_dir(interface.join(place)).into_iter().flatten();
         let entries = entries
@@ -75,7 +74,7 @@ pub(super) fn interrupts(name: &str, index: u32, mac: Option<MacAddr>) -> Vec<In
     of_queues.filter(|of| !of.cpus.is_empty()).collect()
 }
 
-/// Against the CPUs with a flow table.
+/// Compares interrupts with the CPUs that have a flow table.
 pub(super) fn judge(interrupts: &[Interrupt], forwarding: &BTreeSet<u32>, found: &mut Diagnosis) {
     let Some(first) = interrupts.first() else {
         return;
@@ -93,14 +92,14 @@ pub(super) fn judge(interrupts: &[Interrupt], forwarding: &BTreeSet<u32>, found:
         .collect();
     if let Some(Interrupt { number, name, cpus }) = astray {
         let message = format!(
-            "packets are taken up on CPUs without a flow table: {}; such as interrupt {number} ({name}), \
+            "packets arrive on CPUs without a flow table: {}; for example by interrupt {number} ({name}), \
              on CPU {}",
             text(&mut used.difference(forwarding)),
             text(&mut cpus.iter()),
         );
         let advice = format!(
-            "echo CPU > /proc/irq/{number}/smp_affinity_list, for each one, with the CPUs {}; or set \
-             forwarding_cpus",
+            "echo CPU > /proc/irq/{number}/smp_affinity_list for each such interrupt, with the CPUs {}; or \
+             set forwarding_cpus",
             text(&mut forwarding.iter())
         );
         return found.warn(about, message, advice);
@@ -108,13 +107,13 @@ pub(super) fn judge(interrupts: &[Interrupt], forwarding: &BTreeSet<u32>, found:
     let idle: BTreeSet<u32> = forwarding.difference(&used).copied().collect();
     if interrupts.len() > used.len() && !idle.is_empty() {
         let message = format!(
-            "{} interrupts of receive queues share the CPUs {}, and CPUs with a flow table have none: {}",
+            "{} interrupts of receive queues share the CPUs {}, and these CPUs with a flow table have none: {}",
             interrupts.len(),
             text(&mut used.iter()),
             text(&mut idle.iter())
         );
         let advice = format!(
-            "one on each: echo CPU > /proc/irq/{}/smp_affinity_list, and so on",
+            "give each CPU one: echo CPU > /proc/irq/{}/smp_affinity_list, and so on",
             first.number
         );
         return found.note(about, message, advice);
@@ -158,7 +157,7 @@ mod tests {
         assert!(
             astray
                 .message
-                .contains("table: 5; such as interrupt 32 (eth0-TxRx-2), on CPU 5")
+                .contains("table: 5; for example by interrupt 32 (eth0-TxRx-2), on CPU 5")
         );
         assert!(astray.advice.contains("/proc/irq/32/smp_affinity_list"));
         let heaped = judged(&[&[1], &[1], &[2]]).unwrap();
@@ -167,7 +166,8 @@ mod tests {
         assert!(heaped.message.ends_with("have none: 0"), "{heaped:?}");
     }
 
-    /// Whatever this machine has; and another interface of the same name is told apart.
+    /// Works with whatever this machine has, and is not fooled by another interface of the same
+    /// name.
     #[test]
     fn interrupts_of_this_machine_are_found() {
         let mut requests = Requests::new().unwrap();

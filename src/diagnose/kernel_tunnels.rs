@@ -1,5 +1,5 @@
-//! Backends without our decapsulator: whether the kernel's own tunnel devices take the packets out, and whether they
-//! let them through.
+//! Backends without our decapsulator: whether the kernel's tunnel devices unwrap the packets, and
+//! whether the reverse-path filter lets them through.
 
 use std::io;
 
@@ -14,24 +14,24 @@ use crate::rtnetlink::Requests;
 use crate::rtnetlink::TunnelDevice;
 use crate::types::Family;
 
-/// What the kernel takes out of tunnels by itself.
+/// What the kernel itself unwraps.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KernelTunnels {
     pub(crate) devices: Vec<Device>,
-    /// Ports of tunnels in UDP.
+    /// Ports of tunnels over UDP.
     pub(crate) ports: Vec<UdpTunnel>,
 }
 
-/// A tunnel device, and its reverse-path filter: the stricter of the device's setting and that for all devices.
+/// A tunnel device and its reverse-path filter: the stricter of its own setting and that for all.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
     pub(crate) tunnel: TunnelDevice,
     pub(crate) rp_filter: Option<i64>,
 }
 
-/// What is around them.
+/// The surroundings of the tunnel devices.
 pub(super) struct Around<'a> {
-    /// The name of the interface that tunnels come by.
+    /// The name of the interface that tunnels arrive at.
     pub(super) interface: &'a str,
     /// Its reverse-path filter.
     pub(super) rp_filter: Option<i64>,
@@ -51,7 +51,7 @@ impl KernelTunnels {
         })
     }
 
-    /// Those that are up and take packets of a family, out of whatever tunnels.
+    /// The devices that are up and unwrap packets of a family, from any tunnel.
     fn at_work(&self, inner: Family) -> impl Iterator<Item = &Device> {
         self.devices.iter().filter(move |device| {
             device.tunnel.up
@@ -62,7 +62,7 @@ impl KernelTunnels {
     }
 }
 
-/// For a host on which no decapsulator of ours is. False: the kernel takes nothing out either.
+/// Judges a host without a decapsulator of ours. False if the kernel unwraps nothing either.
 pub(super) fn judge(kernel: &KernelTunnels, around: &Around<'_>, found: &mut Diagnosis) -> bool {
     let families = || around.clients.iter().map(|clients| clients.family);
     if families().all(|inner| kernel.at_work(inner).next().is_none()) {
@@ -79,14 +79,14 @@ pub(super) fn judge(kernel: &KernelTunnels, around: &Around<'_>, found: &mut Dia
             let at = at.unwrap_or_default();
             found.ok(
                 about,
-                format!("{name} takes {inner} packets out of tunnels of {outer}{at}"),
+                format!("{name} unwraps {inner} packets from {outer} tunnels{at}"),
             );
             none = false;
         }
         if none {
             found.problem(
                 about,
-                format!("no device takes {inner} packets out of tunnels"),
+                format!("no device unwraps {inner} packets"),
                 format!(
                     "for a real with an IPv4 address {}; for one with an IPv6 address: {SIX}",
                     match inner {
@@ -101,33 +101,33 @@ pub(super) fn judge(kernel: &KernelTunnels, around: &Around<'_>, found: &mut Dia
     reverse_path_filter(kernel, around, found);
     found.warn(
         about,
-        "the kernel's tunnel devices take tunnels from anybody (CVE-2020-10136)",
-        "have a filter drop IP protocols 4 and 41, and UDP to the port of GUE, from other sources than the \
+        "the kernel's tunnel devices accept tunnels from any source (CVE-2020-10136)",
+        "have a filter drop IP protocols 4 and 41, and UDP to the GUE port, from all sources but the \
          balancers' (their source_v4, source_v6, ipip_source_v4, ipip_source_v6)",
     );
     true
 }
 
-/// The device for both families in IPv6, which `ip6tnl0` is not: it takes IPv6 only.
+/// The one device type that unwraps both families from IPv6; `ip6tnl0` unwraps only IPv6.
 const SIX: &str =
     "ip link add katran6 type ip6tnl mode any local ADDRESS remote any; ip link set katran6 up";
 
-/// GUE is taken off first, and then the device of the families takes the packet.
+/// The kernel strips GUE first; the device for the families then unwraps the packet.
 fn udp(kernel: &KernelTunnels, found: &mut Diagnosis) {
     let about = Subject::TunnelEnds;
     for UdpTunnel { port, outer, gue } in &kernel.ports {
         match gue {
-            true => found.ok(about, format!("UDP port {port} takes GUE in {outer}")),
+            true => found.ok(about, format!("UDP port {port} accepts GUE over {outer}")),
             false => found.note(
                 about,
-                format!("UDP port {port} takes a protocol's packets as they are, and no GUE"),
-                format!("if that is the balancer's port of GUE: ip fou del port {port}; ip fou add port {port} gue"),
+                format!("UDP port {port} accepts a bare protocol (FOU) instead of GUE"),
+                format!("if that is the balancer's gue_port: ip fou del port {port}; ip fou add port {port} gue"),
             ),
         }
     }
 }
 
-/// A device that has an address could be told by routes; these have none, so the kernel drops in the loose mode (2),
+/// These devices have no address and so no route to clients: the kernel drops in loose mode (2)
 /// too.
 fn reverse_path_filter(kernel: &KernelTunnels, around: &Around<'_>, found: &mut Diagnosis) {
     let about = Subject::ReversePathFilter;
@@ -140,12 +140,12 @@ fn reverse_path_filter(kernel: &KernelTunnels, around: &Around<'_>, found: &mut 
             Some(0) | None => {}
             Some(value) => found.problem(
                 about,
-                format!("{value} for {name}: packets of IPv4 clients are dropped behind the tunnel, by 2 as by 1"),
+                format!("{value} for {name}: IPv4 clients' packets are dropped after unwrapping, with 2 as with 1"),
                 format!("sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/{name}/rp_filter=0"),
             ),
         }
     }
-    // Outer sources are made up: what has no way back to them takes no tunnel of IPv4.
+    // Outer sources are made up. The filter drops IPv4 tunnels from sources without a route back.
     let of_v4 = |device: &Device| device.tunnel.up && device.tunnel.outer == Family::V4;
     let is_led_back = match around.rp_filter {
         Some(1) => clients.way_back == WayBack::Here,
@@ -156,7 +156,7 @@ fn reverse_path_filter(kernel: &KernelTunnels, around: &Around<'_>, found: &mut 
         let name = around.interface;
         found.problem(
             about,
-            format!("set for {name}, and no default route there: tunnels from made-up sources are dropped"),
+            format!("set for {name}, which has no default route: tunnels from made-up sources are dropped"),
             format!("sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/{name}/rp_filter=0"),
         );
     }

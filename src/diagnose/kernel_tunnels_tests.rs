@@ -1,4 +1,4 @@
-//! A backend whose tunnels end at devices of the kernel's.
+//! A backend that decapsulates with the kernel's tunnel devices.
 
 use super::*;
 use crate::diagnose::kernel_tunnels::Device;
@@ -18,7 +18,7 @@ fn device(name: &str, outer: Family, inner: Option<Family>) -> Device {
     }
 }
 
-/// A backend where the kernel takes IPv4 out of IPv4.
+/// A backend whose kernel unwraps IPv4 from IPv4.
 fn with_tunl0() -> Backend {
     let mut facts = good();
     facts.interface.program = None;
@@ -36,7 +36,7 @@ fn finds(facts: &Backend, severity: Severity, subject: Subject, message: &str, a
     assert!(is_it, "{severity:?} {message}: {found}");
 }
 
-/// Nothing takes packets out of tunnels.
+/// Nothing unwraps packets.
 fn finds_none(facts: &Backend) {
     let message = "no decapsulator";
     finds(
@@ -44,7 +44,7 @@ fn finds_none(facts: &Backend) {
         Severity::Note,
         Subject::Program,
         message,
-        "attach it",
+        "attach one",
     );
 }
 
@@ -58,17 +58,17 @@ fn devices_do_in_place_of_our_program() {
         &facts,
         Severity::Ok,
         Subject::TunnelEnds,
-        "tunl0 takes IPv4 packets out of tunnels of IPv4",
+        "tunl0 unwraps IPv4 packets from IPv4 tunnels",
         "",
     );
     finds(
         &facts,
         Severity::Warning,
         Subject::TunnelEnds,
-        "from anybody",
+        "from any source",
         "protocols 4 and 41",
     );
-    // Where our program is, it is first.
+    // Our program, where it is, comes first.
     let mut facts = good();
     facts.kernel = with_tunl0().kernel;
     assert_eq!(judge(&facts).about(Subject::TunnelEnds).count(), 0);
@@ -90,14 +90,14 @@ fn a_device_that_is_down_or_of_another_family_is_none() {
         &facts,
         Severity::Problem,
         Subject::TunnelEnds,
-        "no device takes IPv4",
+        "no device unwraps IPv4",
         "tunl0 up",
     );
     finds(
         &facts,
         Severity::Problem,
         Subject::TunnelEnds,
-        "no device takes IPv4",
+        "no device unwraps IPv4",
         "type ip6tnl mode any",
     );
     facts.kernel.devices = vec![device("any6", Family::V6, None)];
@@ -106,14 +106,14 @@ fn a_device_that_is_down_or_of_another_family_is_none() {
         &facts,
         Severity::Ok,
         Subject::TunnelEnds,
-        "any6 takes IPv4 packets out of tunnels of IPv6 that end at fd00::2",
+        "any6 unwraps IPv4 packets from IPv6 tunnels that end at fd00::2",
         "",
     );
     finds(
         &facts,
         Severity::Ok,
         Subject::TunnelEnds,
-        "any6 takes IPv6 packets",
+        "any6 unwraps IPv6 packets",
         "",
     );
 }
@@ -131,7 +131,7 @@ fn ports_that_take_gue_are_told_from_others() {
         &facts,
         Severity::Ok,
         Subject::TunnelEnds,
-        "UDP port 6080 takes GUE in IPv4",
+        "UDP port 6080 accepts GUE over IPv4",
         "",
     );
     finds(
@@ -152,7 +152,7 @@ fn the_filters_that_drop_behind_and_before_the_tunnel_are_problems() {
             &facts,
             Severity::Problem,
             Subject::ReversePathFilter,
-            "behind the tunnel",
+            "after unwrapping",
             "conf/tunl0/rp_filter=0",
         );
     }

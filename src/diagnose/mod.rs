@@ -1,8 +1,8 @@
-//! What commonly keeps a balancer or a backend from working, found out without changing anything.
+//! Finds what commonly keeps a balancer or a backend from working, without changing anything.
 //!
-//! Facts are gathered first (`facts.rs`), of the interface in the calling thread's network
-//! namespace; what follows from them (`host.rs`, `interface.rs`, `interrupts.rs`, `balancer.rs`,
-//! `backend.rs`) needs no kernel.
+//! First it gathers facts (`facts.rs`) about the interface in the calling thread's network
+//! namespace. The modules that judge them (`host.rs`, `interface.rs`, `interrupts.rs`,
+//! `balancer.rs`, `backend.rs`) need no kernel.
 
 mod backend;
 mod balancer;
@@ -52,11 +52,11 @@ pub(crate) use vlans::Vlans;
 pub enum Severity {
     /// As it should be.
     Ok,
-    /// Worth knowing.
+    /// Good to know; nothing is wrong.
     Note,
-    /// Packets may be lost, or it is slower than it could be.
+    /// Packets may be lost, or forwarding is slower than it could be.
     Warning,
-    /// It does not work like this.
+    /// It does not work.
     Problem,
 }
 
@@ -71,34 +71,34 @@ impl fmt::Display for Severity {
     }
 }
 
-/// What a finding is about.
+/// The subject of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Subject {
-    /// The kernel's release, whether it compiles BPF programs, and what else it has that is used where it
-    /// is there.
+    /// The kernel: its release, whether it compiles BPF programs, and which optional facilities it
+    /// has.
     Kernel,
-    /// What this process may do.
+    /// This process's capabilities.
     Privileges,
-    /// Whether the interface is there and up.
+    /// Whether the interface exists and is up.
     Interface,
-    /// Whose a pinned balancer is, and whether that process lives.
+    /// Which process owns a pinned balancer, and whether it lives.
     Owner,
-    /// Which program is on the interface, by the kernel's word.
+    /// The program on the interface, as the kernel reports it.
     Program,
     /// Native or generic XDP, and why.
     Mode,
-    /// Whether what the program sends leaves.
+    /// Whether the frames that the program sends leave the interface.
     Sending,
-    /// Queues and their interrupts against CPUs.
+    /// Receive queues and their interrupts, compared with the forwarding CPUs.
     Queues,
     /// Offloads that change packets before the program sees them.
     Offload,
     /// Room for the outer headers.
     Mtu,
-    /// The tags of frames against the VLAN of the next hops.
+    /// VLAN tags of frames, compared with the VLAN of the next hops.
     Vlan,
-    /// Where wrapped packets go.
+    /// Next hops of encapsulated packets.
     Gateway,
     /// Packets on CPUs without a flow table.
     FallbackTable,
@@ -106,21 +106,21 @@ pub enum Subject {
     FlowTable,
     /// Outer source addresses.
     Source,
-    /// Whose tunnels are unwrapped, by what, and what is sent on.
+    /// Which tunnels are unwrapped, and what is sent on.
     TunnelEnds,
     /// VIPs and their reals.
     Vips,
-    /// Reals that do not answer the probes of whoever checks them.
+    /// Reals that fail their health checks.
     Health,
-    /// Drops that tell of a setting.
+    /// Drops that point to a wrong setting.
     Drops,
-    /// The routes by which a backend answers clients.
+    /// The routes from a backend to clients.
     WayBack,
     /// The kernel's reverse-path filter (RFC 3704).
     ReversePathFilter,
     /// Whether the VIPs are addresses of this host.
     VipOnLoopback,
-    /// Who answers when a VIP is asked for by ARP.
+    /// Which addresses a backend answers ARP requests for.
     Arp,
 }
 
@@ -154,7 +154,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// One thing that was looked at.
+/// One result of a diagnosis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
@@ -164,11 +164,11 @@ pub struct Finding {
     pub subject: Subject,
     /// What was found, with figures.
     pub message: String,
-    /// What to do; empty if, and only if, it is as it should be.
+    /// What to do; empty only for [`Severity::Ok`].
     pub advice: String,
 }
 
-/// Everything that was looked at; what is fine, too. Prints as a report.
+/// The findings about everything that was examined, good ones included. Prints as a report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Diagnosis {
@@ -176,8 +176,8 @@ pub struct Diagnosis {
 }
 
 impl Diagnosis {
-    /// What can be told of the machine and of the calling thread before anything is loaded, such as why
-    /// loading is refused: the kernel, and privileges.
+    /// Diagnoses the machine and the calling thread, without a balancer: kernel and privileges. Use
+    /// it to explain why loading failed.
     ///
     /// ```no_run
     /// # fn f(builder: katran::Builder) {
@@ -192,12 +192,12 @@ impl Diagnosis {
         found
     }
 
-    /// All findings, in the order of a packet's way.
+    /// All findings, in the order of a packet's path.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// The worst of them.
+    /// The worst severity.
     pub fn worst(&self) -> Severity {
         let severities = self.findings.iter().map(|finding| finding.severity);
         severities.max().unwrap_or(Severity::Ok)
@@ -208,8 +208,8 @@ impl Diagnosis {
         self.worst() < Severity::Problem
     }
 
-    /// How many warnings and problems there are about each subject that was looked at, none included: for metrics, as
-    /// messages change with every figure in them.
+    /// The number of warnings and problems for each subject, 0 included. Metrics use it, because
+    /// messages change with their figures.
     pub fn counts(&self) -> BTreeMap<(Subject, Severity), u64> {
         let mut counts = BTreeMap::new();
         for finding in &self.findings {
@@ -221,7 +221,7 @@ impl Diagnosis {
         counts
     }
 
-    /// Those about a subject.
+    /// The findings about one subject.
     pub fn about(&self, subject: Subject) -> impl Iterator<Item = &Finding> {
         let findings = self.findings.iter();
         findings.filter(move |finding| finding.subject == subject)

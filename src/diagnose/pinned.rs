@@ -1,4 +1,4 @@
-//! What follows from what a pinned balancer says of itself.
+//! Judges a pinned balancer by its own record.
 
 use std::path::Path;
 
@@ -12,11 +12,11 @@ use crate::pins::PinnedOwner;
 use crate::pins::PinnedStage;
 use crate::pins::pinned;
 
-const ADOPT: &str = "start its program again, which goes on with it";
+const ADOPT: &str = "start its program again: it adopts the balancer";
 
 impl Diagnosis {
-    /// Whether what is pinned in a directory is whole and, if it is a balancer, has an owner that gives signs of life. It takes
-    /// no handle, and changes nothing.
+    /// Diagnoses what is pinned in a directory: whether it is complete and, for a balancer, whether
+    /// its owner gives signs of life. Needs no handle and changes nothing.
     ///
     /// ```no_run
     /// println!("{}", katran::diagnosis::Diagnosis::of_pinned("/sys/fs/bpf/katran"));
@@ -33,8 +33,8 @@ impl Diagnosis {
 
 fn refused(error: &Error, found: &mut Diagnosis) {
     let advice = match error {
-        Error::NotFound { .. } => "load a balancer that is pinned in this directory",
-        _ => "see there",
+        Error::NotFound { .. } => "check the directory, or load a balancer that is pinned there",
+        _ => "remove the cause, then look again",
     };
     found.problem(Subject::Owner, error.to_string(), advice);
 }
@@ -57,28 +57,28 @@ fn judge(pinned: &Pinned, found: &mut Diagnosis) {
     match half {
         Some(what) if is_orphan => found.problem(
             Subject::Owner,
-            format!("{message}; {what} was cut off"),
-            "remove it, or start its program again, which does so and loads it",
+            format!("{message}; {what} was interrupted"),
+            "remove it, or start its program again: that removes it and loads it again",
         ),
         Some(what) => found.note(
             Subject::Owner,
-            format!("{message}; {what} is under way"),
+            format!("{message}; {what} is in progress"),
             "look again in a moment",
         ),
         None if is_orphan && pinned.silence.is_none() => found.note(
             Subject::Owner,
-            format!("{message}: it works as it was left"),
-            "start its program again to change it, or to attach again what is gone",
+            format!("{message}: it works, unattended"),
+            "start its program again to change it, or to restore lost attachments",
         ),
         None if is_orphan => found.warn(
             Subject::Owner,
-            format!("{message}: next hops, MTUs and the configuration stay as they were left"),
+            format!("{message}: nobody updates next hops, MTUs and the configuration"),
             ADOPT,
         ),
         None if pinned.is_silent() => found.warn(
             Subject::Owner,
             message,
-            "the process is stopped or hangs: continue or end it, then start it again",
+            "the process is stopped or hangs: continue it, or end it and start it again",
         ),
         None => found.ok(Subject::Owner, message),
     }

@@ -1,43 +1,45 @@
-//! Reals that no packet can get to, or that send each one back.
+//! Reals that no packet can reach, or that send every packet back.
 
 use std::net::IpAddr;
 
 use super::Diagnosis;
 use super::Subject;
 
-/// Those that are not marked as this host.
+/// The reals that are not marked `local`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RealTroubles {
-    /// They are this host.
+    /// Reals that are this host.
     pub(crate) here: Vec<IpAddr>,
-    /// They have the address of a VIP of this balancer.
+    /// Reals with the address of one of this balancer's VIPs.
     pub(crate) vips: Vec<IpAddr>,
-    /// By the gateway; this host has no route there, or one that says so.
+    /// The gateway is their next hop, and this host has no usable route to them.
     pub(crate) unreachable: Vec<IpAddr>,
-    /// The gateway is not found by routes: it may know more than they.
+    /// The gateway's address is configured, so that router may know a route.
     pub(crate) gateway_is_given: bool,
 }
 
 pub(crate) fn judge(troubles: &RealTroubles, found: &mut Diagnosis) {
     if let Some((real, are)) = named(&troubles.here) {
-        let message = format!("{real} {are} this host, and not said to be: no packets get there");
-        let advice = "give the real `local = true` and its VIP the flag local-vip, or take it out";
+        let message = format!("{real} {are} this host, but not marked local: no packets get there");
+        let advice =
+            "set `local = true` for the real and the flag local-vip for its VIP, or remove it";
         found.problem(Subject::Vips, message, advice);
     }
     if let Some((real, are)) = named(&troubles.vips) {
-        let message = format!(
-            "{real} {are} the address of a VIP: what is sent there comes back to a balancer"
-        );
-        let advice = "give the real an address of its backend's own: the VIP's belongs on the backend's lo only";
+        let message =
+            format!("{real} {are} the address of a VIP: packets to it come back to a balancer");
+        let advice =
+            "use the backend's own address for the real; the VIP belongs only on the backend's lo";
         found.problem(Subject::Vips, message, advice);
     }
     if let Some((real, are)) = named(&troubles.unreachable) {
         let message = format!("{real} {are} unreachable: this host has no route there");
-        let advice = "ip route get ADDRESS; add a route by the gateway, or correct the address";
+        let advice =
+            "check with ip route get ADDRESS; add a route via the gateway, or correct the address";
         match troubles.gateway_is_given {
             true => found.warn(
                 Subject::Vips,
-                format!("{message}, unless the router of gateway_mac knows one"),
+                format!("{message}, unless the router of gateway_mac has one"),
                 advice,
             ),
             false => found.problem(Subject::Vips, message, advice),
@@ -45,7 +47,7 @@ pub(crate) fn judge(troubles: &RealTroubles, found: &mut Diagnosis) {
     }
 }
 
-/// The first, and how many more there are; and the verb.
+/// The first real, the number of others, and the verb.
 fn named(reals: &[IpAddr]) -> Option<(String, &'static str)> {
     let [first, others @ ..] = reals else {
         return None;

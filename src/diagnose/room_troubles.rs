@@ -7,7 +7,7 @@ use super::*;
 use crate::diagnose::Severity::Note;
 use crate::diagnose::Severity::Warning;
 
-/// A sample of full tables, as many of its sets crowded.
+/// A sample of full tables in which so many sets are crowded.
 fn sample(crowded: usize) -> FlowTableFacts {
     FlowTableFacts {
         flows: 1000,
@@ -43,7 +43,7 @@ fn troubles_of_room() {
             },
             Warning,
             Subject::Mtu,
-            "above 1460 bytes are answered with an ICMP error, as 40 come around them, 3 so far",
+            "above 1460 bytes are answered with an ICMP error, as the outer headers take 40, 3 so far",
             "mtu 1540",
         ),
         (
@@ -55,15 +55,15 @@ fn troubles_of_room() {
             },
             Note,
             Subject::Mtu,
-            "above 1460 bytes are answered with an ICMP error, as 40 come around them, 3 so far, which few clients need",
+            "above 1460 bytes are answered with an ICMP error, as the outer headers take 40, 3 so far: few clients",
             "mtu 1540",
         ),
         (
             |f| f.flow_tables = sample(50),
             Warning,
             Subject::FlowTable,
-            "50 % of the places for 1000 flows are full, so a flow is forgotten after 59 s of silence, and not after 60 s",
-            "flow_table_size of 4000",
+            "50 % of the places for 1000 flows are full, so a flow is forgotten after 59 s of silence instead of 60 s",
+            "flow_table_size = 4000",
         ),
         (
             |f| {
@@ -72,7 +72,7 @@ fn troubles_of_room() {
             },
             Warning,
             Subject::FlowTable,
-            "2 CPUs are under flood: of more than 125000 new flows",
+            "2 CPUs are under flood: new flows above 125000",
             "flood_threshold",
         ),
     ]);
@@ -96,7 +96,7 @@ fn tables_with_room_are_fine_and_so_are_those_that_forget_late() {
 #[test]
 fn troubles_of_vlans() {
     tell(&[
-        // A gateway that is found out, and one that is given, are neighbours without a tag.
+        // A gateway that was resolved, and one that was configured, are neighbours without a tag.
         (
             |f| {
                 f.gateway = Gateway::Auto;
@@ -115,7 +115,7 @@ fn troubles_of_vlans() {
             "but 02:00:00:00:00:01 is a neighbour without one",
             "ip neighbour",
         ),
-        // One behind a VLAN interface is expected with one.
+        // A next hop behind a VLAN interface expects a tag.
         (
             |f| {
                 f.gateway = Gateway::Auto;
@@ -136,7 +136,7 @@ fn troubles_of_vlans() {
             },
             Warning,
             Subject::Vlan,
-            "come in without VLAN tags, and leave without: but a next hop is behind eth0.7",
+            "arrive without VLAN tags and leave without: but a next hop is behind eth0.7",
             "switch's port",
         ),
     ]);

@@ -1,5 +1,5 @@
-//! Whether what the program sends leaves: the other end of a virtual link, the interface's own counters against the
-//! program's, and the queues that a driver sends by.
+//! Judges whether the frames that the program sends leave: the far end of a virtual link, the
+//! interface's counters compared with the program's, and the driver's transmit queues.
 
 use super::Diagnosis;
 use super::InterfaceFacts;
@@ -12,21 +12,21 @@ use crate::counters::InterfaceCounters;
 use crate::sys::link::XDP_ACT_NDO_XMIT;
 use crate::types::NextHops;
 
-/// Of so many frames that the program has sent one that has not left is a problem, and not only a warning.
+/// If one frame in so many, or more, did not leave, that is a problem; fewer are a warning.
 const BEARABLE: u64 = 100;
 
-/// What the program has sent, and what became of it.
+/// What the program sent, and what became of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sends {
-    /// By which interface frames leave.
+    /// Through which interface frames leave.
     pub(crate) next_hops: NextHops,
-    /// By the interface, if it is attached to.
+    /// The interface's counters, if the balancer is attached to it.
     pub(crate) by_interface: Option<InterfaceCounters>,
-    /// Frames that the program has counted as sent, by whatever interface.
+    /// Frames that the program counted as sent, through any interface.
     pub(crate) by_program: u64,
 }
 
-/// `in_force` is the mode in which packets meet the program, or would.
+/// `in_force` is the program's mode, current or expected.
 pub(super) fn judge(
     place: &InterfaceFacts,
     sends: &Sends,
@@ -49,7 +49,7 @@ fn far_end(place: &InterfaceFacts, sends: &Sends, is_attached: bool, found: &mut
     let about = Subject::Sending;
     match &place.far_end {
         Some(far @ FarEnd::TakesNone { .. }) if !is_attached => {
-            let message = format!("{far} has no XDP program: auto mode is generic mode here");
+            let message = format!("{far} has no XDP program, so auto mode is generic mode here");
             found.note(about, message, format!("in a lab: {PASS_ON_PEER}"));
         }
         Some(far @ FarEnd::TakesNone { .. }) => takes_none(far, place, sends.next_hops, found),
@@ -57,38 +57,39 @@ fn far_end(place: &InterfaceFacts, sends: &Sends, is_attached: bool, found: &mut
             about,
             format!(
                 "{far} is in a network namespace that this process may not look into: unless it has an XDP program, \
-                 nothing arrives that is sent natively"
+                 frames that are sent natively do not arrive"
             ),
-            format!("see whether it has (ip link there), or {PASS_ON_PEER}"),
+            format!("check with ip link there, or {PASS_ON_PEER}"),
         ),
         Some(FarEnd::Takes) | None => {}
     }
 }
 
-/// What is attached sends natively to an end without a program.
+/// Native XDP sends to an end without a program.
 fn takes_none(far: &FarEnd, place: &InterfaceFacts, next_hops: NextHops, found: &mut Diagnosis) {
     let about = Subject::Sending;
-    // Only GRO has it take frames without a program.
+    // Only GRO makes such an end accept frames.
     let has_gro = place
         .xdp_features
         .is_some_and(|known| known & XDP_ACT_NDO_XMIT != 0);
     let advice = format!("attach in auto or generic mode; or in a lab: {PASS_ON_PEER}");
     if has_gro && next_hops == NextHops::Redirect {
         let message = format!(
-            "{far} has no XDP program, and only GRO: what is redirected arrives, but the balancer's own ICMP messages \
-             lie there until something else wakes it"
+            "{far} has no XDP program, only GRO: redirected frames arrive, but the balancer's own ICMP messages \
+             wait there until other traffic wakes it"
         );
         return found.warn(about, message, advice);
     }
     let fate = match has_gro {
-        true => "lies there until something else wakes it",
+        true => "waits there until other traffic wakes it",
         false => "is lost",
     };
     let message = format!("{far} has no XDP program: what is sent natively {fate}");
     found.problem(about, message, advice);
 }
 
-/// virtio_net gives each CPU its own queue for native XDP, if there are so many left; else CPUs wait for each other.
+/// virtio_net gives each CPU its own queue for native XDP if enough are free; else CPUs share
+/// queues under a lock.
 fn virtio(place: &InterfaceFacts, queues: VirtioQueues, is_attached: bool, found: &mut Diagnosis) {
     let VirtioQueues { in_use, most, cpus } = queues;
     if in_use.saturating_add(cpus) <= most {
@@ -96,8 +97,8 @@ fn virtio(place: &InterfaceFacts, queues: VirtioQueues, is_attached: bool, found
     }
     let name = &place.name;
     let message = format!(
-        "{in_use} of {most} queues are in use: none is left for each of {cpus} CPUs to send by, so virtio_net sends in a \
-         slower locked mode"
+        "{in_use} of {most} queues are in use, which leaves too few for {cpus} CPUs to send through: virtio_net sends \
+         in a slower locked mode"
     );
     let detach = match is_attached {
         true => "detach; ",
@@ -105,7 +106,7 @@ fn virtio(place: &InterfaceFacts, queues: VirtioQueues, is_attached: bool, found
     };
     let advice = match most.saturating_sub(cpus) {
         0 => format!(
-            "give the virtual machine more queues than CPUs (twice as many); then ethtool -L {name} combined {cpus}, and \
+            "give the virtual machine at least twice as many queues as CPUs; then ethtool -L {name} combined {cpus}, and \
              attach"
         ),
         free => format!("{detach}ethtool -L {name} combined {free}; then attach"),
@@ -113,7 +114,7 @@ fn virtio(place: &InterfaceFacts, queues: VirtioQueues, is_attached: bool, found
     found.warn(Subject::Queues, message, advice);
 }
 
-/// The interface's own word.
+/// What the interface's own counters say.
 fn unsent(
     counters: &InterfaceCounters,
     place: &InterfaceFacts,
@@ -130,26 +131,26 @@ fn unsent(
     let about = Subject::Sending;
     if *unsent == 0 {
         let message = format!(
-            "{interface} has failed to send none of its frames since it was attached to, and sent {sent}"
+            "{interface} has sent {sent} frames since the balancer was attached, and failed to send none"
         );
         return found.ok(about, message);
     }
     let by_program = sends.by_program;
     let message = format!(
-        "{interface} has not sent {unsent} frames since it was attached to; the balancer has counted {by_program} as sent"
+        "{interface} has failed to send {unsent} frames since the balancer was attached, which counted {by_program} as sent"
     );
     let advice = match (in_force, &place.far_end) {
         (XdpMode::Native, Some(FarEnd::TakesNone { .. })) => "see above".to_owned(),
         (XdpMode::Native, Some(_)) => format!(
-            "the other end's queue was full or not there (down, or no XDP program): ethtool -S {interface}"
+            "the other end's queue was full or missing (down, or no XDP program): ethtool -S {interface}"
         ),
         (XdpMode::Native, None) => {
             format!(
-                "its queue was full, or it refused them: ethtool -S {interface}; more or longer queues (-L, -G)"
+                "its queue was full, or it refused them: see ethtool -S {interface}; add or lengthen queues (ethtool -L, -G)"
             )
         }
         _ => format!(
-            "the link was down, its queue was full, or it refused them, perhaps others' than the balancer's: ip -s link \
+            "the link was down, its queue was full, or it refused them; others' frames count too: ip -s link \
              show {interface}"
         ),
     };

@@ -1,4 +1,4 @@
-//! Troubles of frames that do not leave, as those of `balancer_troubles.rs`.
+//! Troubles with frames that do not leave, in the form of `balancer_troubles.rs`.
 
 use super::troubles::tell;
 use super::*;
@@ -46,7 +46,7 @@ fn troubles_of_sending() {
             |f| f.interface.far_end = takes_none(),
             Problem,
             Subject::Sending,
-            "lies there until something else wakes it",
+            "waits there until other traffic wakes it",
             "auto or generic mode",
         ),
         (
@@ -56,7 +56,7 @@ fn troubles_of_sending() {
             },
             Warning,
             Subject::Sending,
-            "what is redirected arrives",
+            "redirected frames arrive",
             "passes everything",
         ),
         (
@@ -95,14 +95,14 @@ fn troubles_of_sending() {
             |f| f.sends = sent(1, 100),
             Problem,
             Subject::Sending,
-            "eth0 has not sent 1 frames since it was attached to; the balancer has counted 100",
+            "eth0 has failed to send 1 frames since the balancer was attached, which counted 100",
             "ethtool -S eth0",
         ),
         (
             |f| f.sends = sent(1, 101),
             Warning,
             Subject::Sending,
-            "has not sent 1 frames",
+            "has failed to send 1 frames",
             "queue was full",
         ),
         (
@@ -112,7 +112,7 @@ fn troubles_of_sending() {
             },
             Warning,
             Subject::Sending,
-            "has not sent 5 frames",
+            "has failed to send 5 frames",
             "the other end's queue",
         ),
         (
@@ -125,7 +125,7 @@ fn troubles_of_sending() {
             },
             Warning,
             Subject::Queues,
-            "8 of 8 queues are in use: none is left for each of 4 CPUs",
+            "8 of 8 queues are in use, which leaves too few for 4 CPUs",
             "detach; ethtool -L eth0 combined 4",
         ),
         (
@@ -139,7 +139,7 @@ fn troubles_of_sending() {
             Warning,
             Subject::Queues,
             "slower locked mode",
-            "more queues than CPUs",
+            "twice as many queues as CPUs",
         ),
     ]);
 }
@@ -157,8 +157,8 @@ fn what_leaves_is_fine() {
     let found = judge(&facts);
     assert_eq!(found.worst(), Severity::Ok, "{found}");
     let told = found.about(Subject::Sending).next().unwrap();
-    assert!(told.message.ends_with("and sent 10"), "{found}");
-    // Queues are shared in generic mode anyway, and the other end takes what the stack sends.
+    assert!(told.message.contains("has sent 10 frames"), "{found}");
+    // Generic mode shares queues anyway, and the other end accepts what the network stack sends.
     present(&mut facts).mode = XdpMode::Generic;
     facts.interface.far_end = takes_none();
     facts.interface.virtio_queues = Some(VirtioQueues {

@@ -1,21 +1,21 @@
-//! Whose tunnels a balancer unwraps, and what it sends on of what was in them: an open end serves strangers.
-//! Nothing keeps packets from being forwarded here, so there is no problem, but warnings.
+//! Judges which tunnels a balancer unwraps and what it sends on from them: an open end serves
+//! strangers. None of this stops forwarding, so all findings are warnings.
 
 use super::Diagnosis;
 use super::Subject;
 
-/// What is said about tunnels that end here.
+/// The rules for tunnels that end here.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TunnelEnds {
     /// Tunnels are unwrapped at all.
     pub(crate) unwraps: bool,
-    /// Only those to addresses of this host.
+    /// Only tunnels to this host's addresses are.
     pub(crate) is_strict: bool,
-    /// There is an address whose packets go back out.
+    /// There is an `egress` address, whose packets are sent out.
     pub(crate) egress: bool,
-    /// Only some outer sources are allowed.
+    /// Only listed outer sources are accepted.
     pub(crate) limits_sources: bool,
-    /// Only some inner sources are allowed at addresses of that kind.
+    /// Only listed inner sources are accepted at `egress` addresses.
     pub(crate) limits_egress: bool,
 }
 
@@ -28,28 +28,28 @@ pub(super) fn judge(facts: &TunnelEnds, found: &mut Diagnosis) {
     if !facts.is_strict {
         found.warn(
             about,
-            "tunnels to whatever address are unwrapped, and passed to this host (CVE-2020-10136)",
-            "name strict-destination beside inline-decap in the features",
+            "tunnels to any address are unwrapped and passed to this host (CVE-2020-10136)",
+            "add strict-destination to the features, beside inline-decap",
         );
     }
     if facts.egress && !facts.limits_egress {
         found.warn(
             about,
-            "an egress address sends what anybody puts into a tunnel, from any source",
-            "egress_sources with the addresses of the VIPs",
+            "an egress address sends out what anybody puts into a tunnel, from any source",
+            "set egress_sources to the addresses of the VIPs",
         );
     }
     if !facts.limits_sources {
         found.warn(
             about,
-            "tunnels may come from anywhere",
-            "allow_sources with the outer sources of the other balancers and backends",
+            "tunnels are accepted from any source",
+            "set allow_sources to the outer sources of the other balancers and backends",
         );
     }
     if found.findings().len() == before {
         found.ok(
             about,
-            "end at addresses of this host, and come from listed sources",
+            "tunnels end at this host's addresses and come from listed sources",
         );
     }
 }

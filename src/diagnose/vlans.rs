@@ -1,26 +1,28 @@
-//! Whether frames come in with the VLAN tags that the next hops expect: they leave with those that they came with.
+//! Judges whether frames arrive with the VLAN tags that the next hops expect: they leave with the
+//! tags that they came with.
 
 use super::Diagnosis;
 use super::Subject;
 use crate::next_hop::NextHop;
 use crate::types::MacAddr;
 
-/// What is known of tags.
+/// The known tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Vlans {
-    /// The VLANs of the last frames that left with tags, one for each CPU at most; none: no frame did.
+    /// The VLANs of the last frames that left with tags, at most one for each CPU; empty if none
+    /// did.
     pub(crate) seen: Vec<u16>,
-    /// VLAN interfaces that next hops are behind.
+    /// VLAN interfaces that lead to next hops.
     pub(crate) of_hops: Vec<String>,
 }
 
-/// What is around the balancer on this interface.
+/// The surroundings on this interface.
 pub(super) struct Around<'a> {
     pub(super) interface: &'a str,
-    /// That it has forwarded.
+    /// The number of forwarded packets.
     pub(super) packets: u64,
     pub(super) next_hops: &'a [NextHop],
-    /// Gateways that were given, and are neighbours on the interface.
+    /// Configured gateways that are neighbours on the interface.
     pub(super) neighbours: Vec<MacAddr>,
 }
 
@@ -29,8 +31,8 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
     let Vlans { seen, of_hops } = vlans;
     let name = around.interface;
     let advice = format!(
-        "have packets for VIPs come in by the VLAN that reals or their router are in: the router's interface, the switch's \
-         port; tcpdump -eni {name} shows tags of what passes, `ip neighbour` where the next hop is"
+        "make packets for VIPs arrive in the VLAN of the reals or their router: check the router's interface and the \
+         switch's port; tcpdump -eni {name} shows tags, `ip neighbour` shows where the next hop is"
     );
     match (&seen[..], &of_hops[..]) {
         ([], []) => found.ok(about, "no frames have left with tags"),
@@ -39,8 +41,8 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
             _ => found.warn(
                 about,
                 format!(
-                    "frames come in without VLAN tags, and leave without: but a next hop is behind {of_hop}, where frames \
-                     have one"
+                "frames arrive without VLAN tags and leave without: but a next hop is behind {of_hop}, where frames \
+                 need one"
                 ),
                 advice,
             ),
@@ -52,22 +54,22 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
                 Some(hop) => found.warn(
                     about,
                     format!(
-                        "frames have come in with tags of VLAN {tags}, and leave with the same: but {hop} is a neighbour \
-                         without one, so in that VLAN perhaps nobody takes them"
+                "frames have come in with tags of VLAN {tags}, and leave with the same: but {hop} is a neighbour \
+                 without one, so it may not receive them"
                     ),
                     advice,
                 ),
                 None => found.note(
                     about,
                     format!("frames have come in with tags of VLAN {tags}, and leave with the same"),
-                    "reals, or their router, must be in that VLAN",
+                    "the reals or their router must be in that VLAN",
                 ),
             }
         }
     }
 }
 
-/// A next hop that is found on the interface itself, and not on a VLAN of it.
+/// A next hop on the interface itself, not behind one of its VLAN interfaces.
 fn untagged_hop(around: &Around<'_>) -> Option<String> {
     let mut hops = around.next_hops.iter();
     let found =

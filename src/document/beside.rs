@@ -7,9 +7,9 @@ use crate::config::Value;
 use crate::error::Result;
 use crate::types::Vip;
 
-/// Who reads `[health]`, and the key `health` of VIPs and reals.
+/// Reads the keys of another module: `[health]`, and `health` of VIPs and reals.
 pub(crate) trait Beside {
-    /// The section, which there is once at most.
+    /// The section, at most once.
     fn section(&mut self, page: &Page<'_>, value: &Value<'_>) -> Result<()>;
 
     /// The key of a VIP.
@@ -20,11 +20,11 @@ pub(crate) trait Beside {
     -> Result<()>;
 }
 
-/// Nobody: what is written is not passed over, as an operator would believe that it is done.
+/// Reads nothing and refuses the keys: ignored, an operator would believe that checks run.
 pub(super) struct Nobody;
 
 fn nobody(page: &Page<'_>, value: &Value<'_>) -> Result<()> {
-    let message = "this program does no health checks: leave out what is called health";
+    let message = "this program does no health checks: remove the key health";
     Err(page.refuse(value.span().start, message))
 }
 

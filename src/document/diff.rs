@@ -1,4 +1,4 @@
-//! What differs between two states.
+//! The differences between two states.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -20,68 +20,68 @@ use crate::types::Vip;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Changes {
-    /// VIPs that are new.
+    /// New VIPs.
     pub vips_added: Vec<Vip>,
-    /// VIPs that are gone.
+    /// Removed VIPs.
     pub vips_removed: Vec<Vip>,
     /// VIPs with other flags or another hash function.
     pub vips_changed: Vec<Vip>,
-    /// Reals that a VIP has got, those of new VIPs included.
+    /// Reals added to a VIP, including those of new VIPs.
     pub reals_added: Vec<(Vip, IpAddr)>,
-    /// Reals that a VIP has no more, those of VIPs that are gone included.
+    /// Reals removed from a VIP, including those of removed VIPs.
     pub reals_removed: Vec<(Vip, IpAddr)>,
     /// Reals with another weight in a VIP.
     pub reals_changed: Vec<(Vip, IpAddr)>,
     /// Reals with other flags.
     pub real_flags_changed: Vec<IpAddr>,
-    /// Reals that are down for a VIP now, or are so no more.
+    /// Reals that went down or came up for a VIP.
     pub health_changed: Vec<(Vip, IpAddr)>,
-    /// Server ids that are new.
+    /// New server ids.
     pub server_ids_added: Vec<u32>,
-    /// Server ids that are gone.
+    /// Removed server ids.
     pub server_ids_removed: Vec<u32>,
-    /// Server ids that name another real, have been invalidated, or are valid again.
+    /// Server ids with another real, or with another validity.
     pub server_ids_changed: Vec<u32>,
-    /// Source routes that are new.
+    /// New source routes.
     pub source_routes_added: Vec<Prefix>,
-    /// Source routes that are gone.
+    /// Removed source routes.
     pub source_routes_removed: Vec<Prefix>,
-    /// Source routes that lead to another real.
+    /// Source routes with another real.
     pub source_routes_changed: Vec<Prefix>,
-    /// Addresses at which tunnels may end now.
+    /// New addresses at which tunnels end.
     pub decap_added: Vec<IpAddr>,
-    /// Addresses at which they may no more.
+    /// Removed addresses at which tunnels ended.
     pub decap_removed: Vec<IpAddr>,
-    /// Those with another mode.
+    /// Addresses with another mode.
     pub decap_changed: Vec<IpAddr>,
-    /// Marks that are mapped now.
+    /// New marks.
     pub marks_mapped: Vec<u32>,
-    /// Marks that are mapped no more.
+    /// Removed marks.
     pub marks_unmapped: Vec<u32>,
-    /// Marks that lead to another real.
+    /// Marks with another real.
     pub marks_moved: Vec<u32>,
-    /// Matches of probes that are new.
+    /// New probe matches.
     pub probe_matches_added: Vec<ProbeMatch>,
-    /// Matches of probes that are gone.
+    /// Removed probe matches.
     pub probe_matches_removed: Vec<ProbeMatch>,
-    /// Matches of probes that lead to another real.
+    /// Probe matches with another real.
     pub probe_matches_changed: Vec<ProbeMatch>,
-    /// What probes are counted for now.
+    /// VIPs whose probes are now counted.
     pub probes_registered: Vec<Vip>,
-    /// What they are counted for no more.
+    /// VIPs whose probes are no longer counted.
     pub probes_unregistered: Vec<Vip>,
-    /// The keys of balancer settings with another value, such as `max_vips` or `gateway_mac`; first those that
-    /// `docs/configuration.md` says of that they change by replacement.
+    /// The keys of changed balancer settings, such as `max_vips` or `gateway_mac`; first those that
+    /// `docs/configuration.md` lists as changed by replacement.
     pub settings_changed: Vec<&'static str>,
 }
 
 impl Changes {
-    /// Whether nothing was changed.
+    /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// What leads from one state to the other. Both are free of contradictions.
+    /// The steps from one state to the other. Both must be free of contradictions.
     pub(crate) fn between(current: &State, wanted: &State, hash: HashFunction) -> Self {
         let mut changes = Self::default();
         let before: BTreeMap<_, _> = current
@@ -199,7 +199,7 @@ impl Changes {
 }
 
 impl Changes {
-    /// What changes in a VIP's reals that are down; one that goes with its real does not count.
+    /// The health changes of a VIP's reals, without reals that are removed.
     fn compare_health(
         &mut self,
         vip: Vip,
@@ -213,7 +213,7 @@ impl Changes {
         self.health_changed.extend(turned.map(|real| (vip, **real)));
     }
 
-    /// The reals whose health changes, and what it is in `wanted`.
+    /// The reals whose health changes, with their health in `wanted`.
     pub(crate) fn turned(&self, wanted: &State) -> Vec<(Vip, IpAddr, Health)> {
         let turned = self.health_changed.iter().copied();
         if self.health_changed.is_empty() {
@@ -235,7 +235,7 @@ impl Changes {
     }
 }
 
-/// The keys of settings with another value: those that take another load, and then those that change after it.
+/// The keys of changed settings: those that need another load, then those that change live.
 pub(crate) fn settings_changed(current: &State, wanted: &State) -> Vec<&'static str> {
     let settings = |state: &State| state.balancer.clone().unwrap_or_default();
     let mut changed = settings(current).load_changes(&settings(wanted));
@@ -244,13 +244,13 @@ pub(crate) fn settings_changed(current: &State, wanted: &State) -> Vec<&'static 
     changed
 }
 
-/// What changes in the settings of the balancer; those of a state that says nothing of them stay.
+/// The live changes of settings. Settings that a state leaves out stay.
 pub(crate) fn live_changes(current: &State, wanted: &State) -> Vec<LiveChange> {
     let settings = |state: &State| state.balancer.clone().unwrap_or_default();
     settings(current).live_changes(&settings(wanted))
 }
 
-/// The keys that are new, gone, and with another value.
+/// The keys that are new, gone, and have another value.
 fn compare<K: Copy + Ord, V: PartialEq>(
     before: &BTreeMap<K, V>,
     after: &BTreeMap<K, V>,
@@ -345,23 +345,23 @@ impl fmt::Display for Changes {
             ),
             (self.marks_mapped.len(), "mark", "marks", "mapped"),
             (self.marks_unmapped.len(), "mark", "marks", "unmapped"),
-            (self.marks_moved.len(), "mark", "marks", "led elsewhere"),
+            (self.marks_moved.len(), "mark", "marks", "moved"),
             (
                 self.probe_matches_added.len(),
-                "match of probes",
-                "matches of probes",
+                "probe match",
+                "probe matches",
                 "added",
             ),
             (
                 self.probe_matches_removed.len(),
-                "match of probes",
-                "matches of probes",
+                "probe match",
+                "probe matches",
                 "removed",
             ),
             (
                 self.probe_matches_changed.len(),
-                "match of probes",
-                "matches of probes",
+                "probe match",
+                "probe matches",
                 "changed",
             ),
             (

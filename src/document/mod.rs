@@ -1,7 +1,7 @@
-//! What a balancer is to do, as a document that can be written down, compared and applied.
+//! The wanted state of a balancer: a document that can be written down, compared and applied.
 //!
-//! [`State`] is its settings, VIPs and reals in the words of the public API; the differences of two say
-//! what a change amounts to. Everything here is pure; `table` holds what runs.
+//! [`State`] holds settings, VIPs and reals in the types of the public API. The difference between
+//! two states is what a change does. All of this is pure; `table` holds what runs.
 
 #[cfg(feature = "serde")]
 mod beside;

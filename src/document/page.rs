@@ -1,4 +1,4 @@
-//! The text of a document, as errors speak of it: where something is, and what is written there.
+//! The text of a document, for errors: where something is, and what is written there.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -26,15 +26,15 @@ use crate::config::reason;
 use crate::error::Error;
 use crate::error::Result;
 
-/// How much of a wrong value an error shows.
+/// How many characters of a wrong value an error shows.
 const SHOWN: usize = 60;
 
-/// A document, of which a piece is being read.
+/// A document while a piece of it is read.
 #[derive(Clone, Copy)]
 pub(crate) struct Page<'t> {
     pub(super) file: Option<&'t Path>,
     pub(super) text: &'t str,
-    /// Where the piece begins, from which on places are counted.
+    /// Where the piece begins; places are relative to it.
     pub(crate) start: usize,
 }
 
@@ -52,7 +52,8 @@ impl<'t> Page<'t> {
         }
     }
 
-    /// An error of a state that was read, where it is, and where what it contradicts is.
+    /// An error about a state that was read: where it is, and where the thing is that it
+    /// contradicts.
     pub(super) fn refuse_conflict(
         &self,
         state: &State,
@@ -71,7 +72,7 @@ impl<'t> Page<'t> {
         self.refuse(places.start(state, place).unwrap_or(0), message)
     }
 
-    /// What TOML's parser says, in more words where it has too few.
+    /// An error of TOML's parser, explained where its own text is too short.
     pub(crate) fn refuse_syntax(&self, span: Range<usize>, message: &str) -> Error {
         let at = span.start;
         let shown = self.shown(span);
@@ -80,15 +81,15 @@ impl<'t> Page<'t> {
         }
         match self.unquoted(at) {
             Some((at, value)) if value.len() <= SHOWN => {
-                let message = format!("{value} has to stand in quotes: \"{value}\"");
+                let message = format!("{value} must be in quotes: \"{value}\"");
                 self.refuse(at, message)
             }
-            Some((at, value)) => self.refuse(at, format!("{} has to stand in quotes", cut(value))),
+            Some((at, value)) => self.refuse(at, format!("{} must be in quotes", cut(value))),
             None => self.refuse(at, message),
         }
     }
 
-    /// A value without quotes in the line of a place, that is neither a number nor true or false.
+    /// A value without quotes in the line of a place, other than a number, true or false.
     fn unquoted(&self, at: usize) -> Option<(usize, &'t str)> {
         let at = self.start + at;
         let start = self.text.get(..at)?.rfind('\n').map_or(0, |end| end + 1);
@@ -119,13 +120,13 @@ impl<'t> Page<'t> {
         self.refuse(span.start, message)
     }
 
-    /// What is written at a place, in one line.
+    /// What is written at a place, as one line.
     fn shown(&self, span: Range<usize>) -> String {
         let span = self.start + span.start..self.start + span.end;
         cut(self.text.get(span).unwrap_or_default())
     }
 
-    /// Whether a key has its value behind it (`vip = [ ... ]`), and not tables of its own.
+    /// Whether the key is written with `=` (`vip = [ ... ]`), not as tables.
     pub(super) fn is_assigned(&self, key: &Spanned<impl AsRef<str>>) -> bool {
         let rest = self.text.get(self.start + key.span().end..);
         rest.is_some_and(|rest| rest.trim_start_matches([' ', '\t']).starts_with('='))
@@ -143,13 +144,11 @@ impl<'t> Page<'t> {
             _ => {
                 let (name, title) = (section.name, section.title);
                 let message = match key.get_ref().as_ref() == "reals" {
-                    true => {
-                        "reals is a list in [ ] of tables such as { address = \"198.51.100.1\" }"
-                            .to_owned()
-                    }
+                    true => "reals must be a list of tables: [ { address = \"198.51.100.1\" } ]"
+                        .to_owned(),
                     false => format!(
-                        "{name} is a section that may come many times: write {title}, and what belongs to \
-                         one of them right behind it"
+                        "{name} is a section that may occur many times: write {title}, followed by \
+                         what belongs to that one"
                     ),
                 };
                 Err(self.refuse(key.span().start, message))
@@ -158,12 +157,12 @@ impl<'t> Page<'t> {
     }
 }
 
-/// What an address is for, which says what there is to do about a prefix or a port.
+/// What an address is for, which decides what to say about a prefix or a port in it.
 #[derive(Clone, Copy)]
 pub(super) enum Host {
     Vip,
     Real,
-    /// One that stands beside a `port`.
+    /// An address beside a `port`.
     Probe,
     TunnelEnd,
 }
@@ -172,28 +171,28 @@ impl Host {
     fn hint(self, fault: Fault) -> Option<String> {
         match (self, fault) {
             (Self::Vip, Fault::Prefix(length)) => Some(format!(
-                "the address stands alone: add prefix_length = {length}"
+                "write the address alone, and add prefix_length = {length}"
             )),
             (Self::Vip | Self::Probe, Fault::Port(port)) => {
-                Some(format!("the port has a key of its own: port = {port}"))
+                Some(format!("write the port as a key: port = {port}"))
             }
             (Self::Real, Fault::Prefix(length)) => {
                 Some(format!("a real is one host: leave out /{length}"))
             }
             (Self::Real, Fault::Port(port)) => Some(format!(
-                "packets keep the port of the VIP on their way to a real: leave out :{port}"
+                "packets reach a real at the VIP's port: leave out :{port}"
             )),
             _ => None,
         }
     }
 }
 
-/// A table of a document, whose keys are all of its section.
+/// A table of a document, with only keys of its section.
 pub(crate) struct Keys<'p, 'v, 'd> {
     pub(crate) page: &'p Page<'p>,
     section: &'static Section,
     table: &'v DeTable<'d>,
-    /// Where it begins in the document.
+    /// Where the table begins in the document.
     pub(crate) at: usize,
 }
 
@@ -234,7 +233,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
         self.table.get(key)
     }
 
-    /// The key of the section that a name of a setting is, if it has one.
+    /// The name as a key of the section, if it is one.
     #[cfg(feature = "health")]
     pub(crate) fn key_of(&self, name: &str) -> Option<&'static str> {
         self.section.key_names().find(|key| *key == name)
@@ -245,12 +244,12 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
         self.table.get_key_value(key).map(|(key, _)| key)
     }
 
-    /// A value that may be left out.
+    /// An optional value.
     pub(crate) fn given<T: Read>(&self, key: &str) -> Result<Option<T>> {
         self.value(key)
             .map(|value| {
                 T::of(value).map_err(|wrong| {
-                    // The table of sections knows what the number is for.
+                    // The table of sections has the range for this key.
                     let wrong = match self.section.key(key) {
                         Some(row) if wrong.is_range => Wrong {
                             reason: format!("must be {}", plain(row.range)),
@@ -264,7 +263,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
             .transpose()
     }
 
-    /// A value that has to be there.
+    /// A required value.
     pub(crate) fn needed<T: Read>(&self, key: &str) -> Result<T> {
         self.given(key)?.ok_or_else(|| self.missing(key))
     }
@@ -272,11 +271,11 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
     fn missing(&self, key: &str) -> Error {
         let row = self.section.key(key);
         let range = row.map_or("", |row| row.range);
-        let message = format!("{} without {key}: give one ({range})", self.section.title);
+        let message = format!("{} needs the key {key} ({range})", self.section.title);
         self.page.refuse(self.at - self.page.start, message)
     }
 
-    /// An address that has to be there; `check` says what else it has to be.
+    /// A required address, which must pass `check`.
     pub(super) fn address(
         &self,
         key: &str,
@@ -299,7 +298,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
         Ok(address)
     }
 
-    /// Refuses the value of a key for what a check says.
+    /// Refuses the value of a key if a check failed.
     pub(crate) fn checked<T>(&self, key: &str, checked: Result<T>) -> Result<T> {
         checked.map_err(|error| match self.value(key) {
             Some(value) => {
@@ -311,7 +310,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
     }
 }
 
-/// The beginning of what is written, in one line.
+/// The beginning of a text, as one line.
 fn cut(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     let mut shown: String = line.chars().take(SHOWN).collect();
@@ -321,7 +320,7 @@ fn cut(text: &str) -> String {
     shown
 }
 
-/// A range with its numbers as they are written in a document.
+/// A range with its numbers as a document has them.
 fn plain(range: &str) -> String {
     let digit = |c: Option<&u8>| c.is_some_and(u8::is_ascii_digit);
     let bytes = range.as_bytes();
@@ -332,7 +331,7 @@ fn plain(range: &str) -> String {
     parts.map(|(_, c)| c).collect()
 }
 
-/// What to say about a key that there is not.
+/// The message about an unknown key.
 pub(super) fn unknown(
     title: &str,
     key: &str,

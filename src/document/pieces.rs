@@ -1,31 +1,31 @@
-//! A document in pieces, each of which is parsed for itself: TOML's parser makes a tree of what it reads,
-//! which takes some 25 to 50 times the memory of the text.
+//! Cuts a document into pieces, which are parsed one by one: the tree that TOML's parser makes
+//! takes 25 to 50 times the memory of the text.
 //!
-//! A piece begins with a line such as `[[vip]]` that is no part of anything else: none of the sections'
-//! names is a value, so that such a line is in no list, and a string of several lines is none of our
-//! values. Where it was in one nevertheless the piece before ends in its midst, and is refused.
+//! A piece begins with a line such as `[[vip]]`. Such a line is never part of something else: no
+//! section's name is a value, so it is in no list, and none of our values is a string of several
+//! lines. In a document where it is, the piece before it is incomplete and refused.
 
 use super::sections::HEALTH;
 use super::sections::is_section;
 
 const BALANCER: &str = "balancer";
 
-/// Pieces that are longer end with the next section.
+/// Longer pieces end with the next section.
 const ENOUGH: usize = 1 << 16;
 
 /// A part of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece<'t> {
-    /// Where it begins in the document.
+    /// Where the piece begins in the document.
     pub(super) start: usize,
     pub(super) text: &'t str,
 }
 
-/// The pieces, which are the document if they are put together. The first one has what comes before
-/// all sections; others are of one section's tables, with what follows them.
+/// The pieces; together they are the document. The first has everything before the first section,
+/// each other one has tables of one section.
 pub(super) fn pieces(document: &str) -> impl Iterator<Item = Piece<'_>> {
     let mut start = 0;
-    // The first line was looked at if it has ended the piece before.
+    // If this line ended the piece before, it was examined there.
     let mut section = None;
     std::iter::from_fn(move || {
         if start == document.len() {
@@ -60,7 +60,7 @@ struct Header<'t> {
     is_single: bool,
 }
 
-/// The section that begins with a line.
+/// The section that a line begins.
 fn header(line: &str) -> Option<Header<'_>> {
     let line = line.trim_start_matches([' ', '\t']).strip_prefix('[')?;
     let (rest, is_single) = match line.strip_prefix('[') {

@@ -1,4 +1,4 @@
-//! A document that was read and knows where everything stands in it, for errors that come later.
+//! A document that knows where everything in it is, for errors that occur after reading.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use super::toml_read::read_toml_file;
 use crate::error::Error;
 use crate::error::Result;
 
-/// A [`State`] with the document that it was read from, so that errors of [`load`](crate::Builder::load) and
-/// [`apply`](crate::Katran::apply), too, can be told with file and line.
+/// A [`State`] with the document that it was read from, so that errors of
+/// [`load`](crate::Builder::load) and [`apply`](crate::Katran::apply) can name file and line too.
 ///
 /// ```no_run
 /// # fn main() -> katran::Result<()> {
@@ -26,7 +26,7 @@ use crate::error::Result;
 /// # }
 /// ```
 ///
-/// It takes the memory of the text, of the state, and eight bytes for each VIP, real and so on.
+/// It holds the text, the state, and eight bytes for each VIP, real and so on.
 #[derive(Clone, Debug)]
 pub struct Document {
     state: State,
@@ -54,18 +54,19 @@ impl Document {
         Ok(Self { state, source })
     }
 
-    /// What it says.
+    /// The state that the document describes.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// The same; where it was said is forgotten.
+    /// The same, without the places.
     pub fn into_state(self) -> State {
         self.state
     }
 
-    /// Checks what a balancer that is loaded with it would refuse, as far as that can be known without this machine
-    /// and its kernel: settings that it does not give have their defaults.
+    /// Checks what [`load`](crate::Builder::load) and [`apply`](crate::Katran::apply) would refuse,
+    /// except for what depends on this machine and its kernel. Settings that it leaves out have
+    /// their defaults.
     ///
     /// # Errors
     /// [`Error::Document`], with file, line and column.
@@ -73,9 +74,10 @@ impl Document {
         self.source.check(&self.state, &|_, _| false)
     }
 
-    /// An error of a call that was given this state, or one that was made of it, as [`Error::Document`] with file, line
-    /// and column, if it is about something that the document says; any other one as it is. It is for people:
-    /// a program decides by the error itself.
+    /// Adds the place in the document to an error of a call that was given this state or one made
+    /// from it: returns [`Error::Document`] with file, line and column if the document contains
+    /// what the error is about, else the error itself. The result is for people; a program should
+    /// match on the original error.
     #[must_use]
     pub fn placed(&self, error: Error) -> Error {
         self.source.placed(&self.state, error)

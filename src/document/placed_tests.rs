@@ -1,4 +1,4 @@
-//! Errors of load and `apply`, with what of the document they are about.
+//! Errors of load and `apply`, with the part of the document that they are about.
 
 use std::io;
 
@@ -23,7 +23,7 @@ fn many(count: usize, table: impl Fn(usize) -> String) -> String {
     (0..count).map(table).collect()
 }
 
-/// What load would refuse is found before, by the defaults where the document says nothing.
+/// What load would refuse is found earlier, with defaults where the document says nothing.
 #[test]
 fn a_document_is_checked_for_what_load_would_refuse() {
     for good in [
@@ -47,13 +47,10 @@ fn a_document_is_checked_for_what_load_would_refuse() {
         format!("[[server_id]]\nid = {}\nreal = \"{address}\"\n", number + 1)
     });
     for (short, message) in [
-        (
-            "@",
-            "line 1, column 1: gateway_mac is not given: required: ",
-        ),
+        ("@", "line 1, column 1: gateway_mac is missing: required: "),
         (
             "# here\n[balancer]\nmax_vips = 7\n@",
-            "line 2, column 2: gateway_mac is not given: required: ",
+            "line 2, column 2: gateway_mac is missing: required: ",
         ),
         (
             "[balancer]\n%max_reals = 40000\n@",
@@ -61,15 +58,15 @@ fn a_document_is_checked_for_what_load_would_refuse() {
         ),
         (
             &format!("[balancer]\n%{vips}"),
-            "line 2051, column 1: max_vips = 512 leaves no room for this VIP: set a larger one in [balancer]",
+            "line 2051, column 1: max_vips = 512 leaves no room for this VIP: raise it in [balancer]",
         ),
         (
             &format!("[balancer]\n%{reals}"),
-            "line 12291, column 1: max_reals = 4096 leaves no room for the real 10.0.16.0: set a larger one in [balancer]",
+            "line 12291, column 1: max_reals = 4096 leaves no room for the real 10.0.16.0: raise it in [balancer]",
         ),
         (
             &format!("[balancer]\n%{routes}"),
-            "line 3, column 1: a source route needs \"source-routing\" among the features of [balancer]",
+            "line 3, column 1: a source route needs \"source-routing\" in the features of [balancer]",
         ),
         (
             "[balancer]\n%encapsulation = \"gue\"\nsource_v4 = \"192.0.2.1\"\n@",
@@ -77,7 +74,7 @@ fn a_document_is_checked_for_what_load_would_refuse() {
         ),
         (
             "[balancer]\n%[[mark]]\nmark = 1\nreal = \"198.51.100.1\"\n",
-            "line 3, column 1: a probe needs healthcheck_interface in [balancer], which it leaves by",
+            "line 3, column 1: a probe needs healthcheck_interface in [balancer], the interface through which it leaves",
         ),
         (
             "[balancer]\n%healthcheck_interface = \"eth0\"\nmax_vips = 9\n[[probe_source]]\n\
@@ -86,8 +83,8 @@ fn a_document_is_checked_for_what_load_would_refuse() {
         ),
         (
             "[balancer]\n%@[[vip]]\naddress = \"198.51.100.1\"\nport = 1\nprotocol = \"tcp\"\n",
-            "line 7, column 11: real 198.51.100.1 has the address of a VIP, so what is sent there comes back: give the \
-             backend's own; the other is in line 8",
+            "line 7, column 11: real 198.51.100.1 has the address of a VIP, so its packets come back to the \
+             balancer: use the backend's own address; the other is in line 8",
         ),
         (
             "[balancer]\n%healthcheck_interface = \"eth0\"\nsource_v4 = \"192.0.2.1\"\nmax_vips = 1\nmax_reals = 1\n[[mark]]\nmark = 1\n\
@@ -135,7 +132,7 @@ fn errors_of_load_and_apply_have_the_place_that_they_are_about() {
         (
             exhausted("VIPs (max_vips)", 1),
             (10, 1),
-            "this VIP: set a larger",
+            "this VIP: raise it",
         ),
         (
             exhausted("reals (max_reals)", 2),
@@ -151,7 +148,7 @@ fn errors_of_load_and_apply_have_the_place_that_they_are_about() {
         (exhausted("probes (max_vips)", 2), (0, 0), "probes"),
         (exhausted("open files", 2), (0, 0), "open files"),
         (invalid("orphan_limit"), (4, 16), "orphan_limit = 30s: no"),
-        (invalid("source_v4"), (1, 2), "source_v4 is not given: no"),
+        (invalid("source_v4"), (1, 2), "source_v4 is missing: no"),
         (invalid("endpoint number"), (0, 0), "endpoint number"),
         (
             kernel("203.0.113.2:0/udp"),

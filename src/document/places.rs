@@ -1,4 +1,4 @@
-//! Where in a document everything stands, and the errors that say so.
+//! Where everything in a document is, and errors with that place.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ pub(crate) struct Places {
     /// The values of the keys of `[balancer]`.
     pub(super) settings: Vec<(&'static str, usize)>,
     pub(super) vips: Vec<usize>,
-    /// Of all VIPs.
+    /// The reals of all VIPs.
     pub(super) reals: Vec<usize>,
     pub(super) server_ids: Vec<usize>,
     pub(super) source_routes: Vec<usize>,
@@ -25,13 +25,13 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Notes the value of a key of `[balancer]`.
+    /// Records the value of a key of `[balancer]`.
     pub(super) fn add_setting(&mut self, key: &str, at: usize) {
         let key = SETTING_KEYS.iter().find(|known| **known == key);
         self.settings.extend(key.map(|key| (*key, at)));
     }
 
-    /// Of a part of the state that these places are of.
+    /// The place of a part of `state`, which must be the state of these places.
     pub(super) fn start(&self, state: &State, place: Place) -> Option<usize> {
         let list = |starts: &[usize], index: usize| starts.get(index).copied();
         match place {
@@ -57,7 +57,7 @@ impl Places {
     }
 }
 
-/// All reals that something leads to, in the order of the document's kinds.
+/// All reals that clients' packets may go to, in the order of the document's sections.
 pub(super) fn reals(state: &State) -> impl Iterator<Item = (IpAddr, Place)> {
     let vips = state.vips.iter().enumerate().flat_map(|(vip, of)| {
         let reals = of.reals.iter().enumerate();
@@ -79,7 +79,7 @@ pub(super) fn probed(state: &State) -> impl Iterator<Item = (IpAddr, Place)> {
     marks.chain(matches)
 }
 
-/// Something that is wrong at a place, by itself.
+/// An error at one place, without a second one.
 pub(super) fn wrong(place: Place, message: impl Into<String>) -> Conflict {
     Conflict {
         place,

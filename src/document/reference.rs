@@ -1,16 +1,15 @@
-//! `docs/configuration.md` is what the tables of settings and sections say.
+//! Writes the tables of `docs/configuration.md` from those of settings and sections.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
 use super::sections::HEALTH;
-use super::sections::Key;
 use super::sections::SECTIONS;
 use super::sections::Section;
 use crate::config::Features;
 use crate::config::ROWS;
-use crate::config::Row;
 use crate::generated;
 use crate::types::VipFlags;
 use crate::types::flag_names;
@@ -35,104 +34,101 @@ fn documentation_is_current() {
     generated::check("docs/configuration.md", &parts);
 }
 
+const HEAD: &str = "| key | meaning | value | default |\n|---|---|---|---|\n";
+
 fn settings() -> String {
-    let mut text = "| key | meaning | written | unit | default | range | changes after load |\n\
-                    | --- | --- | --- | --- | --- | --- | --- |\n"
-        .to_owned();
+    let mut text = HEAD.to_owned();
     for row in ROWS {
-        let Row {
-            key,
-            unit,
-            changes,
-            form,
-            ..
-        } = row;
-        let (meaning, default, range) = (summary(row.doc), plain(row.default), plain(row.range));
-        let form = written(*form);
-        writeln!(
-            text,
-            "| `{key}` | {meaning} | `{form}` | {unit} | {default} | {range} | {changes} |"
-        )
-        .unwrap();
+        let (key, meaning) = (row.key, summary(row.doc));
+        let value = value(row.unit, &plain(row.range));
+        let is_list = matches!(row.form[1], "texts" | "set" | "list");
+        assert_eq!(value.starts_with("list of"), is_list, "{key}");
+        let default = default(
+            row.default
+                .strip_prefix("none: required")
+                .map_or_else(|| Some(plain(row.default)), |_| None),
+        );
+        let live = match row.changes {
+            "yes" => " *Live.*",
+            _ => "",
+        };
+        writeln!(text, "| `{key}` | {meaning}{live} | {value} | {default} |").unwrap();
     }
     text
 }
 
-/// How a setting looks, by its type and its form in the table of settings.
-fn written([given, form]: [&str; 2]) -> &'static str {
-    match (form, given) {
-        ("text", _) | ("plain", "String") => "\"...\"",
-        ("texts" | "set", _) => "[\"...\"]",
-        ("list", _) => "[0]",
-        ("auto", _) => "0, \"auto\"",
-        ("plain", "bool") => "true",
-        ("seconds", _) => "0, 0.5",
-        ("plain" | "whole", _) => "0",
-        (prefix, _) => {
-            assert!(prefix.contains("prefix"), "{prefix}");
-            "\".../...\""
-        }
+/// The values of a key: its range, with the unit unless the range has it.
+fn value(unit: &str, range: &str) -> String {
+    let is_plain = matches!(
+        unit,
+        "choice" | "boolean" | "true or false" | "check" | "flags" | "list" | "table" | "text"
+    );
+    match unit {
+        "true or false" => unit.to_owned(),
+        "address" | "prefix" | "MAC address" | "interface" => range.to_owned(),
+        _ if range == "any" => unit.to_owned(),
+        _ if is_plain => range.to_owned(),
+        _ => format!("{unit}: {range}"),
     }
+}
+
+fn default(default: Option<impl Into<String>>) -> String {
+    default.map_or("required".to_owned(), Into::into)
 }
 
 fn sections() -> String {
     tables(SECTIONS)
 }
 
-/// The keys of sections.
+/// The keys of sections. Keys that several sections share have rows in the first of them only.
 pub(crate) fn tables(sections: &[&Section]) -> String {
     let mut text = String::new();
+    let mut titles: Vec<(Vec<&str>, String)> = Vec::new();
     for section in sections {
-        let (title, meaning) = (section.title, section.meaning.trim());
-        let title = match title {
+        let title = match section.title {
             of if of.starts_with('[') => format!("`{of}`"),
             "a real" => "a real of `reals`".to_owned(),
             of => of.to_owned(),
         };
-        write!(
-            text,
-            "### {title}\n\n{meaning}\n\n| key | meaning | written | unit | default | range |\n\
-             | --- | --- | --- | --- | --- | --- |\n"
-        )
-        .unwrap();
-        for key in section.keys() {
-            let Key {
-                name,
-                meaning,
-                unit,
-                range,
-                ..
-            } = key;
-            let form = match *unit {
-                "address" | "prefix" | "choice" => "\"...\"",
-                "flags" => "[\"...\"]",
-                "reals" => "[{ ... }]",
-                "true or false" => "true",
-                "table" => "{ ... }",
-                "seconds" => "0, 0.5",
-                "list" => "[...]",
-                "text" => "\"...\"",
-                "check" => "\"...\", { ... }",
-                _ => "0",
-            };
-            let default = key.default.unwrap_or("none, it has to be given");
-            let meaning = meaning.trim();
-            writeln!(
-                text,
-                "| `{name}` | {meaning} | `{form}` | {unit} | {default} | {range} |"
-            )
-            .unwrap();
+        let meaning = section.meaning.trim();
+        write!(text, "### {title}\n\n{meaning}\n\n").unwrap();
+        let mut rows = Vec::new();
+        // The title says what `kind` is.
+        rows.extend(section.own.iter().filter(|key| key.name != "kind"));
+        let mut others: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for keys in section.shared {
+            let names: Vec<_> = keys.iter().map(|key| key.name).collect();
+            match titles.iter().find(|(of, _)| *of == names) {
+                Some((_, first)) => others.entry(first.clone()).or_default().extend(names),
+                None => {
+                    titles.push((names, title.clone()));
+                    rows.extend(keys.iter());
+                }
+            }
+        }
+        for (first, names) in others {
+            let names = names.join("`, `");
+            write!(text, "Also has these keys of {first}: `{names}`.\n\n").unwrap();
+        }
+        if rows.is_empty() {
+            continue;
+        }
+        text += HEAD;
+        for key in rows {
+            let (name, meaning) = (key.name, key.meaning.trim());
+            let (value, default) = (value(key.unit, key.range), default(key.default));
+            writeln!(text, "| `{name}` | {meaning} | {value} | {default} |").unwrap();
         }
         text.push('\n');
     }
     text
 }
 
-/// Words of a list, with what their constants are documented to be.
+/// The words of a list, with the documentation of their constants.
 fn words(names: &[String], source: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
     let source = fs::read_to_string(path).unwrap();
-    let mut text = "| word | meaning |\n| --- | --- |\n".to_owned();
+    let mut text = "| word | meaning |\n|---|---|\n".to_owned();
     for name in names {
         let constant = name.to_uppercase().replace('-', "_");
         let (before, _) = source.split_once(&format!("const {constant} =")).unwrap();
@@ -162,12 +158,12 @@ fn summary(doc: &str) -> String {
     in_its_words(&text.replace(['[', ']'], ""))
 }
 
-/// Constants of the API as the words of a document that they are.
+/// Constants of the API as words of a document.
 fn in_its_words(text: &str) -> String {
     let parts = text.split('`').enumerate().map(|(index, part)| {
         let (owner, word) = part.rsplit_once("::").unwrap_or(("", part));
         if index % 2 == 0 || !word.starts_with(char::is_uppercase) {
-            // Setters are keys.
+            // A setter's name is its key.
             return match owner {
                 "Builder" => word.to_owned(),
                 _ => part.to_owned(),
@@ -212,13 +208,13 @@ fn links_become_their_texts() {
     assert_eq!(plain("1 to 65_535, max_vips"), "1 to 65,535, max_vips");
 }
 
-/// Every key that is written can be looked up, and the other way round.
+/// A written document has every key of the reference.
 #[test]
 fn the_reference_has_every_key() {
     let document = super::toml_write::ALL_SETTINGS;
     for section in SECTIONS {
         let is_real = !section.title.starts_with('[');
-        // Health checks are none of what is written.
+        // Documents are written without health checks.
         for key in section.key_names().filter(|key| *key != HEALTH) {
             let is_there = match is_real {
                 true => document
@@ -229,7 +225,7 @@ fn the_reference_has_every_key() {
                     .filter(|table| table.starts_with(section.title))
                     .any(|table| table.contains(&format!("\n{key} = "))),
             };
-            // Those with their default are left out, and read nevertheless.
+            // Default values are left out, so none of the document's values is one.
             assert!(is_there, "{key} of {}", section.title);
         }
     }

@@ -1,7 +1,6 @@
-//! What settings have no room for, or exclude: known before anything is loaded.
+//! Checks a state against the limits and requirements of its settings, before anything is loaded.
 //!
-//! Settings that a document does not give are the balancer's, and so are what they leave room for; a document that is
-//! to be loaded gets the defaults.
+//! Settings that a document leaves out are the balancer's; before load they are the defaults.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -23,12 +22,12 @@ use crate::types::Real;
 use crate::types::RealFlags;
 use crate::types::Vip;
 
-/// The first thing that is more than its own settings allow.
+/// The first thing that exceeds the document's own settings.
 pub(super) fn beyond(state: &State) -> Option<Conflict> {
     with(state, state.balancer.as_ref()?)
 }
 
-/// The first thing that cannot be where these settings are all that there are.
+/// The first thing that is impossible with these settings, which are complete.
 pub(super) fn beyond_all(
     state: &State,
     settings: &BalancerState,
@@ -46,7 +45,7 @@ fn with(state: &State, settings: &BalancerState) -> Option<Conflict> {
     let without = |feature: Features, what: &str, is_empty: bool, place| {
         let features = settings.features?;
         (!features.contains(feature) && !is_empty).then(|| {
-            let message = format!("{what} needs \"{feature}\" among the features of [balancer]");
+            let message = format!("{what} needs \"{feature}\" in the features of [balancer]");
             wrong(place, message)
         })
     };
@@ -79,7 +78,7 @@ fn limit_of(settings: &BalancerState, setting: &str) -> Option<u64> {
     limit.map(u64::from)
 }
 
-/// The first thing that a limit has no room for.
+/// The first thing that exceeds a limit.
 pub(super) fn beyond_limit(state: &State, setting: &str, limit: u64) -> Option<Conflict> {
     let (place, what) = match setting {
         "max_vips" => {
@@ -112,25 +111,25 @@ pub(super) fn beyond_limit(state: &State, setting: &str, limit: u64) -> Option<C
     let message = match given.and_then(|given| limit_of(given, setting)) == Some(limit) {
         true => format!("{setting} = {limit} in [balancer] leaves no room for {this}"),
         false => {
-            format!("{setting} = {limit} leaves no room for {this}: set a larger one in [balancer]")
+            format!("{setting} = {limit} leaves no room for {this}: raise it in [balancer]")
         }
     };
     Some(wrong(place, message))
 }
 
-/// The one that is one too many.
+/// The first one beyond the limit.
 fn nth(count: usize, limit: u64, place: fn(usize) -> Place) -> Option<Place> {
     (count as u64 > limit).then(|| place(limit as usize))
 }
 
-/// The first real, of VIPs, server ids and source routes, that there is no number for.
+/// The first real beyond the limit, of VIPs, server ids and source routes.
 fn nth_real(state: &State, limit: u64) -> Option<(IpAddr, Place)> {
     let mut seen = BTreeSet::new();
     let mut reals = reals(state);
     reals.find(|(address, _)| seen.insert(*address) && seen.len() as u64 > limit)
 }
 
-/// The first mark, or match of probes by destination or by source, that is one too many of its kind.
+/// The first mark, or probe match by destination or by source, beyond the limit of its kind.
 fn nth_match(state: &State, limit: u64) -> Option<(Place, String)> {
     if let Some(place) = nth(state.marks.len(), limit, Place::Mark) {
         return Some((place, "mark".to_owned()));
@@ -142,7 +141,7 @@ fn nth_match(state: &State, limit: u64) -> Option<(Place, String)> {
         *count += 1;
         *count > limit
     })?;
-    Some((Place::ProbeMatch(index), "match of probes".to_owned()))
+    Some((Place::ProbeMatch(index), "probe match".to_owned()))
 }
 
 fn nth_route(state: &State, limit: u64) -> Option<Place> {
@@ -156,10 +155,10 @@ fn nth_route(state: &State, limit: u64) -> Option<Place> {
     Some(Place::SourceRoute(index))
 }
 
-/// A real with the address of a VIP, of which the diagnosis says the same.
+/// A real with the address of a VIP; the diagnosis reports the same.
 fn in_a_circle(state: &State) -> Option<Conflict> {
     let vips = state.vips.iter().enumerate();
-    // Prefixes may well cover the backends' network.
+    // A VIP's prefix may well cover the backends' network.
     let vips = vips.filter(|(_, of)| !of.vip.is_prefix());
     let vips: BTreeMap<_, _> = vips.map(|(index, of)| (of.vip.address(), index)).collect();
     state.vips.iter().enumerate().find_map(|(vip, of)| {
@@ -171,22 +170,23 @@ fn in_a_circle(state: &State) -> Option<Conflict> {
             place: Place::Real { vip, real },
             other: vips.get(&address).map(|vip| Place::Vip(*vip)),
             message: format!(
-                "real {address} has the address of a VIP, so what is sent there comes back: give the backend's own"
+                "real {address} has the address of a VIP, so its packets come back to the balancer: use the backend's own address"
             ),
         })
     })
 }
 
-/// Probes leave by an interface that has to be known.
+/// Probes need a configured interface.
 fn without_interface(state: &State, settings: &BalancerState) -> Option<Conflict> {
     let probes = state.probes.first().map(|_| Place::Probe(0));
     let first = probed(state).next().map(|(_, place)| place).or(probes)?;
-    let message = "a probe needs healthcheck_interface in [balancer], which it leaves by";
+    let message =
+        "a probe needs healthcheck_interface in [balancer], the interface through which it leaves";
     let is_missing = settings.healthcheck_interface.is_none();
     is_missing.then(|| wrong(first, message))
 }
 
-/// GUE, and probes whose source is not made up, need an outer source address of the real's family.
+/// GUE, and probes without made-up sources, need an outer source address of the real's family.
 fn without_source(
     state: &State,
     settings: &BalancerState,

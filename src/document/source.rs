@@ -1,4 +1,4 @@
-//! The text of a document with where everything stands in it, and what of it an error is about.
+//! The text of a document with all places, and the place that an error is about.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::types::Vip;
 
-/// The text that a state was read from, and where everything stands in it.
+/// The text that a state was read from, and all places in it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Source {
     file: Option<PathBuf>,
@@ -34,7 +34,7 @@ impl Source {
         Self { file, text, places }
     }
 
-    /// With reals of VIPs that are probed through the tunnel, besides those with marks.
+    /// Also checks reals of VIPs that are probed through the tunnel, besides those with marks.
     pub(crate) fn check(
         &self,
         state: &State,
@@ -64,7 +64,7 @@ impl Source {
         self.refuse(state, wrong(Place::Mark(mark), message))
     }
 
-    /// An error of what stands at a place.
+    /// An error about what is at a place.
     #[cfg(feature = "health")]
     pub(crate) fn refuse_at(&self, at: usize, error: &Error) -> Error {
         self.page().refuse(at, message(error))
@@ -91,7 +91,7 @@ struct Read<'r> {
 }
 
 impl Read<'_> {
-    /// What in the document an error is about.
+    /// The part of the document that an error is about.
     fn conflict(&self, error: &Error) -> Option<Conflict> {
         let state = self.state;
         let place = match error {
@@ -105,10 +105,10 @@ impl Read<'_> {
                 let setting = SETTING_KEYS.iter().find(|key| *key == setting)?;
                 return Some(match self.setting(setting) {
                     Some(_) => wrong(Place::Setting(setting), message(error)),
-                    None => wrong(Place::Balancer, format!("{setting} is not given: {reason}")),
+                    None => wrong(Place::Balancer, format!("{setting} is missing: {reason}")),
                 });
             }
-            // A limit that is to become lower than what there is.
+            // A limit below the number of things that exist.
             Error::InUse { what, .. } => {
                 let words = what.split(' ');
                 let keys = words.filter_map(|word| SETTING_KEYS.iter().find(|key| **key == word));
@@ -132,7 +132,7 @@ impl Read<'_> {
         self.places.start(self.state, Place::Setting(key))
     }
 
-    /// What has this address.
+    /// The part with this address.
     fn address(&self, address: IpAddr) -> Option<Place> {
         let state = self.state;
         let vip = state.vips.iter().position(|of| of.vip.address() == address);
@@ -143,7 +143,7 @@ impl Read<'_> {
             .or_else(|| end.map(Place::Decap))
     }
 
-    /// The first of what a balancer was loaded without.
+    /// The first use of something that the balancer was loaded without.
     fn unsupported(&self, what: &str) -> Option<Place> {
         let state = self.state;
         match what {
@@ -157,7 +157,7 @@ impl Read<'_> {
         }
     }
 
-    /// What the kernel was to be told of.
+    /// The part that a kernel object stands for.
     fn object(&self, object: &str) -> Option<Place> {
         let state = self.state;
         let vip = state
@@ -169,13 +169,13 @@ impl Read<'_> {
     }
 }
 
-/// The setting that is named at the end, in brackets.
+/// The setting named in brackets at the end.
 fn named(what: &str) -> Option<&'static str> {
     let (_, setting) = what.strip_suffix(')')?.rsplit_once('(')?;
     SETTING_KEYS.iter().find(|key| **key == setting).copied()
 }
 
-/// What an error says, without what stands there already.
+/// The text of an error, without the parts that the place makes redundant.
 fn message(error: &Error) -> String {
     let text = error.to_string();
     let rest = text.strip_prefix("configuration: ").map(str::to_owned);

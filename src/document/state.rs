@@ -1,7 +1,7 @@
-//! The state of a balancer as a value: written down, compared, applied.
+//! The state of a balancer as a value, which can be written down, compared and applied.
 //!
-//! What is not said is left alone in `[balancer]` and is the default in a VIP: a VIP's flags,
-//! reals, weights and real flags are always said in full.
+//! A setting of `[balancer]` that a state leaves out stays as it is. Everything else is complete: a
+//! VIP has exactly the given flags, reals, weights and real flags.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ use crate::types::SourceRoute;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
-/// Everything that a balancer can be told, for [`Katran::apply`](crate::Katran::apply).
+/// Everything that a balancer can be configured with, for [`Katran::apply`](crate::Katran::apply).
 ///
 /// ```
 /// use katran::Real;
@@ -38,21 +38,21 @@ use crate::types::VipFlags;
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct State {
-    /// The settings; without them, whatever the balancer was loaded with.
+    /// The settings; `None` leaves those that the balancer was loaded with.
     pub balancer: Option<BalancerState>,
-    /// All VIPs; those that are not here are removed.
+    /// All VIPs; others are removed.
     pub vips: Vec<VipState>,
-    /// All server ids; those that are not here are removed.
+    /// All server ids; others are removed.
     pub server_ids: Vec<ServerIdState>,
-    /// All source routes; those that are not here are removed.
+    /// All source routes; others are removed.
     pub source_routes: Vec<SourceRoute>,
-    /// All addresses at which tunnels may end; those that are not here are removed.
+    /// All addresses at which tunnels end; others are removed.
     pub decap: Vec<DecapState>,
-    /// All marks of health checks and their reals; those that are not here are unmapped.
+    /// All marks of probes and their reals; others are removed.
     pub marks: Vec<MarkState>,
-    /// All matches of health checks; those that are not here are removed.
+    /// All probe matches; others are removed.
     pub probe_matches: Vec<ProbeMatchState>,
-    /// What probes are counted for; the others are not any more.
+    /// All VIPs whose probes are counted.
     pub probes: Vec<Vip>,
 }
 
@@ -62,12 +62,12 @@ pub struct State {
 pub struct MarkState {
     /// The mark of packets.
     pub mark: u32,
-    /// The real that they go to.
+    /// The real that packets with the mark go to.
     pub real: IpAddr,
 }
 
 impl MarkState {
-    /// Packets with this mark go to this real.
+    /// Sends packets with this mark to this real.
     pub fn new(mark: u32, real: IpAddr) -> Self {
         Self {
             mark,
@@ -76,18 +76,19 @@ impl MarkState {
     }
 }
 
-/// One match of a [`State`], other than by a mark: probes from or to an address and port (0: any).
+/// One probe match of a [`State`]: an address and port (0: any) that identify probes without a
+/// mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct ProbeMatchState {
-    /// By what probes are told.
+    /// What identifies the probes.
     pub by: ProbeMatch,
-    /// The real that they go to.
+    /// The real that the probes go to.
     pub real: IpAddr,
 }
 
 impl ProbeMatchState {
-    /// Such packets go to this real.
+    /// Sends such packets to this real.
     pub fn new(by: ProbeMatch, real: IpAddr) -> Self {
         Self {
             by: by.canonical(),
@@ -96,7 +97,7 @@ impl ProbeMatchState {
     }
 }
 
-/// By what a probe is told, if not by its mark.
+/// What identifies a probe, other than its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProbeMatch {
     /// See [`ProbesMut::match_destination`](crate::probes::ProbesMut::match_destination).
@@ -116,7 +117,7 @@ impl ProbeMatch {
 }
 
 impl fmt::Display for ProbeMatch {
-    /// Such as `to 203.0.113.1:443` and `from 10.0.0.9:0`.
+    /// For example `to 203.0.113.1:443` and `from 10.0.0.9:0`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Destination(address) => write!(f, "to {address}"),
@@ -125,18 +126,18 @@ impl fmt::Display for ProbeMatch {
     }
 }
 
-/// One address of a [`State`] at which tunnels may end.
+/// One address of a [`State`] at which tunnels end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct DecapState {
     /// The address.
     pub address: IpAddr,
-    /// What becomes of what was in the tunnel.
+    /// What happens to the inner packets.
     pub mode: DecapMode,
 }
 
 impl DecapState {
-    /// Tunnels may end at this address.
+    /// Lets tunnels end at this address.
     pub fn new(address: IpAddr, mode: DecapMode) -> Self {
         Self {
             address: address.to_canonical(),
@@ -157,7 +158,7 @@ pub struct ServerIdState {
 }
 
 impl ServerIdState {
-    /// An id that packets are routed by.
+    /// A valid server id.
     pub fn new(id: ServerId) -> Self {
         Self { id, valid: true }
     }
@@ -171,13 +172,12 @@ pub struct VipState {
     pub vip: Vip,
     /// Its flags, all of them.
     pub flags: VipFlags,
-    /// How its ring is filled; `None`: as [`Builder::hash_function`] says.
+    /// How its ring is filled; `None` for [`Builder::hash_function`].
     pub hash: Option<HashFunction>,
-    /// Its reals, all of them. Flags that are not given are none. A real that several VIPs name
-    /// has the same flags in all of them.
+    /// Its reals, all of them, with all their flags. A real of several VIPs must have the same
+    /// flags in each.
     pub reals: Vec<Real>,
-    /// Those of its reals that are down; see
-    /// [`Katran::mark_down`](crate::Katran::mark_down).
+    /// The reals that are down; see [`Katran::mark_down`](crate::Katran::mark_down).
     pub down: Vec<IpAddr>,
 }
 
@@ -194,12 +194,9 @@ impl VipState {
     }
 }
 
-/// A place in a state: the settings, one of them, indices of its lists.
+/// A place in a state: the settings, one setting, or an index into a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(
-    dead_code,
-    reason = "without documents nobody asks where settings stand"
-)]
+#[allow(dead_code, reason = "only documents need the place of a setting")]
 pub(super) enum Place {
     Balancer,
     Setting(&'static str),
@@ -213,22 +210,21 @@ pub(super) enum Place {
     Probe(usize),
 }
 
-/// What makes a state contradict itself, and where.
+/// A contradiction in a state, and where it is.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Conflict {
     pub(super) place: Place,
-    /// What it contradicts.
+    /// The place that it contradicts.
     pub(super) other: Option<Place>,
     pub(super) message: String,
 }
 
 impl State {
-    /// The settings of `[balancer]`, ready to be loaded; the rest keeps its default.
+    /// A builder with the settings of `[balancer]`, and defaults for the rest.
     ///
     /// # Errors
     /// [`Error::Document`] if the state contradicts itself (see
-    /// [`Katran::apply`](crate::Katran::apply)), so that it is known before anything is loaded.
-    /// Ranges are checked at load.
+    /// [`Katran::apply`](crate::Katran::apply)). Loading checks the ranges.
     pub fn builder(&self) -> Result<Builder> {
         self.check()?;
         Ok(self
@@ -250,8 +246,8 @@ impl State {
         }
     }
 
-    /// The first contradiction: something that is listed twice, a real with different flags in two
-    /// VIPs, or a mark that cannot be.
+    /// The first contradiction: something listed twice, a real with different flags in two VIPs, or
+    /// a real that is down but not listed.
     pub(super) fn conflict(&self) -> Option<Conflict> {
         let mut vips = BTreeMap::new();
         let mut flags = BTreeMap::new();
@@ -285,8 +281,8 @@ impl State {
                         place,
                         other: Some(*other),
                         message: format!(
-                            "real {address} has other flags in VIP {vip} than in VIP {first}: they are \
-                             the real's, so it must be listed with the same everywhere"
+                            "real {address} has other flags in VIP {vip} than in VIP {first}: give it the \
+                             same flags in all VIPs"
                         ),
                     });
                 }
@@ -295,7 +291,7 @@ impl State {
                 return Some(Conflict {
                     place: Place::Vip(index),
                     other: None,
-                    message: format!("{down} is down, but is no real of VIP {vip}"),
+                    message: format!("{down} is marked down, but is not a real of VIP {vip}"),
                 });
             }
         }
@@ -311,7 +307,7 @@ impl State {
             })
             .or_else(|| {
                 let matches = self.probe_matches.iter().map(|state| state.by);
-                twice(matches, "match of probes", Place::ProbeMatch)
+                twice(matches, "probe match", Place::ProbeMatch)
             })
             .or_else(|| twice(self.probes.iter().copied(), "probe", Place::Probe))
     }
@@ -323,7 +319,7 @@ impl State {
     }
 }
 
-/// The first of these that is listed a second time.
+/// The first one that occurs a second time.
 fn twice<K: Copy + Ord + fmt::Display>(
     mut keys: impl Iterator<Item = K> + Clone,
     what: &str,
@@ -340,7 +336,7 @@ fn twice<K: Copy + Ord + fmt::Display>(
     })
 }
 
-/// The flags that a real of a state has; its family's bit is not among them.
+/// The flags of a real in a state, without the bit for its family.
 pub(crate) fn stated_flags(real: &Real) -> RealFlags {
     real.get_flags()
         .unwrap_or_default()

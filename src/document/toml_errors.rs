@@ -1,5 +1,5 @@
-//! What wrong documents are answered with, to the letter: each message says where, what is wrong, and
-//! where it can be known what to write instead.
+//! The exact messages for wrong documents: each says where, what is wrong and, where possible, what
+//! to write instead.
 
 use std::thread;
 use std::time::Duration;
@@ -13,18 +13,18 @@ const REAL: &str = "{ address = \"198.51.100.1\" }";
 
 /// Wrong documents and their messages.
 const WRONG: &[(&str, &str)] = &[
-    // What TOML has no words for.
+    // What the TOML parser explains too briefly.
     (
         "[balancer]\nmax_vips 1\n",
         "line 2, column 10: key with no value, expected `=`",
     ),
     (
         "@hash = maglev\n",
-        "line 5, column 8: maglev has to stand in quotes: \"maglev\"",
+        "line 5, column 8: maglev must be in quotes: \"maglev\"",
     ),
     (
         "[[vip]]\naddress = 203.0.113.1\n",
-        "line 2, column 11: 203.0.113.1 has to stand in quotes: \"203.0.113.1\"",
+        "line 2, column 11: 203.0.113.1 must be in quotes: \"203.0.113.1\"",
     ),
     (
         "@reals = [ &, & \n[[server_id]]\nid = 1\n",
@@ -36,7 +36,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[balancer]\ngateway_mac = 0a:00:00:00:00:fe # the router\n",
-        "line 2, column 15: 0a:00:00:00:00:fe has to stand in quotes: \"0a:00:00:00:00:fe\"",
+        "line 2, column 15: 0a:00:00:00:00:fe must be in quotes: \"0a:00:00:00:00:fe\"",
     ),
     (
         "@flags = [\"quic]\n",
@@ -65,23 +65,23 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[balancer]\nfrags = true\n\n[balancer]\n",
-        "line 4, column 2: [balancer] is there already, in line 1",
+        "line 4, column 2: [balancer] is already in line 1",
     ),
     (
         "[[balancer]]\n",
-        "line 1, column 3: [balancer] is one section: write [balancer], with single brackets",
+        "line 1, column 3: [balancer] may occur only once: write [balancer], with single brackets",
     ),
     (
         "[vip]\naddress = \"203.0.113.1\"\n",
-        "line 1, column 2: vip is a section that may come many times: write [[vip]], and what belongs to one of them right behind it",
+        "line 1, column 2: vip is a section that may occur many times: write [[vip]], followed by what belongs to that one",
     ),
     (
         "vip = []\n\n@",
-        "line 3, column 3: vip = [ ... ] in line 1 is all of them: write [[vip]] for each instead",
+        "line 3, column 3: vip = [ ... ] in line 1 already lists them all: write [[vip]] for each instead",
     ),
     (
         "@\n[[mark]]\nmark = 1\nreal = \"198.51.100.1\"\n\n[[vip.reals]]\naddress = \"198.51.100.1\"\n",
-        "line 10, column 3: vip is a section that may come many times: write [[vip]], and what belongs to one of them right behind it",
+        "line 10, column 3: vip is a section that may occur many times: write [[vip]], followed by what belongs to that one",
     ),
     (
         "@weigth = 1\n",
@@ -105,7 +105,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@reals = &\n",
-        "line 5, column 1: reals is a list in [ ] of tables such as { address = \"198.51.100.1\" }",
+        "line 5, column 1: reals must be a list of tables: [ { address = \"198.51.100.1\" } ]",
     ),
     (
         "@reals = [ \"198.51.100.1\" ]\n",
@@ -113,28 +113,28 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[[vip]]\naddress = \"203.0.113.1\"\nprotocol = \"tcp\"\n",
-        "line 1, column 1: [[vip]] without port: give one (0 to 65,535, 0 for any)",
+        "line 1, column 1: [[vip]] needs the key port (0 to 65,535, 0 for any)",
     ),
     (
         "@reals = [ { weight = 2 } ]\n",
-        "line 5, column 11: a real without address: give one (an IPv4 or IPv6 address; not unspecified, multicast, broadcast, loopback or link-local)",
+        "line 5, column 11: a real needs the key address (an IPv4 or IPv6 address; not unspecified, multicast, broadcast, loopback or link-local)",
     ),
     (
         "[[mark]]\nmark = 1\n",
-        "line 1, column 1: [[mark]] without real: give one (an address as of a real)",
+        "line 1, column 1: [[mark]] needs the key real (the address of a real)",
     ),
     // Addresses.
     (
         "[[vip]]\naddress = \"203.0.113.0/24\"\nport = 443\nprotocol = \"tcp\"\n",
-        "line 2, column 11: address = \"203.0.113.0/24\": the address stands alone: add prefix_length = 24",
+        "line 2, column 11: address = \"203.0.113.0/24\": write the address alone, and add prefix_length = 24",
     ),
     (
         "[[vip]]\naddress = \"203.0.113.1:443\"\nprotocol = \"tcp\"\n",
-        "line 2, column 11: address = \"203.0.113.1:443\": the port has a key of its own: port = 443",
+        "line 2, column 11: address = \"203.0.113.1:443\": write the port as a key: port = 443",
     ),
     (
         "[[vip]]\naddress = \"[2001:db8::1]:443\"\nprotocol = \"tcp\"\n",
-        "line 2, column 11: address = \"[2001:db8::1]:443\": the port has a key of its own: port = 443",
+        "line 2, column 11: address = \"[2001:db8::1]:443\": write the port as a key: port = 443",
     ),
     (
         "[[vip]]\naddress = \"[2001:db8::1]\"\nport = 443\nprotocol = \"tcp\"\n",
@@ -150,7 +150,8 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@prefix_length = 24\n",
-        "line 5, column 17: prefix_length = 24: bits behind the prefix are set; the prefix would be 203.0.113.0/24",
+        "line 5, column 17: prefix_length = 24: bits beyond the prefix are set; the prefix would \
+        be 203.0.113.0/24",
     ),
     (
         "@reals = [ { address = \"198.51.100.1/32\" } ]\n",
@@ -158,7 +159,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@reals = [ { address = \"198.51.100.1:8443\" } ]\n",
-        "line 5, column 23: address = \"198.51.100.1:8443\": packets keep the port of the VIP on their way to a real: leave out :8443",
+        "line 5, column 23: address = \"198.51.100.1:8443\": packets reach a real at the VIP's port: leave out :8443",
     ),
     (
         "@reals = [ { address = \"backend-1.example.com\" } ]\n",
@@ -214,7 +215,8 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[balancer]\nallow_sources = [\"10.0.0.0/8\", \"10.0.0.1/8\"]\n",
-        "line 2, column 32: \"10.0.0.1/8\" in allow_sources: bits behind the prefix are set; the prefix would be 10.0.0.0/8",
+        "line 2, column 32: \"10.0.0.1/8\" in allow_sources: bits beyond the prefix are set; the \
+        prefix would be 10.0.0.0/8",
     ),
     (
         "[balancer]\nallow_sources = [\"10.0.0.0/33\"]\n",
@@ -230,7 +232,8 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[[source_route]]\nprefix = \"100.64.0.1/10\"\nreal = \"198.51.100.1\"\n",
-        "line 2, column 10: prefix = \"100.64.0.1/10\": bits behind the prefix are set; the prefix would be 100.64.0.0/10",
+        "line 2, column 10: prefix = \"100.64.0.1/10\": bits beyond the prefix are set; the \
+        prefix would be 100.64.0.0/10",
     ),
     // Numbers.
     (
@@ -255,7 +258,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@reals = [ { address = \"198.51.100.1\", application_flags = 2 } ]\n",
-        "line 5, column 59: application_flags = 2: bits 0 and 1 are the library's: take a multiple of 4, up to 252",
+        "line 5, column 59: application_flags = 2: bits 0 and 1 are reserved: use a multiple of 4, up to 252",
     ),
     (
         "@reals = [ { address = \"198.51.100.1\", application_flags = 256 } ]\n",
@@ -315,7 +318,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[[server_id]]\nid = 0\nreal = \"198.51.100.1\"\n",
-        "line 2, column 6: id = 0: 0 stands for no id in packets: take 1 to 4294967295",
+        "line 2, column 6: id = 0: 0 means no id: use 1 to 4294967295",
     ),
     (
         "[[mark]]\nmark = 4294967296\nreal = \"198.51.100.1\"\n",
@@ -362,7 +365,7 @@ const WRONG: &[(&str, &str)] = &[
         "[[decap]]\naddress = \"192.0.2.200\"\nmode = \"outline\"\n",
         "line 3, column 8: mode = \"outline\": this is not a mode, `inline` or `egress`",
     ),
-    // What is there twice, and what has no room.
+    // Duplicates, and things without room.
     (
         "@\n@",
         "line 6, column 1: VIP 203.0.113.1:443/tcp is listed twice; the other is in line 1",
@@ -374,7 +377,7 @@ const WRONG: &[(&str, &str)] = &[
     (
         "@reals = [ & ]\n\n[[vip]]\naddress = \"203.0.113.2\"\nport = 443\nprotocol = \"tcp\"\n\
          reals = [ { address = \"198.51.100.1\", local = true } ]\n",
-        "line 11, column 11: real 198.51.100.1 has other flags in VIP 203.0.113.2:443/tcp than in VIP 203.0.113.1:443/tcp: they are the real's, so it must be listed with the same everywhere; the other is in line 5",
+        "line 11, column 11: real 198.51.100.1 has other flags in VIP 203.0.113.2:443/tcp than in VIP 203.0.113.1:443/tcp: give it the same flags in all VIPs; the other is in line 5",
     ),
     (
         "[[server_id]]\nid = 7\nreal = \"198.51.100.1\"\n\n[[server_id]]\nid = 7\nreal = \"198.51.100.2\"\n",
@@ -384,7 +387,7 @@ const WRONG: &[(&str, &str)] = &[
         "[[probe_destination]]\naddress = \"203.0.113.1\"\nreal = \"198.51.100.1\"\n\n[[probe_source]]\n\
          address = \"203.0.113.1\"\nreal = \"198.51.100.1\"\n\n[[probe_source]]\naddress = \"203.0.113.1\"\n\
          real = \"198.51.100.2\"\n",
-        "line 9, column 1: match of probes from 203.0.113.1:0 is listed twice; the other is in line 5",
+        "line 9, column 1: probe match from 203.0.113.1:0 is listed twice; the other is in line 5",
     ),
     (
         "[balancer]\nmax_vips = 1\n\n@\n[[vip]]\naddress = \"203.0.113.2\"\nport = 443\nprotocol = \"tcp\"\n",
@@ -396,11 +399,11 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "[balancer]\nfeatures = []\n\n[[source_route]]\nprefix = \"100.64.0.0/10\"\nreal = \"198.51.100.1\"\n",
-        "line 4, column 1: a source route needs \"source-routing\" among the features of [balancer]",
+        "line 4, column 1: a source route needs \"source-routing\" in the features of [balancer]",
     ),
     (
         "[balancer]\nfeatures = []\n\n[[decap]]\naddress = \"192.0.2.200\"\nmode = \"inline\"\n",
-        "line 4, column 1: a decap address needs \"inline-decap\" among the features of [balancer]",
+        "line 4, column 1: a decap address needs \"inline-decap\" in the features of [balancer]",
     ),
 ];
 
@@ -426,7 +429,7 @@ fn wrong_documents_are_answered_in_an_operators_words() {
     assert!(others.is_empty(), "\n{}", others.join("\n"));
 }
 
-/// Of Rust, serde and the library's calls an operator knows nothing.
+/// Operators know nothing of Rust, serde or the library's calls.
 #[test]
 fn no_message_has_rusts_words() {
     const WORDS: [&str; 13] = [
@@ -443,7 +446,8 @@ fn no_message_has_rusts_words() {
     }
 }
 
-/// A file's name stands before the place, as editors know it; what is no text, or no file, is said.
+/// The file's name comes before the place, as editors expect; unreadable files and bytes have a
+/// message.
 #[test]
 fn errors_of_files_name_the_file() {
     let directory = tempfile::tempdir().unwrap();
@@ -474,7 +478,7 @@ fn errors_of_files_name_the_file() {
     );
 }
 
-/// Whoever writes megabytes where a word belongs is answered at once, and in a few words.
+/// A word of megabytes is refused at once, in a short message.
 #[test]
 fn long_texts_are_refused_in_a_few_words() {
     for (text, wanted) in [
@@ -496,7 +500,7 @@ fn long_texts_are_refused_in_a_few_words() {
             "[balancer]\nallow_sources = [\"#/#\"]\n",
             "100.64.0.0/10 is expected",
         ),
-        ("[balancer]\nnext_hops = #\n", "has to stand in quotes"),
+        ("[balancer]\nnext_hops = #\n", "must be in quotes"),
         (
             "[[vip]]\naddress = \"#\"\n",
             "an IPv4 or IPv6 address is expected",
@@ -519,13 +523,13 @@ fn long_texts_are_refused_in_a_few_words() {
                 error.len(),
                 &error[..200]
             );
-            // Where nothing is optimised; it took minutes.
+            // In unoptimised builds too.
             assert!(took < Duration::from_secs(10), "{wanted}: {took:?}");
         }
     }
 }
 
-/// A parser that calls itself for each level has an end of its stack.
+/// A recursive parser would overflow its stack.
 #[test]
 fn deep_documents_are_refused() {
     let depth = 1 << 18;
@@ -537,7 +541,7 @@ fn deep_documents_are_refused() {
         format!("[[{}a]]\n", "vip.".repeat(depth)),
         format!("[[vip]]\nreals = [{{ {}a = 1 }}]\n", "a.".repeat(depth)),
     ] {
-        // As small as that of any thread.
+        // As small as any thread's.
         let read = move || State::from_toml(&text).unwrap_err().to_string();
         let reader = thread::Builder::new().stack_size(2 << 20).spawn(read);
         let error = reader.unwrap().join().unwrap();
@@ -545,7 +549,7 @@ fn deep_documents_are_refused() {
     }
 }
 
-/// A file of an editor that begins with a mark of bytes' order.
+/// Some editors begin a file with a byte order mark.
 #[test]
 fn a_mark_of_byte_order_is_no_key() {
     let text = format!("\u{feff}[balancer]\nmax_vips = 7\n{VIP}");
@@ -554,7 +558,7 @@ fn a_mark_of_byte_order_is_no_key() {
     assert_eq!(state.vips.len(), 1);
 }
 
-/// The line is that of the whole document, however many pieces it is read in.
+/// The line number counts in the whole document, however many pieces it is read in.
 #[test]
 fn places_are_those_of_the_whole_document() {
     let mut text = String::new();

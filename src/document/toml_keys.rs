@@ -1,5 +1,5 @@
-//! The keys of the TOML document as it is written; those of `[balancer]` come from the table of
-//! settings. What has its default is left out.
+//! The keys of a TOML document in the order of writing; those of `[balancer]` come from the table
+//! of settings. A value that equals its default is left out.
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
-//! A TOML document read as a state. Every error says where, and what to write instead.
+//! Reads a TOML document as a state. Each error says where it is and what to write instead.
 //!
-//! `pieces.rs` cuts it, `toml` parses a piece, `page.rs` reads tables and has the words. `toml_write.rs` is
-//! the other way; the keys are in `sections.rs`.
+//! `pieces.rs` cuts the document, `toml` parses a piece, `page.rs` reads tables and has the
+//! messages. `toml_write.rs` writes documents; `sections.rs` has the keys.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -80,22 +80,25 @@ impl State {
     /// # }
     /// ```
     ///
-    /// All keys, with units, ranges and defaults: `docs/configuration.md`. Those of health checks, called `health`, are read by
-    /// `health::Document` (feature `health`), and refused here. It takes memory for the text and the
-    /// state, and some megabytes (30 times the text of the longest table). Machine and balancer are not looked
-    /// at: what depends on them is checked at load and by [`apply`](crate::Katran::apply), and a
-    /// [`Document`](crate::state::Document) knows where it stands. Reading may take a
-    /// second or two for millions of lines: read before you lock what others wait for.
+    /// `docs/configuration.md` lists all keys, with units, ranges and defaults. The keys `health` are
+    /// refused here; `health::Document` (feature `health`) reads them.
+    ///
+    /// Reading needs memory for the text and the state, and some megabytes (30 times the text of the
+    /// longest table). Millions of lines take a second or two: read before you take a lock.
+    ///
+    /// Loading and [`apply`](crate::Katran::apply) check what depends on the machine and the
+    /// balancer. Read a [`Document`](crate::state::Document) to have their errors name the line too.
     ///
     /// # Errors
-    /// [`Error::Document`] with line and column if it is not TOML, has a key or a value that
-    /// there is not or that is out of its range, or contradicts itself.
+    /// [`Error::Document`] with line and column if the text is not TOML, has an unknown key or a
+    /// value out of range, or contradicts itself.
     pub fn from_toml(text: &str) -> Result<Self> {
         let (state, _) = read_toml(text, &mut Nobody)?;
         Ok(state)
     }
 
-    /// Reads a file with a TOML document, as [`from_toml`](Self::from_toml) does; errors name the file.
+    /// Reads a file with a TOML document, as [`from_toml`](Self::from_toml) does; errors name the
+    /// file.
     ///
     /// # Errors
     /// [`Error::Document`], such as `lb.toml:17:8: port = 65536: must be 0 to 65535, 0 for any`;
@@ -106,12 +109,12 @@ impl State {
     }
 }
 
-/// Reads a document, and has others read what is theirs.
+/// Reads a document and lets `beside` read the keys of health checks.
 pub(crate) fn read_toml(text: &str, beside: &mut dyn Beside) -> Result<(State, Places)> {
     Reader::new(None, text, beside).read()
 }
 
-/// Reads a file with a document, and has others read what is theirs.
+/// Reads a file with a document and lets `beside` read the keys of health checks.
 pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<(State, Source)> {
     let bytes = fs::read(path).map_err(|errno| Error::Kernel {
         operation: "cannot read the configuration document",
@@ -132,7 +135,7 @@ pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<(St
     Ok((state, Source::new(Some(path), text, places)))
 }
 
-/// A document that is being read.
+/// A document while it is read.
 struct Reader<'t, 'b> {
     page: Page<'t>,
     beside: &'b mut dyn Beside,
@@ -140,9 +143,9 @@ struct Reader<'t, 'b> {
     health: Option<usize>,
     state: State,
     places: Places,
-    /// Those by source come after those by destination.
+    /// Matches by source, which come after those by destination.
     sources: Vec<(usize, ProbeMatchState)>,
-    /// Sections that were written as `vip = [ ... ]`, which TOML has no more of then, and where.
+    /// Sections written as `vip = [ ... ]`, of which TOML allows no more, and where.
     whole: Vec<(&'static str, usize)>,
 }
 
@@ -163,7 +166,7 @@ impl<'t, 'b> Reader<'t, 'b> {
         }
     }
 
-    /// The state, and where everything is.
+    /// The state, and where everything in it is.
     fn read(mut self) -> Result<(State, Places)> {
         for piece in pieces(self.page.text) {
             self.page.start = piece.start;
@@ -171,7 +174,7 @@ impl<'t, 'b> Reader<'t, 'b> {
                 let span = error.span().unwrap_or_default();
                 self.page.refuse_syntax(span, error.message())
             })?;
-            // In the order of the text, so that the first error is told.
+            // In the order of the text, so that the first error is reported.
             let mut sections: Vec<_> = tables.get_ref().iter().collect();
             sections.sort_by_key(|(key, _)| key.span().start);
             for (key, value) in sections {
@@ -202,7 +205,7 @@ impl<'t, 'b> Reader<'t, 'b> {
         };
         if let Some((_, at)) = self.whole.iter().find(|(of, _)| *of == section.name) {
             let message = format!(
-                "{name} = [ ... ] in line {} is all of them: write {} for each instead",
+                "{name} = [ ... ] in line {} already lists them all: write {} for each instead",
                 self.page.line(*at),
                 section.title
             );
@@ -225,11 +228,11 @@ impl<'t, 'b> Reader<'t, 'b> {
         let at = key.span().start;
         if let Some(first) = self.places.balancer {
             let line = self.page.line(first);
-            let message = format!("[balancer] is there already, in line {line}");
+            let message = format!("[balancer] is already in line {line}");
             return Err(self.page.refuse(at, message));
         }
         let DeValue::Table(table) = value.get_ref() else {
-            let message = "[balancer] is one section: write [balancer], with single brackets";
+            let message = "[balancer] may occur only once: write [balancer], with single brackets";
             return Err(self.page.refuse(at, message));
         };
         let mut settings: Vec<_> = table.iter().collect();
@@ -259,11 +262,11 @@ impl<'t, 'b> Reader<'t, 'b> {
         let at = key.span().start;
         if let Some(first) = self.health {
             let line = self.page.line(first);
-            let message = format!("[health] is there already, in line {line}");
+            let message = format!("[health] is already in line {line}");
             return Err(self.page.refuse(at, message));
         }
         if matches!(value.get_ref(), DeValue::Array(_)) {
-            let message = "[health] is one section: write [health], with single brackets";
+            let message = "[health] may occur only once: write [health], with single brackets";
             return Err(self.page.refuse(at, message));
         }
         self.health = Some(self.page.start + at);

@@ -1,5 +1,5 @@
-//! Documents that are mutated: each is refused with a place, or is a state that can be written and read again.
-//! What leaves the meaning alone leaves the state alone.
+//! Mutated documents: each is refused with a place, or is a state that can be written and read
+//! again. Mutations that do not change the meaning do not change the state.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::toml_write::ALL_SETTINGS;
 use crate::config::BalancerState;
 use crate::mutate;
 
-/// Values that stand for others.
+/// Replacements for values.
 const VALUES: [&str; 62] = [
     "0",
     "1",
@@ -76,7 +76,8 @@ const VALUES: [&str; 62] = [
     "[ { address = \"198.51.100.9\" }, { address = \"::ffff:198.51.100.9\" } ]",
 ];
 
-/// Where the values of `key = value` stand, one after the other on a line as in inline tables, too.
+/// The places of the values of `key = value`, one after the other on a line as in inline tables
+/// too.
 fn values(text: &str) -> Vec<std::ops::Range<usize>> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices(" = ") {
@@ -100,7 +101,7 @@ fn keys(text: &str) -> Vec<std::ops::Range<usize>> {
     starts.collect()
 }
 
-/// Makes one thing wrong that has to do with what a document is.
+/// Makes one mistake in the document's structure or values.
 fn once(rng: &mut Rng, text: &mut String) {
     let (values, keys) = (values(text), keys(text));
     if values.is_empty() {
@@ -109,7 +110,7 @@ fn once(rng: &mut Rng, text: &mut String) {
     match rng.u32(0..8) {
         0..=3 => {
             let value = mutate::one_of(rng, &values);
-            // Any, or one that looks like it.
+            // Any key, or one that looks like it.
             let looks = |text: &str| (text.chars().next(), text.contains(':'), text.contains('/'));
             let look = looks(&text[value.clone()]);
             let alike = |of: &&str| {
@@ -123,7 +124,7 @@ fn once(rng: &mut Rng, text: &mut String) {
             };
             text.replace_range(value, other);
         }
-        // A value that stands elsewhere, often at the same key.
+        // A value from another place, often of the same key.
         4 => {
             let from = rng.usize(0..values.len());
             let key = &text[keys[from].clone()];
@@ -175,7 +176,7 @@ fn once(rng: &mut Rng, text: &mut String) {
     }
 }
 
-/// What must hold of any text.
+/// Checks what must hold for any text.
 fn check(text: &str) -> Option<State> {
     let state = match State::from_toml(text) {
         Ok(state) => state,
@@ -207,7 +208,7 @@ fn check(text: &str) -> Option<State> {
     let again = State::from_toml(&written).unwrap_or_else(|error| panic!("{error}\n{written}"));
     assert_eq!(again, state, "{text}\n{written}");
     assert_eq!(again.to_toml().unwrap(), written);
-    // Settings that are out of range are refused, and those that are not have a price.
+    // Settings out of range are refused, and others have a memory estimate.
     if let Err(error) = state.builder().unwrap().memory_estimate() {
         assert!(error.to_string().contains(' '), "{error}");
     }
@@ -225,7 +226,7 @@ fn mutated_documents_are_refused_or_go_round() {
         }
         read += u64::from(check(&text).is_some());
     });
-    // Both are looked at.
+    // Both are checked.
     assert!((cases / 20..cases).contains(&read), "{read} of {cases}");
 }
 
@@ -236,13 +237,14 @@ fn documents_may_end_anywhere() {
     }
 }
 
-/// Spaces, comments, ends of lines, quotes, the order of keys and of tables of other kinds mean nothing.
+/// Spaces, comments, line ends, quotes, and the order of keys and of other kinds' tables mean
+/// nothing.
 #[test]
 fn what_means_the_same_is_the_same() {
     let state = State::from_toml(ALL_SETTINGS).unwrap();
     mutate::cases(1_000, |rng| {
         let mut tables: Vec<String> = ALL_SETTINGS.split("\n\n").map(str::to_owned).collect();
-        // Tables of one kind stay in their order; the sort is stable.
+        // Tables of one kind keep their order, because the sort is stable.
         let mut kinds: Vec<_> = tables
             .iter()
             .map(|table| table.split('\n').next().unwrap().to_owned())
@@ -265,7 +267,7 @@ fn what_means_the_same_is_the_same() {
     });
 }
 
-/// A table, written otherwise.
+/// A table, written differently.
 fn same(rng: &mut Rng, table: &str) -> String {
     let mut lines = table.trim_end().split('\n');
     let mut text = lines.next().unwrap().to_owned();
@@ -301,7 +303,7 @@ fn same(rng: &mut Rng, table: &str) -> String {
     text + "\n"
 }
 
-/// Nested very deeply, or very long: an error, and neither the stack's end nor a long time.
+/// Very deep or very long documents give an error, without a stack overflow and in good time.
 #[test]
 fn deep_and_long_documents_come_to_an_end() {
     let deep = 200_000;
@@ -323,7 +325,7 @@ fn deep_and_long_documents_come_to_an_end() {
     }
 }
 
-/// The parser of TOML reads numbers that its writer refuses.
+/// TOML's parser reads numbers that its writer refuses.
 #[test]
 fn numbers_that_cannot_be_written_are_not_read() {
     let error = State::from_toml("[balancer]\nudp_timeout = 1e19\n").unwrap_err();
@@ -348,7 +350,7 @@ fn numbers_that_cannot_be_written_are_not_read() {
     }
 }
 
-/// What only the API can say is refused in writing, if a document cannot say it, and never becomes something else.
+/// A value that a document cannot express is refused in writing, and never becomes something else.
 #[test]
 fn times_are_written_as_they_are_or_not_at_all() {
     let written = |udp_timeout| {

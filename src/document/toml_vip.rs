@@ -1,4 +1,4 @@
-//! A VIP and its reals, read from the tables of a document.
+//! Reads a VIP and its reals from the tables of a document.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -23,13 +23,13 @@ use crate::types::check_real;
 use crate::types::check_vip;
 use crate::types::check_vip_flags;
 
-/// A VIP; its reals' places are noted.
+/// Reads a VIP and records the places of its reals.
 pub(super) fn vip(
     keys: &Keys<'_, '_, '_>,
     places: &mut Vec<usize>,
     beside: &mut dyn Beside,
 ) -> Result<VipState> {
-    // Whether it may be unspecified depends on its length.
+    // The prefix length decides whether the address may be unspecified.
     let address = keys.address("address", Host::Vip, |_| Ok(()))?;
     let length = keys.given("prefix_length")?;
     let address = SocketAddr::new(address, keys.needed("port")?);
@@ -89,8 +89,7 @@ fn real(keys: &Keys<'_, '_, '_>) -> Result<Real> {
                 true => Err(Error::InvalidConfig {
                     setting: "application_flags",
                     value: bits.to_string(),
-                    reason: "bits 0 and 1 are the library's: take a multiple of 4, up to 252"
-                        .to_owned(),
+                    reason: "bits 0 and 1 are reserved: use a multiple of 4, up to 252".to_owned(),
                 }),
             },
         )?;

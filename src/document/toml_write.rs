@@ -1,4 +1,4 @@
-//! A state written as a TOML document, which `toml_read.rs` reads to the same state.
+//! Writes a state as a TOML document, which `toml_read.rs` reads as the same state.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,9 +31,9 @@ use crate::error::Result;
 use crate::types::RealFlags;
 
 impl State {
-    /// Writes a TOML document, which [`from_toml`](Self::from_toml) reads to the same state.
+    /// Writes a TOML document, which [`from_toml`](Self::from_toml) reads as the same state.
     ///
-    /// Settings that are `None` are left out; a VIP is written in full.
+    /// It leaves out settings that are `None`, and writes VIPs completely.
     ///
     /// # Errors
     /// [`Error::Document`] if a number is larger than TOML can hold (2^63 - 1).
@@ -44,7 +44,7 @@ impl State {
             message: error.to_string(),
         };
         let mut keys = self.keys();
-        // The rest has only flat tables, which need no layout: there may be very many of them.
+        // All other tables are flat and need no layout; there may be many.
         let laid_out = Document {
             balancer: keys.balancer.take(),
             vip: mem::take(&mut keys.vip),
@@ -120,7 +120,7 @@ fn each<S, K>(states: &[S], keys: impl Fn(&S) -> K) -> Vec<K> {
     states.iter().map(keys).collect()
 }
 
-/// A line for each real.
+/// Puts each real on its own line.
 fn lay_out(table: &mut Table) {
     let Some(reals) = table.get_mut("reals").and_then(Item::as_array_mut) else {
         return;
@@ -157,7 +157,7 @@ fn vip_keys(state: &VipState) -> VipKeys {
     }
 }
 
-/// A document with everything that there is.
+/// A document with everything in it.
 #[cfg(test)]
 pub(super) const ALL_SETTINGS: &str = r#"[balancer]
 gateway_mac = "auto"

@@ -1,4 +1,4 @@
-//! Whether it was for want of descriptors that a call failed, and how many the process may have.
+//! Whether a call failed because descriptors ran out, and the process's limit.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use nix::libc;
 use nix::sys::resource::Resource;
 use nix::sys::resource::getrlimit;
 
-/// The limit of this process's descriptors, if it was for want of them that a call failed.
+/// The process's limit of descriptors, if a call failed because they ran out.
 pub(crate) fn exhausted_descriptors(error: &io::Error) -> Option<u64> {
     if error.raw_os_error() != Some(libc::EMFILE) {
         return None;
@@ -27,7 +27,7 @@ mod tests {
         assert_eq!(of(libc::EMFILE), Some(limit));
         assert_eq!(of(libc::ENFILE), None);
         assert_eq!(of(libc::ENOMEM), None);
-        // Not known by its number is not known.
+        // An error without a number is unknown.
         assert_eq!(exhausted_descriptors(&io::Error::other("no number")), None);
         let invalid = io::Error::from(io::ErrorKind::InvalidData);
         assert_eq!(exhausted_descriptors(&invalid), None);

@@ -1,5 +1,5 @@
-//! How much memory can be had: what the machine has left, and what the process's memory cgroups leave it,
-//! of version 1 and 2. The memory of BPF maps counts against the cgroup of the process that makes them.
+//! How much memory is available: what the machine has left, and what the process's memory cgroups
+//! (version 1 and 2) allow. BPF maps count against the cgroup of the process that creates them.
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
@@ -11,16 +11,16 @@ use std::path::PathBuf;
 
 use crate::sys::text::unescaped;
 
-/// Memory that can be had without swapping.
+/// Memory that is available without swapping.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Available {
     pub(crate) bytes: u64,
-    /// The file that says so: that of the machine, or the limit of a cgroup.
+    /// The file with the limit: the machine's, or that of a cgroup.
     pub(crate) limited_by: PathBuf,
 }
 
 impl Default for Available {
-    /// Nothing, by nobody's word.
+    /// No memory, from an unknown source.
     fn default() -> Self {
         Self {
             bytes: 0,
@@ -29,12 +29,12 @@ impl Default for Available {
     }
 }
 
-/// What can be had now; `None` if `/proc` does not say.
+/// The memory that is available now; `None` if `/proc` does not tell.
 pub(crate) fn available_memory() -> Option<Available> {
     available_in(Path::new("/"))
 }
 
-/// The same of the machine whose file system begins at `root`.
+/// The same for the machine whose file system begins at `root`.
 fn available_in(root: &Path) -> Option<Available> {
     let of_machine = fs::read_to_string(root.join(MEMINFO)).ok();
     let of_machine = of_machine.and_then(|text| available_of_machine(&text));
@@ -59,7 +59,7 @@ fn available_of_machine(meminfo: &str) -> Option<u64> {
 struct Files {
     limit: &'static str,
     usage: &'static str,
-    /// What `memory.stat` has of memory that the kernel takes back when there is no other.
+    /// The entries of `memory.stat` for memory that the kernel reclaims under pressure.
     reclaimable: [&'static str; 3],
 }
 
@@ -75,16 +75,16 @@ const V2: Files = Files {
     reclaimable: ["inactive_file", "active_file", "slab_reclaimable"],
 };
 
-/// What is left below the lowest limit of the process's memory cgroup and those above it.
+/// The memory left below the lowest limit of the process's memory cgroup and its ancestors.
 fn left_by_cgroups(root: &Path) -> Option<Available> {
-    // Cgroups and mounts may have names that are no text: these two files are bytes.
+    // Names of cgroups and mounts may not be UTF-8, so these two files are read as bytes.
     let groups = fs::read(root.join("proc/self/cgroup")).ok()?;
     let mounts = fs::read(root.join("proc/self/mountinfo")).ok()?;
     let hierarchies = groups.split(|byte| *byte == b'\n').filter_map(hierarchy);
     let left = hierarchies.filter_map(|(files, path)| {
         let of_files = mounts.split(|byte| *byte == b'\n').filter_map(Mount::of);
         let of_files = of_files.filter(|mount| mount.is_of(files));
-        // Where the process's own cgroup is seen, and of these where most of those above are.
+        // The mount that shows the process's own cgroup and most of its ancestors.
         let mount = of_files.min_by_key(|mount| match mount.below(path) {
             Some(_) => mount.group.components().count(),
             None => usize::MAX,
@@ -94,8 +94,8 @@ fn left_by_cgroups(root: &Path) -> Option<Available> {
     left.min()
 }
 
-/// The hierarchy of memory cgroups and the process's place in it that a line of `/proc/self/cgroup`
-/// tells; `None`: it is about something else.
+/// The hierarchy of memory cgroups, and the process's place in it, in a line of
+/// `/proc/self/cgroup`; `None` if the line is about something else.
 fn hierarchy(line: &[u8]) -> Option<(&'static Files, &Path)> {
     let mut fields = line.splitn(3, |byte| *byte == b':');
     let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -109,9 +109,9 @@ fn hierarchy(line: &[u8]) -> Option<(&'static Files, &Path)> {
     (number == b"0" && controllers.is_empty()).then_some((&V2, path))
 }
 
-/// Where a hierarchy of cgroups is mounted.
+/// The mount of a cgroup hierarchy.
 struct Mount {
-    /// The cgroup that is seen there, as `/proc/self/cgroup` would name it.
+    /// The cgroup at its root, as `/proc/self/cgroup` would name it.
     group: PathBuf,
     point: PathBuf,
     is_v2: bool,
@@ -119,7 +119,7 @@ struct Mount {
 }
 
 impl Mount {
-    /// Of a line of `/proc/self/mountinfo` (proc(5)).
+    /// Parses a line of `/proc/self/mountinfo` (proc(5)).
     fn of(line: &[u8]) -> Option<Self> {
         let mut words = line.split(|byte| *byte == b' ').skip(3);
         let mut path = || Some(PathBuf::from(OsString::from_vec(unescaped(words.next()?))));
@@ -135,7 +135,7 @@ impl Mount {
         })
     }
 
-    /// A cgroup's path below the one that is seen here; `None`: it is elsewhere.
+    /// A cgroup's path below the mount's root; `None` if it is elsewhere.
     fn below<'a>(&self, path: &'a Path) -> Option<&'a Path> {
         let below = path.strip_prefix(&self.group).ok();
         below.filter(|below| !below.starts_with(".."))
@@ -150,7 +150,7 @@ impl Mount {
 }
 
 fn left_from(root: &Path, files: &Files, mount: &Mount, path: &Path) -> Option<Available> {
-    // A container may see its own cgroup only, under a name that is not the one it is mounted by.
+    // A container may see only its own cgroup, under a name that differs from the mounted one.
     let below = mount.below(path).unwrap_or(Path::new(""));
     let top = root.join(mount.point.strip_prefix("/").ok()?);
     let group = top.join(below);
@@ -168,13 +168,13 @@ fn left_from(root: &Path, files: &Files, mount: &Mount, path: &Path) -> Option<A
     left.min()
 }
 
-/// What is left in one cgroup; `None`: it has no limit.
+/// The memory left in one cgroup; `None` without a limit.
 fn left_in(group: &Path, files: &Files) -> Option<u64> {
     let number = |file: &str| -> Option<u64> {
         let text = fs::read_to_string(group.join(file)).ok()?;
         text.trim().parse().ok()
     };
-    // `max` is no number.
+    // `max` is not a number.
     let (limit, usage) = (number(files.limit)?, number(files.usage)?);
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
     let reclaimable = stat.lines().filter_map(|line| {
@@ -193,7 +193,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A file system with the files that are looked at.
+    /// A file system with the files that matter.
     struct Machine(tempfile::TempDir);
 
     impl Machine {
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(machine.available(), 56 * MIB);
         machine.write("sys/fs/cgroup/a.slice/b.service/memory.max", "2097152\n");
         assert_eq!(machine.available(), MIB);
-        // More than there may be, since the limit was lowered.
+        // More than the limit, which was lowered.
         machine.write(
             "sys/fs/cgroup/a.slice/b.service/memory.current",
             "3145728\n",
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "files")]
     fn the_root_of_a_namespace_is_its_cgroup() {
-        // With a namespace of its own a container sees its cgroup as the root.
+        // In its own namespace, a container sees its cgroup as the root.
         let machine = Machine::new("0::/\n", V2_MOUNT);
         machine.write("sys/fs/cgroup/memory.max", "10485760\n");
         machine.write("sys/fs/cgroup/memory.current", "2097152\n");
@@ -323,13 +323,13 @@ mod tests {
         }
         assert_eq!(machine.available(), 4 * MIB);
         assert_eq!(machine.limited_by(), "/mnt/above/memory.max");
-        // In a namespace of cgroups nothing but a foreign name may be there: the first one, then.
+        // In a cgroup namespace there may be only a foreign name: use the first mount.
         machine.write("proc/self/cgroup", "0::/elsewhere\n");
         assert_eq!(machine.available(), MIB);
         assert_eq!(machine.limited_by(), "/mnt/other/memory.max");
     }
 
-    /// Names of others that are no text hide no limit, nor does one of the cgroup's own.
+    /// Names that are not UTF-8, others' or the cgroup's own, hide no limit.
     #[test]
     #[cfg_attr(miri, ignore = "files")]
     fn names_may_be_any_bytes() {
@@ -370,8 +370,8 @@ mod tests {
         assert_eq!(machine.available(), 10 * MIB);
     }
 
-    /// Whatever is in the files, there is an answer; and as long as the machine's own file is whole, one that
-    /// is not above that.
+    /// Whatever the files contain, there is an answer; and as long as the machine's own file is
+    /// intact, the answer does not exceed it.
     #[test]
     #[cfg_attr(miri, ignore = "files")]
     fn mutated_files_are_no_trouble() {

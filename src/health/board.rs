@@ -1,5 +1,5 @@
-//! All VIPs: what is known of their reals, which are probed by which mark, and what the balancer is to be told. No I/O,
-//! and no clock of its own.
+//! All VIPs: what is known of their reals, which mark probes which real, and what the balancer must
+//! be told. No I/O and no clock.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -31,17 +31,17 @@ pub(super) struct Target {
     pub(super) real: IpAddr,
 }
 
-/// What is known of everything.
+/// The health of everything.
 #[derive(Clone, Debug)]
 pub(super) struct Board {
     pub(super) settings: Arc<Settings>,
     pub(super) services: BTreeMap<Vip, Service>,
-    /// How rings are filled of VIPs that say nothing.
+    /// The hash function of VIPs that set none.
     hash: HashFunction,
     marks: BTreeMap<IpAddr, u32>,
-    /// What probes are counted for, for the checks.
+    /// VIPs whose probes the checks have counted.
     counted: BTreeSet<Vip>,
-    /// What they no longer are.
+    /// VIPs whose probes need no counting any more.
     uncounted: BTreeSet<Vip>,
 }
 
@@ -58,23 +58,24 @@ impl Board {
         }
     }
 
-    /// Takes what an operator wants; what is known of reals that stay is kept.
+    /// Adopts what an operator wants; keeps what is known of reals that stay.
     ///
     /// # Errors
-    /// A mark of the document is among those of the checks, or more reals are probed than there are marks.
+    /// A mark of the document is one of the checks' marks, or there are more probed reals than
+    /// marks.
     pub(super) fn follow_document(&mut self, wanted: &State) -> Result<()> {
         let own = |state: &&MarkState| self.settings.is_own_mark(state.mark);
         if let Some(state) = wanted.marks.iter().find(own) {
-            let reason = "the health checks have it: choose another, or another first_mark";
+            let reason = "the health checks use it: choose another mark, or another first_mark";
             return Err(invalid("mark", state.mark, reason));
         }
         self.follow(wanted, Service::follow_document)
     }
 
-    /// Takes what the balancer has, and others may have changed.
+    /// Adopts what the balancer has, which other calls may have changed.
     ///
     /// # Errors
-    /// More reals are probed than there are marks.
+    /// There are more probed reals than marks.
     pub(super) fn follow_balancer(&mut self, found: &State) -> Result<()> {
         if self.marks.is_empty() {
             let own = found.marks.iter();
@@ -98,7 +99,7 @@ impl Board {
         self.share_out_marks()
     }
 
-    /// How rings are filled of VIPs that say nothing of it; a state that does not say so either leaves it as it is.
+    /// Updates the hash function of VIPs that set none; a state without one changes nothing.
     pub(super) fn follow_hash(&mut self, state: &State) {
         let balancer = state.balancer.as_ref();
         if let Some(hash) = balancer.and_then(|balancer| balancer.hash_function) {
@@ -106,7 +107,8 @@ impl Board {
         }
     }
 
-    /// A mark for each real that is probed through the tunnel; one that has a mark keeps it, if that is the checks' still.
+    /// Assigns a mark to each real that is probed through the tunnel; a real keeps its mark if the
+    /// checks still own it.
     fn share_out_marks(&mut self) -> Result<()> {
         let mut reals = BTreeSet::new();
         let counted_before = std::mem::take(&mut self.counted);
@@ -135,7 +137,7 @@ impl Board {
                 return Err(invalid(
                     "reals",
                     MARKS,
-                    "that many can be probed through the tunnel",
+                    "more reals than this cannot be probed through the tunnel",
                 ));
             };
             self.marks.insert(real, mark);
@@ -143,7 +145,7 @@ impl Board {
         Ok(())
     }
 
-    /// Everything that is probed: drained reals, too, so that it is known how they are.
+    /// Everything to probe, drained reals included.
     pub(super) fn targets(&self) -> Vec<Target> {
         let all = self.services.iter().flat_map(|(vip, service)| {
             let vip = *vip;
@@ -162,14 +164,14 @@ impl Board {
         self.marks.get(&real).copied()
     }
 
-    /// Counts a probe, and how long it took.
+    /// Counts a probe and its duration.
     pub(super) fn count(&mut self, target: Target, outcome: &Outcome, took: Duration) {
         if let Some(service) = self.services.get_mut(&target.vip) {
             service.tally.count(outcome, took);
         }
     }
 
-    /// The result of a probe, what it has changed, and what there is to say.
+    /// Records a probe's result; returns its effects and the events to report.
     pub(super) fn record(
         &mut self,
         target: Target,
@@ -207,14 +209,14 @@ impl Board {
         (effects, events)
     }
 
-    /// Whether it is known of all reals whether they are in use.
+    /// Whether all reals have a known health.
     pub(super) fn is_clear(&self) -> bool {
         self.services.iter().all(|(vip, service)| {
             service.is_clear(|real| self.is_probed(Target { vip: *vip, real }))
         })
     }
 
-    /// When the next weight is to change by itself.
+    /// When the next step of a climbing weight is due.
     pub(super) fn next_step(&self, now: Instant) -> Option<Instant> {
         let services = self.services.iter();
         services
@@ -222,7 +224,8 @@ impl Board {
             .min()
     }
 
-    /// What the balancer is to be told now: put into what an operator wants, or into what it has.
+    /// Writes what the balancer should have now into `state`, which is what an operator wants or
+    /// what the balancer has.
     pub(super) fn put_into(&self, state: &mut State, now: Instant) {
         for of_vip in &mut state.vips {
             if let Some(service) = self.services.get(&of_vip.vip) {
@@ -242,7 +245,7 @@ impl Board {
         state.probes = probes.into_iter().collect();
     }
 
-    /// The balancer has been told this.
+    /// Records what the balancer was told.
     pub(super) fn told(&mut self, state: &State) {
         self.uncounted.clear();
         for of_vip in &state.vips {
@@ -253,7 +256,7 @@ impl Board {
     }
 }
 
-/// What is told of a VIP when it changes.
+/// The parts of a VIP whose changes are reported.
 struct View {
     out: BTreeSet<IpAddr>,
     panics: bool,

@@ -1,4 +1,4 @@
-//! What follows from results, without a network, a balancer or a clock.
+//! What results change, without a network, a balancer or a clock.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -40,7 +40,7 @@ fn failed() -> Outcome {
     Outcome::Failed(Cause::Refused, "refused".to_owned())
 }
 
-/// One VIP with reals of these weights: .1, .2, and on.
+/// One VIP with reals .1, .2 and so on, of these weights.
 fn wanted(weights: &[u32]) -> State {
     let mut of_vip = VipState::new(vip());
     for (weight, last) in weights.iter().zip(1..) {
@@ -51,11 +51,11 @@ fn wanted(weights: &[u32]) -> State {
     state
 }
 
-/// A board, and the time as it goes by.
+/// A board with a clock.
 struct Scene {
     board: Board,
     now: Instant,
-    /// What the balancer has been told.
+    /// The state that the balancer was told.
     told: State,
 }
 
@@ -85,7 +85,7 @@ impl Scene {
         Self::with(policy, weights)
     }
 
-    /// One of which all reals have answered.
+    /// A board whose reals have all answered.
     fn up(policy: Policy, weights: &[u32]) -> Self {
         let mut scene = Self::with(policy, weights);
         for last in 1..=weights.len() as u8 {
@@ -106,7 +106,7 @@ impl Scene {
         self.told = state.clone();
     }
 
-    /// A round, as the driver makes it, after others have changed the balancer by this.
+    /// One round of the driver, after others have changed the balancer.
     fn round(&mut self, others: fn(&mut State)) {
         let mut state = self.told.clone();
         others(&mut state);
@@ -114,14 +114,15 @@ impl Scene {
         self.tell(&mut state);
     }
 
-    /// The result of a probe, and what there is to say. Nothing is told that does not have to be, and all that has.
+    /// Records a probe's result and returns the events. Checks that the balancer is told what it
+    /// must be, and nothing else.
     fn is(&mut self, last: u8, outcome: Outcome) -> Vec<Event> {
         self.now += Duration::from_millis(100);
         let target = Target {
             vip: vip(),
             real: real(last),
         };
-        // Weights that climb have done so until now.
+        // Weights that climb have climbed until now.
         self.round(|_| ());
         let before = self.weights();
         let (effects, events) = self.board.record(target, outcome, self.now);
@@ -136,7 +137,7 @@ impl Scene {
         }
     }
 
-    /// The weights of reals as the ring has them: 0 for those that are down.
+    /// The weights of reals in the ring: 0 for those that are down.
     fn weights(&self) -> Vec<u32> {
         let of_vip = &self.told.vips[0];
         let weight = |real: &Real| match of_vip.down.contains(&real.address()) {
@@ -161,7 +162,7 @@ fn nobody_is_out_before_it_was_probed_and_the_first_result_counts() {
     scene.is(1, failed());
     assert_eq!(scene.status(1), Status::Down);
     assert_eq!(scene.weights(), [1, 1, 1], "it may be the checker");
-    // What failed before anybody answered says nothing.
+    // Failures before any answer say nothing.
     scene.is(2, Outcome::Passed);
     assert_eq!(scene.weights(), [1, 1, 1]);
     scene.is(1, failed());
@@ -204,7 +205,7 @@ fn it_takes_several_results_to_change_ones_mind() {
     assert_eq!(scene.weights(), [3, 4]);
 }
 
-/// A failure that is believed asks for an answer that proves it.
+/// A believed failure asks for an answer that proves it.
 #[test]
 fn an_answer_of_another_real_is_asked_for() {
     let mut scene = Scene::up(Policy::new(Check::Tcp), &[1, 1, 0]);
@@ -236,7 +237,7 @@ fn a_checker_that_is_cut_off_takes_nobody_out() {
             }
         }
         assert_eq!(panics, 1);
-        // The first comes up well before the others, whose last probes from before fail meanwhile.
+        // The first comes up well before the others, whose earlier probes fail in the meantime.
         scene.times(rise, 2, &Outcome::Passed);
         for last in [1, 3] {
             scene.times(fall - 1, last, &failed());
@@ -293,7 +294,7 @@ fn drained_reals_serve_if_nobody_else_does() {
     scene.is(3, Outcome::Passed);
     assert_eq!(scene.weights(), [0, 0, 1, 0]);
     assert!(!scene.board.services[&vip()].panics);
-    // The drained one goes, too: back to what there was.
+    // The drained one goes too, so that all is as before.
     scene.times(3, 3, &failed());
     assert_eq!(scene.weights(), [5, 7, 0, 0]);
     scene.times(2, 3, &Outcome::Passed);
@@ -326,10 +327,10 @@ fn one_that_joins_others_waits_for_its_first_answer() {
     assert!(!scene.board.is_clear());
     scene.is(3, Outcome::Passed);
     scene.is(4, failed());
-    // What cannot be asked is not to blame.
+    // A real without a check is not to blame.
     scene.is(5, Outcome::NotSent("no route".to_owned()));
     assert_eq!(scene.weights(), [1, 1, 1, 0, 1]);
-    // Where all others are down it does not wait.
+    // If all others are down, it does not wait.
     let mut scene = Scene::up(Policy::new(Check::Tcp), &[1]);
     scene.times(3, 1, &failed());
     scene.follow(&wanted(&[1, 1]));
@@ -365,7 +366,8 @@ fn the_weight_of_one_that_comes_back_climbs() {
         assert_eq!(scene.weights(), weights);
     }
     assert_eq!(scene.board.next_step(scene.now), None);
-    // It goes down on its way up, an operator changes weights meanwhile, and the other hash function has no ratios.
+    // It goes down during its climb, an operator changes weights, and the other hash function has
+    // no ratios.
     scene.is(1, failed());
     scene.is(2, Outcome::Passed);
     scene.is(1, Outcome::Passed);
@@ -377,7 +379,7 @@ fn the_weight_of_one_that_comes_back_climbs() {
     assert_eq!(scene.weights(), [8, 5]);
     scene.follow(&wanted(&[u32::MAX, 5]));
     assert_eq!(scene.weights(), [u32::MAX, 5], "no room to multiply");
-    // All at once: there is nobody to spare them.
+    // All at once: there is nobody else to serve.
     let mut scene = Scene::with(policy, &[2, 2]);
     scene.round(|state| state.vips[0].down = vec![real(1), real(2)]);
 }
@@ -399,7 +401,7 @@ fn weights_and_marks_of_the_operator_stay() {
         [real(1), real(2)],
         "the drained one, too"
     );
-    // One that the document takes for dead is so, whatever probes say, and proves nothing.
+    // A real that the document marks down is down, whatever probes say, and proves nothing.
     let mut state = wanted(&[3, 1, 2]);
     state.vips[0].down = vec![real(1)];
     scene.follow(&state);
@@ -408,10 +410,10 @@ fn weights_and_marks_of_the_operator_stay() {
     let mut state = wanted(&[1]);
     state.marks.push(MarkState::new(100 + MARKS - 1, real(1)));
     let error = scene.board.follow_document(&state).unwrap_err().to_string();
-    assert!(error.contains("the health checks have it"), "{error}");
+    assert!(error.contains("the health checks use it"), "{error}");
 }
 
-/// What others change by other calls is theirs, and stays.
+/// Changes by other calls are kept.
 #[test]
 fn what_others_change_is_kept() {
     let mut scene = Scene::up(Policy::new(Check::Tcp), &[3, 4, 5]);
@@ -436,7 +438,7 @@ fn what_others_change_is_kept() {
     let marks: BTreeSet<_> = scene.told.marks.iter().map(|state| state.mark).collect();
     assert_eq!(marks, BTreeSet::from([7, 100, 101, 102, 103]));
     assert_eq!(scene.told.probes.len(), 2);
-    // And what is gone is forgotten, with its mark and counter.
+    // What is gone is forgotten, with its mark and counter.
     scene.round(|state| state.vips.retain(|state| state.vip != WEB.parse().unwrap()));
     assert!(scene.board.targets().is_empty());
     let marks: Vec<_> = scene.told.marks.iter().map(|state| state.mark).collect();
@@ -444,14 +446,14 @@ fn what_others_change_is_kept() {
     assert_eq!(scene.told.probes, ["203.0.113.9:80/tcp".parse().unwrap()]);
 }
 
-/// What the process before has found is in the balancer.
+/// The balancer has what the previous process found.
 #[test]
 fn a_start_goes_on_with_what_is_down() {
     let mut first = Scene::up(Policy::new(Check::Tcp), &[1, 1, 1]);
     first.times(3, 2, &failed());
     first.is(1, Outcome::Passed);
     let mut state = first.told.clone();
-    // Marks are where they were, in whatever order reals came.
+    // Marks stay, whatever the order of reals.
     state.marks[0].mark = 105;
     let mut scene = Scene::with(Policy::new(Check::Tcp), &[]);
     scene.board.follow_balancer(&state).unwrap();
@@ -470,7 +472,7 @@ fn a_start_goes_on_with_what_is_down() {
     );
     scene.times(2, 2, &Outcome::Passed);
     assert_eq!(scene.weights(), [1, 1, 1]);
-    // All that is left may be down.
+    // Only reals that are down may be left.
     let mut scene = Scene::with(Policy::new(Check::Tcp), &[]);
     first.told.vips[0].down = vec![real(1), real(2), real(3)];
     scene.board.follow_balancer(&first.told).unwrap();
@@ -536,8 +538,8 @@ fn history_is_bounded_and_has_reasons() {
 }
 
 proptest! {
-    /// Whatever happens: no VIP is without a real in use that had one, one that has just answered often enough is in,
-    /// weights have the operator's ratio, and nobody goes out while nobody answers.
+    /// Whatever happens: a VIP that had a real in use keeps one, a real that just answered often
+    /// enough is in, weights have the operator's ratio, and no real goes out while none answers.
     #[test]
     fn no_vip_is_emptied(
         weights in prop::collection::vec(0..4_u32, 1..6),
@@ -572,7 +574,7 @@ proptest! {
                 };
                 let passed = outcome == Outcome::Passed;
                 scene.is(last, outcome);
-                // Drained ones that served go when they are not needed any more.
+                // Drained reals stop serving when they are no longer needed.
                 let now = scene.weights();
                 let mut rows = document.iter().zip(before.iter().zip(now));
                 let gone = rows.any(|(own, (before, now))| *own > 0 && *before > 0 && now == 0);
@@ -605,7 +607,7 @@ fn one_that_is_probed_no_more_is_in_use_again() {
     }
     scene.is(2, Outcome::Passed);
     assert_eq!(scene.told.vips[0].down, [real(1)]);
-    // Other settings by which it is probed on leave it what it is.
+    // New settings of a check that goes on do not change a real's status.
     let with = |change: fn(&mut Policy)| {
         let mut settings = Settings::default();
         (settings.first_mark, settings.history) = (100, 4);
@@ -629,7 +631,7 @@ fn other_marks_take_the_place_of_those_of_before() {
         marks.map(|state| (state.mark, state.real)).collect()
     };
     assert_eq!(reals(&scene), [(100, real(1)), (101, real(2))]);
-    // One mark is in both ranges, and stays with its real.
+    // One mark is in both ranges and stays with its real.
     let settings = Settings {
         first_mark: 101,
         ..Settings::clone(&scene.board.settings)
@@ -668,13 +670,13 @@ fn a_state_that_says_how_rings_are_filled_is_heard() {
     }
 }
 
-/// Once, and not again within a minute if they come and go.
+/// Once, and at most once a minute if they come and go.
 #[test]
 fn it_is_said_that_probes_are_not_sent() {
     let mut scene = Scene::up(Policy::new(Check::Tcp), &[1, 1]);
     let not_sent = || Outcome::NotSent("no such file".to_owned());
     let lines = |events: Vec<Event>| -> Vec<_> { events.iter().map(Event::to_string).collect() };
-    let said = "203.0.113.1:80/tcp: whether real 198.51.100.1 answers is not known: probe not sent: no such file";
+    let said = "203.0.113.1:80/tcp: real 198.51.100.1: probe not sent: no such file";
     assert_eq!(lines(scene.is(1, not_sent())), [said]);
     for outcome in [not_sent(), Outcome::Passed, not_sent()] {
         assert!(scene.is(1, outcome).is_empty());
@@ -683,7 +685,7 @@ fn it_is_said_that_probes_are_not_sent() {
     assert!(scene.is(1, not_sent()).is_empty(), "it goes on");
     scene.is(1, Outcome::Passed);
     assert_eq!(lines(scene.is(1, not_sent())), [said]);
-    // Of those that miss the tunnel their VIP has told.
+    // The VIP has reported those that miss the tunnel.
     assert!(
         scene
             .is(2, Outcome::Missed("no route".to_owned()))

@@ -1,4 +1,4 @@
-//! What is asked of a real.
+//! Checks: what to send to a real, and which answers to expect.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -12,32 +12,33 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::types::Protocol;
 
-/// The longest body of which the beginning is looked at, in bytes.
+/// The largest limit of the part of a body that is read, in bytes.
 const MAX_BODY: usize = 1 << 20;
 /// The longest path, in bytes.
 const MAX_PATH: usize = 65_534;
-/// Words of ALPN, and the longest of them in bytes (RFC 7301, 3.1).
+/// The largest number of ALPN words, and their largest length in bytes (RFC 7301, 3.1).
 const MAX_WORDS: usize = 64;
 const MAX_WORD: usize = 255;
 
-/// What a real is asked, and what counts as an answer. The [time-out](super::Policy::timeout) is for all of it, so a
-/// server that hangs, or sends its answer byte by byte, has failed.
+/// What to send to a real, and which answer to expect. The [timeout](super::Policy::timeout) covers
+/// all of it, so a server that hangs or trickles its answer fails.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Check {
-    /// A TCP connection is accepted. It is closed at once.
+    /// Opens a TCP connection and closes it at once.
     Tcp,
-    /// An HTTP or HTTPS request is answered as is wanted.
+    /// Sends an HTTP or HTTPS request and checks the answer.
     Http(Box<Http>),
-    /// A SYN is answered by a SYN-ACK. A RST follows, so the server's program sees no connection.
+    /// Sends a SYN, waits for the SYN-ACK and answers it with a RST, so the server's program sees
+    /// no connection.
     Syn,
-    /// A datagram is answered.
+    /// Sends a datagram and waits for an answer.
     Udp(Box<Udp>),
-    /// A DNS query is answered.
+    /// Sends a DNS query and checks the answer.
     Dns(Box<Dns>),
-    /// A QUIC handshake is completed. The connection is closed at once.
+    /// Completes a QUIC handshake and closes the connection at once.
     Quic(Box<Quic>),
-    /// A program of this host ends with status 0.
+    /// Runs a program on this host, which must exit with status 0.
     Command(Box<Command>),
 }
 
@@ -83,7 +84,7 @@ impl Check {
         }
     }
 
-    /// What packets of the check are made of; `None`: that is not known.
+    /// The protocol of the check's packets; `None` if unknown.
     pub(super) fn protocol(&self) -> Option<Protocol> {
         match self {
             Self::Tcp | Self::Http(_) | Self::Syn => Some(Protocol::Tcp),
@@ -94,18 +95,18 @@ impl Check {
     }
 }
 
-/// How an HTTP request is made.
+/// The method of an HTTP request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Method {
-    /// The page is asked for.
+    /// Requests the page.
     #[default]
     Get,
-    /// Its headers are.
+    /// Requests only its headers.
     Head,
 }
 
-/// A request by HTTP/1.1, and the answer to it. Redirections are not followed.
+/// An HTTP/1.1 request and the expected answer. Redirections are not followed.
 ///
 /// ```
 /// use katran::health::Check;
@@ -120,24 +121,26 @@ pub enum Method {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Http {
-    /// The path, and the query if there is one: begins with `/`, up to 65,534 bytes, without spaces, `#`, `<` and `>`. Default: `/`.
+    /// The path, with the query if there is one. It begins with `/` and has up to 65,534 bytes
+    /// without spaces, `#`, `<` and `>`. Default: `/`.
     pub path: String,
-    /// How it is asked for. Default: [`Method::Get`].
+    /// The method. Default: [`Method::Get`].
     pub method: Method,
-    /// The header `Host`. Default: the name of the server in [`Tls`], else the address that is probed.
+    /// The header `Host`. Default: the server name in [`Tls`], else the probed address.
     pub host: Option<String>,
-    /// More headers of the request: names and values.
+    /// More request headers: names and values.
     pub headers: Vec<(String, String)>,
-    /// Any of these statuses is an answer. Range: 100 to 999; default: 200 to 299.
+    /// The accepted statuses. Range: 100 to 999; default: 200 to 299.
     pub statuses: Vec<RangeInclusive<u16>>,
-    /// A header that the answer must have, and text that must be in its value. Default: none.
+    /// A header that the answer must have, and text that its value must contain. Default: none.
     pub answer_header: Option<(String, String)>,
-    /// Text that must be in the first [`max_body`](Self::max_body) bytes of the body. Default: none.
+    /// Text that the first [`max_body`](Self::max_body) bytes of the body must contain. Default:
+    /// none.
     pub answer_body: Option<String>,
-    /// How much of the body is read, in bytes. What comes after that is not waited for. Range: 0 to 1,048,576;
-    /// default: 65,536.
+    /// How much of the body to read, in bytes; the probe does not wait for the rest. Range: 0 to
+    /// 1,048,576; default: 65,536.
     pub max_body: usize,
-    /// HTTPS. Default: none, so plain HTTP.
+    /// TLS, for HTTPS. Default: none.
     pub tls: Option<Tls>,
 }
 
@@ -188,7 +191,7 @@ impl Http {
             ));
         }
         if self.answer_body.is_some() && (self.max_body == 0 || self.method == Method::Head) {
-            let reason = "no body is read: take GET, and a max_body above 0";
+            let reason = "no body is read: use the method `get`, and a max_body above 0";
             return Err(invalid("answer_body", self.max_body, reason));
         }
         for (name, value) in &self.headers {
@@ -213,7 +216,7 @@ impl Http {
             return Err(invalid(
                 "host",
                 host,
-                "a name or address, and a port if need be",
+                "a name or address, optionally with a port",
             ));
         }
         if let Some((name, _)) = &self.answer_header
@@ -225,18 +228,18 @@ impl Http {
     }
 }
 
-/// What names of headers are made of (RFC 9110, 5.6.2).
+/// The characters of header names (RFC 9110, 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// A datagram, and the answer to it.
+/// A datagram and the expected answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Udp {
-    /// What is sent. Range: 0 to 1,400 bytes.
+    /// The datagram to send. Range: 0 to 1,400 bytes.
     pub payload: Vec<u8>,
-    /// What comes back. Other datagrams are passed over.
+    /// The expected answer. Other datagrams are ignored.
     pub answer: Answer,
 }
 
@@ -257,38 +260,38 @@ impl Udp {
     }
 }
 
-/// What a datagram is answered by.
+/// The expected answer to a datagram.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Answer {
     /// Any datagram.
     Any,
-    /// The payload.
+    /// The same payload.
     Echo,
-    /// One with these bytes in it.
+    /// A datagram that contains these bytes.
     Contains(Vec<u8>),
-    /// These bytes.
+    /// Exactly these bytes.
     Exactly(Vec<u8>),
 }
 
-/// A DNS query (RFC 1035), and the answer to it.
+/// A DNS query (RFC 1035) and the expected answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Dns {
-    /// The name that is asked for, in ASCII.
+    /// The name to query, in ASCII.
     pub name: String,
-    /// Of which type: 1 (A), 28 (AAAA), 6 (SOA), ... Default: 1.
+    /// The record type: 1 (A), 28 (AAAA), 6 (SOA), ... Default: 1.
     pub record_type: u16,
-    /// UDP, or TCP. Default: UDP.
+    /// UDP or TCP. Default: UDP.
     pub protocol: Protocol,
-    /// Any of these response codes is an answer: 0 (NOERROR), 3 (NXDOMAIN), ... Default: 0.
+    /// The accepted response codes: 0 (NOERROR), 3 (NXDOMAIN), ... Default: 0.
     pub codes: Vec<u8>,
-    /// An address that must be among the answers. Default: none.
+    /// An address that the answer must contain. Default: none.
     pub address: Option<IpAddr>,
 }
 
 impl Dns {
-    /// Asks for the IPv4 addresses of a name, by UDP.
+    /// Queries the IPv4 addresses of a name over UDP.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -322,10 +325,10 @@ impl Dns {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Quic {
-    /// Who the server is.
+    /// The server's name and certificate.
     pub tls: Tls,
-    /// The protocols above it that are offered; the server must take one. Range: up to 64 words of 1 to 255 bytes; default:
-    /// `h3`.
+    /// The application protocols to offer; the server must choose one. Range: up to 64 words of 1
+    /// to 255 bytes; default: `h3`.
     pub alpn: Vec<String>,
 }
 
@@ -351,16 +354,19 @@ impl Quic {
     }
 }
 
-/// A program of this host: status 0 is an answer. It finds `KATRAN_VIP`, `KATRAN_REAL`, `KATRAN_ADDRESS` and `KATRAN_PORT`
-/// (where to probe) and, if probes go through the tunnel, `KATRAN_MARK` (for `SO_MARK`) in its environment. Whether its
-/// packets went through the tunnel is not looked at.
+/// A program on this host; exit status 0 is success.
 ///
-/// It leads a process group of its own, all of which is killed when it ends, at the [time-out](super::Policy::timeout), and
-/// when the checks end. The beginning of what it writes to standard error is told when it fails; its standard output goes nowhere.
+/// Its environment has `KATRAN_VIP`, `KATRAN_REAL`, `KATRAN_ADDRESS` and `KATRAN_PORT` (where to
+/// probe) and, for probes through the tunnel, `KATRAN_MARK` (for `SO_MARK`). The library does not
+/// check that its packets went through the tunnel.
+///
+/// The program leads its own process group, which is killed when it exits, at the
+/// [timeout](super::Policy::timeout), and when the checks end. If it fails, the first 300 bytes of
+/// its standard error are reported; standard output is discarded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Command {
-    /// Its path, from the root.
+    /// Its absolute path.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,
@@ -381,7 +387,7 @@ impl Command {
             false => Err(invalid(
                 "program",
                 self.program.display(),
-                "a path from the root",
+                "an absolute path",
             )),
         }
     }
@@ -391,15 +397,15 @@ impl Command {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Tls {
-    /// The server's name: it is asked for (SNI), and the certificate must be for it. `None`: the address that is
-    /// probed, and nothing is asked for.
+    /// The name for SNI, which the certificate must be for. `None`: no SNI, and a certificate for
+    /// the probed address.
     pub server_name: Option<String>,
-    /// Whose certificates are good. Default: [`Trust::System`].
+    /// The trusted authorities. Default: [`Trust::System`].
     pub trust: Trust,
 }
 
 impl Tls {
-    /// A certificate for this name, from whom the system trusts.
+    /// A certificate for this name from an authority that the system trusts.
     pub fn new(server_name: impl Into<String>) -> Self {
         Self {
             server_name: Some(server_name.into()),
@@ -407,7 +413,7 @@ impl Tls {
         }
     }
 
-    /// Any certificate, whoever it is for.
+    /// Any certificate for any name.
     pub fn any() -> Self {
         Self {
             server_name: None,
@@ -418,25 +424,26 @@ impl Tls {
     fn validate(&self) -> Result<()> {
         match &self.server_name {
             Some(name) if ServerName::try_from(name.as_str()).is_err() => {
-                Err(invalid("server_name", name, "a DNS name, or an address"))
+                Err(invalid("server_name", name, "a DNS name or an address"))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Whose certificates are good.
+/// The trusted authorities.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trust {
-    /// Those of the authorities of this host (`/etc/ssl/certs`, or what `SSL_CERT_FILE` and `SSL_CERT_DIR` say). They are
-    /// read when checks start.
+    /// This host's (`/etc/ssl/certs`, or `SSL_CERT_FILE` and `SSL_CERT_DIR`), read when checks
+    /// start.
     System,
-    /// Those of these authorities: certificates in PEM.
+    /// These, as certificates in PEM.
     Authorities(String),
-    /// Those of the authorities in this file, in PEM. It is read when checks start or get other settings.
+    /// Those in this PEM file, read when checks start or are reconfigured.
     File(PathBuf),
-    /// All, also those that have ended or are for another name: the check is of the server, not of its certificate.
+    /// No verification: expired certificates and those for other names pass. The check then covers
+    /// the server, not its certificate.
     Any,
 }
 

@@ -1,4 +1,4 @@
-//! A document with health checks in it.
+//! A document with health checks.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -31,8 +31,8 @@ use crate::error::Result;
 use crate::types::Protocol;
 use crate::types::Vip;
 
-/// What a TOML document says of a balancer, and of health checks: the section `[health]`, and the key `health` of VIPs
-/// and reals (`docs/health.md` has all keys). Needs the feature `serde`, too.
+/// A TOML document for a balancer with its health checks: the section `[health]`, and the keys
+/// `health` of VIPs and reals, which `docs/health.md` lists. Also needs the feature `serde`.
 ///
 /// ```
 /// # fn main() -> katran::Result<()> {
@@ -62,24 +62,25 @@ use crate::types::Vip;
 /// # }
 /// ```
 ///
-/// **A command runs as the process that checks.** Whoever may hand a document to that process may then have it run any program:
-/// take documents with a [`Command`](super::Command) only from those who may do so anyway ([`commands`](Self::commands)).
+/// **A command runs as the process that checks**, so anybody who can hand a document to that
+/// process can run any program as its user. Accept documents with [`commands`](Self::commands) only
+/// from users who may do so anyway.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Document {
-    /// What the balancer is to do.
+    /// The wanted state of the balancer.
     pub state: State,
-    /// How reals are probed; `None`: the document says nothing of that.
+    /// The health checks; `None` if the document has no key `health`.
     pub settings: Option<Settings>,
     source: Source,
     authorities: Authorities,
 }
 
-/// Where files with authorities are named first.
+/// Where each file of authorities is first named.
 type Authorities = BTreeMap<String, usize>;
 
 impl PartialEq for Document {
-    /// By what they say; not by where.
+    /// Compares contents, not places.
     fn eq(&self, other: &Self) -> bool {
         self.state == other.state && self.settings == other.settings
     }
@@ -100,7 +101,7 @@ impl Document {
     /// Reads a file with a TOML document.
     ///
     /// # Errors
-    /// As [`State::from_toml_file`].
+    /// Those of [`State::from_toml_file`].
     pub fn from_toml_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut reading = Reading::default();
@@ -108,9 +109,10 @@ impl Document {
         reading.finish(state, source)
     }
 
-    /// Checks what a balancer that is loaded with it would refuse, see [`state::Document::check`](crate::state::Document::check),
-    /// and what checks would that start with it: certificates that cannot be read on this host, a source address that probes
-    /// through the tunnel lack. Change nothing of its state before.
+    /// Checks what a balancer loaded from it would refuse (see
+    /// [`state::Document::check`](crate::state::Document::check)), and what its checks would
+    /// refuse: unreadable certificates, or a missing source address for probes through the tunnel.
+    /// Call it before you change `state`.
     ///
     /// # Errors
     /// [`Error::Document`], with file, line and column.
@@ -123,8 +125,9 @@ impl Document {
         settings.check().map_err(|error| self.placed(error))
     }
 
-    /// An error of a call that was given this state, with file, line and column; see
-    /// [`state::Document::placed`](crate::state::Document::placed). Change nothing of its state before, but copies of it.
+    /// Adds file, line and column to an error of a call that was given this state; see
+    /// [`state::Document::placed`](crate::state::Document::placed). Do not change `state` before;
+    /// change a copy.
     #[must_use]
     pub fn placed(&self, error: Error) -> Error {
         match &error {
@@ -138,19 +141,19 @@ impl Document {
         }
     }
 
-    /// The programs that it has run, with their arguments.
+    /// The programs that its checks run, with arguments.
     pub fn commands(&self) -> impl Iterator<Item = &super::Command> {
         self.settings.iter().flat_map(Settings::commands)
     }
 
-    /// The files with authorities that it names, each as often as it does. They are opened by the process that checks, and an
-    /// error tells whether there is one: think of that where somebody else hands you the document.
+    /// The files of authorities that it names, with duplicates. The checking process opens them,
+    /// and its errors reveal which exist: consider that if the document comes from somebody else.
     pub fn authorities(&self) -> impl Iterator<Item = &Path> {
         self.settings.iter().flat_map(Settings::authorities)
     }
 }
 
-/// What was read so far.
+/// What has been read so far.
 #[derive(Default)]
 struct Reading {
     is_there: bool,
@@ -212,14 +215,14 @@ impl Beside for Reading {
 }
 
 impl Reading {
-    /// Remembers where files are named.
+    /// Records where files of authorities are named.
     fn note(&mut self, keys: &Keys<'_, '_, '_>) {
         for (path, at) in authorities(keys) {
             self.authorities.entry(path).or_insert(at);
         }
     }
 
-    /// Puts together what was said in any order.
+    /// Combines what the document says in any order.
     fn finish(self, state: State, source: Source) -> Result<Document> {
         if !self.is_there {
             return Ok(Document {
@@ -255,7 +258,7 @@ impl Reading {
         let mut marks = state.marks.iter();
         if let Some(index) = marks.position(|of| settings.is_own_mark(of.mark)) {
             let message = format!(
-                "mark = {} in [[mark]] is one of the health checks: choose another, or another first_mark in [health]",
+                "mark = {} in [[mark]] is used by the health checks: choose another mark, or another first_mark in [health]",
                 state.marks[index].mark
             );
             return Err(source.refuse_mark(&state, index, message));

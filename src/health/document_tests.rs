@@ -1,4 +1,4 @@
-//! Documents with health checks: what they say, what is refused and where.
+//! Documents with health checks: their settings, and errors with places.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::mutate;
 use crate::types::Protocol;
 use crate::types::Vip;
 
-/// Every key there is.
+/// Every key.
 const ALL: &str = r#"
 [[vip]]
 address = "203.0.113.1"
@@ -225,7 +225,7 @@ fn every_key_is_read() {
     command.arguments = vec!["-a".to_owned(), "b".to_owned()];
     assert_eq!(document.commands().collect::<Vec<_>>(), [&command]);
     assert_eq!(check_of("203.0.113.7:80/tcp"), Check::Tcp);
-    // What is not said is as everywhere.
+    // A missing key has the general value.
     assert_eq!(
         settings.vips[&vip("203.0.113.6:80/tcp")],
         asked(command.into())
@@ -251,7 +251,7 @@ fn words_stand_for_checks_and_nothing_for_nothing() {
         let text = format!("[health]\ntcp_check = \"{word}\"\n");
         assert_eq!(settings(&text).tcp.check, expected);
     }
-    // Who does no checks does not pass over them.
+    // A reader without health checks refuses their keys.
     let error = State::from_toml("[health]\n").unwrap_err().to_string();
     assert!(
         error.contains("line 1") && error.contains("no health checks"),
@@ -270,7 +270,7 @@ fn words_stand_for_checks_and_nothing_for_nothing() {
     }
 }
 
-/// Documents that are wrong (`@`: a VIP; `&`: a section of checks), and what is said of them.
+/// Wrong documents (`@`: a VIP; `&`: a section of checks) and their messages.
 const WRONG: &[(&str, &str)] = &[
     (
         "&intervall = 1\n",
@@ -304,11 +304,11 @@ const WRONG: &[(&str, &str)] = &[
     ("&port = 0\n", "line 2, column 8: port = 0: 1 to 65,535"),
     (
         "&\n[health]\n",
-        "line 3, column 2: [health] is there already, in line 1",
+        "line 3, column 2: [health] is already in line 1",
     ),
     (
         "[[health]]\n",
-        "line 1, column 3: [health] is one section: write [health], with single brackets",
+        "line 1, column 3: [health] may occur only once: write [health], with single brackets",
     ),
     (
         "health = 1\n",
@@ -328,7 +328,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@health = { check = \"udp\" }\n",
-        "line 5, column 20: check = \"udp\": it has to be said what is asked: write { kind = \"udp\", payload = \"...\" }",
+        "line 5, column 20: check = \"udp\": this check needs more keys: write { kind = \"udp\", payload = \"...\" }",
     ),
     (
         "@health = { check = 1 }\n",
@@ -368,31 +368,31 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@health = { check = { kind = \"http\", method = \"head\", answer_body = \"a\" } }\n",
-        "line 5, column 68: answer_body = \"a\": no body is read: take GET, and a max_body above 0",
+        "line 5, column 68: answer_body = \"a\": no body is read: use the method `get`, and a max_body above 0",
     ),
     (
         "@health = { check = { kind = \"https\", server_name = \"a b\" } }\n",
-        "line 5, column 52: server_name = \"a b\": a DNS name, or an address",
+        "line 5, column 52: server_name = \"a b\": a DNS name or an address",
     ),
     (
         "@health = { check = { kind = \"https\", authorities = \"ca.pem\" } }\n",
-        "line 5, column 52: authorities = \"ca.pem\": a path from the root is expected",
+        "line 5, column 52: authorities = \"ca.pem\": an absolute path is expected",
     ),
     (
         "@health = { check = { kind = \"https\", authorities = \"/ca.pem\", verify = false } }\n",
-        "line 5, column 52: authorities = \"/ca.pem\": no certificate is looked at: leave it out, or verify = false",
+        "line 5, column 52: authorities = \"/ca.pem\": with verify = false no certificate is checked: remove one of the two keys",
     ),
     (
         "@health = { check = { kind = \"udp\" } }\n",
-        "line 5, column 20: `kind = \"udp\"` without payload: give one (0 to 1,400 bytes)",
+        "line 5, column 20: `kind = \"udp\"` needs the key payload (0 to 1,400 bytes)",
     ),
     (
         "@health = { check = { kind = \"udp\", payload = '\\n' } }\n",
-        "line 5, column 46: payload = '\\n': a backslash stands before x and two hexadecimal digits",
+        "line 5, column 46: payload = '\\n': a backslash must be followed by x and two hexadecimal digits",
     ),
     (
         "@health = { check = { kind = \"udp\", payload = \"\", answer = \"any\", answer_exactly = \"a\" } }\n",
-        "line 5, column 83: answer_exactly = \"a\": another key says what the answer is: leave out one of them",
+        "line 5, column 83: answer_exactly = \"a\": another key sets the answer: remove one of them",
     ),
     (
         "@health = { check = { kind = \"dns\", name = \"\" } }\n",
@@ -404,7 +404,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@health = { check = { kind = \"command\", program = \"true\" } }\n",
-        "line 5, column 50: program = \"true\": a path from the root",
+        "line 5, column 50: program = \"true\": an absolute path",
     ),
     (
         "@reals = [ { address = \"198.51.100.1\", health = { via = \"direct\" } } ]\n",
@@ -412,7 +412,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "&[[mark]]\nmark = 1795162112\nreal = \"198.51.100.1\"\n",
-        "line 2, column 1: mark = 1795162112 in [[mark]] is one of the health checks",
+        "line 2, column 1: mark = 1795162112 in [[mark]] is used by the health checks",
     ),
 ];
 

@@ -1,5 +1,5 @@
-//! The thread that takes results, and tells the balancer what follows from them: one change for all that was found
-//! meanwhile.
+//! The thread that collects results and changes the balancer accordingly: one change for all
+//! results that have arrived.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -41,21 +41,21 @@ use crate::error::Result;
 use crate::katran::Katran;
 use crate::types::Vip;
 
-/// Results that come so soon after one are taken together.
+/// How long to collect further results after one has arrived.
 const GATHER: Duration = Duration::from_millis(20);
-/// Between two attempts to apply what was refused.
+/// The time between attempts to apply a refused change.
 const RETRY: Duration = Duration::from_secs(1);
-/// With nothing to do, it looks so often whether the balancer is still there.
+/// How often an idle thread checks whether the balancer still exists.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What the thread is told.
+/// A message to the thread.
 pub(super) enum Message {
     Finished(Finished),
-    /// Something is to be looked at: the end, or what others have changed.
+    /// Look at the balancer: the end, or changes by others.
     Look,
 }
 
-/// What is known, and what was done.
+/// What is known and what was done.
 pub(super) struct Known {
     pub(super) board: Board,
     pub(super) probes: Probes,
@@ -66,19 +66,19 @@ pub(super) struct Known {
     pub(super) applied: u64,
     pub(super) refused: Option<String>,
     pub(super) ended: Option<String>,
-    /// The balancer is to be told something.
+    /// The balancer must be told something.
     pub(super) pending: bool,
-    /// Nothing of the checks is at work any more.
+    /// No part of the checks is running any more.
     pub(super) gone: bool,
 }
 
-/// What the thread and the handle share. To change the board, hold the balancer; to take both, take the
-/// balancer first.
+/// Shared by the thread and the handle. To change the board, hold the balancer. To take both locks,
+/// take the balancer first.
 pub(super) struct Shared {
     katran: Weak<Mutex<Katran>>,
     known: Mutex<Known>,
     changed: Condvar,
-    /// Nothing is changed any more once this says so; it is held as long as a change lasts.
+    /// Set to stop further changes; held during a change.
     stopped: Mutex<bool>,
     pub(super) lost: AtomicU64,
 }
@@ -115,7 +115,7 @@ impl Shared {
         lock(&self.known)
     }
 
-    /// Waits until this is so, for as long at most; whether it is.
+    /// Waits until the condition holds, up to `limit`; returns whether it does.
     pub(super) fn wait(&self, limit: Duration, is_so: impl Fn(&Known) -> bool) -> bool {
         let wait = self
             .changed
@@ -124,30 +124,30 @@ impl Shared {
         is_so(&known)
     }
 
-    /// Has the runner probe what is on the board now. Orders are given in the order of changes.
+    /// Makes the runner probe what is on the board now. Orders follow the order of changes.
     pub(super) fn follow(&self, orders: &UnboundedSender<Order>) {
         let known = self.known();
-        // If nobody probes any more the report says why.
+        // If the runner has ended, the report says why.
         let _ = orders.send(Order::Follow(Arc::clone(&known.questions)));
     }
 
-    /// A result that the thread has no room for.
+    /// Counts a result that the thread has no room for.
     pub(super) fn lose(&self) {
         self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits for a change that is under way, and lets none begin.
+    /// Waits for a change in progress and prevents further ones.
     pub(super) fn stop(&self) {
         *lock(&self.stopped) = true;
     }
 
-    /// The last thing that the thread does.
+    /// The thread's last action.
     pub(super) fn be_gone(&self) {
         self.known().gone = true;
         self.changed.notify_all();
     }
 
-    /// Does something with the balancer; `None`: it is gone. A panic does not poison it for others.
+    /// Calls `f` with the balancer; `None` if it is gone. A panic does not poison the lock.
     pub(super) fn with_katran<T>(&self, f: impl FnOnce(&mut Katran) -> T) -> Option<T> {
         let katran = self.katran.upgrade()?;
         let done = {
@@ -157,7 +157,8 @@ impl Shared {
         Some(done.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
-    /// Brings the balancer to what the board says of this state, if nobody has stopped that. `None`: the probes stay.
+    /// Makes the balancer match the board for this state, unless stopped. `None` leaves the probes
+    /// alone.
     pub(super) fn tell(
         &self,
         katran: &mut Katran,
@@ -191,12 +192,12 @@ impl Shared {
 enum End {
     /// The handle was dropped.
     Stopped,
-    /// The balancer was.
+    /// The balancer was dropped.
     BalancerGone,
     Failed(String),
 }
 
-/// What the thread has.
+/// The thread's data.
 pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
     pub(super) messages: Receiver<Message>,
@@ -206,7 +207,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Works until the handle or the balancer is gone.
+    /// Runs until the handle or the balancer is gone.
     pub(super) fn run(mut self) {
         let ended = catch_unwind(AssertUnwindSafe(|| self.work()));
         let why = match ended {
@@ -229,7 +230,7 @@ impl Driver {
         self.shared.known().ended = Some(why.clone());
         self.shared.changed.notify_all();
         let event = Event::Ended { why };
-        // What it does wrong now has no consequence.
+        // Further failures have no consequence.
         let _ = catch_unwind(AssertUnwindSafe(|| (self.on_event)(&event)));
     }
 
@@ -279,7 +280,7 @@ impl Driver {
             let now = Instant::now();
             let pending = {
                 let mut known = self.shared.known();
-                // A step that comes within the pause is taken after it, also if it is the last.
+                // A step due within the pause waits for its end, even the last step.
                 known.pending |= step.is_some_and(|step| step <= now);
                 known.pending
             };
@@ -292,7 +293,8 @@ impl Driver {
         }
     }
 
-    /// Takes results: of what did go through the tunnel, if it was to. `None`: the balancer is gone.
+    /// Records results, without those of probes that should have gone through the tunnel but did
+    /// not. `None` if the balancer is gone.
     fn record(&mut self, batch: Vec<Finished>) -> Option<()> {
         let shared = Arc::clone(&self.shared);
         let tunnels = &mut self.tunnels;
@@ -332,7 +334,7 @@ impl Driver {
         })?;
         self.shared.changed.notify_all();
         for target in hurried {
-            // If nobody probes any more there is nothing to hurry.
+            // If the runner has ended, there is nothing to hurry.
             let _ = self.orders.send(Order::Hurry(target));
         }
         for event in events {
@@ -342,7 +344,8 @@ impl Driver {
         Some(())
     }
 
-    /// Tells the balancer what is to be so now. How long it is left alone then, or why there will be no more.
+    /// Tells the balancer what should hold now. Returns how long to leave it alone then, or why
+    /// there will be no more rounds.
     fn round(&mut self) -> std::result::Result<Duration, End> {
         let shared = Arc::clone(&self.shared);
         let told = shared.with_katran(|katran| {
@@ -392,22 +395,22 @@ impl Driver {
     }
 }
 
-/// Whether probes go through the tunnel, by the counters of its program. All probes to an address go the same way, so it
-/// does not matter which of them a packet was.
+/// Whether probes go through the tunnel, from the counters of the healthcheck program. All probes
+/// to an address take the same path, so it does not matter which probe a packet belonged to.
 #[derive(Default)]
 pub(super) struct Tunnels(BTreeMap<Vip, Tunnel>);
 
 struct Tunnel {
     count: u64,
-    /// When packets were last seen to have gone through.
+    /// When packets were last seen to go through.
     rose: Instant,
     missed: Option<String>,
-    /// By what VIP that was told.
+    /// The VIP for which that was reported.
     vip: Vip,
 }
 
 impl Tunnels {
-    /// Looks at the counters of what was probed, and what there is to say.
+    /// Reads the counters of what was probed, and returns the events to report.
     fn look(&mut self, katran: &Katran, questions: &Questions, batch: &[Finished]) -> Vec<Event> {
         let mut first: BTreeMap<Vip, &Finished> = BTreeMap::new();
         for finished in batch {
@@ -446,7 +449,7 @@ impl Tunnels {
         events
     }
 
-    /// Why a probe that began then says nothing of the real that it was for.
+    /// Why a probe that began then says nothing about its real.
     fn missed(&self, to: Vip, started: Instant) -> Option<String> {
         let tunnel = self.0.get(&to)?;
         match tunnel.rose >= started && tunnel.count > 0 {
@@ -471,12 +474,12 @@ fn why_missed(katran: &Katran, to: Vip, outcome: &Outcome) -> String {
         return why.clone();
     }
     if is_own(to) {
-        return "the VIP is an address of this host: remove it here".to_owned();
+        return "the VIP is an address of this host: remove it from this host".to_owned();
     }
     let attachment = katran.probes().attachment();
     let interface = attachment.map_or(String::new(), |attachment| attachment.interface);
     format!(
-        "no packet left by {interface} ({outcome}): the route to the VIP must lead there, and the next hop be known"
+        "no packet left through {interface} ({outcome}): route the VIP there, to a next hop that answers"
     )
 }
 
@@ -487,7 +490,7 @@ fn is_own(to: Vip) -> bool {
         SocketAddr::V4(_) => "0.0.0.0:0",
         SocketAddr::V6(_) => "[::]:0",
     };
-    // No packet is sent: the kernel chooses the source that it would have.
+    // This sends no packet: the kernel only chooses the source address.
     let source = UdpSocket::bind(any).and_then(|socket| {
         socket.connect(to)?;
         socket.local_addr()

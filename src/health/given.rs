@@ -1,4 +1,4 @@
-//! What a table `health` of a document says of a policy.
+//! Reads the policy in a table `health` of a document.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::table::time;
 use crate::document::Keys;
 use crate::error::Result;
 
-/// What is said, of all that can be.
+/// The given keys of a policy.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Given {
     pub(super) check: Option<Asked>,
@@ -32,7 +32,7 @@ pub(super) struct Given {
 }
 
 impl Given {
-    /// Reads the keys that the table has room for.
+    /// Reads the keys that the table's section has.
     pub(super) fn read(keys: &Keys<'_, '_, '_>) -> Result<Self> {
         let ways = [("tunnel", Via::Tunnel), ("direct", Via::Direct)];
         let given = Self {

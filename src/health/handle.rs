@@ -42,16 +42,17 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
 
-/// For threads that probe, when checks end.
+/// How long to wait for the probing threads when checks end.
 const LAST_PROBES: Duration = Duration::from_secs(5);
-/// Results that wait for the balancer, at most.
+/// The largest number of results that wait for the balancer.
 const WAITING: usize = 16_384;
 
-/// Health checks at work. Dropping it ends them, and leaves the balancer as it is: reals that are down stay so.
+/// Running health checks. Dropping the handle ends them and leaves the balancer as it is: reals
+/// that are down stay down.
 ///
-/// The balancer is shared: the checks lock it when they have something to change, and twenty milliseconds after a
-/// result to look at a counter. They hold it as long as an [`apply`](Katran::apply) of a few changes takes. Checks go on
-/// while somebody else holds it.
+/// The checks share the balancer. They lock it to change something, for as long as an
+/// [`apply`](Katran::apply) of a few changes takes, and briefly after results to read counters.
+/// While you hold the lock, probing continues.
 #[must_use = "dropping it ends the checks"]
 pub struct Health {
     shared: Arc<Shared>,
@@ -67,25 +68,30 @@ impl fmt::Debug for Health {
 }
 
 impl Health {
-    /// Probes the reals that the balancer has, and goes on with what it says of them: one that is down stays so until
-    /// it answers. Call it before [`attach`](Katran::attach), and [`wait`](Self::wait): the path of probes is attached here,
-    /// if there is a [`healthcheck_interface`](crate::Builder::healthcheck_interface).
+    /// Starts probing the balancer's reals. A real that is down stays down until it answers.
     ///
-    /// Threads: `katran-health`, and [`Settings::threads`] that probe, in the network namespace of the caller.
+    /// Call it before [`attach`](Katran::attach), then [`wait`](Self::wait). If there is a
+    /// [`healthcheck_interface`](crate::Builder::healthcheck_interface), this attaches the
+    /// healthcheck program.
+    ///
+    /// Threads: `katran-health`, and [`Settings::threads`] that probe, in the caller's network
+    /// namespace.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for settings out of range, certificates that cannot be read, or too many reals; what
-    /// [`ProbesMut::map_mark`](crate::probes::ProbesMut::map_mark) and
-    /// [`register`](crate::probes::ProbesMut::register) and [`attach`](crate::probes::ProbesMut::attach) return; [`Error::Kernel`] without threads.
+    /// [`Error::InvalidConfig`] for settings out of range, unreadable certificates, or too many
+    /// reals; [`Error::Kernel`] if no thread can start; the errors of
+    /// [`ProbesMut::map_mark`](crate::probes::ProbesMut::map_mark),
+    /// [`register`](crate::probes::ProbesMut::register) and
+    /// [`attach`](crate::probes::ProbesMut::attach).
     pub fn start(katran: &Arc<Mutex<Katran>>, settings: Settings) -> Result<Self> {
         Self::start_with(katran, settings, |_| ())
     }
 
-    /// The same, and tells what happens. `on_event` runs in the thread of the checks, which does not hold the balancer
-    /// then; a panic in it ends the checks.
+    /// The same, and reports events. The checks' thread calls `on_event` without holding the
+    /// balancer; a panic in it ends the checks.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// Those of [`start`](Self::start).
     pub fn start_with(
         katran: &Arc<Mutex<Katran>>,
         settings: Settings,
@@ -105,7 +111,7 @@ impl Health {
         let shared = Arc::new(Shared::new(Arc::downgrade(katran), board, probes));
         let told = shared.with_katran(|katran| {
             match katran.probes_mut().attach() {
-                // Checks may go another way, or an embedder attaches the program.
+                // Checks may use the direct path, or an embedder attaches the program.
                 Ok(()) | Err(Error::Unsupported { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -153,35 +159,39 @@ impl Health {
         Ok(health)
     }
 
-    /// Makes the balancer equal to `wanted`, as [`Katran::apply`] does, but for what the checks say: reals that are out
-    /// are down, weights may be climbing, and the checks' marks and counters are there. This is how weights, reals and
-    /// VIPs are changed while checks are at work. A real that joins others of its VIP gets flows when it has answered once.
-    /// What was found of reals that stay is kept.
+    /// Makes the balancer equal to `wanted`, as [`Katran::apply`] does, except for what the checks
+    /// decide: reals that are out stay down, weights may be climbing, and the checks' marks and
+    /// counters exist. While checks run, change weights, reals and VIPs with this call. Results of
+    /// reals that stay are kept. A real that joins others of its VIP gets flows after its first
+    /// answer.
     ///
-    /// What other calls change of the balancer is kept, too, and seen at the next change or by
-    /// [`look`](Self::look); a [`Katran::apply`] would bring back reals that are out until then.
+    /// The checks notice changes by other calls at the next change or by [`look`](Self::look), and
+    /// keep them; until then, a [`Katran::apply`] would bring back reals that are out.
     ///
     /// # Errors
-    /// As [`Katran::apply`], and nothing has changed then; [`Error::InvalidConfig`] if a mark of `wanted` is the checks';
-    /// [`Error::NotFound`] if the balancer is gone. The caller must not hold the balancer.
+    /// Those of [`Katran::apply`], and then nothing has changed; [`Error::InvalidConfig`] if the
+    /// checks use a mark of `wanted`; [`Error::NotFound`] if the balancer is gone. The caller must
+    /// not hold the balancer.
     pub fn apply(&self, wanted: &State) -> Result<Changes> {
         self.take(wanted, None)
     }
 
-    /// The same, with other settings. What is known of reals stays; those that are to be asked otherwise are probed at once, and
-    /// certificates are read again. One that is no longer probed is in use. `concurrency` and `threads` stay those of the start.
+    /// The same, with other settings. Results of reals that stay are kept; reals with another check
+    /// are probed at once, reals without one are in use, and certificates are read again.
+    /// `concurrency` and `threads` keep their values from the start.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply) and [`start`](Self::start).
+    /// Those of [`apply`](Self::apply) and [`start`](Self::start).
     pub fn reconfigure(&self, wanted: &State, settings: Settings) -> Result<Changes> {
         let probes = Probes::new(&settings)?;
         self.take(wanted, Some((Arc::new(settings), probes)))
     }
 
-    /// What [`apply`](Self::apply), or [`reconfigure`](Self::reconfigure) with other settings, would change now.
+    /// What [`apply`](Self::apply), or [`reconfigure`](Self::reconfigure) with other settings,
+    /// would change now.
     ///
     /// # Errors
-    /// As they.
+    /// The same.
     pub fn changes_to(&self, wanted: &State, settings: Option<Settings>) -> Result<Changes> {
         if let Some(settings) = &settings {
             settings.check()?;
@@ -201,7 +211,7 @@ impl Health {
         told.ok_or_else(gone)?
     }
 
-    /// With other settings, or (`None`) those that there are once the balancer is held.
+    /// With other settings or, if `None`, the current ones when the balancer is locked.
     fn take(&self, wanted: &State, other: Option<(Arc<Settings>, Probes)>) -> Result<Changes> {
         let shared = &self.shared;
         let told = shared.with_katran(|katran| {
@@ -220,13 +230,13 @@ impl Health {
         let (changes, before) = told.ok_or_else(gone)??;
         self.shared.follow(&self.orders);
         for target in self.asked_otherwise(&before) {
-            // If nobody probes any more the report says why.
+            // If the runner has ended, the report says why.
             let _ = self.orders.send(Order::Hurry(target));
         }
         Ok(changes)
     }
 
-    /// Those that were probed in another way by the settings of before.
+    /// Targets whose check differs from the settings before.
     fn asked_otherwise(&self, before: &Arc<Settings>) -> Vec<Target> {
         let known = self.shared.known();
         let now = &known.board.settings;
@@ -241,14 +251,15 @@ impl Health {
         known.questions.keys().filter(is_other).copied().collect()
     }
 
-    /// Has the checks look at the balancer at once, after other calls have changed reals or VIPs.
+    /// Makes the checks look at the balancer at once, after other calls changed reals or VIPs.
     pub fn look(&self) {
-        // If there is no room it has a lot to look at anyway.
+        // If the queue is full, the thread is about to look anyway.
         let _ = self.messages.try_send(Message::Look);
     }
 
-    /// Waits until it is known of all reals whether they work, and the balancer has been told, for as long at most; whether
-    /// it is. After a start before [`attach`](Katran::attach) no client's packet meets a dead real. It blocks.
+    /// Waits until the health of all reals is known and applied, up to `limit`; returns whether it
+    /// is. Between start and [`attach`](Katran::attach) this keeps clients' packets from dead
+    /// reals. Blocks.
     pub fn wait(&self, limit: Duration) -> bool {
         let ended_or_clear = |known: &super::driver::Known| {
             known.ended.is_some() || (!known.pending && known.board.is_clear())
@@ -256,17 +267,18 @@ impl Health {
         self.shared.wait(limit, ended_or_clear) && self.shared.known().ended.is_none()
     }
 
-    /// Ends the checks as dropping them does, and waits until nothing of them is at work: no thread, and no program of
-    /// a [`Check::Command`](super::Check::Command). For as long at most; whether it is so. It blocks, and the caller must not hold the balancer.
+    /// Ends the checks as dropping does, and waits up to `limit` until no thread and no program of
+    /// a [`Check::Command`](super::Check::Command) is left; returns whether that is so. Blocks. The
+    /// caller must not hold the balancer.
     pub fn stop(self, limit: Duration) -> bool {
         let shared = Arc::clone(&self.shared);
         let is_ours = self.process == std::process::id();
         drop(self);
-        // A child has nothing of them.
+        // A forked child has no part of them.
         !is_ours || shared.wait(limit, |known| known.gone)
     }
 
-    /// What is known. It does not wait for the balancer.
+    /// The current state of the checks. Does not wait for the balancer.
     pub fn report(&self) -> Report {
         let known = self.shared.known();
         let clock = Clock::now();
@@ -308,7 +320,7 @@ impl Health {
 
 impl Drop for Health {
     fn drop(&mut self) {
-        // A child has no threads that would let go.
+        // A forked child has no threads that would let go.
         if self.process == std::process::id() {
             self.shared.stop();
             self.look();
@@ -316,12 +328,12 @@ impl Drop for Health {
     }
 }
 
-/// A runtime that waits for nothing when it is dropped: probes that are on their way need no end, and a caller that is
-/// itself asynchronous may not wait.
+/// A runtime that does not wait when dropped: probes in flight need no end, and an asynchronous
+/// caller must not block.
 struct Background(Option<Runtime>);
 
 impl Background {
-    /// Waits for the end of its probes, which is near: they are dropped where they wait for something.
+    /// Waits for the end of its probes, which is near: they are dropped at their next await.
     fn end(mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_timeout(LAST_PROBES);
@@ -364,7 +376,7 @@ fn real_health(real: IpAddr, probed: bool, member: &Member, clock: &Clock) -> Re
     }
 }
 
-/// What time of day it was at a moment, by the clock as it is set now.
+/// Converts moments to the time of day, by the clock's current setting.
 struct Clock(Instant, SystemTime);
 
 impl Clock {

@@ -1,4 +1,4 @@
-//! What is known as metrics, for Prometheus and its kind.
+//! Health as metrics, for Prometheus and similar collectors.
 
 use super::outcome::Cause;
 use super::report::RealHealth;
@@ -10,7 +10,7 @@ use crate::counters::Metric;
 use crate::counters::MetricKind;
 use crate::counters::Sample;
 
-/// What a metric is called, and the like.
+/// The name of a metric, its type and so on.
 struct Family {
     name: &'static str,
     kind: MetricKind,
@@ -37,9 +37,9 @@ impl Family {
 }
 
 impl Report {
-    /// The same as metrics, with names to be preceded by that of the program. There are 26 series for each VIP, and two for
-    /// each of its reals that is probed: those only if these are `most_reals` at most, all VIPs together
-    /// (`health_reals` counts them in any case).
+    /// The report as metrics; prefix the names with the program's. There are 26 series for each VIP
+    /// and two for each probed real. Series of reals are left out if there are more than
+    /// `most_reals` over all VIPs; `health_reals` counts them in any case.
     pub fn metrics(&self, most_reals: usize) -> Vec<Metric> {
         let mut metrics = self.of_vips();
         let probed = |vip: &VipHealth| vip.reals.iter().filter(|of| of.probed).count();
@@ -57,7 +57,7 @@ impl Report {
                 unit: "0 or 1",
                 labels: &["vip", "real"],
                 field: "vips.reals.status",
-                help: "1: probes find that the real works for the VIP; 0: that it does not. There is none before the first result.",
+                help: "1: the real passes the VIP's checks; 0: it fails them. Absent before the first result.",
             }
             .metric(up.map(|(labels, of)| (labels, u64::from(of.status == Status::Up)))),
         );
@@ -68,7 +68,7 @@ impl Report {
                 unit: "transitions",
                 labels: &["vip", "real"],
                 field: "vips.reals.transitions",
-                help: "How often the real has come up or gone down.",
+                help: "Times that the real came up or went down.",
             }
             .metric(reals.map(|(labels, of)| (labels, of.transitions))),
         );
@@ -76,7 +76,7 @@ impl Report {
         metrics
     }
 
-    /// A metric of every VIP, with labels of its own for each value.
+    /// A metric of every VIP, with its own labels for each value.
     fn by_vip<const N: usize>(
         &self,
         family: Family,
@@ -114,7 +114,7 @@ impl Report {
                         "health_reals",
                         "reals",
                         "vips.reals.status",
-                        "The VIP's reals by what probes find of them, drained ones among them; `not_probed`: that is not asked.",
+                        "The VIP's reals by state, drained ones included; `not_probed`: reals without a check.",
                     )
                 },
                 |vip| {
@@ -132,7 +132,7 @@ impl Report {
                     "health_out_reals",
                     "reals",
                     "vips.reals.out",
-                    "The VIP's reals that the checks keep flows from.",
+                    "The VIP's reals that health checks keep flows from.",
                 ),
                 |vip| [(None, count(vip, &|of| of.out))],
             ),
@@ -150,7 +150,7 @@ impl Report {
                     "health_panics",
                     "0 or 1",
                     "vips.panics",
-                    "1: too few of the VIP's reals work, so those that are in use stay so.",
+                    "1: too few of the VIP's reals work, so no more are taken out.",
                 ),
                 |vip| one(vip.panics),
             ),
@@ -159,7 +159,7 @@ impl Report {
                     "health_falls_back",
                     "0 or 1",
                     "vips.falls_back",
-                    "1: all others are down, so the VIP's drained reals serve.",
+                    "1: all other reals of the VIP are down, so its drained reals serve.",
                 ),
                 |vip| one(vip.falls_back),
             ),
@@ -171,7 +171,7 @@ impl Report {
                         "health_probes",
                         "probes",
                         "vips.probes.passed",
-                        "Probes of the VIP's reals; `not_sent`: it says nothing of a real.",
+                        "Probes of the VIP's reals; those `not_sent` say nothing about a real.",
                     )
                 },
                 |vip| {
@@ -190,7 +190,7 @@ impl Report {
                         "health_failures",
                         "probes",
                         "vips.probes.failed",
-                        "Probes of the VIP's reals that failed, by cause.",
+                        "Failed probes of the VIP's reals, by cause.",
                     )
                 },
                 |vip| {
@@ -205,7 +205,7 @@ impl Report {
                         "health_answer_microseconds",
                         "microseconds",
                         "vips.probes.took",
-                        "How long all answers of the VIP's reals took together; divide its growth by that of the probes that passed.",
+                        "Total time of all answers of the VIP's reals; divide its rate by that of passed probes.",
                     )
                 },
                 |vip| [(None, vip.probes.took.as_micros() as u64)],
@@ -218,7 +218,7 @@ impl Report {
                         "health_answers_within",
                         "answers",
                         "vips.probes.within",
-                        "Answers of the VIP's reals that took so many seconds at most, as the buckets of a histogram.",
+                        "Answers of the VIP's reals that took at most `le` seconds, as a histogram's buckets.",
                     )
                 },
                 |vip| {
@@ -251,7 +251,7 @@ impl Report {
                 MetricKind::Counter,
                 "changes",
                 "applied",
-                "How often the checks have changed the balancer.",
+                "Changes of the balancer by health checks.",
                 self.applied,
             ),
             of(
@@ -259,7 +259,7 @@ impl Report {
                 MetricKind::Counter,
                 "results",
                 "lost",
-                "Results of probes that were lost, as the balancer was busy for long.",
+                "Probe results lost because the balancer was busy for too long.",
                 self.lost,
             ),
             of(
@@ -267,7 +267,7 @@ impl Report {
                 MetricKind::Gauge,
                 "0 or 1",
                 "refused",
-                "1: the last change that the checks wanted was refused; it is tried again each second.",
+                "1: the last change by health checks was refused; they try again each second.",
                 u64::from(self.refused.is_some()),
             ),
             of(
@@ -275,7 +275,7 @@ impl Report {
                 MetricKind::Gauge,
                 "0 or 1",
                 "ended",
-                "1: there are no checks any more, though there should be.",
+                "1: health checks have ended, though they should run.",
                 u64::from(self.ended.is_some()),
             ),
         ]
@@ -395,7 +395,7 @@ mod tests {
         is("health_ended", &[], 0);
     }
 
-    /// However many reals there are.
+    /// The number of series does not depend on the number of reals.
     #[test]
     fn series_are_bounded() {
         let few = report().metrics(3);

@@ -1,4 +1,4 @@
-//! Health checks: probes of reals, and what follows from them. Needs the feature `health`.
+//! Health checks: probes of reals, and their effects on the balancer. Needs the feature `health`.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -13,7 +13,7 @@
 //! # fn example(state: State) -> katran::Result<()> {
 //! let katran = Arc::new(Mutex::new(state.builder()?.load()?));
 //! let health = Health::start(&katran, Settings::default())?;
-//! health.apply(&state)?;                      // reals are in use, and probed at once
+//! health.apply(&state)?;                      // reals are in use and probed at once
 //! health.wait(Duration::from_secs(5));        // dead ones are out
 //! katran.lock().unwrap().attach("eth0", XdpMode::Auto)?;
 //! // later, after the file has changed:
@@ -25,19 +25,21 @@
 //! # }
 //! ```
 //!
-//! A TOML document says it all as well: [`Document`], whose keys are in `docs/health.md`.
+//! A TOML document can have the settings too: [`Document`], with the keys in `docs/health.md`.
 //!
-//! **What follows.** A real is *out* if so many probes in a row have failed, and another one of its VIP has answered
-//! after that: failures alone may be the checker's own. One that is out is [marked down](crate::Katran::mark_down): it
-//! gets no new flows, and those that it has leave it with their next packets. Its weight stays the operator's. If too few reals
-//! work, those in use stay so ([`Policy::panic_threshold`]); if none does, drained ones that work serve
-//! ([`Policy::drained_fallback`]). At a start nothing is known of any real, and all stay in use until their first result,
+//! **Effects.** A real is *out* if enough probes in a row failed and another real of its VIP has
+//! answered since: failures alone may be the checker's own. A real that is out is [marked
+//! down](crate::Katran::mark_down): it gets no new flows, and its flows leave it with their next
+//! packets. It keeps its weight. If too few reals work, no more are taken out
+//! ([`Policy::panic_threshold`]); if none works, drained ones that work serve
+//! ([`Policy::drained_fallback`]). At the start all reals stay in use until their first result,
 //! which comes at once.
 //!
-//! **What counts.** Probes go through the tunnel ([`Via::Tunnel`]), as clients' packets do, with a socket mark of the
-//! real's. One that did not go through says nothing of the real, by the counters of [`Probes`](crate::probes::Probes).
+//! **Validity.** Probes go through the tunnel ([`Via::Tunnel`]), as clients' packets do, with a
+//! socket mark for the real. A probe that did not, by the counters of
+//! [`Probes`](crate::probes::Probes), says nothing about the real.
 //!
-//! If the process ends, checks end, and packets flow on as the last change has left it.
+//! When the process ends, checks end, and the balancer forwards in its last state.
 
 mod board;
 #[cfg(test)]

@@ -1,16 +1,16 @@
-//! What became of a probe.
+//! Results of probes.
 
 use std::fmt;
 
-/// What became of a probe.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Passed,
-    /// Why, in a word and in words.
+    /// The real failed, with the cause and a text.
     Failed(Cause, String),
-    /// It was never sent: that says nothing of the real.
+    /// The probe was never sent, which says nothing about the real.
     NotSent(String),
-    /// It did not go by the way that it has to go, as others of its VIP: neither does that.
+    /// The probe did not go through the tunnel, nor do others of its VIP.
     Missed(String),
 }
 
@@ -25,34 +25,34 @@ impl fmt::Display for Outcome {
 }
 
 impl Outcome {
-    /// Whether it says something of the real.
+    /// Whether it says something about the real.
     pub(super) fn is_sent(&self) -> bool {
         matches!(self, Self::Passed | Self::Failed(..))
     }
 }
 
-/// Why a probe has failed: what failures are counted by.
+/// The cause of a failed probe; failures are counted by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Cause {
-    /// No whole answer in time.
+    /// No complete answer within the timeout.
     Timeout,
-    /// Nobody listens at the port.
+    /// The port is closed.
     Refused,
-    /// A router, or this host's neighbour table, knows no way to the real.
+    /// A router, or this host's neighbour table, has no way to the real.
     Unreachable,
-    /// The real has ended the connection before its answer was whole.
+    /// The real closed the connection before its answer was complete.
     Closed,
-    /// There was no handshake of TLS or QUIC, as with a certificate that is not good.
+    /// The TLS or QUIC handshake failed, for example because of the certificate.
     Handshake,
-    /// There was an answer, and not the one that is wanted; of a command, its status.
+    /// The answer, or a command's exit status, was not the expected one.
     Answer,
-    /// Something else.
+    /// Anything else.
     Other,
 }
 
 impl Cause {
-    /// All of them.
+    /// All causes.
     pub const ALL: [Self; 7] = [
         Self::Timeout,
         Self::Refused,
@@ -65,7 +65,7 @@ impl Cause {
 }
 
 impl fmt::Display for Cause {
-    /// A word, as it is the label of a metric.
+    /// One word, as in the metrics' labels.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Timeout => "timeout",

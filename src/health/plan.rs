@@ -1,4 +1,4 @@
-//! What is asked of whom, ready to be sent.
+//! The checks of all targets, ready to run.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use super::settings::Settings;
 use crate::error::Result;
 use crate::types::Vip;
 
-/// All checks of the settings, ready to be made: certificates are read once.
+/// All checks of the settings, ready to run: certificates are read once.
 #[derive(Clone)]
 pub(super) struct Probes(HashMap<Check, Probe>);
 
@@ -39,30 +39,31 @@ impl Probes {
 }
 
 impl Settings {
-    /// As [`validate`](Self::validate), and reads the certificates that checks need, as they do when they start.
+    /// Checks what [`validate`](Self::validate) checks, and reads the certificates as starting
+    /// checks would.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig), also for certificates that cannot be read.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig), also for unreadable certificates.
     pub fn check(&self) -> Result<()> {
         Probes::new(self).map(drop)
     }
 }
 
-/// What is asked of one real, and how often.
+/// The check of one real, and its pace.
 #[derive(Clone)]
 pub(super) struct Question {
     pub(super) probe: Probe,
     pub(super) place: Place,
     pub(super) timeout: Duration,
     pub(super) pace: Pace,
-    /// By what its packets are counted on their way through the tunnel.
+    /// The VIP under which its packets through the tunnel are counted.
     pub(super) counted: Option<Vip>,
 }
 
-/// What is asked of all reals.
+/// The checks of all reals.
 pub(super) type Questions = BTreeMap<Target, Question>;
 
-/// What is to be asked of everybody on a board.
+/// The checks of everything on a board.
 pub(super) fn questions(board: &Board, probes: &Probes) -> Questions {
     let targets = board.targets().into_iter();
     let question = |target: Target| {

@@ -1,4 +1,4 @@
-//! How a VIP's reals are probed, and what follows from it.
+//! How a VIP's reals are probed, and what results change.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,19 +13,20 @@ use crate::types::Vip;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Which way probes go.
+/// The path of probes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Via {
-    /// To the VIP's address, through the tunnel to the real, as clients' packets go. The balancer needs
-    /// [`healthcheck_interface`](crate::Builder::healthcheck_interface) and an outer source address.
+    /// To the VIP's address, through the tunnel to the real, as clients' packets. The balancer
+    /// needs [`healthcheck_interface`](crate::Builder::healthcheck_interface) and an outer source
+    /// address.
     #[default]
     Tunnel,
-    /// To the real's own address, as any connection of this host: it says nothing of tunnel and VIP.
+    /// To the real's own address, as any connection of this host. It tests neither tunnel nor VIP.
     Direct,
 }
 
-/// How the reals of a VIP are probed, and what follows from it.
+/// How a VIP's reals are probed, and what results change.
 ///
 /// ```
 /// use std::time::Duration;
@@ -38,41 +39,45 @@ pub enum Via {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Policy {
-    /// What is asked; `None`: nothing, and reals stay in use.
+    /// The check; `None`: no probes, and reals stay in use.
     pub check: Option<Check>,
-    /// The port that is probed. Range: 1 to 65,535; default: the VIP's.
+    /// The port to probe. Range: 1 to 65,535; default: the VIP's.
     pub port: Option<u16>,
-    /// Which way probes go. Default: [`Via::Tunnel`].
+    /// The path of probes. Default: [`Via::Tunnel`].
     pub via: Via,
-    /// From the end of a probe to the next one of that real. Range: 10 ms to 1 h; default: 2 s.
+    /// The time from the end of a probe to the next one of the same real. Range: 10 ms to 1 h;
+    /// default: 2 s.
     pub interval: Duration,
-    /// For how long a whole answer may take. Range: 1 ms to 10 minutes; default: 1 s.
+    /// The time for a whole answer. Range: 1 ms to 10 minutes; default: 1 s.
     pub timeout: Duration,
-    /// Answers in a row that bring a real back. Range: 1 to 100; default: 2.
+    /// Successes in a row that bring a real back. Range: 1 to 100; default: 2.
     pub rise: u32,
-    /// Failures in a row that take one out. Range: 1 to 100; default: 3. Of a real of which nothing is known yet
-    /// the first one does.
+    /// Failures in a row that take a real out. Range: 1 to 100; default: 3. If a real's very first
+    /// probe fails, that takes it out.
     pub fall: u32,
-    /// How much longer or shorter an interval is, by chance, so that probes do not fall into step. Unit: percent;
-    /// range: 0 to 50; default: 10.
+    /// The largest random change of an interval, which keeps probes from synchronising. Unit:
+    /// percent; range: 0 to 50; default: 10.
     pub jitter: u32,
-    /// Where less than this share of the weight works, no more reals are taken out: it is more likely the checker that
-    /// is cut off, or those left could not serve all. Unit: percent; range: 0 to 100; default: 0, only if none works.
+    /// If less than this share of the weight works, no further real is taken out: then the checker
+    /// is more likely cut off, or the rest could not carry the load. Unit: percent; range: 0 to
+    /// 100; default: 0, only if none works.
     pub panic_threshold: u32,
-    /// Whether drained reals (weight 0) that work serve, with equal shares, while all others are down. Default: yes.
+    /// Whether drained reals (weight 0) that work take flows, in equal shares, while all others are
+    /// down. Default: yes.
     pub drained_fallback: bool,
-    /// For how long the weight of a real climbs that has come back, or is new in a VIP with others. Needs
-    /// [`MaglevV2`](crate::HashFunction::MaglevV2), whose shares follow from the ratio of weights: meanwhile all
-    /// weights of the VIP are this real's steps times higher. Range: 0 to 1 h; default: 0, at once.
+    /// How long a real's weight climbs after the real came back or joined others. Needs
+    /// [`MaglevV2`](crate::HashFunction::MaglevV2), whose shares depend only on the ratio of
+    /// weights: during the climb, all other weights of the VIP are multiplied. Range: 0 to 1 h;
+    /// default: 0, at once.
     pub slow_start: Duration,
-    /// In how many steps. Each is another ring. Range: 4 to 8; default: 8.
+    /// The number of steps, each with another ring. Range: 4 to 8; default: 8.
     pub slow_start_steps: u32,
-    /// What is different for some of its reals.
+    /// Exceptions for some of its reals.
     pub reals: BTreeMap<IpAddr, RealPolicy>,
 }
 
 impl Policy {
-    /// This check, and defaults.
+    /// This check, with defaults.
     pub fn new(check: impl Into<Check>) -> Self {
         Self {
             check: Some(check.into()),
@@ -91,7 +96,7 @@ impl Policy {
         }
     }
 
-    /// Nothing is asked: reals stay in use.
+    /// No probes: reals stay in use.
     pub fn none() -> Self {
         Self {
             check: None,
@@ -126,7 +131,7 @@ impl Policy {
         Ok(())
     }
 
-    /// How a real of this VIP is probed; `None`: it is not.
+    /// How a real of this VIP is probed; `None` if it is not.
     pub(super) fn of_real(&self, vip: Vip, real: IpAddr) -> Option<Probing<'_>> {
         let own = self.reals.get(&real);
         if own.is_some_and(|own| !own.probed) {
@@ -155,7 +160,7 @@ impl Policy {
         })
     }
 
-    /// Answers and failures in a row that change what is known of a real.
+    /// The results in a row that change a real's status.
     pub(super) fn thresholds(&self, real: IpAddr) -> Thresholds {
         let own = self.reals.get(&real);
         Thresholds {
@@ -165,11 +170,11 @@ impl Policy {
     }
 }
 
-/// What is different for one real of a VIP; what is not said is as for the others.
+/// Exceptions for one real of a VIP; `None` means the VIP's value.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RealPolicy {
-    /// Whether it is probed; one that is not stays in use. Default: yes.
+    /// Whether it is probed; a real that is not stays in use. Default: yes.
     pub probed: bool,
     /// See [`Policy::check`].
     pub check: Option<Check>,
@@ -203,7 +208,7 @@ impl Default for RealPolicy {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Probing<'a> {
     pub(super) check: &'a Check,
-    /// Where probes go to; what they are counted by, if they go through the tunnel.
+    /// The target of probes, and what they are counted by if they go through the tunnel.
     pub(super) to: Vip,
     pub(super) via: Via,
     /// Whether they are counted on their way through the tunnel.
@@ -213,7 +218,7 @@ pub(super) struct Probing<'a> {
     pub(super) jitter: u32,
 }
 
-/// How many results in a row change one's mind.
+/// How many results in a row change a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Thresholds {
     pub(super) rise: u32,
@@ -239,7 +244,7 @@ fn counts(rise: u32, fall: u32) -> Result<()> {
     within("fall", fall, 1, 100)
 }
 
-/// Refuses a time out of range, which is also said in words.
+/// Refuses a duration out of range; `words` is the range as text.
 pub(super) fn lasts(
     setting: &'static str,
     value: Duration,

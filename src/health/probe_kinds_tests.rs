@@ -1,4 +1,5 @@
-//! Probes by datagrams, DNS, QUIC, half-open connections and programs, of servers on the loopback interface.
+//! Probes by datagrams, DNS, QUIC, half-open connections and programs, of servers on the loopback
+//! interface.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ use crate::types::Protocol;
 
 const SHORT: Duration = Duration::from_millis(200);
 
-/// A server that answers each datagram by these.
+/// A server that answers each datagram with these.
 async fn datagrams(answers: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
@@ -90,7 +91,7 @@ async fn datagrams_are_answered_as_is_wanted() {
     assert!(long.to_string().contains("1,400"), "{long}");
 }
 
-/// The answer of a name server that knows one name.
+/// The answer of a name server with one name.
 fn resolve(query: &[u8]) -> Vec<u8> {
     let query = Packet::parse(query).unwrap();
     let mut reply = Packet::new_reply(query.id());
@@ -113,7 +114,7 @@ fn resolve(query: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn queries_are_answered_by_udp_and_tcp() {
     let by_udp = datagrams(|query| {
-        // What is no answer to the query is passed over: another id, the query itself, and no DNS at all.
+        // Ignored: another id, the query itself, and something that is not DNS.
         let mut other = resolve(query);
         other[0] ^= 1;
         vec![other, query.to_vec(), b"no DNS".to_vec(), resolve(query)]
@@ -155,7 +156,7 @@ async fn queries_are_answered_by_udp_and_tcp() {
         let wanted = check(unknown, |dns| dns.codes = vec![0, 3]);
         assert_eq!(ask(&wanted, server).await, Outcome::Passed);
     }
-    // Cut off, and hung.
+    // Cut off, and hanging.
     let cut = serve(|mut stream| async move {
         stream.write_all(&[0, 100, 1, 2]).await.unwrap();
         let _ = stream.read_u8().await;
@@ -216,7 +217,7 @@ async fn quic_handshakes_are_completed_or_not() {
     assert_eq!(why(within(SHORT, &any.into(), hung).await), "too late");
 }
 
-/// The server's program sees no connection, but whole ones.
+/// The server's program sees only complete connections.
 #[tokio::test]
 async fn a_half_open_connection_is_none_for_the_server() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -225,7 +226,7 @@ async fn a_half_open_connection_is_none_for_the_server() {
         assert_eq!(ask(&Check::Syn, address).await, Outcome::Passed);
     }
     assert_eq!(ask(&Check::Tcp, address).await, Outcome::Passed);
-    // Those of before would be first in the queue.
+    // Earlier ones would be first in the queue.
     let mut whole = 0;
     while let Ok(accepted) = tokio::time::timeout(SHORT, listener.accept()).await {
         accepted.unwrap();
@@ -257,7 +258,7 @@ async fn programs_are_judged_by_their_status() {
     assert!(killed.contains("signal: 9"), "{killed}");
     let lines = why(ask(&shell("printf 'a\\nb\\033[1m' >&2; exit 1"), to).await);
     assert_eq!(lines, "exit status: 1: a b [1m");
-    // However much it says.
+    // However much it writes.
     let long = why(ask(&shell("yes again | head -c 1000000 >&2; exit 1"), to).await);
     assert!((100..400).contains(&long.len()), "{long}");
     let missing = ask(&Command::new("/nowhere/to/be/found").into(), to).await;
@@ -265,7 +266,7 @@ async fn programs_are_judged_by_their_status() {
     assert!(Check::from(Command::new("sh")).validate().is_err());
 }
 
-/// At the time-out the program goes with its children, and leaves no zombie.
+/// At the timeout the program is killed with its children, and leaves no zombie.
 #[tokio::test]
 async fn a_program_that_hangs_is_killed_with_its_children() {
     let directory = tempfile::tempdir().unwrap();
@@ -283,7 +284,7 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     let pids: Vec<u32> = pids.lines().map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 2);
     for pid in pids {
-        // Another process may have to wait for a killed child of the shell.
+        // Another process may have to reap a killed child of the shell.
         let mut tries = 0;
         while is_running(pid) {
             tries += 1;
@@ -293,7 +294,7 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     }
 }
 
-/// So does what it leaves in the background, however long its time-out is.
+/// So is what it leaves in the background, however long its timeout is.
 #[tokio::test]
 async fn what_a_program_leaves_in_the_background_is_killed() {
     let directory = tempfile::tempdir().unwrap();

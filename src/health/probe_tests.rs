@@ -1,4 +1,5 @@
-//! Probes of servers on the loopback interface: good ones, and those that hang, trickle, or have the wrong certificate.
+//! Probes of servers on the loopback interface: good ones, and those that hang, trickle or have the
+//! wrong certificate.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -32,7 +33,7 @@ use crate::types::Vip;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A server on the loopback interface, and what it does with each connection.
+/// A server on the loopback interface that handles each connection with `answer`.
 pub(super) async fn serve<F>(answer: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
@@ -57,11 +58,11 @@ async fn request(stream: &mut (impl AsyncRead + Unpin)) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// A server that sends this to everybody who asks, and waits for the end.
+/// A server that sends this to every client, and waits for the end.
 async fn says(text: &'static str) -> SocketAddr {
     serve(move |mut stream| async move {
         request(&mut stream).await;
-        // A client that has what it wants may be gone.
+        // A client may be gone once it has what it wants.
         let _ = stream.write_all(text.as_bytes()).await;
         let _ = stream.read_u8().await;
     })
@@ -105,7 +106,7 @@ fn http(change: impl FnOnce(&mut Http)) -> Check {
     http.into()
 }
 
-/// An address of the loopback interface at which nobody listens.
+/// A closed port of the loopback interface.
 async fn nobody() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap()
@@ -119,7 +120,7 @@ async fn a_connection_is_accepted_or_refused() {
         let refused = why(ask(&check, nobody().await).await);
         assert!(refused.contains("refused"), "{refused}");
     }
-    // That there is no way there is the host's own word.
+    // The missing route is this host's own.
     let nowhere = ask(&Check::Tcp, "255.255.255.255:80".parse().unwrap()).await;
     assert!(matches!(nowhere, Outcome::NotSent(_)), "{nowhere:?}");
 }
@@ -141,7 +142,7 @@ async fn statuses_headers_and_bodies_are_looked_at() {
     assert_eq!(ask(&body("b\nre"), chunked).await, Outcome::Passed);
     let other = why(ask(&body("not"), chunked).await);
     assert!(
-        other.contains("`not` is not in the first 8 bytes"),
+        other.contains("the first 8 bytes of the body do not contain `not`"),
         "{other}"
     );
     let unavailable = says("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n").await;
@@ -182,7 +183,7 @@ async fn a_request_has_what_it_was_told() {
     }
 }
 
-/// Whatever a server does: an answer is whole in time, or none.
+/// Whatever a server does, only a complete answer in time counts.
 #[tokio::test]
 async fn servers_that_hang_or_trickle_are_down() {
     let limit = Duration::from_millis(300);
@@ -220,7 +221,7 @@ async fn servers_that_hang_or_trickle_are_down() {
     assert!(why(ask(&check, ends).await).contains("HTTP"));
 }
 
-/// Of an answer without end only the beginning is read, and a head without end is none.
+/// Only the beginning of an endless body is read, and an endless head is no answer.
 #[tokio::test]
 async fn what_is_read_is_bounded() {
     async fn endless(mut stream: TcpStream, head: &'static str, line: &'static str) {
@@ -242,7 +243,7 @@ async fn what_is_read_is_bounded() {
     }
 }
 
-/// A web server with a certificate for this name, and the certificate.
+/// A web server with a certificate for this name; returns the certificate too.
 async fn secure(name: &str) -> (SocketAddr, String) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed([name.to_owned()]).unwrap();
@@ -307,14 +308,14 @@ async fn certificates_are_looked_at_as_is_wanted() {
     assert_eq!(ask(&good, server).await, Outcome::Passed);
     let any = asked("other.example.com", &Trust::Any, "other.example.com");
     assert_eq!(ask(&any, server).await, Outcome::Passed);
-    // Without a name none is asked for.
+    // Without a name there is no SNI.
     let mut nameless =
         http(|http| http.answer_header = Some(("X-Asked".to_owned(), "nobody".to_owned())));
     if let Check::Http(http) = &mut nameless {
         http.tls = Some(Tls::any());
     }
     assert_eq!(ask(&nameless, server).await, Outcome::Passed);
-    // One that speaks no TLS, and one that hangs in the handshake.
+    // One without TLS, and one that hangs in the handshake.
     let plain = says("HTTP/1.1 200 OK\r\n\r\n").await;
     assert_eq!(
         why(within(Duration::from_millis(300), &any, plain).await),
@@ -323,7 +324,7 @@ async fn certificates_are_looked_at_as_is_wanted() {
     assert!(why(ask(&any, serve(|_| async {}).await).await).starts_with("TLS: "));
 }
 
-/// What failures are counted by.
+/// The causes of failures.
 #[tokio::test]
 async fn failures_have_a_cause() {
     let limit = Duration::from_millis(300);
@@ -357,7 +358,7 @@ async fn failures_have_a_cause() {
     }
 }
 
-/// Both of this moment, and whatever becomes of the file meanwhile.
+/// Both checks see the file at one moment, whatever happens to it later.
 #[tokio::test]
 async fn a_file_is_read_once_for_all_checks() {
     let (_, pem) = secure("www.example.com").await;
@@ -396,8 +397,8 @@ fn what_is_no_certificate_or_name_is_refused() {
     };
     assert!(refused(with("")).contains("at least one"));
     let empty = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    assert!(refused(with(empty)).contains("no certificate"));
-    // Whoever opens a socket is told otherwise: what is no file is not opened.
+    assert!(refused(with(empty)).contains("not a certificate"));
+    // Opening a socket gives another error: what is not a regular file is not opened.
     let socket = std::env::temp_dir().join(format!("katran-no-file-{}", std::process::id()));
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let of_socket = refused(Tls {
@@ -405,7 +406,7 @@ fn what_is_no_certificate_or_name_is_refused() {
         trust: Trust::File(socket.clone()),
     });
     std::fs::remove_file(&socket).unwrap();
-    assert!(of_socket.contains("it is no file"), "{of_socket}");
+    assert!(of_socket.contains("not a regular file"), "{of_socket}");
     for path in ["/nowhere/to/be/found", "/", "/dev/zero"] {
         let tls = Tls {
             server_name: None,

@@ -1,4 +1,4 @@
-//! A check, read from a document.
+//! Reads a check from a document.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -31,16 +31,16 @@ use crate::document::Section;
 use crate::error::Result;
 use crate::types::Protocol;
 
-/// What is asked, if anything is.
+/// A check, or `none`.
 pub(super) type Asked = Option<Check>;
 
-/// A check, if the table has such a key and it is given.
+/// The check under this key, if the table has it.
 pub(super) fn asked(keys: &Keys<'_, '_, '_>, key: &str) -> Result<Option<Asked>> {
     let value = keys.key_of(key).and_then(|key| keys.value(key));
     value.map(|value| check(keys.page, key, value)).transpose()
 }
 
-/// The files with authorities of a table's checks, and where in the document they stand.
+/// The files of authorities in a table's checks, and where they are in the document.
 pub(super) fn authorities(keys: &Keys<'_, '_, '_>) -> Vec<(String, usize)> {
     let names = ["check", "tcp_check", "udp_check"];
     let checks = names
@@ -57,7 +57,7 @@ pub(super) fn authorities(keys: &Keys<'_, '_, '_>) -> Vec<(String, usize)> {
     files.collect()
 }
 
-/// What stands for a check: `"tcp"`, or `{ kind = "http", path = "/healthz" }`.
+/// Reads a check: `"tcp"`, or `{ kind = "http", path = "/healthz" }`.
 fn check(page: &Page<'_>, key: &str, value: &Value<'_>) -> Result<Asked> {
     let refuse =
         |at: &Value<'_>, reason: String| page.refuse_value(key, value, Wrong::new(at, reason));
@@ -78,10 +78,7 @@ fn check(page: &Page<'_>, key: &str, value: &Value<'_>) -> Result<Asked> {
             let kind = of_kind(value, word)?;
             return plain(kind).map(Some).map_err(|more| {
                 let table = format!("{{ kind = \"{word}\", {more} }}");
-                refuse(
-                    value,
-                    format!("it has to be said what is asked: write {table}"),
-                )
+                refuse(value, format!("this check needs more keys: write {table}"))
             });
         }
         DeValue::Table(table) => table,
@@ -99,7 +96,7 @@ fn check(page: &Page<'_>, key: &str, value: &Value<'_>) -> Result<Asked> {
         return Err(refuse(kind, "a word in quotes is expected".to_owned()));
     };
     if word == "none" {
-        let reason = "a check of nothing has no table: write \"none\"".to_owned();
+        let reason = "write \"none\" without a table".to_owned();
         return Err(refuse(value, reason));
     }
     let keys = Keys::new(page, of_kind(kind, word)?, value)?;
@@ -108,7 +105,7 @@ fn check(page: &Page<'_>, key: &str, value: &Value<'_>) -> Result<Asked> {
     Ok(Some(check))
 }
 
-/// Their names are the words.
+/// The sections of kinds, whose names are the words for them.
 fn kinds() -> impl Iterator<Item = &'static str> {
     let names = SECTIONS.iter().map(|section| section.name);
     names.filter(|name| *name != keys::ALL.name)
@@ -119,7 +116,7 @@ fn section(kind: &str) -> Option<&'static Section> {
     sections.find(|of| of.name == kind).copied()
 }
 
-/// A check of which nothing more is said, or what has to be.
+/// A check without further keys; if it needs some, an example of them.
 fn plain(kind: &Section) -> std::result::Result<Check, &'static str> {
     let anonymous = Tls {
         server_name: None,
@@ -196,15 +193,12 @@ fn tls(keys: &Keys<'_, '_, '_>) -> Result<Tls> {
         server_name: keys.given("server_name")?,
         trust: match authorities {
             Some(_) if !verify => {
-                let reason = "no certificate is looked at: leave it out, or verify = false";
+                let reason =
+                    "with verify = false no certificate is checked: remove one of the two keys";
                 return Err(refuse(keys, "authorities", reason));
             }
             Some(path) if !path.starts_with('/') => {
-                return Err(refuse(
-                    keys,
-                    "authorities",
-                    "a path from the root is expected",
-                ));
+                return Err(refuse(keys, "authorities", "an absolute path is expected"));
             }
             Some(path) => Trust::File(path.into()),
             None if verify => Trust::System,
@@ -233,7 +227,7 @@ fn udp(keys: &Keys<'_, '_, '_>) -> Result<Udp> {
             Some(_) => "answer_exactly",
             None => "answer_contains",
         };
-        let reason = "another key says what the answer is: leave out one of them";
+        let reason = "another key sets the answer: remove one of them";
         return Err(refuse(keys, key, reason));
     }
     Ok(udp)
@@ -259,7 +253,7 @@ fn text(value: &Value<'_>) -> std::result::Result<String, Wrong> {
     String::of(value)
 }
 
-/// Statuses: a number, or two with a dash in quotes.
+/// Statuses: a number, or a range in quotes.
 struct Statuses(RangeInclusive<u16>);
 
 impl Read for Statuses {
@@ -281,7 +275,7 @@ impl Read for Statuses {
     }
 }
 
-/// A header: its name, and its value or text in it.
+/// A header: its name and its value, or text in its value.
 struct Line(String, String);
 
 impl Read for Line {
@@ -295,15 +289,15 @@ impl Read for Line {
     }
 }
 
-/// Bytes: text, with some in hexadecimal digits.
+/// Bytes: text, with some in hexadecimal.
 struct Bytes(Vec<u8>);
 
 impl Read for Bytes {
     fn of(value: &Value<'_>) -> std::result::Result<Self, Wrong> {
         let text = text(value)?;
         let bytes = bytes(&text).ok_or_else(|| {
-            let reason = "a backslash stands before x and two hexadecimal digits, or another one: write it in \
-                          single quotes, such as '\\x00'";
+            let reason = "a backslash must be followed by x and two hexadecimal digits, or by another \
+                          backslash: use single quotes, such as '\\x00'";
             Wrong::new(value, reason)
         });
         bytes.map(Self)
@@ -321,7 +315,7 @@ fn bytes(text: &str) -> Option<Vec<u8>> {
                 bytes.push(u8::from_str_radix(digits, 16).ok().filter(|_| is_hex)?);
                 bytes.extend_from_slice(&rest.as_bytes()[2..]);
             }
-            // Two of them: between them there is nothing.
+            // Two backslashes, with nothing between them.
             None if part.is_empty() => {
                 bytes.push(b'\\');
                 bytes.extend_from_slice(parts.next()?.as_bytes());

@@ -1,4 +1,4 @@
-//! What is known, as plain data: for metrics and pages.
+//! Health as plain data, for metrics and pages.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,25 +10,25 @@ use super::tally::Tally;
 use crate::document::Changes;
 use crate::types::Vip;
 
-/// What health checks know, and have done, at one moment.
+/// The state and the history of health checks at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
-    /// By VIP, ascending.
+    /// By VIP, in ascending order.
     pub vips: Vec<VipHealth>,
-    /// Results since the start that were answers.
+    /// Probes since the start that passed.
     pub passed: u64,
-    /// Those that were failures.
+    /// Probes that failed.
     pub failed: u64,
-    /// Probes that say nothing of a real: they could not be sent, or did not go through the tunnel.
+    /// Probes that say nothing about a real: not sent, or not through the tunnel.
     pub not_sent: u64,
-    /// Results that were lost, as the balancer was held by somebody for long.
+    /// Results lost because the balancer was locked for too long.
     pub lost: u64,
-    /// How often the balancer was changed.
+    /// Changes of the balancer.
     pub applied: u64,
-    /// Why the last change was refused; it is tried again each second. `None`: it was not.
+    /// Why the last change was refused, if it was; the checks retry each second.
     pub refused: Option<String>,
-    /// Why there are no checks any more; `None`: there are.
+    /// Why the checks have ended, if they have.
     pub ended: Option<String>,
 }
 
@@ -38,18 +38,18 @@ pub struct Report {
 pub struct VipHealth {
     /// The VIP.
     pub vip: Vip,
-    /// Too few reals work (see [`Policy::panic_threshold`](super::Policy::panic_threshold)), so those that are in use
-    /// stay so.
+    /// Too few reals work, so no further one is taken out (see
+    /// [`Policy::panic_threshold`](super::Policy::panic_threshold)).
     pub panics: bool,
-    /// All others are down, so drained reals serve.
+    /// All other reals are down, so drained ones serve.
     pub falls_back: bool,
-    /// What came of their probes.
+    /// The counts of their probes.
     pub probes: Tally,
-    /// Its reals, ascending.
+    /// Its reals, in ascending order.
     pub reals: Vec<RealHealth>,
 }
 
-/// What is known of one real of a VIP.
+/// The health of one real of a VIP.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RealHealth {
@@ -57,23 +57,23 @@ pub struct RealHealth {
     pub real: IpAddr,
     /// Whether it is probed.
     pub probed: bool,
-    /// What probes have found.
+    /// What probes found.
     pub status: Status,
-    /// Whether the checks keep flows from it: it is [marked down](crate::Katran::mark_down).
+    /// Whether the checks keep flows from it, by [marking it down](crate::Katran::mark_down).
     pub out: bool,
-    /// The operator's weight; what the balancer has may be another one, while weights climb.
+    /// The operator's weight; the balancer may have another one while weights climb.
     pub weight: u32,
-    /// The weight that the balancer was told last.
+    /// The weight that the balancer was last told.
     pub told_weight: Option<u32>,
     /// When the last probe ended.
     pub last: Option<SystemTime>,
-    /// What became of it, in words.
+    /// Its result, as text.
     pub last_result: Option<String>,
-    /// Whether the last probe says nothing of the real: it could not be sent, or did not go through the tunnel.
+    /// Whether the last probe says nothing about the real: not sent, or not through the tunnel.
     pub last_unsent: bool,
-    /// Why the last probe failed; `None`: it did not.
+    /// Why the last probe failed, if it did.
     pub last_cause: Option<Cause>,
-    /// How often it has come up or gone down.
+    /// How often it came up or went down.
     pub transitions: u64,
     /// Whether its weight climbs; see [`Policy::slow_start`](super::Policy::slow_start).
     pub climbs: bool,
@@ -81,86 +81,87 @@ pub struct RealHealth {
     pub history: Vec<Transition>,
 }
 
-/// A real has come up or gone down.
+/// A change of a real's status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Transition {
-    /// When.
+    /// The time.
     pub at: SystemTime,
-    /// What it is since then.
+    /// The new status.
     pub to: Status,
-    /// Why, in words.
+    /// The reason, as text.
     pub reason: String,
 }
 
-/// Something that an operator may want to read. Its text form is a line for a log.
+/// An event for an operator. Its text form is one line of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A real has come up or gone down.
+    /// A real came up or went down.
     Turned {
-        /// Of this VIP.
+        /// The VIP.
         vip: Vip,
         /// The real.
         real: IpAddr,
-        /// What it is now.
+        /// The new status.
         to: Status,
-        /// Why, in words.
+        /// The reason, as text.
         reason: String,
     },
-    /// A real gets no flows from now on (`true`), or does again.
+    /// A real gets no flows from now on (`true`), or gets them again.
     Out {
-        /// Of this VIP.
+        /// The VIP.
         vip: Vip,
         /// The real.
         real: IpAddr,
         /// Whether it is out.
         out: bool,
     },
-    /// Too few reals of a VIP work: those in use stay so from now on (`true`), or that is over.
+    /// Too few reals of a VIP work, so no further one is taken out (`true`), or enough work again.
     Panics {
         /// The VIP.
         vip: Vip,
-        /// Whether it is so.
+        /// Whether that is so.
         panics: bool,
     },
-    /// All reals of a VIP are down, and drained ones serve from now on (`true`), or that is over.
+    /// All reals of a VIP are down, so drained ones serve (`true`), or that is over.
     FallsBack {
         /// The VIP.
         vip: Vip,
-        /// Whether it is so.
+        /// Whether that is so.
         falls_back: bool,
     },
-    /// Probes of a VIP do not go through the tunnel, so they say nothing (`Some`: why), or they do again.
+    /// Probes of a VIP do not go through the tunnel and say nothing (`Some`: why), or they do
+    /// again.
     Missed {
         /// The VIP.
         vip: Vip,
-        /// Why.
+        /// The reason, as text.
         why: Option<String>,
     },
-    /// A probe of a real could not be sent, so nothing is known of it until one can: of those in a row the first one,
-    /// and once a minute at most.
+    /// A probe could not be sent, so the real's health is unknown. Reported for the first of
+    /// several in a row, and at most once a minute.
     NotSent {
-        /// Of this VIP.
+        /// The VIP.
         vip: Vip,
         /// The real.
         real: IpAddr,
-        /// Why, as [`RealHealth::last_result`] has it.
+        /// The reason, as in [`RealHealth::last_result`].
         why: String,
     },
-    /// The balancer was changed.
+    /// The checks changed the balancer.
     Applied {
-        /// What has changed.
+        /// The changes.
         changes: Box<Changes>,
     },
-    /// The balancer could not be changed; it is tried again each second.
+    /// The balancer refused a change; the checks retry each second.
     Refused {
-        /// Why.
+        /// The reason, as text.
         why: String,
     },
-    /// There are no checks from now on; the balancer forwards as it is.
+    /// The checks have ended; the balancer forwards as it is.
     Ended {
-        /// Why.
+        /// The reason, as text.
         why: String,
     },
 }
@@ -184,7 +185,7 @@ impl fmt::Display for Event {
             } => write!(f, "{vip}: real {real} gets no flows"),
             Self::Out { vip, real, .. } => write!(f, "{vip}: real {real} gets flows"),
             Self::Panics { vip, panics: true } => {
-                write!(f, "{vip}: too few reals answer: those in use stay so")
+                write!(f, "{vip}: too few reals answer: no more are taken out")
             }
             Self::Panics { vip, .. } => write!(f, "{vip}: enough reals answer again"),
             Self::FallsBack {
@@ -193,23 +194,20 @@ impl fmt::Display for Event {
             } => {
                 write!(f, "{vip}: all reals are down: drained ones serve")
             }
-            Self::FallsBack { vip, .. } => write!(f, "{vip}: drained reals serve no more"),
+            Self::FallsBack { vip, .. } => write!(f, "{vip}: drained reals no longer serve"),
             Self::Missed {
                 vip,
                 why: Some(why),
             } => write!(
                 f,
-                "{vip}: probes do not go through the tunnel, so their results count for nothing: {why}"
+                "{vip}: probes do not go through the tunnel, so their results are ignored: {why}"
             ),
             Self::Missed { vip, .. } => write!(f, "{vip}: probes go through the tunnel again"),
             Self::NotSent { vip, real, why } => {
-                write!(
-                    f,
-                    "{vip}: whether real {real} answers is not known: probe {why}"
-                )
+                write!(f, "{vip}: real {real}: probe {why}")
             }
             Self::Applied { changes } => write!(f, "applied: {changes}"),
-            Self::Refused { why } => write!(f, "{why}: it is tried again"),
+            Self::Refused { why } => write!(f, "{why}; trying again"),
             Self::Ended { why } => write!(f, "health checks have ended: {why}"),
         }
     }

@@ -1,4 +1,4 @@
-//! Probes on their way: as many at once as the limit allows, each for as long as its time-out allows.
+//! Runs probes: up to the limit at once, each up to its timeout.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -17,15 +17,15 @@ use super::plan::Questions;
 use super::schedule::Job;
 use super::schedule::Schedule;
 
-/// What the runner is told.
+/// An order to the runner.
 pub(super) enum Order {
-    /// Probe these from now on, and no others.
+    /// Probe only these from now on.
     Follow(Arc<Questions>),
-    /// Probe this one at once.
+    /// Probe this target at once.
     Hurry(Target),
 }
 
-/// A probe that has ended.
+/// A finished probe.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Finished {
     pub(super) target: Target,
@@ -34,7 +34,7 @@ pub(super) struct Finished {
     pub(super) outcome: Outcome,
 }
 
-/// Sends probes until nobody is left to give orders.
+/// Runs probes until nobody can give orders any more.
 pub(super) async fn run<F>(
     mut orders: UnboundedReceiver<Order>,
     mut schedule: Schedule,
@@ -57,7 +57,7 @@ pub(super) async fn run<F>(
                 match tokio::time::timeout(timeout, asked).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
-                        let why = format!("no whole answer within {} s", timeout.as_secs_f64());
+                        let why = format!("no complete answer within {} s", timeout.as_secs_f64());
                         Outcome::Failed(Cause::Timeout, why)
                     }
                 }
@@ -78,7 +78,7 @@ pub(super) async fn run<F>(
             Some(ended) = probes.join_next_with_id(), if !probes.is_empty() => {
                 let (id, outcome) = match ended {
                     Ok((id, outcome)) => (id, outcome),
-                    // What has gone wrong here says nothing of the real.
+                    // An internal failure says nothing about the real.
                     Err(error) => (error.id(), Outcome::NotSent(error.to_string())),
                 };
                 if let Some((job, started)) = on_their_way.remove(&id)

@@ -1,4 +1,4 @@
-//! When probes are sent, with a clock that the tests turn.
+//! When probes are sent, with a clock under the tests' control.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -90,7 +90,7 @@ async fn run_for(
         let now = seen.at_once.fetch_add(1, Ordering::Relaxed) + 1;
         seen.most_at_once.fetch_max(now, Ordering::Relaxed);
         async move {
-            /// A probe that is given up is no more on its way.
+            /// An abandoned probe is no longer in flight.
             struct Ends(Arc<Seen>);
             impl Drop for Ends {
                 fn drop(&mut self) {
@@ -141,7 +141,7 @@ async fn the_first_round_is_at_once_and_then_each_has_its_interval() {
             assert!((MS(900)..MS(1110)).contains(gap), "{gaps:?}");
         }
     }
-    // They do not fall into step: in none of the last seconds' tenths is there a fourth of them.
+    // They do not synchronise: no tenth of the last seconds has a quarter of them.
     let started = seen.started.lock().unwrap();
     let mut tenths = BTreeMap::new();
     for (at, _) in started.iter().filter(|(at, _)| *at > MS(25_000)) {
@@ -156,7 +156,7 @@ async fn ten_thousand_are_probed_by_so_many_at_once() {
     assert_eq!(seen.most_at_once.load(Ordering::Relaxed), 512);
     let by_real = seen.by_real();
     assert_eq!(by_real.len(), 10_000);
-    // One round of all takes 10,000 / 512 * 20 ms, and no one is forgotten.
+    // One round of all takes 10,000 / 512 * 20 ms, and no target is forgotten.
     for starts in by_real.values() {
         assert!(starts[0] < MS(2000) && starts.len() > 5, "{starts:?}");
     }
@@ -171,7 +171,7 @@ async fn one_that_hangs_is_given_up_and_holds_up_nobody() {
     let finished = seen.finished.lock().unwrap();
     assert!(finished.len() > 20, "{}", finished.len());
     for Finished { outcome, .. } in finished.iter() {
-        let why = "no whole answer within 0.3 s".to_owned();
+        let why = "no complete answer within 0.3 s".to_owned();
         assert_eq!(*outcome, Outcome::Failed(Cause::Timeout, why));
     }
 }
@@ -206,7 +206,7 @@ async fn those_that_are_given_up_are_probed_no_more_and_one_can_be_hurried() {
         (MS(10_000), Order::Hurry(target(1))),
         (MS(10_001), Order::Hurry(target(99))),
         (MS(20_000), Order::Follow(questions(2, MS(500)))),
-        // New, so at once.
+        // It is new, so it is probed at once.
         (MS(30_000), Order::Follow(questions(3, MS(500)))),
     ];
     let seen = run_for(MS(32_000), 10, MS(5), orders).await;
@@ -231,7 +231,7 @@ async fn those_that_are_given_up_are_probed_no_more_and_one_can_be_hurried() {
     );
 }
 
-/// One that is asked for while its probe is on its way is probed again right after it.
+/// A target that is wanted while its probe is in flight is probed again right after it.
 #[tokio::test(start_paused = true)]
 async fn one_on_its_way_is_probed_again() {
     let orders = vec![

@@ -1,5 +1,5 @@
-//! When which real is probed: each at its interval, a little longer or shorter each time, so that they neither
-//! start at once nor fall into step. No I/O, and no clock of its own.
+//! When each real is probed: at its interval with random jitter, so that probes neither start at
+//! once nor synchronise. No I/O and no clock.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -11,14 +11,15 @@ use fastrand::Rng;
 
 use super::board::Target;
 
-/// Between two of the first probes of a real.
+/// The time between the first probes of a real.
 const FAST: Duration = Duration::from_millis(250);
-/// So many of them.
+/// The number of those probes.
 const FAST_PROBES: u32 = 4;
-/// The first round of many begins one by one, so far apart.
+/// The time between the first probes of different reals.
 const APART: Duration = Duration::from_micros(100);
 
-/// A probe that is due or on its way. Its number tells it from one that was given up for the same target.
+/// A probe that is due or in flight. Its number distinguishes it from an abandoned one of the same
+/// target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Job {
     pub(super) target: Target,
@@ -33,21 +34,21 @@ pub(super) struct Pace {
     pub(super) jitter: u32,
 }
 
-/// A target that is probed.
+/// A probed target.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     number: u64,
     pace: Pace,
     fast_left: u32,
     is_on_its_way: bool,
-    /// It is to be probed at once, as soon as it is not on its way.
+    /// Probe it at once, as soon as it is not in flight.
     hurries: bool,
 }
 
 /// The probes to come.
 pub(super) struct Schedule {
     rng: Rng,
-    /// How many may be on their way at once.
+    /// The largest number of probes in flight.
     limit: usize,
     on_their_way: usize,
     rows: BTreeMap<Target, Row>,
@@ -67,7 +68,7 @@ impl Schedule {
         }
     }
 
-    /// Probes these from now on, and no others.
+    /// Probes only these from now on.
     pub(super) fn follow(&mut self, targets: impl Iterator<Item = (Target, Pace)>, now: Instant) {
         let mut before = std::mem::take(&mut self.rows);
         let mut fresh = Vec::new();
@@ -89,7 +90,7 @@ impl Schedule {
             };
             self.rows.insert(target, row);
         }
-        // Those of one VIP, and of one real, are not probed one after the other.
+        // Spread the targets of one VIP, and of one real.
         self.rng.shuffle(&mut fresh);
         for (job, at) in fresh.into_iter().zip(0..) {
             self.due.push(Reverse((now + APART * at, job)));
@@ -97,7 +98,7 @@ impl Schedule {
         self.prune();
     }
 
-    /// Lets go of entries of no current job, once they are the most.
+    /// Removes outdated entries once they are the majority.
     fn prune(&mut self) {
         if self.due.len() > 2 * self.rows.len() {
             let rows = &self.rows;
@@ -105,7 +106,7 @@ impl Schedule {
         }
     }
 
-    /// Probes this one now, if it is not on its way; else again after that.
+    /// Probes this target now, or right after its probe in flight.
     pub(super) fn hurry(&mut self, target: Target, now: Instant) {
         let Some(row) = self.rows.get_mut(&target) else {
             return;
@@ -114,7 +115,7 @@ impl Schedule {
             row.hurries = true;
             return;
         }
-        // The entry that it has becomes one of no current job.
+        // Its present entry becomes outdated.
         self.last_number += 1;
         row.number = self.last_number;
         let number = row.number;
@@ -122,7 +123,7 @@ impl Schedule {
         self.prune();
     }
 
-    /// A probe to send now, if there is one; to be told of by [`finished`](Self::finished).
+    /// The next probe that is due; report its end to [`finished`](Self::finished).
     pub(super) fn next(&mut self, now: Instant) -> Option<Job> {
         while self.on_their_way < self.limit {
             let Reverse((when, job)) = *self.due.peek()?;
@@ -141,13 +142,13 @@ impl Schedule {
         None
     }
 
-    /// When to ask for the next one; `None`: when one is finished, or there are others.
+    /// When to ask for the next one; `None`: when a probe finishes or targets change.
     pub(super) fn wake(&self) -> Option<Instant> {
         let due = self.due.peek().map(|Reverse((when, _))| *when);
         due.filter(|_| self.on_their_way < self.limit)
     }
 
-    /// A probe has ended; whether anybody still wants to know how.
+    /// Records the end of a probe; returns whether its result is still wanted.
     pub(super) fn finished(&mut self, job: &Job, now: Instant) -> bool {
         self.on_their_way -= 1;
         let Some(row) = self.rows.get_mut(&job.target) else {

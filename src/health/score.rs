@@ -1,4 +1,4 @@
-//! What is known of one real of a VIP, by the results of its probes.
+//! The status of one real of a VIP, from the results of its probes.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -6,19 +6,19 @@ use std::time::Instant;
 use super::outcome::Outcome;
 use super::policy::Thresholds;
 
-/// What probes have found of a real.
+/// What probes found about a real.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Status {
-    /// Nothing yet, or it is not probed.
+    /// No result yet, or not probed.
     Unknown,
     /// It answers.
     Up,
-    /// It does not.
+    /// It fails.
     Down,
 }
 
-/// One change of what is known of a real.
+/// One change of a status.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Turn {
     pub(super) at: Instant,
@@ -26,18 +26,18 @@ pub(super) struct Turn {
     pub(super) reason: String,
 }
 
-/// Results in a row, and what follows from them.
+/// Results in a row, and the status.
 #[derive(Clone, Debug)]
 pub(super) struct Score {
     status: Status,
     /// In a row; one of the two is 0.
     passes: u32,
     failures: u32,
-    /// How many failures in a row are believed: one, of a real that was never up.
+    /// How many failures in a row it takes to go down: one for a real that was never up.
     needed: u32,
     last: Option<(Instant, Outcome)>,
     history: VecDeque<Turn>,
-    /// How often it turned, those that are forgotten among them.
+    /// The number of changes, forgotten ones included.
     turns: u64,
 }
 
@@ -54,7 +54,7 @@ impl Score {
         }
     }
 
-    /// One that was down when the checks began.
+    /// A real that was down when the checks began.
     pub(super) fn found_down() -> Self {
         Self {
             status: Status::Down,
@@ -66,17 +66,17 @@ impl Score {
         self.status
     }
 
-    /// Whether it is down by failures that nothing speaks against.
+    /// Whether it is down without any doubt about the checker.
     pub(super) fn is_surely_down(&self) -> bool {
         self.status == Status::Down && self.failures >= self.needed
     }
 
-    /// What failed until now says nothing: it may have been the checker.
+    /// Forgets failures that the checker may have caused.
     pub(super) fn forget_failures(&mut self) {
         self.failures = 0;
     }
 
-    /// The last result, whatever it was.
+    /// The last result of any kind.
     pub(super) fn last(&self) -> Option<&(Instant, Outcome)> {
         self.last.as_ref()
     }
@@ -89,7 +89,8 @@ impl Score {
         self.history.iter()
     }
 
-    /// Takes a result; whether its status is another one now. What was never sent says nothing.
+    /// Records a result; returns whether the status changed. A probe that was not sent says
+    /// nothing.
     pub(super) fn record(
         &mut self,
         outcome: Outcome,

@@ -1,8 +1,8 @@
-//! What follows from the probes of one VIP's reals: which of them are out, and with what weights the others are in. No
-//! I/O, and no clock of its own.
+//! What probes of one VIP's reals change: which reals are out, and which weights the others have.
+//! No I/O and no clock.
 //!
-//! A real is *out* if it is down, and another one of the VIP has answered after that: failures alone may be the
-//! checker's own. A real that joins others is out until its first result.
+//! A real is *out* if it is down and another real of the VIP has answered since: failures alone may
+//! be the checker's own. A real that joins others is out until its first result.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -19,24 +19,24 @@ use crate::document::VipState;
 use crate::types::HashFunction;
 use crate::types::Real;
 
-/// For so long it is not said again of a real that its probes are not sent.
+/// How long to be silent about a real whose probes are not sent, after reporting it.
 const SAID: Duration = Duration::from_secs(60);
 
-/// A real of a VIP: what the operator says, and what probes have found.
+/// A real of a VIP: the operator's settings and the probes' results.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
-    /// The operator's; 0: drained.
+    /// The operator's weight; 0 for drained.
     pub(super) weight: u32,
-    /// The operator takes it for dead.
+    /// The operator marked it down.
     off: bool,
     pub(super) score: Score,
-    /// Gets no flows.
+    /// It gets no flows.
     pub(super) out: bool,
-    /// Its weight climbs since then.
+    /// When its weight began to climb.
     climbing: Option<Instant>,
-    /// When it was last said that its probes are not sent.
+    /// When its unsent probes were last reported.
     unsent: Option<Instant>,
-    /// What the balancer was told last: weight, and whether it is down.
+    /// The last weight and down mark that the balancer was told.
     told: Option<(u32, bool)>,
 }
 
@@ -69,7 +69,7 @@ impl Member {
         self.score.status() == status
     }
 
-    /// Whether it is to be said that its probes are not sent: at the first one, and seldom if they come and go.
+    /// Whether to report unsent probes: the first time, and rarely if they come and go.
     fn is_news(&mut self, outcome: &Outcome, now: Instant) -> bool {
         let not_sent = |outcome: &Outcome| matches!(outcome, Outcome::NotSent(_));
         let goes_on = self.score.last().is_some_and(|(_, last)| not_sent(last));
@@ -81,22 +81,22 @@ impl Member {
         is_news
     }
 
-    /// Down, and not out: it is not known yet whether the checker is to blame.
+    /// Down but not out: the checker may be to blame.
     fn is_suspect(&self) -> bool {
         self.is(Status::Down) && !self.out
     }
 }
 
-/// What a result has changed.
+/// The effects of a result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Effects {
-    /// A real has another status.
+    /// A real's status changed.
     pub(super) turned: bool,
-    /// The balancer has to be told.
+    /// The balancer must be told.
     pub(super) tell: bool,
-    /// It is news that its probes are not sent.
+    /// Unsent probes must be reported.
     pub(super) unsent: bool,
-    /// An answer of this one would show that the checker is not cut off.
+    /// A real whose answer would prove that the checker is not cut off.
     pub(super) ask: Option<IpAddr>,
 }
 
@@ -104,18 +104,18 @@ pub(super) struct Effects {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Service {
     pub(super) members: BTreeMap<IpAddr, Member>,
-    /// Too few work: those that are in stay so.
+    /// Too few reals work: no further one goes out.
     pub(super) panics: bool,
     /// Drained reals serve.
     pub(super) falls_back: bool,
-    /// What came of its probes.
+    /// The counts of its probes.
     pub(super) tally: Tally,
-    /// Shares follow from the ratio of weights, so that they can climb.
+    /// Shares depend on the ratio of weights, so weights can climb.
     by_ratio: bool,
 }
 
 impl Service {
-    /// Takes reals and weights of a document; what is known of those that stay is kept.
+    /// Adopts reals and weights of a document; keeps what is known of reals that stay.
     pub(super) fn follow_document(&mut self, of_vip: &VipState, policy: &Policy) {
         let mut before = std::mem::take(&mut self.members);
         let off: BTreeSet<_> = of_vip.down.iter().map(IpAddr::to_canonical).collect();
@@ -133,7 +133,7 @@ impl Service {
                     off,
                     ..known
                 },
-                // What was found of it has nobody to take it back.
+                // Nobody else would undo what was found about it.
                 Some(known) => Member {
                     told: known.told,
                     ..Member::new(weight, off)
@@ -148,7 +148,7 @@ impl Service {
         self.settle(policy);
     }
 
-    /// Takes what the balancer has: what it was not told here, others have said.
+    /// Adopts what the balancer has; differences from what it was told came from other calls.
     pub(super) fn follow_balancer(&mut self, of_vip: &VipState, policy: &Policy) {
         let mut before = std::mem::take(&mut self.members);
         let down: BTreeSet<_> = of_vip.down.iter().copied().collect();
@@ -167,7 +167,7 @@ impl Service {
                     }
                     known
                 }
-                // As the process before has found it, until it answers.
+                // As the previous process found it, until it answers.
                 None if is_down && policy.of_real(of_vip.vip, address).is_some() => Member {
                     score: Score::found_down(),
                     out: true,
@@ -184,7 +184,7 @@ impl Service {
         self.members.values().filter(|member| member.is_in_use())
     }
 
-    /// Looks at the VIP as a whole, after something has changed.
+    /// Judges the VIP as a whole after a change.
     fn settle(&mut self, policy: &Policy) {
         let weight = |members: &mut dyn Iterator<Item = &Member>| -> u64 {
             members.map(|member| u64::from(member.weight)).sum()
@@ -196,7 +196,7 @@ impl Service {
         self.falls_back = policy.drained_fallback && all > 0 && working == 0 && helps;
         let too_few = working == 0 || working * 100 < all * u64::from(policy.panic_threshold);
         self.panics = all > 0 && too_few && !self.falls_back;
-        // What is left may be only those that are out: better than none.
+        // If only reals that are out remain, use them.
         if all > 0 && !self.falls_back && self.in_use().all(|member| member.out) {
             for member in self.members.values_mut() {
                 member.out = false;
@@ -236,7 +236,7 @@ impl Service {
             self.settle(policy);
             effects.tell |= self.falls_back != fell_back || (self.falls_back && drained);
         }
-        // The first one that works after a time in which none did: what failed meanwhile says nothing.
+        // The first real that works after none did: failures in between say nothing.
         if effects.turned && works && in_use && nobody_worked && !fell_back {
             for (other, member) in &mut self.members {
                 if *other != real {
@@ -265,7 +265,7 @@ impl Service {
             && member.is_some_and(|member| member.is_suspect() && member.score.is_surely_down())
     }
 
-    /// The checker is not cut off: those that are surely down go, as long as enough are left.
+    /// The checker is not cut off: takes out reals that are surely down while enough remain.
     fn take_out(&mut self, policy: &Policy) -> bool {
         if self.panics {
             return false;
@@ -283,8 +283,7 @@ impl Service {
         any
     }
 
-    /// Whether the reals of which nothing is known yet, and those that may be down, are few enough that no result is
-    /// awaited.
+    /// Whether so few reals are unknown or suspect that no result is awaited.
     pub(super) fn is_clear(&self, is_probed: impl Fn(IpAddr) -> bool) -> bool {
         self.members.iter().all(|(real, member)| {
             let waits = member.is(Status::Unknown) && member.score.last().is_none();
@@ -293,7 +292,7 @@ impl Service {
         })
     }
 
-    /// When the next weight is to change by itself.
+    /// When the next step of a climbing weight is due.
     pub(super) fn next_step(&self, policy: &Policy, now: Instant) -> Option<Instant> {
         let climbing = self.members.values().filter_map(|member| member.climbing);
         climbing
@@ -301,7 +300,7 @@ impl Service {
             .min()
     }
 
-    /// The weights and down marks of now, put into a state of this VIP.
+    /// Writes the current weights and down marks into a state of this VIP.
     pub(super) fn put_into(
         &self,
         of_vip: &mut VipState,
@@ -324,13 +323,13 @@ impl Service {
         of_vip.down = down.map(Real::address).collect();
     }
 
-    /// Whether the weight of one climbs.
+    /// Whether the real's weight climbs.
     pub(super) fn climbs(&self, member: &Member, policy: &Policy, now: Instant) -> bool {
         let since = member.climbing.filter(|_| self.by_ratio);
         since.and_then(|since| step(policy, since, now)).is_some()
     }
 
-    /// The balancer has been told this.
+    /// Records what the balancer was told.
     pub(super) fn told(&mut self, of_vip: &VipState, usual: HashFunction) {
         self.by_ratio = of_vip.hash.unwrap_or(usual) == HashFunction::MaglevV2;
         let down: BTreeSet<_> = of_vip.down.iter().copied().collect();
@@ -341,7 +340,7 @@ impl Service {
         }
     }
 
-    /// How much higher all weights are while some climb; `None`: none does, or all do.
+    /// The factor of all weights while some climb; `None` if none does, or all do.
     fn climb(&self, policy: &Policy, now: Instant) -> Option<u32> {
         let climbs = |member: &&Member| {
             let since = member.climbing;
@@ -367,7 +366,7 @@ impl Service {
     }
 }
 
-/// The step of a real whose weight climbs since then, from 1; `None`: it is at the top.
+/// The step of a weight that has climbed since then, from 1; `None` at the top.
 fn step(policy: &Policy, since: Instant, now: Instant) -> Option<u32> {
     let one = one_step(policy)?;
     let done = now.saturating_duration_since(since).as_nanos() / one.as_nanos();

@@ -18,7 +18,8 @@ use crate::error::Result;
 use crate::types::Protocol;
 use crate::types::Vip;
 
-/// So many marks from the first one on are the checks': one for each real that is probed.
+/// How many marks the checks use from the first one on: one for each real probed through the
+/// tunnel.
 pub(super) const MARKS: u32 = 1 << 16;
 
 /// How reals are probed, by VIP.
@@ -34,24 +35,27 @@ pub(super) const MARKS: u32 = 1 << 16;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Settings {
-    /// How the reals of these VIPs are probed. One that the balancer does not have counts when it gets it.
+    /// Policies of single VIPs. A policy for a VIP that the balancer lacks takes effect when the
+    /// VIP is added.
     pub vips: BTreeMap<Vip, Policy>,
-    /// How those of all other VIPs of TCP are. Default: [`Check::Tcp`].
+    /// The policy of all other TCP VIPs. Default: [`Check::Tcp`].
     pub tcp: Policy,
-    /// How those of all other VIPs of UDP are. Default: not at all, for no datagram is answered by every service.
+    /// The policy of all other UDP VIPs. Default: no probes, because there is no datagram that
+    /// every service answers.
     pub udp: Policy,
-    /// The first of the socket marks that probes have. 65,536 from here on are the checks': neither the document nor
-    /// anything else of this host may use them. Range: 1 to 4,294,901,760; default: 0x6b000000.
+    /// The first socket mark of probes. The checks own 65,536 marks from there on: neither the
+    /// document nor anything else on this host may use them. Range: 1 to 4,294,901,760; default:
+    /// 0x6b000000.
     pub first_mark: u32,
-    /// How many probes are on their way at once; each holds a descriptor or two. If more are due they wait. Range: 1
-    /// to 65,536; default: 512.
+    /// The largest number of probes in flight; each holds one or two descriptors. Others wait.
+    /// Range: 1 to 65,536; default: 512.
     pub concurrency: u32,
-    /// Threads that probe. Range: 1 to 64; default: 2.
+    /// The number of threads that probe. Range: 1 to 64; default: 2.
     pub threads: u32,
-    /// How many transitions of each real are remembered. Range: 0 to 1,000; default: 16.
+    /// The number of transitions to remember of each real. Range: 0 to 1,000; default: 16.
     pub history: u32,
-    /// Between two changes of the balancer: what is found meanwhile is one change. Range: 10 ms to 10 s; default: 100
-    /// ms.
+    /// The least time between two changes of the balancer; results in between become one change.
+    /// Range: 10 ms to 10 s; default: 100 ms.
     pub pause: Duration,
 }
 
@@ -71,7 +75,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Refuses what is out of range or contradicts itself, without any I/O.
+    /// Refuses settings that are out of range or contradictory, without any I/O.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig).
@@ -93,8 +97,8 @@ impl Settings {
         probing.is_some_and(|probing| probing.via == Via::Tunnel)
     }
 
-    /// The files with authorities that checks name, each as often as they do. They are opened by the process that checks, and an
-    /// error tells whether there is one: think of that where the settings are somebody else's.
+    /// The files of authorities that checks name, with duplicates. The checking process opens them,
+    /// and its errors reveal which exist: consider that if the settings come from somebody else.
     pub fn authorities(&self) -> impl Iterator<Item = &Path> {
         let tls = self.checks().filter_map(|check| match check {
             Check::Http(http) => http.tls.as_ref(),
@@ -107,7 +111,7 @@ impl Settings {
         })
     }
 
-    /// The programs that checks run, with their arguments, each as often as they do.
+    /// The programs that checks run, with arguments and duplicates.
     pub fn commands(&self) -> impl Iterator<Item = &Command> {
         let checks = self.checks();
         checks.filter_map(|check| match check {
@@ -116,7 +120,7 @@ impl Settings {
         })
     }
 
-    /// All checks, some of them many times.
+    /// All checks, with duplicates.
     pub(super) fn checks(&self) -> impl Iterator<Item = &Check> {
         let policies = self.vips.values().chain([&self.tcp, &self.udp]);
         policies.flat_map(|policy| {
@@ -128,7 +132,7 @@ impl Settings {
         })
     }
 
-    /// How the reals of a VIP are probed.
+    /// The policy of a VIP.
     pub(super) fn of(&self, vip: Vip) -> &Policy {
         let usual = match vip.protocol() {
             Protocol::Tcp => &self.tcp,
@@ -137,7 +141,7 @@ impl Settings {
         self.vips.get(&vip).unwrap_or(usual)
     }
 
-    /// Whether a mark is the checks'.
+    /// Whether the checks own a mark.
     pub(super) fn is_own_mark(&self, mark: u32) -> bool {
         mark.checked_sub(self.first_mark)
             .is_some_and(|at| at < MARKS)

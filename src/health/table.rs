@@ -1,4 +1,4 @@
-//! A table of a document: what several readers of it do.
+//! Helpers for reading a table of a document.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::document::Keys;
 use crate::error::Error;
 use crate::error::Result;
 
-/// A value, if the table has such a key and it is given.
+/// The value of a key, if the table has it.
 pub(super) fn given<T: Read>(keys: &Keys<'_, '_, '_>, key: &str) -> Result<Option<T>> {
     match keys.key_of(key) {
         Some(key) => keys.given(key),
@@ -22,7 +22,7 @@ pub(super) fn time(keys: &Keys<'_, '_, '_>, key: &str) -> Result<Option<Duration
     Ok(given::<Time>(keys, key)?.map(|Time(time)| time))
 }
 
-/// An error of a setting, at the key of its name.
+/// Turns an error about a setting into one at the key of its name.
 pub(super) fn checked<T>(keys: &Keys<'_, '_, '_>, checked: Result<T>) -> Result<T> {
     let error = match checked {
         Ok(value) => return Ok(value),
@@ -40,7 +40,7 @@ pub(super) fn checked<T>(keys: &Keys<'_, '_, '_>, checked: Result<T>) -> Result<
     }
 }
 
-/// An error at a key, or at the table if it is not given.
+/// An error at a key, or at the table if the key is missing.
 pub(super) fn refuse(keys: &Keys<'_, '_, '_>, key: &'static str, reason: &str) -> Error {
     let at = keys.at - keys.page.start;
     match keys.value(key) {
@@ -51,7 +51,7 @@ pub(super) fn refuse(keys: &Keys<'_, '_, '_>, key: &'static str, reason: &str) -
     }
 }
 
-/// One of some words, if the table has such a key and it is given.
+/// One of several words, if the table has the key.
 pub(super) fn chosen<T: Clone>(
     keys: &Keys<'_, '_, '_>,
     key: &'static str,

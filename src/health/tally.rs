@@ -1,4 +1,4 @@
-//! How many probes of a VIP's reals have ended how, and how long answers took.
+//! Counts of a VIP's probes by result, and of how long answers took.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,24 +6,24 @@ use std::time::Duration;
 use super::outcome::Cause;
 use super::outcome::Outcome;
 
-/// What came of the probes of a VIP's reals, since the checks have it.
+/// The counts of the probes of a VIP's reals, since the checks know the VIP.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tally {
-    /// Those that were answered.
+    /// Probes that passed.
     pub passed: u64,
-    /// Those that were not, by cause.
+    /// Probes that failed, by cause.
     pub failed: BTreeMap<Cause, u64>,
-    /// Those that say nothing of a real: they could not be sent, or did not go through the tunnel.
+    /// Probes that say nothing about a real: not sent, or not through the tunnel.
     pub not_sent: u64,
-    /// How long all answers took together, from the first packet to the end of the answer.
+    /// The total time of all answers, each from the first packet to the end of the answer.
     pub took: Duration,
-    /// How many of them took as long as each of [`LIMITS`](Self::LIMITS) at most.
+    /// Answers that took at most as long as each of [`LIMITS`](Self::LIMITS).
     pub within: [u64; 6],
 }
 
 impl Tally {
-    /// What answers are sorted by.
+    /// The limits of `within`.
     pub const LIMITS: [Duration; 6] = [
         Duration::from_millis(1),
         Duration::from_millis(5),

@@ -1,6 +1,6 @@
-//! The table of the health checks' handles: by what their maps are read and written. A row gives the handle, how
-//! it is taken from the loaded object, the map's name in `bpf/probe_maps.h`, and how many entries
-//! `LibraryCounters` shows of it. (Sizes and memory are the rows of `config/map_table.rs`.)
+//! The table of the health checks' map handles. A row gives the handle, how it is taken from the
+//! loaded object, the map's name in `bpf/probe_maps.h`, and the number of entries for
+//! `LibraryCounters`. The rows of `config/map_table.rs` give sizes and memory.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,7 +17,7 @@ use crate::sys::map::PerCpuArray;
 use crate::sys::map::Typed;
 use crate::types::NextHops;
 
-/// By what a probe is told, other than its mark.
+/// What identifies a probe, other than its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum MatchBy {
     Destination,
@@ -26,12 +26,11 @@ pub(crate) enum MatchBy {
 
 macro_rules! handles {
     (
-        // The words of the rows below.
+        // The names that the rows below use.
         $from:ident $config:ident;
         $($(#[$about:meta])* $field:ident: $type:ty = $take:expr,
             $($name:literal is ($($fd:tt)+) $(shows $entries:tt)?),+;)+
     ) => {
-        /// Every map of the health checks.
         pub(super) struct Maps {
             $($(#[$about])* pub(super) $field: $type,)+
         }
@@ -43,7 +42,7 @@ macro_rules! handles {
                 })
             }
 
-            /// The maps that there are, by their names.
+            /// The existing maps, by name.
             pub(super) fn named(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
                 let named: [(_, Option<BorrowedFd<'_>>); _] = [
                     $($(($name, (self.$field $($fd)+).into()),)+)+
@@ -52,7 +51,7 @@ macro_rules! handles {
             }
         }
 
-        /// The maps whose use is shown, and their entries.
+        /// The maps with published usage, and their entries.
         pub(super) const USES: &[(&str, fn(&HealthChecks) -> usize)] = &[
             $($($(($name, $entries),)?)+)+
         ];
@@ -73,7 +72,7 @@ handles! {
         "probe_counters" is (.as_fd());
     totals: PerCpuArray<types::probe_totals> = PerCpuArray::new(own(&from.probe_totals)?)?,
         "probe_totals" is (.as_fd());
-    /// Only looked at by name.
+    /// Only looked up by name.
     flows: OwnedFd = own(&from.probe_flows)?,
         "probe_flows" is (.as_fd());
     cells: Arc<ProbeCells> = Arc::new(ProbeCells::new(
@@ -93,7 +92,7 @@ impl Maps {
     }
 }
 
-/// A descriptor of our own, so that libbpf's object can go.
+/// A duplicate descriptor, so that libbpf's object can go.
 pub(super) fn own(of: &impl AsFd) -> io::Result<OwnedFd> {
     of.as_fd().try_clone_to_owned()
 }

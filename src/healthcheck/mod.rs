@@ -1,8 +1,8 @@
-//! The path of health checks: a tc program that wraps this host's own probes for one real each. The
+//! The health-check path: a tc program that wraps this host's own probes, each for one real. The
 //! application decides what is probed, and what follows from it.
 //!
-//! Here the program is loaded and attached, and given the interface that probes leave by; `tables.rs` changes
-//! the tables by which it knows them, whose handles are the rows of `handles.rs`.
+//! Here the program is loaded, attached, and given the interface that probes leave by. `tables.rs`
+//! changes the tables that identify probes, whose handles are the rows of `handles.rs`.
 
 mod handles;
 mod successor;
@@ -62,29 +62,29 @@ use crate::types::NextHops;
 use crate::types::TcHook;
 use crate::types::Vip;
 
-/// The program's name.
 const NAME: &str = "healthcheck";
 
-/// By what the ways of probes are found: as the packets of clients go.
+/// How to find the ways of probes, which are those of clients' packets.
 pub(crate) struct Hops<'a> {
     pub(crate) wanted: Wanted,
-    /// Knows the rules and tables of where the balancer is attached, if next hops are followed.
+    /// Knows the routing rules and tables where the balancer is attached, if next hops are
+    /// followed.
     pub(crate) follower: Option<&'a Watcher>,
 }
 
 /// The loaded program and its tables.
 pub(crate) struct HealthChecks {
-    // Detached before the maps go.
+    // Declared, and so dropped, before the maps.
     attachments: Attachments<TcLink>,
     interface: Option<String>,
     priority: u16,
     hook: TcHook,
-    /// The directory in which a pin keeps what is attached.
+    /// The directory in which attachments are pinned.
     keep_in: Option<PathBuf>,
     limits: Limits,
-    /// The interface that probes leave by, and its Ethernet address, while they have a path.
+    /// The interface that probes leave by, and its Ethernet address, while the path is attached.
     way: Option<(u64, u32, MacAddr)>,
-    /// Of the network namespace that the program is attached in.
+    /// In the network namespace that the program is attached in.
     requests: Option<Requests>,
     program: OwnedFd,
     maps: Maps,
@@ -100,7 +100,7 @@ impl HealthChecks {
         Self::load_over(machine, |_| Ok(None))
     }
 
-    /// Goes on with the program and the maps that another process has left.
+    /// Continues with another process's program and maps.
     pub(crate) fn resume(
         machine: &Machine<'_>,
         program: OwnedFd,
@@ -111,7 +111,7 @@ impl HealthChecks {
         Ok(checks)
     }
 
-    /// The same with maps that there are.
+    /// The same over existing maps.
     pub(crate) fn load_over(
         machine: &Machine<'_>,
         there: impl Fn(&str) -> Result<Option<OwnedFd>>,
@@ -169,18 +169,18 @@ impl HealthChecks {
         Ok(taken)
     }
 
-    /// The program and the maps, by their names.
+    /// The program and the maps, by name.
     pub(crate) fn objects(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
         let program = (NAME, self.program.as_fd());
         self.maps.named().chain([program]).collect()
     }
 
-    /// Has what is attached from now on outlive this, by pins in a directory.
+    /// Pins later attachments in a directory, so that they outlive this.
     pub(crate) fn keep_in(&mut self, directory: &Path) {
         self.keep_in = Some(directory.to_owned());
     }
 
-    /// Goes on with the attachment that a pin has kept.
+    /// Continues with an attachment that a pin has kept.
     pub(crate) fn resume_link(&mut self, link: TcLink, mains: &[Place]) {
         let number = link.target().place.namespace;
         self.attachments.resume(link);
@@ -190,14 +190,14 @@ impl HealthChecks {
         });
         match requests {
             Ok(requests) => self.requests = Some(requests),
-            Err(error) => log::warn!("by which interface probes leave is not followed: {error}"),
+            Err(error) => log::warn!("the interface that probes leave by is not followed: {error}"),
         }
         if let Err(error) = self.route(mains) {
-            log::warn!("health checks leave by an interface that is not ours: {error}");
+            log::warn!("health checks may leave by an interface without the balancer: {error}");
         }
     }
 
-    /// What the program reads of settings, and the ways to reals.
+    /// The settings that the program reads, and the ways to reals.
     pub(crate) fn cells(&self) -> &Arc<ProbeCells> {
         &self.maps.cells
     }
@@ -206,14 +206,13 @@ impl HealthChecks {
         self.program.as_fd()
     }
 
-    /// Whether there is an interface to attach to.
     pub(crate) fn has_interface(&self) -> bool {
         self.interface.is_some()
     }
 
-    /// Attaches to the interface of the configuration, in the calling thread's network namespace, if it is
-    /// not attached. Probes leave by the first of `mains` that is of that namespace and there, or by that
-    /// interface.
+    /// Attaches to the configured interface, in the calling thread's network namespace, unless it
+    /// is attached. Probes leave by the first of `mains` that exists in that namespace, or else by
+    /// that interface.
     pub(crate) fn attach(&mut self, mains: &[Place]) -> Result<()> {
         let Some(own) = self.interface.clone() else {
             return Ok(());
@@ -225,7 +224,7 @@ impl HealthChecks {
         let failed = |error| kernel_error("ask about the interface", &own, error);
         let mut requests = Requests::new().map_err(failed)?;
         let way = way_out(&mut requests, mains, target.place, &own)?;
-        // Told first, so that no probe goes another way.
+        // First, so that no probe goes another way.
         let before = self.way.replace(way);
         self.tell_way();
         let plan = TcPlan {
@@ -245,8 +244,8 @@ impl HealthChecks {
         Ok(())
     }
 
-    /// The same for what is attached beside it: if the path was lost and cannot be put back, that keeps
-    /// nothing else from being attached.
+    /// The same beside another attachment: if the path was lost and cannot be attached again, that
+    /// does not prevent the other one.
     pub(crate) fn attach_along(&mut self, mains: &[Place]) -> Result<()> {
         match self.attachments.is_empty() {
             true => self.attach(mains),
@@ -254,8 +253,8 @@ impl HealthChecks {
         }
     }
 
-    /// Attaches again where the path was lost and its interface is there again, in the calling thread's
-    /// network namespace; and looks again by which interface probes leave.
+    /// Attaches again if the path was lost and the calling thread's network namespace has its
+    /// interface again; and chooses the interface for probes again.
     pub(crate) fn reattach(&mut self, mains: &[Place]) -> Result<()> {
         if self.attachments.lost().is_empty() {
             return self.route(mains);
@@ -266,7 +265,7 @@ impl HealthChecks {
         }
     }
 
-    /// Looks again by which interface probes leave, if they have a path.
+    /// Chooses the interface for probes again, if the path is attached.
     pub(crate) fn route(&mut self, mains: &[Place]) -> Result<()> {
         let (Some(own), Some(requests), Some(name)) =
             (self.place(), &mut self.requests, &self.interface)
@@ -275,12 +274,13 @@ impl HealthChecks {
         };
         let way = way_out(requests, mains, own, name)?;
         self.way = Some(way);
-        // In any case: the follower may have written another one, as this one was gone.
+        // In any case: the follower may have written another one while this one was gone.
         self.tell_way();
         Ok(())
     }
 
-    /// If you attach the program by other means, its packets leave where they were sent.
+    /// Detaches it. If you attached the program yourself, its packets then leave where they were
+    /// sent.
     pub(crate) fn detach(&mut self) {
         self.attachments.clear();
         self.requests = None;
@@ -293,12 +293,12 @@ impl HealthChecks {
         self.maps.cells.leave_by(self.way);
     }
 
-    /// The interface that it is attached to, if it is there.
+    /// The interface that it is attached to, if it exists.
     pub(crate) fn place(&self) -> Option<Place> {
         self.attachments.places().first().copied()
     }
 
-    /// The interface that it is attached to, if it is there, and what says so on another thread.
+    /// The interface that it is attached to, if it exists, and what reports that on another thread.
     pub(crate) fn witness(&self) -> Option<(Place, std::io::Result<Witness>)> {
         let held = self.attachments.present().next()?;
         Some((held.target().place, held.witness()))
@@ -309,8 +309,8 @@ impl HealthChecks {
     }
 }
 
-/// The interface that probes leave by, and its Ethernet address: the first of `mains` that is of the
-/// namespace of `own` and there, else that one, whose name is `name`.
+/// The interface that probes leave by, and its Ethernet address: the first of `mains` that exists
+/// in the namespace of `own`, else that one, whose name is `name`.
 fn way_out(
     requests: &mut Requests,
     mains: &[Place],
@@ -339,7 +339,7 @@ mod tests {
     use super::*;
     use crate::config::MapRow;
 
-    /// A map without a row would keep the size that stands for none.
+    /// A map without a row would keep its placeholder size.
     #[test]
     fn every_map_has_a_row() {
         let mut storage = MaybeUninit::uninit();

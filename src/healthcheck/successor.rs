@@ -1,5 +1,5 @@
-//! The path of health checks of a balancer that takes the place of another one: with other settings, the same tables, and the
-//! counters that go on.
+//! The health-check path of a replacement: other settings, the same tables, and counters that
+//! continue.
 
 use std::mem;
 use std::os::fd::AsFd;
@@ -23,15 +23,15 @@ use crate::kernel::KernelCalls;
 use crate::kernel::kernel_error;
 use crate::maps::match_key;
 
-/// Maps that packets write, whatever settings there are: they serve two programs at once.
+/// Maps that packets write, whatever the settings: they serve two programs at once.
 const SHARED: [&str; 2] = ["probe_totals", "probe_flows"];
 
 impl HealthChecks {
-    /// Loads another program with all that this one knows, and attaches nothing.
+    /// Loads another program with everything that this one knows, and attaches nothing.
     ///
     /// # Errors
-    /// [`Error::Exhausted`] and [`Error::InUse`] if there is more than the settings have room for; otherwise as
-    /// [`load`](Self::load).
+    /// [`Error::Exhausted`] and [`Error::InUse`] if the settings do not have room for everything;
+    /// otherwise as [`load`](Self::load).
     pub(crate) fn successor(
         &self,
         machine: &Machine<'_>,
@@ -85,7 +85,7 @@ impl HealthChecks {
         Ok(new)
     }
 
-    /// Whether another program of these settings can take the place of this one where it is attached.
+    /// Whether a program of these settings can replace this one where it is attached.
     pub(crate) fn stays_in_place(&self, config: &Config) -> bool {
         (&self.interface, self.priority, self.hook)
             == (
@@ -95,13 +95,12 @@ impl HealthChecks {
             )
     }
 
-    /// Whether an attachment is one as the settings ask for; the name is that which the interface had then.
+    /// Whether an attachment is what the settings ask for, by the name that the interface had then.
     pub(crate) fn is_asked(&self, link: &TcLink) -> bool {
         let named = Some(&link.target().name) == self.interface.as_ref();
         named && link.is_as(self.hook, self.priority)
     }
 
-    /// Gives another program to what is attached.
     pub(crate) fn switch(
         &mut self,
         program: BorrowedFd<'_>,
@@ -109,12 +108,12 @@ impl HealthChecks {
         self.attachments.switch(program)
     }
 
-    /// Gives this one's program to what is attached.
     pub(crate) fn switch_to_own(&mut self) -> std::result::Result<Switched<TcLink>, (Error, bool)> {
         self.attachments.switch(self.program.as_fd())
     }
 
-    /// The same, with what comes after it, as [`Attachments::switch_then`](crate::attach::Attachments::switch_then).
+    /// The same, with a step after it, as
+    /// [`Attachments::switch_then`](crate::attach::Attachments::switch_then).
     pub(crate) fn switch_to_own_then<T>(
         &mut self,
         then: impl FnOnce() -> std::result::Result<T, (Error, bool)>,
@@ -122,7 +121,7 @@ impl HealthChecks {
         (self.attachments).switch_then(self.program.as_fd(), then)
     }
 
-    /// Gives another program to what is attached, with what comes after it.
+    /// Gives another program to the attachments, with a step after it.
     pub(crate) fn switch_then<T>(
         &mut self,
         program: BorrowedFd<'_>,
@@ -131,12 +130,12 @@ impl HealthChecks {
         self.attachments.switch_then(program, then)
     }
 
-    /// What is attached is this one's from now on, which has taken the place of another one.
+    /// Takes over the attachments of the one that it has replaced.
     pub(crate) fn succeed(&mut self, before: &mut Self, mains: &[Place]) {
         self.attachments = mem::take(&mut before.attachments);
         self.requests = before.requests.take();
         if let Err(error) = self.route(mains) {
-            log::warn!("health checks leave by an interface that is not ours: {error}");
+            log::warn!("health checks may leave by an interface without the balancer: {error}");
         }
     }
 }

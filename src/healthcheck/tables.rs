@@ -1,5 +1,5 @@
-//! The tables by which the program knows probes: marks, matches and what probes are counted for, with the
-//! ways to the reals that they lead to.
+//! The tables that identify probes: marks, matches and registered counters, with the ways to their
+//! reals.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -28,7 +28,6 @@ use crate::types::Family;
 use crate::types::Vip;
 use crate::types::address_bytes;
 
-/// How many marks, matches and probes there can be.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
     reals: usize,
@@ -43,7 +42,6 @@ impl Limits {
         }
     }
 
-    /// Whether there is room for so many.
     pub(crate) fn check(self, what: &'static str, count: usize) -> Result<()> {
         let (limit, setting) = match what {
             "probes" => (self.vips, "probes (max_vips)"),
@@ -61,7 +59,6 @@ impl Limits {
 }
 
 impl HealthChecks {
-    /// The maps, by their names.
     pub(crate) fn maps(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
         self.maps.named()
     }
@@ -86,7 +83,7 @@ impl HealthChecks {
         self.keys.keys().copied()
     }
 
-    /// A mark or a match is about to lead to `real`.
+    /// Before a mark or a match leads to `real`.
     pub(super) fn use_way(
         &mut self,
         kernel: &KernelCalls,
@@ -113,7 +110,7 @@ impl HealthChecks {
         kernel.check("write a way in", "ways", used)
     }
 
-    /// What came of writing a mark or a match that leads to `real`, and to `before` until now.
+    /// After writing a mark or a match that leads to `real`, and led to `before`.
     fn settle_way(&self, written: Result<()>, real: IpAddr, before: Option<IpAddr>) -> Result<()> {
         let left = match &written {
             Ok(()) => before,
@@ -189,7 +186,7 @@ impl HealthChecks {
         Ok(())
     }
 
-    /// Knows again what is in the maps.
+    /// Learns again what is in the maps.
     pub(crate) fn restore(
         &mut self,
         kernel: &KernelCalls,
@@ -221,7 +218,7 @@ impl HealthChecks {
         Ok(())
     }
 
-    /// Writes again what is known of these, which a change that was cut off may have written.
+    /// Writes these again, which a change that was cut off may have written.
     pub(crate) fn repair(
         &mut self,
         kernel: &KernelCalls,
@@ -282,20 +279,20 @@ impl HealthChecks {
         Ok(())
     }
 
-    /// Returns the number, which packets may still count under: it is to be
-    /// [taken back](Self::take_back) when none does.
+    /// Returns the number, under which packets may still count: [take it back](Self::take_back)
+    /// when none does.
     pub(crate) fn unregister(&mut self, kernel: &KernelCalls, vip: Vip) -> Result<Option<u32>> {
         let removed = self.maps.keys.delete(&vip_key(&vip));
         kernel.check("remove a probe from", "probe_keys", removed)?;
         Ok(self.keys.remove(&vip))
     }
 
-    /// The number of a probe that is no more can be another's.
+    /// Frees the number of a removed counter.
     pub(crate) fn take_back(&mut self, number: u32) {
         self.free.insert(number);
     }
 
-    /// Whether there is a number for one more probe at once.
+    /// Whether a number is free for another counter at once.
     pub(crate) fn has_free_number(&self) -> bool {
         !self.free.is_empty()
     }

@@ -1,5 +1,6 @@
-//! Goes on with a balancer that another process has left pinned: programs of this version take the place of those
-//! that are attached, over the same maps, and the library's records come from the ledger and from what packets see.
+//! Adoption: continuing with a pinned balancer of another process. Programs of this version replace
+//! the attached ones, over the same maps; the library's records come from the ledger and from what
+//! packets see.
 
 mod pulse;
 mod relaid;
@@ -65,67 +66,91 @@ use crate::sys::object::into_io;
 use crate::sys::object::numbered;
 use crate::types::NextHops;
 
-/// Maps that are made, and that nobody has, where reals have no next hops of their own.
+/// Maps that the object makes and no handle keeps, unless reals have next hops of their own.
 const HOPS: [&str; 3] = [".data.hops", ".data.ports", "devices"];
 
-/// How a pinned balancer has come to a handle.
+/// How the handle of a pinned balancer began.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
-    /// It was there.
+    /// By adoption of an existing balancer.
     Adopted {
-        /// How long ago it was loaded.
+        /// The time since it was loaded.
         age: Duration,
-        /// The version of the crate that has made its maps. If theirs is another layout than this version's, they are
-        /// replaced by now.
+        /// The version of the crate that made its maps. If their layout was another than this
+        /// version's, they have been replaced.
         by_version: String,
     },
-    /// There was none.
+    /// By loading: there was none.
     Loaded,
 }
 
+/// # Adopting a pinned balancer
 impl Builder {
-    /// Goes on with the balancer that is pinned in the directory of [`pin`](Self::pin), whose process is gone, or
-    /// [lets go](Self::take_over): with its settings, not with those given here, its VIPs, reals, flow tables and
-    /// counters. Programs of this version take the place of those that are attached, between two packets, if they are
-    /// others (which takes the verifier's second); links stay.
+    /// Continues with the balancer that is pinned in the directory of [`pin`](Self::pin), whose
+    /// process is gone or [lets go](Self::take_over).
     ///
-    /// What is gone of its attachments (an interface was removed, or a root program) is attached again if there is one of
-    /// that name in the calling thread's network namespace; else the log says so, and [`Katran::interfaces`], and
-    /// [`Katran::reattach`] does it later.
+    /// The balancer keeps its own settings (this builder's do not apply), VIPs, reals, flow tables
+    /// and counters. If its programs are not those of this version, the library replaces them
+    /// between two packets, which takes the verifier about a second. Links stay.
     ///
-    /// Where another version of the crate, newer or older, has left maps of another layout, a balancer of this one's takes its
-    /// place, under traffic, as in [`Katran::apply`] with settings that only a load can change: all that it knew and its
-    /// attachments stay, and flow tables, histories of rings and counters each stay where they have the same layout. The log
-    /// says what does not. Where a gateway has to be found out anew and does not answer within three seconds, packets are
-    /// dropped from the change on until it does; the log says so.
+    /// The library attaches again what was lost (a removed interface or root program), if the
+    /// calling thread's network namespace has one of that name. Otherwise the log and
+    /// [`Katran::interfaces`] report it, and [`Katran::reattach`] attaches it later.
     ///
-    /// To open maps that are inside others takes `CAP_SYS_ADMIN`.
+    /// If another version of the crate, newer or older, left maps of another layout, the library
+    /// replaces them under traffic, as [`Katran::apply`] does for load-time settings. All state and
+    /// attachments stay; flow tables, ring histories and counters each stay if their own layout is
+    /// the same, and the log reports what does not. If the gateway must be discovered again and
+    /// does not answer within three seconds, packets are dropped until it does; the log reports
+    /// that, too.
     ///
-    /// It blocks for some 30 ms with one VIP, and 100 ms with 512; an owner that is asked to let go is waited for as long as it may
-    /// take, and another layout takes as long as [`load`](Self::load).
+    /// Opening maps inside other maps takes `CAP_SYS_ADMIN`.
+    ///
+    /// It blocks for some 30 ms with one VIP and 100 ms with 512, plus the time that an owner takes
+    /// to let go. Another layout takes as long as [`load`](Self::load).
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none that is whole, or one of its pins was removed (if that is the record of its state no
-    /// owner was asked to let go); [`Error::InvalidConfig`] if that
-    /// was `identity`; [`Error::Busy`]; [`Error::ForeignProgram`] if another one was put into its link;
-    /// [`Error::Unsupported`] if another version of the crate has arranged the directory, or written the record of its state,
-    /// in another way (which it is, and what to do; no owner was asked to let go then); otherwise as
-    /// [`load`](Self::load). What is there works on.
+    /// [`Error::NotFound`] if there is no complete balancer, or one of its pins was removed (if
+    /// that is the record of its state, no owner was asked to let go); [`Error::InvalidConfig`] if
+    /// that pin was `identity`; [`Error::Busy`]; [`Error::ForeignProgram`] if its link holds
+    /// another program; [`Error::Unsupported`] if another version of the crate uses a layout of the
+    /// directory or of its records that this one cannot read (the message says which version, and
+    /// what to do; no owner was asked to let go); otherwise as [`load`](Self::load). The pinned
+    /// balancer keeps working.
     pub fn adopt(self) -> Result<Katran> {
         let directory = self.directory_to_adopt()?;
         let adopted = adopt_whole(&directory, self.take_over_patience())?;
         adopted
             .map(|(katran, _)| katran)
             .ok_or_else(|| Error::NotFound {
-                what: format!("a whole balancer in {}", directory.display()),
+                what: format!("a complete balancer in {}", directory.display()),
             })
     }
 
-    /// [Adopts](Self::adopt) what is pinned, or [loads](Self::load) if nothing is; what is half made is removed before.
+    /// [Adopts](Self::adopt) the pinned balancer, or [loads](Self::load) one if there is none,
+    /// after removing any incomplete one.
     ///
     /// # Errors
-    /// As these.
+    /// Those of both.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use katran::Katran;
+    /// use katran::Start;
+    /// use katran::XdpMode;
+    ///
+    /// let (mut katran, start) = Katran::builder()
+    ///     .gateway_mac("0a:00:00:00:00:fe".parse()?) // for a new balancer
+    ///     .pin("/sys/fs/bpf/katran")
+    ///     .take_over(Duration::from_secs(5))
+    ///     .adopt_or_load()?;
+    /// if start == Start::Loaded {
+    ///     katran.attach("eth0", XdpMode::Auto)?;
+    /// }
+    /// # Ok::<(), katran::Error>(())
+    /// ```
     pub fn adopt_or_load(self) -> Result<(Katran, Start)> {
         let directory = self.directory_to_adopt()?;
         if let Some((katran, start)) = adopt_whole(&directory, self.take_over_patience())? {
@@ -139,12 +164,12 @@ impl Builder {
         self.pin_directory().ok_or_else(|| Error::InvalidConfig {
             setting: "pin",
             value: "(none)".to_owned(),
-            reason: "it says which balancer to go on with".to_owned(),
+            reason: "it says which balancer to adopt".to_owned(),
         })
     }
 }
 
-/// Goes on with what is pinned in a directory; `None`: there is no balancer that is whole.
+/// Continues with what is pinned in a directory; `None`: there is no complete balancer.
 fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(Katran, Start)>> {
     environment::check_kernel()?;
     environment::check_facilities()?;
@@ -159,16 +184,13 @@ fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(K
 
 fn unsupported(home: &Home, why: String, reason: &'static str) -> Error {
     Error::Unsupported {
-        what: format!(
-            "to go on with the balancer in {}: {why}",
-            home.path().display()
-        ),
+        what: format!("adopting the balancer in {}: {why}", home.path().display()),
         reason,
     }
 }
 
 fn adopt(home: Home, contents: &Contents) -> Result<Katran> {
-    environment::check_opens_by_number("go on with a pinned balancer")?;
+    environment::check_opens_by_number("adopt a pinned balancer")?;
     let failed = |error| kernel_error("open", "the ledger", error);
     let ground = home
         .set()
@@ -205,14 +227,15 @@ fn adopt(home: Home, contents: &Contents) -> Result<Katran> {
     if let Some(before) = replayed.before {
         katran.undo_group(&before);
     }
-    // First: to attach may take the seconds in which a gateway is looked for.
+    // First, because attaching may wait seconds for a gateway.
     katran.keep_house()?;
     drop(pulse);
     katran.put_back_what_is_gone(lost);
     Ok(katran)
 }
 
-/// All objects of the balancer, with the programs that are attached; and those of this version, if they are others.
+/// All objects of the balancer with the attached programs; and the programs of this version, if
+/// they differ.
 fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     let config = kept.config.clone();
     let cpus = map::possible_cpus()
@@ -232,7 +255,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
         .map_err(|error| kernel_error("set the sizes of", "the maps", into_io(error)))?;
     for mut map in object.open_object_mut().maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
-        // These are of the new programs, or none of the library's.
+        // Those of the new programs, and those that no handle keeps.
         let is_new = name == SPECIAL
             || name.ends_with(".rodata")
             || HOPS.contains(&name.as_str()) && config.next_hops == NextHops::Gateway;
@@ -252,7 +275,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     };
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
         .map_err(|error| kernel_error("take over", "the maps", error))?;
-    // Without an interface of their own they are there if they have been needed.
+    // Without a configured interface the path exists only if it was needed.
     let healthchecks = set
         .probe()?
         .map(|program| HealthChecks::resume(&machine, program, |name| set.probe_map(name)));
@@ -261,14 +284,14 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
         return Err(set.missing("healthcheck"));
     }
     let ring_size = RingSize::try_from(config.ring_size)?;
-    // A new balancer begins with that of no interface.
+    // A new balancer begins with the value for no interface.
     let longest = maps.live.max_frame();
     let katran = Katran::new(config, fixed, ring_size, programs, maps, healthchecks);
     katran.maps.live.set_max_frame(longest);
     Ok((katran, new))
 }
 
-/// The tables that are inside others.
+/// The tables inside other maps.
 pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
     let of = |name: &'static str| -> Result<Vec<(u32, OwnedFd)>> {
         let outer = MapArray::new(set.map(name)?);
@@ -303,7 +326,6 @@ pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTabl
     })
 }
 
-/// All flow tables of a set.
 pub(super) fn flow_tables_in(set: &PinnedSet, config: &Config) -> Result<FlowTables> {
     let failed = |error| kernel_error("take over", "flow tables", error);
     let fallback = set.map("fallback_flows")?;
@@ -317,7 +339,7 @@ pub(super) fn flow_tables_in(set: &PinnedSet, config: &Config) -> Result<FlowTab
 }
 
 impl Katran {
-    /// Takes over what the ledger has kept and what packets see; returns what entries it had that are gone.
+    /// Restores what the ledger has kept and what packets see; returns the entries that are lost.
     fn resume(
         &mut self,
         home: &Home,
@@ -350,7 +372,7 @@ impl Katran {
         Ok(lost)
     }
 
-    /// Each VIP has the ring that packets see of it, with its history.
+    /// Gives each VIP the ring that packets see, with its history.
     fn resume_rings(&mut self) -> Result<()> {
         let vips = self.table.vips();
         let vips: Vec<_> = vips
@@ -365,7 +387,7 @@ impl Katran {
             let ring = ring.ok_or_else(|| spoiled(format!("the ring of {vip} is another's")))?;
             self.rings[usize::from(*number)] = Some(ring);
         }
-        // A history that is over has left its places, which may be another's ring by now.
+        // A finished history has left its places, which may be another ring's by now.
         for (vip, number, flags) in vips {
             if let Some(ring) = self.rings[usize::from(number)]
                 && self.has_bases(flags)
@@ -376,11 +398,11 @@ impl Katran {
         Ok(())
     }
 
-    /// Entries that are void stay so, and those that were being removed are.
+    /// Void entries stay void, and their removal continues.
     fn resume_voids(&mut self) -> Result<()> {
         let found = self.maps.voids.found();
         let found = found.map_err(|error| kernel_error("read", "down_reals", error))?;
-        // Those of a change that was cut off say nothing true.
+        // The records of a change that was cut off may be false.
         let is_false = |(number, id, reason): &(u16, u32, VoidReason)| {
             let mut vips = self.table.vips();
             let of = vips.find(|(_, entry)| entry.number.0 == *number);
@@ -400,7 +422,7 @@ impl Katran {
             kernel.check("undo a change in", "down_reals", lifted)?;
         }
         self.void_again(&found)?;
-        // Entries of VIPs that are gone may not have been removed to the end.
+        // The removal of entries of removed VIPs may have been incomplete.
         if self.table.reals().len() != 0 {
             for number in self.table.former_vips() {
                 self.maps.voids.vip_gone(number, Entries::MayCount);
@@ -409,7 +431,7 @@ impl Katran {
         Ok(())
     }
 
-    /// Has packets know what is void: entries of reals that are down, and of those that were found to be removed.
+    /// Tells packets what is void: entries of down reals, and those whose removal was under way.
     pub(super) fn void_again(&mut self, found: &[(u16, u32, VoidReason)]) -> Result<()> {
         let vips: Vec<_> = self
             .table
@@ -431,7 +453,7 @@ impl Katran {
             let prepared = self.maps.voids.prepare(&self.kernel, number, change)?;
             self.maps.voids.switch(number, cell, Some(prepared));
         }
-        // Of VIPs that are gone.
+        // Those of removed VIPs.
         let mut gone: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
         for (number, id, _) in found.iter().copied() {
             let mut vips = self.table.vips();
@@ -445,20 +467,21 @@ impl Katran {
         Ok(())
     }
 
-    /// The programs stay, also where a reload that was cut off has put its own.
+    /// Keeps the present programs, also where a reload that was cut off has put its own.
     fn put_back_in_place(&mut self) -> Result<()> {
         let switched = self.attachments.switch(self.programs.main.as_fd());
         let _for_good = switched.map_err(|(error, _)| error)?;
         let switched = self.shared.switch(self.programs.entry_set());
         let _for_good = switched.map_err(|(error, _)| error)?;
-        // Packets may be in those of a reload, and read what the owner before has just given up, such as a ring's place.
+        // Packets may be in a reload's programs, and read what the previous owner has just given
+        // up, such as a ring's place.
         self.outlast(Vec::new());
         self.shared.remove_leftovers();
         self.unstage();
         Ok(())
     }
 
-    /// Programs of this version take the place of those that are attached.
+    /// Replaces the attached programs with those of this version.
     fn put_new_in_place(&mut self, programs: Programs) -> Result<()> {
         self.hand_back_from(&programs);
         self.stage(&programs, &FeatureMaps::default(), self.config.features)?;

@@ -30,51 +30,72 @@ use crate::table::Step;
 use crate::types::Family;
 use crate::types::VipFlags;
 
+/// # Whole configurations
 impl Katran {
-    /// Makes the balancer equal to `wanted` with the fewest changes, and reports them.
+    /// Makes the balancer equal to `wanted` by the fewest changes, and reports them.
     ///
-    /// What `wanted` does not change is not touched: its flows, counters and ring stay. Applying
-    /// the same state again changes nothing. Other features are a [`reload`](Self::reload). A state without balancer
-    /// settings leaves them alone.
+    /// Whatever `wanted` does not change keeps its flows, counters and rings. Applying the same
+    /// state again changes nothing. Different features cause a [`reload`](Self::reload). A state
+    /// without balancer settings leaves the settings alone.
     ///
-    /// Other settings that are fixed at load (sizes, tables, encapsulation) are a **replacement**: a second set of programs and maps
-    /// is loaded and comes to know all that this one knows, under the same numbers, and all else that `wanted` says. Then each
-    /// attachment goes to the new program between two packets (a link is updated, never detached), and the old set goes. Counters
-    /// go on, and so do callbacks, monitors and watches. Maps that packets alone write (flow tables, counters, global
-    /// flows, events) are those of both sets where they have the same size; entries of a flow table of another size or other
-    /// CPUs are entered into the new one, as far as there is room. So connections stay, but where the setting itself says where
-    /// flows are: with another `ring_size` or `hash_seed` those move that no flow table knows, as most with
-    /// [`FlowTracking::Changed`](crate::FlowTracking), and with another kind of flow table, or tracking, those that are not where their
-    /// ring leads. With another `max_vips` flows are hashed as before, which a balancer that is loaded anew with it does not: where
-    /// hosts of a fleet have to agree, give all of them a `hash_seed` first. It takes a second or two,
-    /// most of it for the verifier, and memory for what cannot be of both. Memory, pins or a kernel that refuses leave all as it was. Who
-    /// has attached [`program_fd`](Self::program_fd) puts the new one in its place, as after a reload, and soon: the one before has
-    /// the maps of before, so it forwards on as of this call, and VIPs, weights and down marks since then do not reach it.
+    /// # Replacement
+    /// A change to other load-time settings (sizes, tables, encapsulation) is a **replacement**.
+    /// The library loads a second set of programs and maps and fills it with everything that the
+    /// first one knows, under the same numbers, and with the rest of `wanted`. It then gives each
+    /// attachment the new program between two packets (it updates links and never detaches them),
+    /// and frees the old set. Counters, callbacks, monitors and watches continue.
     ///
-    /// A [pinned](crate::Builder::pin) balancer has its new set pinned beside the old one, and one rename makes it the one that
-    /// counts: if the process ends meanwhile, [`adopt`](crate::Builder::adopt) finds the state before or that after, and what was counted on
-    /// either side.
+    /// - Both sets share the maps that packets write (flow tables, counters, global flows, events)
+    ///   if their sizes are equal. The library copies a flow table's entries if its size or CPUs
+    ///   change, where there is room.
+    /// - Connections stay, unless the setting itself decides where flows go. With another
+    ///   `ring_size` or `hash_seed`, flows that no flow table knows move: most of them with
+    ///   [`FlowTracking::Changed`](crate::FlowTracking). With another flow table type or tracking,
+    ///   flows move whose real is not the ring's.
+    /// - With another `max_vips` this balancer hashes flows as before, unlike one newly loaded with
+    ///   that value. If the hosts of a fleet must agree, give all of them a `hash_seed` first.
+    /// - If you attached [`program_fd`](Self::program_fd) yourself, attach the new one soon. The
+    ///   old one forwards by the old maps: it never sees later VIPs, weights and down marks.
     ///
-    /// A VIP gets all its new reals in one change, so a new one has settled slots only. If you apply states in which a new
-    /// VIP's reals come one by one, its slots have a history as after one [`add_real`](Self::add_real) after the other,
-    /// which says what that means.
+    /// A [pinned](crate::Builder::pin) balancer pins the new set beside the old one, and one rename
+    /// makes it current. If the process dies meanwhile, [`adopt`](crate::Builder::adopt) finds the
+    /// state before or after, with the counts of both sets.
     ///
-    /// It blocks for as long as it compares and changes: 0.2 ms with one VIP, 100 ms with 512 of 100 reals each; a new ring of 65,537
-    /// slots takes 1 to 3 ms more, and a replacement two to five seconds, most of it the verifier's.
+    /// # Time
+    /// The call blocks while it compares and changes: 0.2 ms with one VIP, 100 ms with 512 VIPs of
+    /// 100 reals each. Each new ring of 65,537 slots adds 1 to 3 ms. A replacement takes two to
+    /// five seconds, mostly in the verifier, and memory for the maps that the sets do not share.
+    ///
+    /// A VIP gets all its new reals in one change, so all slots of a new VIP are settled. If you
+    /// apply a series of states that add a new VIP's reals one by one, its slots become unsettled,
+    /// as [`add_real`](Self::add_real) explains.
     ///
     /// # Errors
-    /// What the calls for VIPs, reals, server ids, source routes and decap
-    /// addresses return. The whole state is
-    /// checked, and room made for all rings, before the first change. If the kernel then refuses
-    /// one, or a [pinned](crate::Builder::pin) balancer has no memory to write one down, those made are undone, as far
-    /// as the kernel lets them be (what cannot be is logged; a VIP that had been removed comes back with its counters at
-    /// zero).
+    /// Those of the calls for VIPs, reals, server ids, source routes and decap addresses. Before
+    /// the first change the library checks the whole state and makes room for all rings. If the
+    /// kernel then refuses a change, or the memory to log one for a [pinned](crate::Builder::pin)
+    /// balancer is missing, the library undoes the earlier ones. It logs what the kernel does not
+    /// let it undo; a VIP that was removed comes back with its counters at zero.
     ///
-    /// For a replacement also what [`Builder::load`](crate::Builder::load) and [`reload`](Self::reload) return;
-    /// [`Error::InUse`] if there are more VIPs or reals than the settings have room for, or one whose number lies beyond, or a monitor
-    /// listens whose buffer is to be another one; [`Error::Exhausted`] if there are more server ids, routes, marks or decap addresses;
-    /// [`Error::InsufficientMemory`] if there is none for both sets. What is to go has to go before, in a call of its
-    /// own.
+    /// For a replacement also those of [`Builder::load`](crate::Builder::load) and
+    /// [`reload`](Self::reload); [`Error::InUse`] if there are more VIPs or reals than the settings
+    /// have room for, or one has a number that is too large, or a monitor listens and
+    /// `event_buffer` changes; [`Error::Exhausted`] if there are more server ids, routes, marks or
+    /// decap addresses; [`Error::InsufficientMemory`] if both sets do not fit. Remove what has no
+    /// room first, in a separate call.
+    ///
+    /// ```no_run
+    /// # #[cfg(feature = "serde")]
+    /// # fn example() -> katran::Result<()> {
+    /// use katran::State;
+    ///
+    /// let mut katran = State::from_toml_file("lb.toml")?.builder()?.load()?;
+    /// // ... and whenever the file has changed:
+    /// let changes = katran.apply(&State::from_toml_file("lb.toml")?)?;
+    /// println!("{changes}");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn apply(&mut self, wanted: &State) -> Result<Changes> {
         let _call = self.call()?;
         match self.replacement(wanted)? {
@@ -83,7 +104,7 @@ impl Katran {
         }
     }
 
-    /// The same with the programs and maps that there are.
+    /// The same with the present programs and maps.
     pub(super) fn apply_in_place(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let watch = self.watch.clone();
@@ -126,7 +147,7 @@ impl Katran {
                 let let_go = reals.iter().map(|(real, delta)| (*real, -delta)).collect();
                 match self.hold(&let_go) {
                     Ok(undone) => news.add(undone),
-                    Err(error) => log::error!("reals stay that nothing names: {error}"),
+                    Err(error) => log::error!("reals that nothing names stay: {error}"),
                 }
             }
             drop(undoing);
@@ -138,10 +159,11 @@ impl Katran {
         taken.map(|()| planned.changes)
     }
 
-    /// Whether ids, routes and decap addresses are possible, one change after the other.
+    /// Checks that the changes of ids, routes and decap addresses are possible, one after the
+    /// other.
     pub(super) fn rehearse_names(&self, wanted: &State, steps: &[Step]) -> Result<()> {
         let flags = wanted.vips.iter().map(|state| state.flags);
-        // Those at the end, which is when features are switched off.
+        // The flags at the end, which is when features are switched off.
         let flags = flags.fold(VipFlags::empty(), VipFlags::union);
         let mut ids = self.server_ids.counts();
         let mut routes = self.source_routes.counts();
@@ -180,12 +202,12 @@ impl Katran {
                 _ => {}
             }
         }
-        // On the way there may be more, up to twice as many: what takes the place of another comes first.
+        // Up to twice as many exist on the way: replacements come before what they replace goes.
         self.server_ids.fits(ids)?;
         self.source_routes.fits(routes)
     }
 
-    /// Makes room for all new rings at once: the kernel takes a grace period each time.
+    /// Makes room for all new rings at once, because the kernel takes a grace period each time.
     fn reserve_rings(&mut self, wanted: &State) -> Result<()> {
         let has_ring = |vip| {
             let number = self.table.vip(vip).map(|entry| usize::from(entry.number.0));
@@ -207,8 +229,8 @@ impl Katran {
         self.maps.rings.reserve(&self.kernel, new as u32)
     }
 
-    /// What is configured now. Applying it to a new `Katran` loaded from the same balancer
-    /// settings makes an equal one.
+    /// The current configuration. Applied to a balancer loaded from the same settings, it makes an
+    /// equal one.
     pub fn state(&self) -> State {
         let balancer = BalancerState::of(&self.config);
         State {
@@ -249,7 +271,7 @@ impl Katran {
         }
     }
 
-    /// Makes one change, whole; what it has to tell waits for the end of them all.
+    /// Makes one whole change; its callbacks wait for the end of all changes.
     fn take(&mut self, step: &Step) -> Result<News> {
         match step {
             Step::SetVipFlags(vip, flags) => return self.change_vip_flags(*vip, *flags),
@@ -296,7 +318,7 @@ impl Katran {
         Ok(News::default())
     }
 
-    /// Names reals, so that they stay while names go from one kind to another; or does so no more.
+    /// Holds reals, so that they stay while names move from one kind to another; or releases them.
     fn hold(&mut self, reals: &Deltas) -> Result<News> {
         let staged = self.table.stage_references(reals)?;
         let written = Prepared::new(staged, nothing_else).write(self, |_| Ok(()))?;
@@ -304,8 +326,7 @@ impl Katran {
         Ok(switched.retire(self))
     }
 
-    /// Gives a setting that changes after load its value: each row of the table of settings that says
-    /// `live` has an arm here.
+    /// Changes a live setting: each row of the table of settings marked `live` has an arm here.
     fn set_live(&mut self, setting: LiveSetting) -> Result<()> {
         match setting {
             LiveSetting::gateway_mac(gateway) => self.gateways_mut().set(gateway),
@@ -320,7 +341,7 @@ impl Katran {
         }
     }
 
-    /// Goes back to the state before one that was being applied when its process ended.
+    /// Goes back to the state before an `apply` that was cut off by the end of its process.
     pub(super) fn undo_group(&mut self, before: &Before) {
         let mut news = News::default();
         let undoing = self.begin_undoing();
@@ -328,14 +349,14 @@ impl Katran {
         if let Some(vip) = before.watched {
             self.watch_again(vip, None);
         }
-        // What it held while names went from one kind to another.
+        // What it held while names moved from one kind to another.
         let ids = self.server_ids.iter().map(|(_, real)| real);
         let routes = self.source_routes.iter().map(|(_, real)| real);
         let held = self.table.named_by_none(ids.chain(routes));
         if !held.is_empty() {
             match self.hold(&held) {
                 Ok(undone) => news.add(undone),
-                Err(error) => log::error!("reals stay that nothing names: {error}"),
+                Err(error) => log::error!("reals that nothing names stay: {error}"),
             }
         }
         drop(undoing);
@@ -344,7 +365,7 @@ impl Katran {
         self.tell(news.net());
     }
 
-    /// Steps are those back until what is returned is dropped, be it by a panic.
+    /// Steps count as undoing until the returned value is dropped, be it by a panic.
     fn begin_undoing(&mut self) -> Arc<()> {
         let undoing = Arc::new(());
         self.undoing = Arc::downgrade(&undoing);
@@ -355,7 +376,6 @@ impl Katran {
         self.undoing.strong_count() > 0
     }
 
-    /// Goes back to `before`, as far as the kernel lets it.
     fn undo(&mut self, before: &State, news: &mut News) {
         match self.table.way(&self.state(), before, self.limits()) {
             Ok(back) => {
@@ -368,7 +388,7 @@ impl Katran {
             }
             Err(error) => not_undone(&error),
         }
-        // What a state does not say is left alone by its steps.
+        // Steps leave alone what a state does not mention.
         let settings = before.balancer.clone().unwrap_or_default();
         for unset in BalancerState::of(&self.config).live_unset(&settings) {
             if let Err(error) = self.set_live(unset) {
@@ -379,5 +399,5 @@ impl Katran {
 }
 
 pub(super) fn not_undone(error: &Error) {
-    log::error!("cannot undo a change of a state that was applied in part: {error}");
+    log::error!("cannot undo a change of a partly applied state: {error}");
 }

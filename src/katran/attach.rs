@@ -1,6 +1,6 @@
-//! Where the balancer is attached: to interfaces, as an entry of a root program, and the path of health
-//! checks with it. An attachment is made as a whole or not at all, and what follows from it (which way
-//! probes go, whose next hops are followed) is worked out from what the kernel says is there.
+//! Attachments: to interfaces, as an entry of a root program, and the health-check path with them.
+//! Each is made as a whole or not at all. Their consequences (the interface of probes, the
+//! namespace of next hops) are derived from what the kernel reports as attached.
 
 use std::mem;
 use std::os::fd::AsFd;
@@ -31,32 +31,34 @@ use crate::pins::Home;
 /// The names of the programs that a balancer attaches.
 const NAMES: [&str; 2] = ["katran", "katran_full"];
 
+/// # Interfaces and root programs
 impl Katran {
     /// Attaches the program to an interface of the calling thread's network namespace.
     ///
-    /// One `Katran` may be attached to several interfaces; they share everything, and a frame
-    /// leaves by the interface it came in on, or, with
-    /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real. They may be in
-    /// several network namespaces: what has to be found out of next hops is that of the first one, until
-    /// nothing is attached there any more. If its last interface is removed, a thread of the library moves on
-    /// to the next namespace at once; if somebody puts another program there, within a second.
+    /// A balancer may be attached to several interfaces; they share VIPs, flow tables and counters.
+    /// A frame leaves by the interface it came in on or, with
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real. The
+    /// interfaces may be in several network namespaces. The library discovers next hops in the
+    /// first one only, until nothing is attached there any more. Then it moves to the next
+    /// namespace: at once if the last interface was removed, within a second if its program was
+    /// replaced.
     ///
-    /// An interface that is removed takes its attachment with it, which [`interfaces`](Self::interfaces)
-    /// tells. Attaching to the next one of that name, or [`reattach`](Self::reattach), puts it back; the
-    /// library does not do that by itself. An interface that is renamed keeps its attachment.
+    /// Removing an interface removes its attachment, which [`interfaces`](Self::interfaces)
+    /// reports. The library does not attach again when an interface of that name appears: call
+    /// `attach` or [`reattach`](Self::reattach). A renamed interface keeps its attachment.
     ///
-    /// It blocks for 10 to 20 ms on veth; a network card may set up its queues again, which takes as long as the driver needs. A
-    /// gateway that is to be found out is waited for, for three seconds at most.
+    /// It blocks for 10 to 20 ms on veth; a network card may reset its queues, which takes as long
+    /// as its driver needs. With [`Gateway::Auto`](crate::Gateway::Auto) it waits up to three
+    /// seconds for the gateway.
     ///
     /// # Errors
-    /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if another XDP program is there,
-    /// which is left alone; [`Error::AlreadyExists`] if this `Katran` is attached there;
-    /// [`Error::Unsupported`] if the driver lacks the mode, or the interface's packets have no Ethernet
-    /// header (tun, WireGuard, IP in IP): attach to the interface below it; [`Error::Privilege`];
-    /// [`Error::NoNextHop`] if the gateway is to be found out and cannot be within three seconds after all
-    /// reals were looked at;
-    /// [`Error::Kernel`] for any other refusal, such as an MTU too large for native mode. In any case
-    /// nothing has changed.
+    /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if the interface has another XDP
+    /// program, which stays; [`Error::AlreadyExists`] if this balancer is attached there;
+    /// [`Error::Unsupported`] if the driver lacks the mode, or the interface's packets have no
+    /// Ethernet header (tun, WireGuard, IP in IP): attach to the interface below it;
+    /// [`Error::Privilege`]; [`Error::NoNextHop`] if the gateway is not found within three seconds
+    /// after all reals were looked at; [`Error::Kernel`] for any other refusal, such as an MTU too
+    /// large for native mode. Nothing has changed then.
     #[doc(alias = "attachBpfProgs")]
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         let _call = self.call()?;
@@ -64,7 +66,7 @@ impl Katran {
         let reason = Reason::Interface(target.place.index);
         self.all_or_nothing(reason, |katran| {
             let mut new = XdpLink::new(katran.programs.main.as_fd(), target, mode, Onward::Sent)?;
-            // A new one that fails here is detached as it is dropped.
+            // If this fails, dropping the new attachment detaches it.
             katran.attach_probes_along(Some(new.target().place))?;
             if let Some(home) = &katran.home {
                 new.keep_in(home.attached())?;
@@ -73,14 +75,17 @@ impl Katran {
         })
     }
 
-    /// Detaches the program from one interface: by its present name, if the calling thread is in its
-    /// network namespace; else by the name that it had when it was seen last, or when it was attached to. Of
-    /// several that had the name one that is gone is meant. With the last one the path of health checks goes,
+    /// Detaches the program from one interface. With the last interface the health-check path goes,
     /// too.
     ///
+    /// `interface` is the present name, if the interface is in the calling thread's network
+    /// namespace. Otherwise it is the name that the library last saw, or that you attached by. If
+    /// several interfaces had the name, the one that is gone is meant.
+    ///
     /// # Errors
-    /// [`Error::NotFound`] if this `Katran` is not attached there; [`Error::InvalidConfig`] if several
-    /// interfaces had that name and none has it now in the calling thread's network namespace.
+    /// [`Error::NotFound`] if this balancer is not attached there; [`Error::InvalidConfig`] if
+    /// several interfaces had that name and none has it now in the calling thread's network
+    /// namespace.
     #[doc(alias = "detachBpfProgs")]
     pub fn detach(&mut self, interface: &str) -> Result<()> {
         let _call = self.call()?;
@@ -89,8 +94,8 @@ impl Katran {
         Ok(())
     }
 
-    /// Detaches the program from all interfaces, and the path of health checks. Entries of root programs
-    /// stay.
+    /// Detaches the program from all interfaces, and the health-check path. Entries of root
+    /// programs stay.
     pub fn detach_all(&mut self) {
         let Ok(_call) = self.call() else {
             return;
@@ -99,18 +104,20 @@ impl Katran {
         self.probes_mut().detach();
     }
 
-    /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)): wherever
-    /// there is an interface of that name again in the calling thread's network namespace, or another
-    /// root program at an entry's path; and the path of health checks. What has no interface yet stays as
-    /// it is, which [`interfaces`](Self::interfaces), [`shared_entries`](Self::shared_entries) and
-    /// [`Probes::attachment`] tell. On interfaces where somebody has put another program in the place of ours
-    /// ([`AttachmentState::Replaced`](crate::attachments::AttachmentState::Replaced)) ours runs again. An entry of another
-    /// root program is put back only if it is empty: what another balancer has moved into stays that one's. Of what is there
-    /// nothing else changes, but that probes leave by the first interface that there is.
+    /// Attaches again what is [gone](crate::attachments::AttachmentState::Gone): interfaces whose
+    /// name exists again in the calling thread's network namespace, entries whose path holds
+    /// another root program, and the health-check path.
+    ///
+    /// Where another program has [replaced](crate::attachments::AttachmentState::Replaced) the
+    /// balancer's on an interface, the balancer's runs again. An entry of
+    /// another root program is filled only if it is empty, because another balancer may have moved
+    /// in. What has no interface yet stays as it is; see [`interfaces`](Self::interfaces),
+    /// [`shared_entries`](Self::shared_entries) and [`Probes::attachment`]. Other attachments do
+    /// not change, except that probes leave by the first interface that exists.
     ///
     /// # Errors
-    /// As [`attach`](Self::attach), [`attach_shared`](Self::attach_shared) and
-    /// [`ProbesMut::attach`]: the first failure, after all have been tried.
+    /// Those of [`attach`](Self::attach), [`attach_shared`](Self::attach_shared) and
+    /// [`ProbesMut::attach`]: the first failure, after the library has tried all.
     pub fn reattach(&mut self) -> Result<()> {
         let _call = self.call()?;
         let lost = self.attachments.lost().into_iter();
@@ -125,7 +132,7 @@ impl Katran {
                 attached => attached,
             }
         }));
-        // Those of an owner before, whose root program was another one.
+        // Entries of an earlier owner, in a root program that is gone.
         let mut of_before = Ok(());
         self.put_back_entries(|_, error| match error {
             None | Some(Error::NotFound { .. }) => {}
@@ -140,54 +147,51 @@ impl Katran {
         interfaces.and(entries).and(of_before).and(probes)
     }
 
-    /// Where the program was attached, in the order of attaching, and what the kernel says of that now.
+    /// The interfaces that the program was attached to, in the order of attaching, each with what
+    /// the kernel reports about it.
     pub fn interfaces(&self) -> Vec<Attachment> {
         self.attachments.list()
     }
 
-    /// Puts the program into an entry of a pinned program array, which a root program on an interface
-    /// walks (see [`RootProgram`](crate::RootProgram)); the usual position is 2.
+    /// Puts the program into an entry of a pinned program array, through which a root program on an
+    /// interface calls it (see [`RootProgram`](crate::RootProgram)). The usual position is 2.
     ///
-    /// An entry that holds a balancer's program is taken over between two packets: that of a process
-    /// that has died, as entries stay, or of one that is to be replaced. Then flows stay with their reals
-    /// as far as rings are the same; tables and counters are the new balancer's.
+    /// If the entry already holds a balancer's program, left by a dead process or about to be
+    /// replaced, this one takes its place between two packets. Flows then stay with their reals
+    /// where the rings are the same; flow tables and counters are the new balancer's. Identifying
+    /// the program in an entry takes `CAP_SYS_ADMIN`; without it every program counts as foreign.
     ///
-    /// To see whose program is in an entry takes `CAP_SYS_ADMIN`; without it every program there is a foreign
-    /// one.
+    /// The library pins what the program needs beside the array, as `PATH_POSITION_NUMBER`, so that
+    /// the entry works without its process. Dropping the balancer empties the entry and removes
+    /// that pin, unless another balancer has taken the entry over.
     ///
-    /// What the program hands packets on to is pinned beside the array, as `PATH_POSITION_NUMBER`, so
-    /// that it works on without its process. Dropping the balancer empties the entry and removes that,
-    /// unless another has taken it over.
-    ///
-    /// Next hops are followed in the calling thread's network namespace, which should be that of the root
-    /// program's interfaces.
+    /// The library discovers next hops in the calling thread's network namespace, which should be
+    /// that of the root program's interfaces.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nothing is pinned at the path;
-    /// [`Error::InvalidConfig`] if it is no program array, there is no such
-    /// position, or `frags` is not the setting of the root program;
-    /// [`Error::ForeignEntry`] if another program is there, which is left
-    /// alone; [`Error::AlreadyExists`] if this balancer has an entry of that
-    /// array; [`Error::NoNextHop`]; [`Error::Kernel`]. In
-    /// any case nothing has changed.
+    /// [`Error::NotFound`] if nothing is pinned at the path; [`Error::InvalidConfig`] if it is not
+    /// a program array, has no such position, or its root program has another setting of `frags`;
+    /// [`Error::ForeignEntry`] if another program is there, which stays; [`Error::AlreadyExists`]
+    /// if this balancer has an entry in that array; [`Error::NoNextHop`]; [`Error::Kernel`].
+    /// Nothing has changed then.
     #[doc(alias = "rootMapPath")]
     pub fn attach_shared(&mut self, map_path: impl AsRef<Path>, position: u32) -> Result<()> {
         self.attach_entry(map_path.as_ref(), position, &NAMES)
     }
 
-    /// Puts the program back into an entry. One that is not empty stays, also if it has a balancer's program: another
-    /// balancer has moved in meanwhile, and may live.
+    /// Puts the program back into an empty entry. An occupied one stays, even with a balancer's
+    /// program: another balancer has moved in and may be alive.
     pub(super) fn put_back_shared(&mut self, map_path: &Path, position: u32) -> Result<()> {
         self.attach_entry(map_path, position, &[])
     }
 
-    /// Puts the program into an entry that is empty, or that holds a program of one of these names.
+    /// Puts the program into an entry that is empty or holds a program of one of these names.
     fn attach_entry(&mut self, path: &Path, position: u32, names: &[&str]) -> Result<()> {
         let _call = self.call()?;
         let path = &absolute(path);
         let entries = self.shared.check(path, position, names)?;
         let attached = self.all_or_nothing(Reason::Entry, |katran| {
-            // First, for it can be undone, other than the end of a balancer whose entry is taken over.
+            // First, because it can be undone; taking over another balancer's entry cannot.
             katran.attach_probes_along(None)?;
             let keep_in = katran.home.as_ref().map(Home::attached);
             katran
@@ -195,17 +199,17 @@ impl Katran {
                 .attach(entries, katran.programs.entry_set(), position, keep_in)
         });
         attached?;
-        // It has taken that one's place.
+        // It has replaced that one.
         if let Err(error) = self.forget_lost(path) {
-            log::warn!("the next owner will look for an entry that is lost: {error}");
+            log::warn!("the next owner will look for a lost entry: {error}");
         }
         Ok(())
     }
 
-    /// Empties the entry that this balancer has in the array at a path.
+    /// Empties this balancer's entry in the array at a path.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it has none; [`Error::Kernel`]: then the entry is as it was.
+    /// [`Error::NotFound`] if it has none; [`Error::Kernel`]: the entry has not changed then.
     pub fn detach_shared(&mut self, map_path: impl AsRef<Path>) -> Result<()> {
         let _call = self.call()?;
         let path = &absolute(map_path.as_ref());
@@ -217,16 +221,17 @@ impl Katran {
         Ok(())
     }
 
-    /// The entries of root programs that this balancer was put into, and what the kernel says of that now. One of an owner
-    /// before whose root program is not there any more is gone.
+    /// This balancer's entries in root programs, each with what the kernel reports about it. An
+    /// entry of an earlier owner whose root program no longer exists is gone.
     pub fn shared_entries(&self) -> Vec<SharedEntry> {
         let mut entries = self.shared.list();
         entries.extend(self.lost.iter().map(LostEntry::entry));
         entries
     }
 
-    /// Attaches something, for which next hops are followed first, so that the gateway is known when the
-    /// first packet comes. What has come of it or not, the reasons are those that hold then.
+    /// Attaches something, after starting to follow next hops for it, so that the gateway is known
+    /// when the first packet comes. Afterwards the reasons to follow are those that hold, whether
+    /// it succeeded or not.
     fn all_or_nothing<T>(
         &mut self,
         reason: Reason,
@@ -251,7 +256,7 @@ impl Katran {
         Ok(attached)
     }
 
-    /// The path of health checks goes with the first attachment; `new` is about to be one.
+    /// Attaches the health-check path with the first attachment; `new` is about to be one.
     fn attach_probes_along(&mut self, new: Option<Place>) -> Result<()> {
         let mut mains = self.attachments.places();
         mains.extend(new);
@@ -261,7 +266,7 @@ impl Katran {
         }
     }
 
-    /// Something was detached: probes leave by the first interface that is left, and with the last one
+    /// After a detachment: probes leave by the first interface that is left; with the last one
     /// their path goes.
     fn note_detached(&mut self) {
         let is_last = self.attachments.is_empty() && self.shared.is_empty();
@@ -270,31 +275,35 @@ impl Katran {
             if is_last {
                 checks.detach();
             } else if let Err(error) = checks.route(&mains) {
-                log::warn!("health checks leave by an interface that is not ours: {error}");
+                log::warn!("health checks may leave by an interface without the balancer: {error}");
             }
         }
         self.note_attached();
     }
 }
 
+/// # Attachment
 impl Probes<'_> {
-    /// Where health checks are attached, if they are, and what the kernel says of that now.
+    /// Where the health-check path is attached, if it is, with what the kernel reports about it.
     pub fn attachment(&self) -> Option<TcAttachment> {
         self.katran.healthchecks.as_ref()?.attachment()
     }
 }
 
+/// # Attaching
 impl ProbesMut<'_> {
-    /// Attaches the path of health checks to its interface, in the calling thread's network namespace:
-    /// probes leave by the first interface of that namespace that the balancer is attached to and that is
-    /// there, or by their own. [`Katran::attach`] does it; it is for hosts that balance in another
-    /// way, such as a shared program, or not at all. If it is attached it only looks again which interface
-    /// is the first.
+    /// Attaches the health-check path to its interface, in the calling thread's network namespace.
+    /// Probes leave by the first interface there that the balancer is attached to and that exists,
+    /// or else by their own.
+    ///
+    /// [`Katran::attach`] does this for you. Call it if the host balances by another program, such
+    /// as a shared one, or not at all. If the path is attached already, the call only chooses the
+    /// first interface again.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without an interface for them, or if its packets have no Ethernet header;
-    /// [`Error::NoSuchInterface`]; [`Error::NoNextHop`]; [`Error::ForeignTcFilter`]; [`Error::Kernel`]. In
-    /// any case nothing has changed.
+    /// [`Error::Unsupported`] if no interface is set for it, or the interface's packets have no
+    /// Ethernet header; [`Error::NoSuchInterface`]; [`Error::NoNextHop`];
+    /// [`Error::ForeignTcFilter`]; [`Error::Kernel`]. Nothing has changed then.
     pub fn attach(&mut self) -> Result<()> {
         let _call = self.katran.call()?;
         let checks = self.katran.loaded_healthchecks()?;
@@ -307,7 +316,7 @@ impl ProbesMut<'_> {
         })
     }
 
-    /// Detaches the path of health checks; dropping the balancer does it, too.
+    /// Detaches the health-check path, as dropping the balancer does.
     pub fn detach(&mut self) {
         let Ok(_call) = self.katran.call() else {
             return;

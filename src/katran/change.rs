@@ -1,15 +1,15 @@
-//! How everything is changed: a transaction, whose phases are types. Each takes the one before it, so
-//! none can be left out or come early:
+//! How everything is changed: a transaction whose phases are types. Each takes the one before it,
+//! so none can be left out or come early:
 //!
-//! 1. [`Prepared`]: the change is worked out on paper. What is wrong with it ends here.
-//! 2. [`Written`]: what it needs is written where no packet looks. If that fails, what was written is taken
-//!    back. A balancer that is to outlive its process writes down before that what the change will be
+//! 1. [`Prepared`]: the change is worked out on paper. Invalid changes end here.
+//! 2. [`Written`]: what it needs is written where no packet looks. If that fails, what was written
+//!    is taken back. For a pinned balancer the ledger first records the intended change
 //!    (`remember.rs`), and after the switch that it is made.
-//! 3. [`Switched`]: packets see the change, and the library's records say the same. The switch is made of
-//!    stores that cannot fail ([`Written::switch`]), or it is one thing that the kernel does or refuses
-//!    ([`Written::try_switch`]); then nothing has changed.
+//! 3. [`Switched`]: packets see the change, and the library's records match. The switch is made of
+//!    stores that cannot fail ([`Written::switch`]), or is a single operation that the kernel does
+//!    or refuses ([`Written::try_switch`]); if it refuses, nothing has changed.
 //! 4. [`News`]: what packets may still hold (rings, numbers, programs) waits for a grace period.
-//! 5. [`Katran::tell`] runs the callbacks, when nothing is left to do.
+//! 5. [`Katran::tell`] runs the callbacks, when all else is done.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,51 +26,50 @@ use crate::types::RealNumber;
 #[must_use = "a change is made by writing and switching it"]
 pub(super) struct Prepared<A> {
     paper: Option<Paper>,
-    /// What it makes of the rest that the ledger keeps.
+    /// Its effect on the rest of what the ledger keeps.
     also: A,
 }
 
-/// A change that is written where no packet looks, with `T` to switch packets to.
-#[must_use = "what is written has to be switched to"]
+/// A change written where no packet looks, with `T` to switch packets to.
+#[must_use = "switch packets to it"]
 pub(super) struct Written<T> {
     paper: Option<Paper>,
-    /// The new reals are known to packets already.
+    /// Packets know the new reals already.
     published: bool,
     with: T,
 }
 
 /// A change that packets see.
-#[must_use = "what packets may still hold has to be retired"]
+#[must_use = "retire what packets may still hold"]
 pub(super) struct Switched {
     left: Left,
     numbers: Numbers,
     news: News,
 }
 
-/// What a change does with the numbers of reals that are named no more.
+/// What a change does with the numbers of reals that nothing names any more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Numbers {
-    /// There are none, or others still name them.
+    /// There are none, or something still names them.
     Kept,
-    /// They are free when no packet holds them.
+    /// They are free once no packet holds them.
     GivenBack,
 }
 
-/// What packets have been turned away from, and may still be in.
-#[must_use = "what packets may still hold has to be retired"]
+/// What packets have left and may still hold.
+#[must_use = "retire what packets may still hold"]
 pub(super) enum Left {
     Nothing,
-    /// A ring, if there was one.
     Ring(Option<RingSlot>),
     Programs(Vec<Programs>),
     /// The number of a probe, if it had one.
     Probe(Option<u32>),
-    /// The outer sources that were set before.
+    /// The previous outer sources.
     Sources,
 }
 
-/// Reals that have come and gone, for the callbacks.
-#[must_use = "callbacks have to be told"]
+/// Reals that were added and removed, for the callbacks.
+#[must_use = "pass it to `Katran::tell`, for the callbacks"]
 #[derive(Debug, Default)]
 pub(super) struct News {
     pub(super) reals: Vec<RealNews>,
@@ -83,14 +82,14 @@ pub(super) enum RealNews {
 }
 
 impl<A: Also> Prepared<A> {
-    /// A change that the table has staged. `also`: what it makes of the rest that the ledger keeps, or
-    /// [`nothing_else`](super::remember::nothing_else).
+    /// A change that the table has staged. `also` is its effect on the rest of what the ledger
+    /// keeps, or [`nothing_else`](super::remember::nothing_else).
     pub(super) fn new(staged: impl Into<Paper>, also: A) -> Self {
         let paper = Some(staged.into());
         Self { paper, also }
     }
 
-    /// A change that concerns no VIP and no real.
+    /// A change without VIPs and reals.
     pub(super) fn plain(also: A) -> Self {
         Self { paper: None, also }
     }
@@ -98,8 +97,8 @@ impl<A: Also> Prepared<A> {
     /// Writes what packets do not see before [`Written::switch`].
     ///
     /// # Errors
-    /// Those of `write`, which leaves nothing behind then, and refusals of the kernel to wait or to
-    /// clear counters. Nothing has changed.
+    /// Those of `write`, which must leave nothing behind, and the kernel's refusals to wait or to
+    /// clear counters. Nothing has changed then.
     pub(super) fn write<T>(
         self,
         katran: &mut Katran,
@@ -120,8 +119,8 @@ impl<A: Also> Prepared<A> {
         }
     }
 
-    /// Writes what packets see store by store, such as many routes to new reals: the reals are there
-    /// before.
+    /// Writes what packets see store by store, such as many routes to new reals: publishes the
+    /// reals first.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -147,7 +146,7 @@ impl<A: Also> Prepared<A> {
         }
     }
 
-    /// Makes ready for new numbers. Nothing that packets see has changed if it fails.
+    /// Prepares for new numbers. If it fails, packets have seen no change.
     fn make_way(&self, katran: &mut Katran) -> Result<()> {
         let Some(paper) = &self.paper else {
             return Ok(());
@@ -163,10 +162,10 @@ impl<A: Also> Prepared<A> {
 }
 
 impl Written<()> {
-    /// A change that concerns no VIP and no real, and that takes nothing but its switch.
+    /// A change without VIPs and reals, which needs only its switch.
     ///
     /// # Errors
-    /// If it cannot be written down. Nothing has changed then.
+    /// If the ledger cannot record it. Nothing has changed then.
     pub(super) fn nothing(katran: &mut Katran, also: impl Also) -> Result<Self> {
         katran.intend(None, also)?;
         Ok(Self {
@@ -176,7 +175,7 @@ impl Written<()> {
         })
     }
 
-    /// The same, of something that is not refused.
+    /// The same for a change that cannot be refused.
     pub(super) fn surely(katran: &mut Katran, also: impl Also) -> Self {
         katran.intend_surely(also);
         Self {
@@ -188,8 +187,8 @@ impl Written<()> {
 }
 
 impl<T> Written<T> {
-    /// Switches packets, by stores that cannot fail, and commits the change. Reals are there before
-    /// something names them, and go after nothing does.
+    /// Switches packets by stores that cannot fail, and commits the change. Reals are published
+    /// before anything names them and withdrawn after the last name is gone.
     pub(super) fn switch(
         self,
         katran: &mut Katran,
@@ -202,11 +201,11 @@ impl<T> Written<T> {
         katran.commit(self.paper, left)
     }
 
-    /// Switches packets by something that the kernel does as a whole or refuses, such as a VIP in a map,
-    /// and commits the change.
+    /// Switches packets by one operation that the kernel does as a whole or refuses, such as adding
+    /// a VIP to a map, and commits the change.
     ///
     /// # Errors
-    /// Those of `switch`, which has taken back by then what was written for it. Nothing has changed.
+    /// Those of `switch`, which must take back what it has written. Nothing has changed then.
     pub(super) fn try_switch<O>(
         self,
         katran: &mut Katran,
@@ -226,15 +225,14 @@ impl<T> Written<T> {
 }
 
 impl Switched {
-    /// Hands over to the moments what packets may still hold. If the next change could not be made at
-    /// once, this one waits, and not that.
+    /// Queues what packets may still hold for its moment. If the next change would have to wait,
+    /// waits here instead.
     pub(super) fn retire(self, katran: &mut Katran) -> News {
         katran.let_go(self.left, self.numbers);
         katran.make_ready();
         self.news
     }
 
-    /// The last two phases at once.
     pub(super) fn end(self, katran: &mut Katran) {
         let news = self.retire(katran);
         katran.tell(news);
@@ -242,12 +240,12 @@ impl Switched {
 }
 
 impl News {
-    /// These, and then those of a later change.
+    /// These, followed by those of a later change.
     pub(super) fn add(&mut self, later: Self) {
         self.reals.extend(later.reals);
     }
 
-    /// Without what has come and gone again, or gone and come back as it was.
+    /// Drops pairs that cancel out: added and removed again, or removed and added unchanged.
     pub(super) fn net(mut self) -> Self {
         let mut sums = HashMap::new();
         for real in &self.reals {
@@ -268,7 +266,7 @@ impl News {
 }
 
 impl RealNews {
-    /// Which real, and how many more there are of it.
+    /// The real, and the change in its count.
     fn sum(&self) -> ((IpAddr, RealNumber), i32) {
         match *self {
             Self::Added(address, number) => ((address, number), 1),
@@ -278,8 +276,8 @@ impl RealNews {
 }
 
 impl Katran {
-    /// A change that takes nothing but its switch, which concerns no VIP and no real's number: the kernel
-    /// does it or refuses it, and then the library's record of it is made.
+    /// A change that needs only its switch, without VIPs and real numbers: the kernel does it or
+    /// refuses it; then the library records it.
     ///
     /// # Errors
     /// Those of `switch`, and as [`Written::nothing`]. Nothing has changed then.
@@ -296,7 +294,7 @@ impl Katran {
         Ok(outcome)
     }
 
-    /// The same, of something that cannot be refused.
+    /// The same for a change that cannot be refused.
     pub(super) fn change_surely(&mut self, also: impl Also, switch: impl FnOnce(&mut Self)) {
         let switched = Written::surely(self, also).switch(self, |katran, ()| {
             switch(katran);
@@ -305,7 +303,7 @@ impl Katran {
         switched.end(self);
     }
 
-    /// Packets see the change: the library's records say so, too.
+    /// Packets see the change: brings the library's records in line.
     fn commit(&mut self, paper: Option<Paper>, left: Left) -> Switched {
         let Some(paper) = paper else {
             self.note_done();
@@ -337,7 +335,7 @@ impl Katran {
         }
     }
 
-    /// Takes back the reals of a change that has failed after packets could meet them.
+    /// Takes back the reals of a failed change that packets may have met.
     fn take_back_reals(&mut self, paper: Option<Paper>) {
         let paper = paper.filter(|paper| !paper.added.is_empty());
         let met = paper.is_some();
@@ -352,13 +350,13 @@ impl Katran {
         self.note_undone(met);
     }
 
-    /// Lets go of what packets have just been turned away from, and of numbers that the table has given
-    /// back: it is free when no packet holds it.
+    /// Releases what packets have just left, and numbers that the table has given back, once no
+    /// packet holds them.
     pub(super) fn let_go(&mut self, left: Left, numbers: Numbers) {
         let is_awaited = match &left {
             Left::Nothing | Left::Ring(None) | Left::Probe(None) => false,
             Left::Ring(Some(_)) | Left::Probe(Some(_)) | Left::Sources => true,
-            // They wait by themselves.
+            // Programs wait separately.
             Left::Programs(_) => false,
         };
         if is_awaited || numbers == Numbers::GivenBack {
@@ -422,7 +420,8 @@ mod tests {
         assert_eq!(net(&[]), []);
     }
 
-    /// Refused in each phase: the numbers of reals that packets may have met are burnt for the next owner, too.
+    /// Refused in each phase: the numbers of reals that packets may have met stay unused by the
+    /// next owner, too.
     #[test]
     fn a_change_that_the_kernel_refuses_is_known_to_be_none() {
         let (mut katran, heap) = kept();
@@ -455,7 +454,7 @@ mod tests {
             let numbers = read(&heap).kept.table.stored_numbers();
             generations.push(numbers);
         }
-        // Two numbers are gone for each.
+        // Each uses up two numbers.
         generations.dedup();
         assert_eq!(generations.len(), 5);
         katran.add_real(vip(1), Real::new(address(1))).unwrap();

@@ -1,5 +1,5 @@
-//! Counters: kept per CPU by the program, summed when read. Each accessor returns a snapshot;
-//! two of them make a rate.
+//! Counters: the program keeps them per CPU, and reading adds them up. Each accessor returns a
+//! snapshot; two snapshots make a rate.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -41,9 +41,9 @@ use crate::pins::Home;
 use crate::skel::katran::types;
 use crate::types::Vip;
 
-/// What a balancer has counted, group by group, and what it takes: [`Katran::stats`].
+/// A balancer's counters by group, and its size: [`Katran::stats`].
 ///
-/// [`Katran::counters`] reads all groups at one moment.
+/// [`Katran::counters`] reads all groups in one snapshot.
 ///
 /// ```no_run
 /// # fn example(katran: &katran::Katran, vip: katran::Vip) -> katran::Result<()> {
@@ -59,7 +59,7 @@ pub struct Stats<'a> {
     pub(super) katran: &'a Katran,
 }
 
-/// Chooses what is counted: [`Katran::stats_mut`].
+/// Selects what is counted: [`Katran::stats_mut`].
 ///
 /// ```no_run
 /// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
@@ -78,8 +78,9 @@ pub struct StatsMut<'a> {
     pub(super) katran: &'a mut Katran,
 }
 
+/// # Counters by group
 impl Stats<'_> {
-    /// Every frame by its verdict.
+    /// All frames by verdict.
     ///
     /// # Errors
     /// [`Error::Kernel`], as for every accessor below.
@@ -87,7 +88,7 @@ impl Stats<'_> {
         self.sum(Totals::sum)
     }
 
-    /// What the flow table did.
+    /// Lookups in the flow table, and their results.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -96,11 +97,14 @@ impl Stats<'_> {
         self.sum(FlowTableCounters::sum)
     }
 
-    /// The slots of a VIP's ring, by whether they are settled: with
-    /// [`FlowTracking::Changed`](crate::FlowTracking::Changed) the flow table is asked only for packets in those that
-    /// are not. The thread that settles slots counts what it leaves, so what this says is some milliseconds old at most; the
-    /// first call after a change or a purge counts for itself (some hundred microseconds for a ring of 65,537). A slot
-    /// whose time is up, the thread settles within a 64th of `flow_idle_timeout` or `udp_timeout`, of 0.1 to 60 s.
+    /// How many slots of a VIP's ring are settled. With
+    /// [`FlowTracking::Changed`](crate::FlowTracking::Changed) only packets in unsettled slots look
+    /// into the flow table.
+    ///
+    /// The thread that settles slots keeps the count, so it is at most some milliseconds old. The
+    /// first call after a change or a purge counts itself: some hundred microseconds for a ring of
+    /// 65,537. The thread settles a slot at most a 64th of `flow_idle_timeout` or `udp_timeout`
+    /// late (0.1 to 60 s).
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
@@ -109,7 +113,7 @@ impl Stats<'_> {
         self.katran.slots_of(number.0.into())
     }
 
-    /// ICMP messages, sent and received.
+    /// ICMP messages received and sent.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -118,7 +122,7 @@ impl Stats<'_> {
         self.sum(IcmpCounters::sum)
     }
 
-    /// Packets that the ring had no real for.
+    /// Packets for which the ring had no real.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -143,7 +147,7 @@ impl Stats<'_> {
         self.sum(DropReasons::sum)
     }
 
-    /// Routing by QUIC connection ids.
+    /// Routing by QUIC connection id.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -152,7 +156,7 @@ impl Stats<'_> {
         self.sum(QuicCounters::sum)
     }
 
-    /// Routing TCP by the server id in an option.
+    /// Routing by the server id in a TCP option.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -161,7 +165,7 @@ impl Stats<'_> {
         self.sum(TcpServerIdCounters::sum)
     }
 
-    /// Stable routing of UDP.
+    /// Stable UDP routing.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -170,7 +174,7 @@ impl Stats<'_> {
         self.sum(StableUdpCounters::sum)
     }
 
-    /// Packets that asked the global flow tables.
+    /// Lookups in the global flow tables.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -179,7 +183,7 @@ impl Stats<'_> {
         self.sum(GlobalFlowCounters::sum)
     }
 
-    /// New flows that the client's prefix may have led.
+    /// New flows at VIPs with source routing.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -207,8 +211,8 @@ impl Stats<'_> {
         self.sum(UdpFlowMigrationCounters::sum)
     }
 
-    /// Frames that passed because no owner had given a sign of life for too long
-    /// ([`Builder::orphan_limit`](crate::Builder::orphan_limit)).
+    /// Frames that passed because no owner had given a sign of life within
+    /// [`Builder::orphan_limit`](crate::Builder::orphan_limit).
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -216,7 +220,7 @@ impl Stats<'_> {
         self.sum(OrphanCounters::sum)
     }
 
-    /// Events that were handed over to a monitor, and those that were left out.
+    /// Events delivered to a monitor, and events left out.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -225,16 +229,17 @@ impl Stats<'_> {
         self.sum(EventCounters::sum)
     }
 
-    /// What the interfaces that the program is attached to have sent since then, and what they have not, as the
-    /// kernel and their drivers count it: a driver can fail to send a frame after the program has returned, which counts
-    /// it in [`Totals::tx`] nevertheless. Of interfaces in other network namespaces than the calling
-    /// thread's nothing is told, nor of those whose attachment is gone. It takes some tens of microseconds for each, and
-    /// more with drivers that count much.
+    /// What each interface has sent and failed to send since the program was attached to it, by the
+    /// counters of the kernel and the driver. A driver can lose a frame that the program has
+    /// counted in [`Totals::tx`].
+    ///
+    /// Only attached interfaces in the calling thread's network namespace are listed. Each takes
+    /// some tens of microseconds, more with drivers that have many counters.
     pub fn interfaces(&self) -> Vec<InterfaceCounters> {
         self.katran.attachments.sent()
     }
 
-    /// What each possible CPU forwarded, and whether it is under flood.
+    /// The packets that each possible CPU forwarded, and whether its flood guard acts.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -245,7 +250,7 @@ impl Stats<'_> {
             .and_then(|records| self.katran.cpus(&records))
     }
 
-    /// One VIP's traffic since it was added.
+    /// A VIP's traffic since it was added.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
@@ -261,7 +266,7 @@ impl Stats<'_> {
         Ok(VipCounters::sum(&values))
     }
 
-    /// One real's traffic since something first named it.
+    /// A real's traffic since it was first named.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
@@ -271,8 +276,8 @@ impl Stats<'_> {
             .map(|all| all.first().copied().unwrap_or_default())
     }
 
-    /// The traffic of many reals, in the order asked for. Those with numbers close together are read by
-    /// one call to the kernel, and nearly nothing else is read.
+    /// The traffic of many reals, in the order of `addresses`. One kernel call reads those with
+    /// numbers close together.
     ///
     /// # Errors
     /// [`Error::NotFound`] if nothing names one of them; [`Error::Kernel`].
@@ -308,7 +313,7 @@ impl Stats<'_> {
         Ok(numbers.iter().map(sum).collect())
     }
 
-    /// The library's own counters. The flow tables' entries are counted for it, which takes as long as
+    /// The library's own counters. They include the number of flow entries, which takes as long as
     /// [`Flows::count`](crate::flows::Flows::count).
     ///
     /// # Errors
@@ -319,7 +324,7 @@ impl Stats<'_> {
         self.library_with(&self.katran.flows().count()?, places)
     }
 
-    /// The same with entries that have been counted before, and so many pairs of VIPs and reals.
+    /// The same with given counts of entries, and of pairs of VIPs and reals.
     fn library_with(&self, flows: &FlowCount, pairs: u64) -> Result<LibraryCounters> {
         let katran = self.katran;
         let machine = katran.machine();
@@ -354,19 +359,21 @@ impl Stats<'_> {
     }
 }
 
+/// # Counters
 impl Katran {
-    /// Counters by group, sizes, and memory.
+    /// Counters by group, sizes and memory.
     pub fn stats(&self) -> Stats<'_> {
         Stats { katran: self }
     }
 
-    /// Chooses what is counted.
+    /// Selects what is counted.
     pub fn stats_mut(&mut self) -> StatsMut<'_> {
         StatsMut { katran: self }
     }
 
-    /// All groups in one snapshot. The flow tables' entries are counted for it, which takes as long as
-    /// [`Flows::count`](crate::flows::Flows::count): 25 ms for each CPU that knows 4,000,000 flows.
+    /// All groups of counters in one snapshot. They include the number of flow entries, which takes
+    /// as long as [`Flows::count`](crate::flows::Flows::count): 25 ms for each CPU with 4,000,000
+    /// flows.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -374,9 +381,9 @@ impl Katran {
         self.counters_with(&self.flows().count()?)
     }
 
-    /// The same with flow tables' entries that have been counted before, so that it takes no longer
-    /// the more flows there are: for a snapshot every second, or a caller that must not wait.
-    /// [`Counters::flow_entries_age`] says how old the count is.
+    /// The same with flow entries counted earlier, so that the number of flows does not slow it:
+    /// for a snapshot every second, or a caller that must not wait. [`Counters::flow_entries_age`]
+    /// is the age of the count.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -437,15 +444,15 @@ impl Katran {
             flow_entries_age: flows.age(),
             reals: addresses.into_iter().zip(reals).collect(),
             cpus: self.cpus(&records)?,
-            // After the totals, so that all that those have was to be sent before.
+            // After the totals, so that the interfaces have sent all that those count.
             interfaces: self.attachments.sent(),
             next_hops: stats.next_hops(),
             library: stats.library_with(flows, places)?,
         })
     }
 
-    /// Shows the counters of the reals with these numbers, ascending, to `see`: a value per CPU; and
-    /// those of some between them.
+    /// Passes to `see` the counters of the reals with these ascending numbers, a value per CPU, and
+    /// of some numbers between them.
     pub(super) fn read_real_counters(
         &self,
         numbers: &[u32],
@@ -459,7 +466,6 @@ impl Katran {
         Ok(())
     }
 
-    /// The record of each possible CPU.
     pub(super) fn per_cpu(&self) -> Result<Vec<types::cpu>> {
         self.kernel.check("read", "cpus", self.maps.cpus.get(0))
     }
@@ -472,7 +478,7 @@ impl Katran {
     pub(super) fn cpus(&self, records: &[types::cpu]) -> Result<Vec<CpuCounters>> {
         let threshold = u64::from(self.config.flood_threshold.unwrap_or(u32::MAX));
         let is_flooded = |record: &types::cpu| record.flood.new_flows > threshold;
-        // A window stays in the record when it is over; only then the clock is worth a call.
+        // A window stays in the record after its end; only then is the clock worth a call.
         let now = match records.iter().any(is_flooded) {
             true => self.ticks_now()?,
             false => 0,

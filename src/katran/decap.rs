@@ -31,7 +31,7 @@ pub struct InlineDecap<'a> {
 }
 
 impl InlineDecap<'_> {
-    /// The addresses at which tunnels may end, in their order.
+    /// The addresses at which tunnels end, sorted.
     #[doc(alias = "getInlineDecapDst")]
     pub fn list(&self) -> Vec<(IpAddr, DecapMode)> {
         let ends = self.katran.decap.iter();
@@ -57,23 +57,24 @@ pub struct InlineDecapMut<'a> {
 }
 
 impl InlineDecapMut<'_> {
-    /// Lets tunnels (IP in IP, and GUE to `gue_port`) end at an address: what was in them is balanced
-    /// like any other packet, or goes back out. Tunnels to this host's own source addresses are unwrapped, too, and
-    /// what was in them is passed to its network stack; others are passed as they are.
+    /// Ends tunnels (IP in IP, and GUE to `gue_port`) at an address. The inner packet is then
+    /// balanced like any other or sent back out, according to `mode`. The program also unwraps
+    /// tunnels to this host's own source addresses, and passes the inner packet to the network
+    /// stack. Other tunnels pass as they are.
     ///
-    /// **Without [`Features::STRICT_DESTINATION`](crate::Features::STRICT_DESTINATION), which a set of features has
-    /// only if it is named beside `INLINE_DECAP` or the set began with the default one, tunnels to whatever address
-    /// are taken for the host's own**, and unwrapped for anybody.
+    /// **Without [`Features::STRICT_DESTINATION`](crate::Features::STRICT_DESTINATION) the program
+    /// takes tunnels to any address for the host's own**, and unwraps them for anybody. A set of
+    /// features has it only if you name it beside `INLINE_DECAP` or begin with the default set.
     ///
-    /// Marks of congestion in the outer header reach the inner packet (RFC 6040). What is dropped:
-    /// [`DropReason`](crate::stats::DropReason) `InnerTruncated`, `InnerVersion`, `InnerExpired`, `Ecn`, and
-    /// `NestedTunnel` at an address for [`DecapMode::Egress`]; `OuterSource` and `EgressSource` where
-    /// [`Builder::allow_sources`](crate::Builder::allow_sources) and
-    /// [`egress_sources`](crate::Builder::egress_sources) say what may come.
+    /// Congestion marks in the outer header reach the inner packet (RFC 6040). Reasons for drops
+    /// are [`DropReason`](crate::stats::DropReason) `InnerTruncated`, `InnerVersion`,
+    /// `InnerExpired`, `Ecn`; `NestedTunnel` with [`DecapMode::Egress`]; and `OuterSource` and
+    /// `EgressSource` where [`Builder::allow_sources`](crate::Builder::allow_sources) and
+    /// [`egress_sources`](crate::Builder::egress_sources) limit tunnels.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without [`Features::INLINE_DECAP`](crate::Features::INLINE_DECAP);
-    /// [`Error::AlreadyExists`], also with the other mode; [`Error::Exhausted`] beyond `max_decap`;
+    /// [`Error::AlreadyExists`], even with another mode; [`Error::Exhausted`] beyond `max_decap`;
     /// [`Error::InvalidAddress`]; [`Error::Kernel`].
     #[doc(alias = "addInlineDecapDst")]
     pub fn add(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
@@ -87,7 +88,7 @@ impl InlineDecapMut<'_> {
         self.katran.set_decap(address, mode)
     }
 
-    /// Lets no more tunnels end at an address.
+    /// Stops ending tunnels at an address.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without [`Features::INLINE_DECAP`](crate::Features::INLINE_DECAP);
@@ -113,6 +114,7 @@ impl InlineDecapMut<'_> {
     }
 }
 
+/// # Tunnels that end here
 impl Katran {
     /// The addresses at which tunnels end.
     pub fn decap(&self) -> InlineDecap<'_> {
@@ -124,7 +126,6 @@ impl Katran {
         InlineDecapMut { katran: self }
     }
 
-    /// Adds an address, or gives it another mode.
     pub(super) fn set_decap(&mut self, address: IpAddr, mode: DecapMode) -> Result<()> {
         let new = usize::from(!self.decap.contains_key(&address));
         self.note(self.check_decap(address, self.decap.len() + new))?;
@@ -136,10 +137,10 @@ impl Katran {
         })
     }
 
-    /// Has packets find an address, or find it no more.
+    /// Makes packets find an address, or no longer find it.
     pub(super) fn write_decap(&self, address: IpAddr, mode: Option<DecapMode>) -> Result<()> {
         let Some(map) = &self.maps.features.decap_destinations else {
-            // Nothing ends anywhere without the feature.
+            // Without the feature no tunnel ends anywhere.
             return mode.map_or(Ok(()), |_| Err(Self::no_inline_decap()));
         };
         let number = mode.map(|mode| match mode {
@@ -159,13 +160,13 @@ impl Katran {
         self.kernel.check(what, &address.to_string(), written)
     }
 
-    /// Whether an address can be one of so many.
+    /// Checks an address, and that there is room for `count`.
     fn check_decap(&self, address: IpAddr, count: usize) -> Result<()> {
         self.decap_map()?;
         self.check_decap_room(address, count)
     }
 
-    /// Whether there may be so many, this one among them.
+    /// Checks that there is room for `count` addresses, including this one.
     pub(super) fn check_decap_room(&self, address: IpAddr, count: usize) -> Result<()> {
         check_host(address)?;
         let limit = self.config.max_decap;

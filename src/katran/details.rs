@@ -1,5 +1,4 @@
-//! What is counted on demand: more of each VIP, and its traffic to each real. And next hops, which nobody counts until they are
-//! asked for.
+//! Counts made on demand: details of each VIP, its traffic to each real, and next hops.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -16,9 +15,11 @@ use crate::maps::real_id;
 use crate::types::Family;
 use crate::types::Vip;
 
+/// # Counts on demand
 impl Stats<'_> {
-    /// More of every VIP than packets and bytes, above all its SYNs: with [`Builder::count_syns`](crate::Builder::count_syns)
-    /// or [`Builder::max_vip_reals`](crate::Builder::max_vip_reals); else there is none.
+    /// Details of every VIP, above all its SYNs. Empty without
+    /// [`Builder::count_syns`](crate::Builder::count_syns) and
+    /// [`Builder::max_vip_reals`](crate::Builder::max_vip_reals).
     ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel).
@@ -39,11 +40,12 @@ impl Stats<'_> {
             .collect()
     }
 
-    /// Every VIP's traffic to every real that it has gone to, with
-    /// [`Builder::max_vip_reals`](crate::Builder::max_vip_reals); else there is none. Ids in packets and source routes may lead to
-    /// reals that are none of the VIP's; they are here, too. One that the VIP gives up stays until nothing names it any more.
+    /// Every VIP's traffic to every real that its packets have reached. Empty without
+    /// [`Builder::max_vip_reals`](crate::Builder::max_vip_reals).
     ///
-    /// It reads all pairs, some milliseconds for 10,000 of them, and gives the places of those back whose VIP or real has gone.
+    /// It includes reals outside the VIP that ids in packets or source routes led to, and reals
+    /// that the VIP has lost, until nothing names them any more. Reading all pairs takes some
+    /// milliseconds for 10,000, and frees the places of pairs whose VIP or real is gone.
     ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel).
@@ -80,7 +82,8 @@ impl Stats<'_> {
         Ok(pairs)
     }
 
-    /// The [next hops](crate::attachments::Gateways::next_hops) that packets may take, by what is known of them.
+    /// The [next hops](crate::attachments::Gateways::next_hops) that packets may take, counted by
+    /// status.
     pub fn next_hops(&self) -> NextHopCounts {
         let katran = self.katran;
         let mut counts = NextHopCounts::default();
@@ -91,7 +94,7 @@ impl Stats<'_> {
             .zip(Family::ALL.into_iter().map(Some).chain(iter::repeat(None)))
         {
             let mut reals = katran.table.reals();
-            // The gateways come by family; no packet goes to that of one without reals.
+            // The gateways come by family; no packet goes to the one of a family without reals.
             if hop.real.is_none()
                 && family.is_some_and(|family| !reals.any(|(real, _)| Family::of(real) == family))
             {
@@ -110,7 +113,8 @@ impl Stats<'_> {
 }
 
 impl Katran {
-    /// Gives the places of pairs back that are not there any more. Another owner may know them, so only while this one is.
+    /// Frees the places of pairs that no longer exist. Only while this process is the owner,
+    /// because another owner may know them.
     fn forget_pairs(&self, former: &[(u32, u32)]) {
         if former.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! The facts about this balancer that a diagnosis is made from.
+//! Collects the facts about this balancer for a diagnosis.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -48,11 +48,11 @@ use crate::types::RealFlags;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
-/// Drops that a setting, of ours or of the network's, is to blame for.
+/// Drops that point to a wrong setting, of the balancer or the network.
 const TELLING: [(DropReason, &str); 9] = [
     (
         DropReason::NextHopUnknown,
-        "reals that nobody answers for: see `ip neighbour`",
+        "reals whose next hop does not answer: see `ip neighbour`",
     ),
     (
         DropReason::RedirectFailed,
@@ -83,27 +83,27 @@ const TELLING: [(DropReason, &str); 9] = [
     ),
 ];
 
-/// For so long a silent flow should be remembered where no setting says so.
+/// How long a silent flow should be remembered where no setting says.
 const SILENT: Duration = Duration::from_secs(60);
 
-/// What drivers of VLAN interfaces call themselves.
 const VLAN_DRIVER: &str = "802.1Q VLAN Support";
 
-/// Of more addresses of VIPs the kernel is not asked where it would route them.
+/// Beyond so many VIP addresses the kernel is not asked for routes.
 const MOST_ASKED: usize = 1000;
 
+/// # Diagnosis
 impl Katran {
-    /// Looks for what commonly keeps a balancer from forwarding on an interface of the calling thread's
-    /// network namespace, before it is attached or after. It changes nothing.
+    /// Looks for what commonly keeps a balancer from forwarding on an interface of the calling
+    /// thread's network namespace, before or after attaching. It changes nothing.
     ///
-    /// Whether the program is in force is the kernel's word, not that of [`attach`](Self::attach): an
-    /// interface that was removed and made anew, or a program that somebody took off, is found. To tell
-    /// the names of others' programs takes `CAP_SYS_ADMIN`. It blocks for 1 ms with one VIP and 3 ms with 512, for the kernel is asked
+    /// The kernel is asked whether the program runs, so the diagnosis notices an interface that was
+    /// removed and created again, or a program that something else detached. Naming other programs
+    /// takes `CAP_SYS_ADMIN`. It blocks for 1 ms with one VIP and 3 ms with 512, to ask the kernel
     /// about the interface, routes and neighbours.
     ///
     /// # Errors
-    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel cannot be asked. That there is no such
-    /// interface is a finding.
+    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel does not answer. A missing interface
+    /// is a finding, not an error.
     ///
     /// ```no_run
     /// # fn f(katran: &katran::Katran) -> katran::Result<()> {
@@ -233,7 +233,7 @@ impl Katran {
         }))
     }
 
-    /// The CPUs with a flow table, which are those that are meant to forward; in ascending order.
+    /// The CPUs that have a flow table, ascending.
     pub fn forwarding_cpus(&self) -> Vec<u32> {
         let cpus = self.config.placement.iter();
         let mut cpus: Vec<_> = cpus.map(|placed| placed.cpu).collect();
@@ -277,7 +277,7 @@ impl Katran {
         Ok(facts)
     }
 
-    /// Addresses of VIPs that the host would route on, by its tables and as it forwards.
+    /// VIP addresses that the host would route onwards, by its tables and its forwarding setting.
     fn routed_on(&self, requests: &mut Requests) -> io::Result<Vec<IpAddr>> {
         let forwards = ByFamily {
             v4: sysctl("net/ipv4/ip_forward"),
@@ -296,7 +296,7 @@ impl Katran {
         Ok(routed)
     }
 
-    /// Reals that no packet can get to; `here`: those that their next hops say are this host.
+    /// Reals that no packet can reach; `here` are those whose next hop is this host.
     fn real_troubles(
         &self,
         here: Vec<IpAddr>,
@@ -329,11 +329,11 @@ impl Katran {
         Ok(troubles)
     }
 
-    /// Entries of root programs that were ours, and hold something else now.
+    /// Entries of root programs that were ours and hold something else.
     fn lost_entries(&self, own: u32) -> Vec<String> {
         let entries = self.shared.list().into_iter();
         let lost = entries.filter(|entry| {
-            // Where the path is no longer to be seen, nothing is known.
+            // Where the path is no longer visible, nothing is known.
             let programs = SharedEntries::open(&entry.path).and_then(|entries| entries.programs());
             programs.is_ok_and(|programs| match programs.get(entry.position as usize) {
                 Some(Some(program)) => program.id != own,
@@ -344,8 +344,8 @@ impl Katran {
             .collect()
     }
 
-    /// Next hops without those of reals that are this host, which need none; and such reals that are not
-    /// marked as local.
+    /// Next hops except those of reals on this host, which need none; and the reals on this host
+    /// that are not marked as local.
     fn of_others(&self, next_hops: Vec<NextHop>) -> (Vec<NextHop>, Vec<IpAddr>) {
         let mut here = Vec::new();
         let mut others = Vec::new();
@@ -368,8 +368,9 @@ impl Katran {
     }
 }
 
-/// Whether tables with [`FlowTracking::Changed`] hold nothing but flows that changed, some of them of TCP, which are silent for
-/// long. The others come as fast as clients like, and fill tables of any size: what has been silent for a minute has ended.
+/// Whether tables with [`FlowTracking::Changed`] hold only flows that changed, some of them TCP
+/// connections that are silent for long. Other flows come as fast as clients like and fill tables
+/// of any size; after a minute of silence they have ended.
 fn hold_changed_tcp(vips: impl Iterator<Item = (Vip, VipFlags)>) -> bool {
     let mut any_tcp = false;
     for (vip, flags) in vips {
@@ -381,10 +382,10 @@ fn hold_changed_tcp(vips: impl Iterator<Item = (Vip, VipFlags)>) -> bool {
     any_tcp
 }
 
-/// The VLANs of the last frames that left with tags, one for each CPU: the program writes them into its CPU's record. A
-/// priority tag (number 0) is of no VLAN.
+/// The VLANs of the last tagged frames sent, one per CPU, from the CPUs' records. A priority tag
+/// (number 0) belongs to no VLAN.
 fn vlans_seen(records: &[types::cpu]) -> Vec<u16> {
-    // As it lies in the frame; the low 12 bits are the number.
+    // In the frame's byte order; the low 12 bits are the number.
     let sent = records
         .iter()
         .map(|of| u16::from_be(of.scratch.query.sent_tag));
@@ -392,7 +393,7 @@ fn vlans_seen(records: &[types::cpu]) -> Vec<u16> {
     vlans.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// VLAN interfaces that next hops are behind.
+/// VLAN interfaces that lead to next hops.
 fn vlans_of(next_hops: &[NextHop], interface: &str) -> io::Result<Vec<String>> {
     let others = next_hops.iter().filter_map(|hop| hop.interface.as_deref());
     let others: BTreeSet<_> = others.filter(|name| *name != interface).collect();

@@ -1,4 +1,4 @@
-//! The health of reals: those that are down for a VIP take no new flows, and have none left.
+//! The health of reals: a real that is down for a VIP gets no new flows and loses those it has.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,53 +20,55 @@ use crate::types::Protocol;
 use crate::types::Vip;
 use crate::types::VipFlags;
 
-/// Flags of VIPs whose flows not only the ring and their entries lead to a real. For TCP server ids do so
-/// whatever the flags, while their feature is on.
+/// Flags of VIPs whose flows can reach a real by other ways than the ring and flow entries. TCP
+/// server ids do so whatever the flags, while their feature is on.
 const ASKED_ALWAYS: VipFlags = VipFlags::QUIC
     .union(VipFlags::UDP_STABLE_ROUTING)
     .union(VipFlags::SRC_ROUTING)
     .union(VipFlags::GLOBAL_LRU)
     .union(VipFlags::UDP_FLOW_MIGRATION);
 
+/// # Health of reals
 impl Katran {
-    /// Takes a real that is dead out of a VIP: it gets no new flows, and those that it has leave it
-    /// with their next packets. Its weight stays, for [`mark_up`](Self::mark_up).
+    /// Takes a dead real out of a VIP: it gets no new flows, and its flows leave it with their next
+    /// packets. Its weight stays for [`mark_up`](Self::mark_up).
     ///
-    /// That is what a health checker needs, for every VIP and protocol. It is apart from an
-    /// operator's drain (weight 0), which keeps flows; a real may be both. Where
-    /// [`SRC_ROUTING`](VipFlags::SRC_ROUTING) or the global flow table name the real, the ring
-    /// decides instead. A server id in a packet leads that packet to its real all the same, but no later one
-    /// without an id: withdraw ids by [`ServerIdsMut::invalidate`](crate::routing::ServerIdsMut::invalidate).
+    /// This is the call for health checkers. It works for every VIP and protocol, and is
+    /// independent of an operator's drain (weight 0), which keeps flows; a real may be both down
+    /// and drained. Where [`SRC_ROUTING`](VipFlags::SRC_ROUTING) or the global flow table name the
+    /// real, the ring decides instead. A server id still leads the packets that carry it to its
+    /// real, but not the flow's packets without an id: withdraw ids by
+    /// [`ServerIdsMut::invalidate`](crate::routing::ServerIdsMut::invalidate).
     ///
-    /// If all reals of a VIP are down, its packets are dropped and counted as for an empty ring.
-    /// A real stays down through changes of weights and flags, [`apply`](Self::apply) of a state that
-    /// says so and [`reload`](Self::reload), and until the VIP gives it up. One that is down stays so.
+    /// If all reals of a VIP are down, its packets are dropped and counted as with an empty ring. A
+    /// real stays down through changes of weight and flags, [`reload`](Self::reload) and an
+    /// [`apply`](Self::apply) whose state says so, until the VIP loses it. Marking a down real down
+    /// again does nothing.
     ///
-    /// Flows are voided by one store, together with the new ring; their entries are removed from the
-    /// flow tables by and by. Entries of a VIP with
-    /// [`UDP_FLOW_MIGRATION`](VipFlags::UDP_FLOW_MIGRATION) stay, for their datagrams are counted
-    /// ([`Stats::udp_flow_migration`](crate::stats::Stats::udp_flow_migration)), and under flood they are
-    /// followed, as in Katran.
+    /// One store voids the flow entries together with the switch to the new ring; the library then
+    /// removes the entries in the background. Entries of a VIP with
+    /// [`UDP_FLOW_MIGRATION`](VipFlags::UDP_FLOW_MIGRATION) stay, because their datagrams are
+    /// counted ([`Stats::udp_flow_migration`](crate::stats::Stats::udp_flow_migration)) and, under
+    /// flood, follow them as in Katran.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the VIP is not there or does not have the real;
-    /// [`Error::Exhausted`] beyond `max_reals` reals that are down for VIPs with
-    /// `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU` or `UDP_FLOW_MIGRATION`, and for VIPs of
-    /// TCP while [`Features::TCP_SERVER_ID`] is on;
-    /// [`Error::Kernel`]. Nothing has changed then.
+    /// [`Error::NotFound`] if there is no such VIP or it lacks the real; [`Error::Exhausted`]
+    /// beyond `max_reals` reals that are down for VIPs with `QUIC`, `UDP_STABLE_ROUTING`,
+    /// `SRC_ROUTING`, `GLOBAL_LRU` or `UDP_FLOW_MIGRATION`, and for TCP VIPs while
+    /// [`Features::TCP_SERVER_ID`] is on; [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addDownRealForUdpFlowMigration")]
     pub fn mark_down(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
         let _call = self.call()?;
         self.set_health(vip, real, Health::Down)
     }
 
-    /// Brings a real back that was [down](Self::mark_down), with its weight; one that is not stays as
-    /// it is. Its former flows are where they went; one that sent nothing meanwhile may find its
-    /// entry again.
+    /// Brings a [down](Self::mark_down) real back with its weight; a real that is up stays up. Its
+    /// former flows stay where they went, but a flow that sent nothing meanwhile may find its entry
+    /// again.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the VIP is not there or does not have the real; [`Error::Kernel`].
-    /// Nothing has changed then.
+    /// [`Error::NotFound`] if there is no such VIP or it lacks the real; [`Error::Kernel`]. Nothing
+    /// has changed then.
     #[doc(alias = "removeDownRealForUdpFlowMigration")]
     pub fn mark_up(&mut self, vip: Vip, real: IpAddr) -> Result<()> {
         let _call = self.call()?;
@@ -76,7 +78,7 @@ impl Katran {
     /// Whether a real is down for a VIP.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the VIP is not there or does not have the real.
+    /// [`Error::NotFound`] if there is no such VIP or it lacks the real.
     #[doc(alias = "queryRealForUdpFlowMigration")]
     pub fn is_down(&self, vip: Vip, real: IpAddr) -> Result<bool> {
         let real = real.to_canonical();
@@ -89,7 +91,7 @@ impl Katran {
         }
     }
 
-    /// Every real that is down for a VIP, in the order of their addresses.
+    /// Every real that is down for a VIP, sorted by address.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -97,7 +99,7 @@ impl Katran {
         Ok(self.entry(vip)?.down.iter().copied().collect())
     }
 
-    /// Brings all reals of a VIP back that are down, in one ring update.
+    /// Brings back all down reals of a VIP in one ring update.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`]. Nothing has changed then.
@@ -116,8 +118,9 @@ impl Katran {
         self.change_reals_and_tell(vip, &[], &[(real, health)])
     }
 
-    /// Tells the kernel which entries a change of a VIP's reals voids. Entries of a real that the VIP
-    /// had given up and gets back are removed first; where a state is undone, they count again.
+    /// Tells the kernel which entries a change of a VIP's reals voids. First removes entries of a
+    /// real that the VIP had lost and gets back; if a state is being undone, they count again
+    /// instead.
     pub(super) fn prepare_voids(
         &mut self,
         vip: Vip,
@@ -161,8 +164,8 @@ impl Katran {
         voids.prepare(&self.kernel, number, change).map(Some)
     }
 
-    /// The same where a VIP gets other flags: what becomes of entries of reals that are down may be
-    /// another thing then.
+    /// The same for a change of a VIP's flags, which may change what becomes of the entries of down
+    /// reals.
     pub(super) fn prepare_down(&self, vip: Vip, flags: VipFlags) -> Result<Option<Voiding>> {
         let entry = self.entry(vip)?;
         let change = self.down_again(entry, lasting(vip, flags, self.config.features));
@@ -176,7 +179,7 @@ impl Katran {
         prepared.map(Some)
     }
 
-    /// The same where the balancer gets other features, of all VIPs to which they make a difference.
+    /// The same for a change of the balancer's features, for all VIPs that it affects.
     pub(super) fn prepare_all_down(&self, features: Features) -> Result<Vec<(u16, Voiding)>> {
         let mut changes = Vec::new();
         for (vip, entry) in self.table.vips() {
@@ -204,7 +207,7 @@ impl Katran {
         }
     }
 
-    /// What packets see of a VIP as it is.
+    /// What packets should see of a VIP in its present state.
     pub(super) fn cell_of(&self, entry: &VipEntry) -> VipCell {
         VipCell {
             flags: entry.flags,
@@ -214,7 +217,7 @@ impl Katran {
         }
     }
 
-    /// The same of one VIP, as it is.
+    /// The voids of one VIP in its present state.
     pub(super) fn down_again_of(&self, vip: Vip, entry: &VipEntry) -> VoidChange {
         self.down_again(entry, lasting(vip, entry.flags, self.config.features))
     }
@@ -230,7 +233,7 @@ impl Katran {
     }
 }
 
-/// What happens to entries of a real that is down for a VIP with these flags.
+/// What happens to the entries of a down real at a VIP with these flags.
 fn lasting(vip: Vip, flags: VipFlags, features: Features) -> Lasting {
     let migrates = flags.contains(VipFlags::UDP_FLOW_MIGRATION);
     let tcp_ids = features.contains(Features::TCP_SERVER_ID) && vip.protocol() == Protocol::Tcp;

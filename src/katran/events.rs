@@ -1,4 +1,4 @@
-//! Listening to events.
+//! Monitors of packet events.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use crate::monitor::MonitorOptions;
 use crate::monitor::Start;
 use crate::monitor::Turn;
 
-/// Listening to what happens to packets: [`Katran::events`].
+/// Listens to events: [`Katran::events`].
 ///
-/// Monitors of packets take [`Features::INTROSPECTION`](crate::Features::INTROSPECTION), and one listens at a time;
-/// attachments are watched without it.
+/// Monitors of packets need [`Features::INTROSPECTION`](crate::Features::INTROSPECTION), and there
+/// can be one at a time. Watching attachments needs no feature.
 ///
 /// ```no_run
 /// use katran::events::MonitorOptions;
@@ -34,17 +34,18 @@ pub struct Events<'a> {
     pub(super) katran: &'a Katran,
 }
 
+/// # Packets
 impl Events<'_> {
-    /// Calls `callback` with each event, on a thread of the library's own, until the monitor is
-    /// stopped or dropped. Needs [`Features::INTROSPECTION`](crate::Features::INTROSPECTION).
+    /// Calls `callback` with each event, on a thread of the library, until you stop or drop the
+    /// monitor. Needs [`Features::INTROSPECTION`](crate::Features::INTROSPECTION).
     ///
-    /// If the callback panics it is not called again, the program is told to make no more events, and
-    /// [`MonitorStats::failure`](crate::events::MonitorStats::failure) says so.
+    /// A callback that panics is not called again: the library switches the events off, and
+    /// [`MonitorStats::failure`](crate::events::MonitorStats::failure) reports it.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without the feature; [`Error::AlreadyExists`] while there is another
-    /// monitor; [`Error::InvalidConfig`] for options out of their ranges; [`Error::Kernel`] if the
-    /// ring buffer cannot be read or there is no thread for it. Nothing has begun then.
+    /// monitor; [`Error::InvalidConfig`] for options out of range; [`Error::Kernel`] if the library
+    /// cannot read the ring buffer or start a thread. Nothing has begun then.
     ///
     /// ```no_run
     /// use katran::Features;
@@ -72,12 +73,13 @@ impl Events<'_> {
     }
 
     /// Writes events to pcap files in a directory, one for each kind: `tcp_non_syn_miss.pcap`,
-    /// `packet_too_big.pcap` and `quic_real_gone.pcap`. An event that cannot be written, as the disk is
-    /// full, is left out and counted; the file stays one that can be read.
+    /// `packet_too_big.pcap` and `quic_real_gone.pcap`. An event that cannot be written, for
+    /// example because the disk is full, is left out as a whole and counted, so the file stays
+    /// readable.
     ///
     /// # Errors
-    /// As [`start`](Self::start), and [`Error::File`] if one of them cannot be made, or exists. No
-    /// new file is left then.
+    /// As [`start`](Self::start), and [`Error::File`] if a file exists or cannot be made. No new
+    /// file is left then.
     pub fn to_pcap(&self, options: MonitorOptions, directory: impl AsRef<Path>) -> Result<Monitor> {
         self.monitor(options)?.files(directory.as_ref())
     }
@@ -90,7 +92,7 @@ impl Events<'_> {
         self.monitor(options)?.list(capacity)
     }
 
-    /// Whether a monitor listens.
+    /// Whether there is a monitor.
     pub fn is_running(&self) -> bool {
         Turn::is_taken(&self.katran.monitored)
     }
@@ -113,8 +115,9 @@ impl Events<'_> {
     }
 }
 
+/// # Events
 impl Katran {
-    /// Events of packets, which a monitor listens to.
+    /// Events of packets and attachments.
     pub fn events(&self) -> Events<'_> {
         Events { katran: self }
     }

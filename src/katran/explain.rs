@@ -1,7 +1,7 @@
-//! What would happen to a frame, and to a flow.
+//! Predicts what would happen to a frame, and to a flow.
 //!
-//! [`Katran::simulate`] runs the program's explaining twin, compiled from the same walk and
-//! sharing every map, on a frame. [`Katran::real_for_flow`] only reads.
+//! [`Katran::simulate`] runs the program's explaining twin, compiled from the same source over the
+//! same maps, on a frame. [`Katran::real_for_flow`] only reads.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -41,30 +41,30 @@ use crate::types::address_bytes;
 
 /// The shortest frame that the kernel's test run takes: an Ethernet header.
 const SHORTEST: usize = 14;
-/// The longest frame that it takes without `frags`: a page, less the kernel's headroom and the
-/// space that it keeps behind the frame.
+/// The longest frame that it takes without `frags`: a page less the kernel's headroom and the space
+/// behind the frame.
 const LONGEST: usize = 4096 - 256 - 320;
 
-/// What flow tables hold of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Remembered {
     Nothing,
-    /// Entries that are void, so that the ring decides.
+    /// Void entries, so the ring decides.
     Void,
     Real(IpAddr, Choice),
 }
 
+/// # Explaining packets
 impl Katran {
-    /// Runs the loaded program on a frame as if it had arrived: counters and tables move.
+    /// Runs the loaded program on a frame as if it had arrived: counters and tables change.
     ///
     /// The frame begins with its Ethernet header. It runs on the first forwarding CPU, so that
-    /// frames of one flow find its entry. It has not arrived by any interface, so every Ethernet
-    /// destination but a group's is taken for this station's. What runs is the program's explaining twin: the
-    /// same walk with the same maps, which also notes what it decided.
+    /// frames of one flow find the flow's entry. It comes from no interface, so every Ethernet
+    /// destination except a group's counts as this station's. The program's explaining twin runs
+    /// it: the same code over the same maps, which also records its decisions.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the frame is longer than a program without `frags` can be given
-    /// (3,520 bytes); [`Error::Kernel`].
+    /// [`Error::Unsupported`] if the frame is longer than the kernel takes for a program without
+    /// `frags` (3,520 bytes); [`Error::Kernel`].
     ///
     /// ```no_run
     /// # fn f(katran: &katran::Katran, frame: &[u8]) -> katran::Result<()> {
@@ -75,7 +75,7 @@ impl Katran {
     #[doc(alias = "KatranSimulator")]
     pub fn simulate(&self, frame: &[u8]) -> Result<Simulation> {
         if frame.len() < SHORTEST {
-            // No driver hands such a frame to a program, and the kernel does not either.
+            // Neither drivers nor the kernel give such a frame to a program.
             return Ok(Simulation {
                 verdict: Verdict::Drop,
                 frame: frame.to_vec(),
@@ -120,22 +120,36 @@ impl Katran {
         })
     }
 
-    /// Which real the packets of a flow go to now, without a trace: no counter moves, no entry
-    /// is made. `None` if no VIP covers the destination.
+    /// The real that a flow's packets go to at present. No counter moves and no entry is made.
+    /// `None` if no VIP covers the destination.
     ///
-    /// A packet of the flow that is neither a SYN nor in need of fragmenting is meant, and one without
-    /// a server id: ids are in packets, so ask [`simulate`](Self::simulate) about those. Entries
-    /// are looked for in the tables of all CPUs, for it is the network card that decides on
-    /// which one the flow arrives. If it has changed that decision, several tables may know the
-    /// flow; the one of the lowest CPU answers then.
+    /// The answer is for a packet that is not a SYN, needs no fragmentation and has no server id;
+    /// ask [`simulate`](Self::simulate) about packets with ids. The network card decides on which
+    /// CPU a flow arrives, so the library looks in the tables of all CPUs. If several know the
+    /// flow, that of the lowest CPU answers.
     ///
-    /// Tables grow while flows come, and move entries. If the place of this flow's entry has moved
-    /// meanwhile, the tables are looked through once more: once for each time that one of them doubles,
-    /// and 64 times at most. Then the answer is that of a flow that no table knows.
+    /// Tables move entries while they grow. If this flow's entry may have moved meanwhile, the
+    /// library looks again: once for each doubling of a table, and 64 times at most. Then it
+    /// answers as for an unknown flow.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if source and destination are of different families;
     /// [`Error::Kernel`].
+    ///
+    /// ```no_run
+    /// use katran::Flow;
+    ///
+    /// # fn example(katran: &katran::Katran) -> katran::Result<()> {
+    /// let flow = Flow::tcp(
+    ///     "192.0.2.1:1234".parse().unwrap(),
+    ///     "203.0.113.1:443".parse().unwrap(),
+    /// );
+    /// if let Some(answer) = katran.real_for_flow(&flow)? {
+    ///     println!("{:?} by {:?}", answer.real, answer.choice);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "getRealForFlow")]
     pub fn real_for_flow(&self, flow: &Flow) -> Result<Option<Answer>> {
         let _permit = self.maps.live.tenure().permit()?;
@@ -202,7 +216,7 @@ impl Katran {
         Ok(Some(self.answer(found.vip, number, Choice::Ring)))
     }
 
-    /// The real with this number, chosen thus.
+    /// The answer with the real of this number.
     fn answer(&self, vip: Vip, number: u16, choice: Choice) -> Answer {
         let real = self.real_numbered(number.into());
         let drop = match (real, number) {
@@ -218,7 +232,7 @@ impl Katran {
         }
     }
 
-    /// As [`real_for_flow`](Self::real_for_flow), where tables know only what changed.
+    /// As [`real_for_flow`](Self::real_for_flow), where tables hold only flows that changed.
     fn real_by_slot(
         &self,
         flow: &Flow,
@@ -260,8 +274,8 @@ impl Katran {
         })
     }
 
-    /// The VIP of a flow's packets, and the key that tables know the flow by; `None` if no VIP covers
-    /// the destination.
+    /// The VIP of a flow's packets, and the flow's key in tables; `None` if no VIP covers the
+    /// destination.
     pub(super) fn key_of(&self, flow: &Flow) -> Result<Option<(Resolved<'_>, types::flow_key)>> {
         let flow = flow.as_sent()?;
         let (source, destination) = (flow.source.ip(), flow.destination.ip());
@@ -271,7 +285,7 @@ impl Katran {
         };
         let (source_port, destination_port) = match flow.protocol {
             Protocol::Udp => hashed_ports(&flow, &found),
-            // Tables tell connections apart where the ring does not.
+            // Tables distinguish connections that the ring does not.
             Protocol::Tcp => (flow.source.port(), port),
         };
         let key = types::flow_key {
@@ -286,7 +300,7 @@ impl Katran {
         Ok(Some((found, key)))
     }
 
-    /// Whether what is remembered of a flow on this real is void.
+    /// Whether a flow's entry for this real is void.
     fn is_void(&self, key: &types::flow_key, real: IpAddr) -> bool {
         self.void_reason(key, real).is_some()
     }
@@ -304,7 +318,7 @@ impl Katran {
         self.maps.voids.reason(key.vip.saturating_sub(1), id)
     }
 
-    /// The real that some flow table remembers for this key.
+    /// The real that a flow table has for this key.
     fn remembered(
         &self,
         key: &types::flow_key,
@@ -375,7 +389,7 @@ impl Katran {
         if protocol == Protocol::Udp {
             let timeout = ticks(self.config.udp_timeout, self.fixed.tick);
             let second = ticks(Duration::from_secs(1), self.fixed.tick);
-            // Both wrap around; what is a little ahead of now is an entry just stamped.
+            // Both wrap around; an entry slightly ahead of now was just stamped.
             let age = self.ticks_now()?.wrapping_sub(value.used);
             if age.wrapping_add(second) > timeout + second {
                 return Ok(None);
@@ -384,14 +398,14 @@ impl Katran {
         Ok(Some(address))
     }
 
-    /// The kernel's clock in ticks, as flow entries are stamped by it.
+    /// The kernel's clock in the ticks that stamp flow entries.
     pub(super) fn ticks_now(&self) -> Result<u32> {
         let frame = [0; SHORTEST];
         let ran = program::run(self.programs.clock.as_fd(), &frame);
         Ok(self.kernel.check("read the clock by", "ticks", ran)?.action)
     }
 
-    /// Runs `f` on the first forwarding CPU, so that it meets that CPU's flow table.
+    /// Runs `f` on the first forwarding CPU, so that it uses that CPU's flow table.
     fn on_first_cpu<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let this_thread = Pid::from_raw(0);
         let before = self.kernel.check(
@@ -403,7 +417,7 @@ impl Katran {
         let cpu = self.config.placement.first().map_or(0, |place| place.cpu);
         let set = first.set(cpu as usize);
         let pinned = set.and_then(|()| sched_setaffinity(this_thread, &first));
-        // A process that may not run there still gets its answer, from another CPU's table.
+        // A process that may not run there gets an answer from another CPU's table.
         if let Err(errno) = pinned {
             log::warn!("cannot run on CPU {cpu} ({errno}): simulating on another one");
         }
@@ -427,7 +441,7 @@ impl Katran {
     }
 }
 
-/// The ports of a flow as its VIP's ring has them: 0 is one that does not count.
+/// A flow's ports as its VIP's ring sees them: 0 for one that does not count.
 fn hashed_ports(flow: &Flow, found: &Resolved<'_>) -> (u16, u16) {
     let flags = found.entry.flags;
     let keeps_port = VipFlags::DPORT_HASH | VipFlags::SRC_DST_PORT;

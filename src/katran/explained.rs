@@ -1,4 +1,4 @@
-//! What is said of a frame, and of a flow, when somebody asks.
+//! The answers about a frame and a flow.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,12 +7,12 @@ use crate::counters::DropReason;
 use crate::types::Prefix;
 use crate::types::Vip;
 
-/// What becomes of a frame.
+/// What happens to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "UPPERCASE"))]
 pub enum Verdict {
-    /// Sent out of the interface it came in on, or of the one that leads to its real.
+    /// Sent by the interface it came in on, or the one that leads to its real.
     Tx,
     /// Passed to the host's network stack.
     Pass,
@@ -30,35 +30,34 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Which step of the walk decided.
+/// The step of the program that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// For another station, by its Ethernet destination, or for a group of them: passed.
+    /// Passed: addressed to another station, or to a group of them.
     OtherStation,
-    /// Neither IPv4 nor IPv6, or of another version than its EtherType says: passed.
+    /// Passed: neither IPv4 nor IPv6, or not the version that its EtherType names.
     NotIp,
-    /// An ICMP echo request to an address of a VIP: answered.
+    /// Answered: an ICMP echo request to a VIP's address.
     IcmpEcho,
-    /// ICMP of another kind, an error about what its receiver has not sent, or an echo request from or to
-    /// no single station: passed.
+    /// Passed: another kind of ICMP message, an error about a packet that its receiver did not
+    /// send, or an echo request whose source or destination is not a single station.
     IcmpOther,
-    /// Neither TCP nor UDP: passed.
+    /// Passed: neither TCP nor UDP.
     NotTransport,
-    /// No VIP at this address, port and protocol: passed. If it cannot be parsed, or asks for an echo: no
-    /// VIP at this address.
+    /// Passed: no VIP with this address, port and protocol. For a packet that cannot be parsed and
+    /// an echo request: no VIP with this address.
     NotAVip,
-    /// Above `max_frame`: answered with an ICMP message.
+    /// Answered with an ICMP message: longer than `max_frame`.
     TooBig,
     /// The flow table named the real.
     FlowTable,
-    /// The ring named the real, and the flow table had nothing to say.
+    /// The ring named the real, after the flow table had no answer.
     Ring,
-    /// The ring named the real in a settled slot ([`FlowTracking::Changed`](crate::FlowTracking::Changed)): the flow
-    /// table was not asked.
+    /// The ring named the real in a settled slot
+    /// ([`FlowTracking::Changed`](crate::FlowTracking::Changed)), without a flow table lookup.
     SettledSlot,
-    /// In an unsettled slot no entry was found, and the base named the real: the one that the slot had when
-    /// it was last settled.
+    /// The base named the real, in an unsettled slot without a flow entry.
     Base,
     /// The QUIC connection id named the real.
     ConnectionId,
@@ -70,15 +69,16 @@ pub enum Reason {
     GlobalFlowTable,
     /// The client's prefix named the real.
     SourceRoute,
-    /// In a tunnel that does not end here (`STRICT_DESTINATION`): passed.
+    /// Passed: in a tunnel that does not end here (`STRICT_DESTINATION`).
     DecapForeign,
-    /// In a tunnel that ended here: what was in it is passed to the host.
+    /// In a tunnel that ended here: the inner packet passed to the host.
     DecapToHost,
-    /// In a tunnel that ended here: what was in it is sent back out.
+    /// In a tunnel that ended here: the inner packet was sent back out.
     DecapEgress,
-    /// In a second tunnel, inside one that ended here: passed.
+    /// Passed: in a second tunnel, inside one that ended here.
     TunnelInTunnel,
-    /// No owner has given a sign of life for too long ([`Builder::orphan_limit`](crate::Builder::orphan_limit)): passed.
+    /// Passed: no owner has given a sign of life within
+    /// [`Builder::orphan_limit`](crate::Builder::orphan_limit).
     Orphan,
     /// Dropped, for this reason.
     Dropped(DropReason),
@@ -113,34 +113,34 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What the program made of a frame.
+/// What the program did with a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Simulation {
-    /// What became of it.
+    /// What happened to it.
     pub verdict: Verdict,
-    /// The frame as it left the program; of a dropped one, as it was when it was dropped.
+    /// The frame as it left the program, or as it was when it was dropped.
     pub frame: Vec<u8>,
     /// The VIP it belongs to, if any.
     pub vip: Option<Vip>,
     /// The real it was sent to, if any.
     pub real: Option<IpAddr>,
-    /// Which step decided.
+    /// The step that decided.
     pub reason: Reason,
 }
 
-/// How the real of a flow is found.
+/// How a flow's real is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Choice {
-    /// The flow table of this CPU remembers it.
+    /// This CPU's flow table has it.
     FlowTable {
         /// The CPU.
         cpu: u32,
     },
-    /// The table that CPUs without one of their own share remembers it.
+    /// The fallback table has it.
     FallbackTable,
-    /// The global flow table of this CPU names it; `None`: the one that CPUs without a table share.
+    /// This CPU's global flow table has it; `None`: the one that CPUs without a table share.
     GlobalFlowTable {
         /// The CPU.
         cpu: Option<u32>,
@@ -152,20 +152,20 @@ pub enum Choice {
     },
     /// The ring.
     Ring,
-    /// The ring, in a settled slot ([`FlowTracking::Changed`](crate::FlowTracking::Changed)): no table is asked.
+    /// The ring, in a settled slot ([`FlowTracking::Changed`](crate::FlowTracking::Changed)),
+    /// without a flow table lookup.
     SettledSlot,
-    /// The base of an unsettled slot: the real that it had when it was last settled, for no table knows the
-    /// flow.
+    /// The base of an unsettled slot, because no table knows the flow.
     Base,
 }
 
-/// Which real a flow belongs to, and why.
+/// The real of a flow, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Answer {
     /// The VIP.
     pub vip: Vip,
-    /// The real; `None` if no real takes new flows of the VIP.
+    /// The real; `None` if the VIP has no real for new flows.
     pub real: Option<IpAddr>,
     /// What decided.
     pub choice: Choice,

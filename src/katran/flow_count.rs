@@ -1,5 +1,5 @@
-//! How many entries of the flow tables each VIP has: counted in one walk through all tables for all
-//! VIPs, at once or bit by bit beside other work.
+//! Counts each VIP's flow entries, in one walk through all tables, at once or in small steps beside
+//! other work.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::table::VipEntry;
 use crate::types::Vip;
 use crate::types::VipNumber;
 
-/// How many entries of the flow tables each VIP has: [`Flows::count`].
+/// The number of flow entries of each VIP: [`Flows::count`].
 ///
 /// ```no_run
 /// # fn example(katran: &katran::Katran) -> katran::Result<()> {
@@ -33,54 +33,52 @@ use crate::types::VipNumber;
 #[derive(Clone, Debug)]
 #[must_use = "a count does nothing by itself"]
 pub struct FlowCount {
-    /// When it was begun.
+    /// When the count began.
     begun: Instant,
     of_vips: BTreeMap<Vip, u64>,
     of_cpus: u64,
     of_shared: u64,
-    /// One that is under way, of which nothing is shown yet.
+    /// A count under way, not yet shown.
     next: Option<Walk>,
 }
 
 impl FlowCount {
-    /// Entries of a VIP, over all CPUs, also those that [count no more](crate::flows::FlowStats::stale);
-    /// a flow that several CPUs know has one on each. `None` if the VIP was not there, or not all the time.
+    /// A VIP's entries over all CPUs, including [void](crate::flows::FlowStats::stale) ones; a flow
+    /// counts once for each CPU that knows it. `None` unless the VIP existed for the whole count.
     pub fn entries(&self, vip: Vip) -> Option<u64> {
         self.of_vips.get(&vip).copied()
     }
 
-    /// The entries of every VIP that was there, in the order of VIPs.
+    /// The entries of every VIP that existed, sorted by VIP.
     pub fn vips(&self) -> impl ExactSizeIterator<Item = (Vip, u64)> + '_ {
         self.of_vips.iter().map(|(vip, entries)| (*vip, *entries))
     }
 
-    /// For how long these figures have been true: since the count that they are of was begun.
+    /// The age of these figures: the time since their count began.
     pub fn age(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// Entries in the tables of CPUs, also of VIPs that are gone.
+    /// Entries in the forwarding CPUs' tables, including those of removed VIPs.
     pub(super) fn of_cpus(&self) -> u64 {
         self.of_cpus
     }
 
-    /// Entries in the table that all other CPUs share.
+    /// Entries in the fallback table.
     pub(super) fn of_shared(&self) -> u64 {
         self.of_shared
     }
 }
 
-/// A count that is under way.
 #[derive(Clone, Debug)]
 struct Walk {
     begun: Instant,
-    /// Those that were there at its beginning: a number may be another VIP's at its end.
+    /// The VIPs at its beginning: a number may belong to another VIP at its end.
     vips: Vec<(Vip, VipNumber)>,
-    /// Entries by the VIP's number.
     of_numbers: Vec<u64>,
     of_cpus: u64,
     of_shared: u64,
-    /// The table that it is in, and where in that; `None`: at its beginning.
+    /// The current table, and the place in it; `None`: its beginning.
     table: usize,
     place: Option<u32>,
 }
@@ -99,7 +97,7 @@ impl Walk {
         }
     }
 
-    /// Goes on until it is over (`true`), or `time` is up.
+    /// Continues until it is complete (`true`) or `time` is up.
     fn go_on(&mut self, katran: &Katran, time: Option<Duration>) -> Result<bool> {
         let start = Instant::now();
         let records = katran.per_cpu()?;
@@ -110,7 +108,7 @@ impl Walk {
                 let mut met = 0;
                 let part = table.see_part(self.place, active, |vip| {
                     met += 1;
-                    // Halves of two entries, where CPUs share a table, are of any number.
+                    // In the fallback table an entry may mix halves of two, with any number.
                     if let Some(of_vip) = self.of_numbers.get_mut(usize::from(vip)) {
                         *of_vip += 1;
                     }
@@ -133,7 +131,7 @@ impl Walk {
                 }
             }
         }
-        // Tables of another balancer, which has fewer of them.
+        // Tables of another balancer, with fewer of them.
         Ok(true)
     }
 
@@ -153,11 +151,15 @@ impl Walk {
     }
 }
 
+/// # Counting entries of all VIPs
 impl Flows<'_> {
-    /// Counts the entries of all VIPs in one walk through all tables, of which it takes 1 ms for a CPU that knows 65,536 flows,
-    /// 17 ms for 1,000,000, and 25 ms for 4,000,000 (`cargo bench --bench counting`, on an AMD EPYC); with a
-    /// [`KernelLru`](crate::FlowTableKind::KernelLru) 0.35 s for each million. Packets go on meanwhile: entries that come or
-    /// go during the walk are in it or not, and while a table of sets fills, some may be in it twice.
+    /// Counts the entries of all VIPs in one walk through all tables.
+    ///
+    /// The walk takes 1 ms for a CPU that knows 65,536 flows, 17 ms for 1,000,000 and 25 ms for
+    /// 4,000,000 (`cargo bench --bench counting`, on an AMD EPYC); with a
+    /// [`KernelLru`](crate::FlowTableKind::KernelLru) 0.35 s for each million. Traffic continues
+    /// meanwhile: the count may miss entries that come or go, and may count some twice while a
+    /// table of sets fills.
     ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel).
@@ -167,9 +169,12 @@ impl Flows<'_> {
         Ok(walk.end(self.katran))
     }
 
-    /// Counts again, bit by bit: goes on with what the last call has left, or begins, and stops after about `time` (a part of a
-    /// table is the least: 0.3 ms, of a [`KernelLru`](crate::FlowTableKind::KernelLru) up to 3 ms). `true`: `count` has new figures; until then it keeps
-    /// the old ones.
+    /// Counts again, step by step: continues the walk that the last call left, or begins one, and
+    /// stops after about `time`. `true` means that `count` has new figures; until then it keeps the
+    /// old ones.
+    ///
+    /// The smallest step is a part of a table: 0.3 ms, with a
+    /// [`KernelLru`](crate::FlowTableKind::KernelLru) up to 3 ms.
     ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel): the next call begins a new walk.

@@ -1,4 +1,4 @@
-//! The flow tables' entries: finding, listing, removing, counting them.
+//! Flow entries: finding, listing, counting and removing them.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -17,42 +17,42 @@ use crate::types::FlowTableKind;
 use crate::types::Protocol;
 use crate::types::Vip;
 
-/// What a flow table remembers of a flow.
+/// A flow's entry in a flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlowEntry {
-    /// The flow as the table knows it: port 0 of a UDP flow stands for one that does not count for its
-    /// VIP (`NO_SRC_PORT`, any-port VIPs). TCP flows keep both.
+    /// The flow as the table knows it. Port 0 of a UDP flow marks a port that does not count for
+    /// its VIP (`NO_SRC_PORT`, any-port VIPs). TCP flows keep both ports.
     pub flow: Flow,
-    /// The CPU in whose table it is; `None`: in the one that CPUs without a table share.
+    /// The CPU whose table has it; `None`: the fallback table.
     pub cpu: Option<u32>,
-    /// The real that the flow goes to; `None`: the entry counts no more, for the VIP has lost that
-    /// real, or it is [down](Katran::mark_down).
+    /// The real that the flow goes to; `None`: the entry is void, because the VIP lost that real or
+    /// it is [down](Katran::mark_down).
     pub real: Option<IpAddr>,
-    /// How long ago it was used, to four ticks of the kernel's clock (of 1 to 10 ms).
+    /// The time since its last use, to four ticks of the kernel's clock (1 to 10 ms each).
     pub age: Duration,
 }
 
-/// What the flow tables hold of one VIP, over all CPUs.
+/// A VIP's flow entries, over all CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct FlowStats {
-    /// Entries; a flow that several CPUs know counts for each.
+    /// All entries; a flow counts once for each CPU that knows it.
     pub entries: u64,
-    /// Those among them that count no more, as their real is gone or down; they make room.
+    /// Void entries among them, whose real is gone or down; they make room for new ones.
     pub stale: u64,
-    /// Entries by [age](FlowEntry::age): below a second.
+    /// Entries with an [age](FlowEntry::age) below one second.
     pub younger_than_1s: u64,
-    /// Below ten seconds, and not below one.
+    /// One second to ten.
     pub younger_than_10s: u64,
-    /// Below a minute, and not below ten seconds.
+    /// Ten seconds to a minute.
     pub younger_than_1min: u64,
-    /// All others.
+    /// A minute or more.
     pub older: u64,
 }
 
-/// What the flow tables remember: [`Katran::flows`].
+/// Reads the flow tables: [`Katran::flows`].
 ///
 /// ```no_run
 /// use katran::Flow;
@@ -77,8 +77,9 @@ pub struct Flows<'a> {
     pub(super) katran: &'a Katran,
 }
 
+/// # Entries
 impl<'a> Flows<'a> {
-    /// The flow table of one forwarding CPU, for embedders that read it themselves; `None` if that CPU has
+    /// A forwarding CPU's flow table, for embedders that read it themselves; `None` if that CPU has
     /// none.
     pub fn table_fd(&self, cpu: u32) -> Option<BorrowedFd<'a>> {
         let mut tables = self.katran.maps.flows.of_cpus.iter();
@@ -86,8 +87,8 @@ impl<'a> Flows<'a> {
         Some(table.as_fd())
     }
 
-    /// What flow tables remember of a flow: an entry for each CPU that knows it. None if no VIP
-    /// covers the destination, or no table knows the flow.
+    /// A flow's entries, one for each CPU that knows it. Empty if no VIP covers the destination or
+    /// no table knows the flow.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if source and destination are of different families;
@@ -110,13 +111,13 @@ impl<'a> Flows<'a> {
         Ok(found)
     }
 
-    /// The entries of a VIP's flows, at most `limit`, in no order. Packets go on meanwhile, so flows
-    /// that come or go during the walk may be in it or not.
+    /// Up to `limit` entries of a VIP's flows, in no order. Traffic continues, so flows that come
+    /// or go during the walk may be missing.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] unless the table is a
-    /// [`KernelLru`](FlowTableKind::KernelLru), for a table of sets does not know its flows'
-    /// addresses; [`Error::Kernel`].
+    /// [`KernelLru`](FlowTableKind::KernelLru): a table of sets does not store addresses;
+    /// [`Error::Kernel`].
     #[doc(alias = "getLruEntries")]
     pub fn list(&self, vip: Vip, limit: usize) -> Result<Vec<FlowEntry>> {
         let katran = self.katran;
@@ -145,8 +146,8 @@ impl<'a> Flows<'a> {
         Ok(flows)
     }
 
-    /// Counts a VIP's entries in all tables, by walking through them: tens of milliseconds with
-    /// millions of flows, and seconds with a [`KernelLru`](FlowTableKind::KernelLru).
+    /// Counts a VIP's entries by walking through all tables: tens of milliseconds with millions of
+    /// flows, seconds with a [`KernelLru`](FlowTableKind::KernelLru).
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
@@ -178,12 +179,12 @@ impl<'a> Flows<'a> {
     }
 }
 
-/// Makes the flow tables forget: [`Katran::flows_mut`].
+/// Removes entries from the flow tables: [`Katran::flows_mut`].
 ///
 /// ```no_run
 /// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
 /// let forgotten = katran.flows_mut().purge(vip)?;
-/// println!("{forgotten} flows go by the ring at their next packet");
+/// println!("the next packets of {forgotten} flows follow the ring");
 /// # Ok(())
 /// # }
 /// ```
@@ -194,7 +195,8 @@ pub struct FlowsMut<'a> {
 }
 
 impl FlowsMut<'_> {
-    /// Makes all tables forget a flow; its next packet goes by the ring. How many entries it had.
+    /// Removes a flow from all tables; its next packet follows the ring. Returns the number of
+    /// entries removed.
     ///
     /// # Errors
     /// As [`Flows::find`].
@@ -215,11 +217,12 @@ impl FlowsMut<'_> {
         Ok(removed)
     }
 
-    /// Makes all tables forget a VIP's flows; how many entries there were. Forwarding goes on
-    /// undisturbed: a table of sets is read through shared memory, without a lock.
+    /// Removes a VIP's flows from all tables; returns the number of entries removed. Forwarding
+    /// continues undisturbed: the library reads a table of sets through shared memory, without a
+    /// lock.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Kernel`]: some are forgotten then.
+    /// [`Error::NotFound`]; [`Error::Kernel`]: some entries are gone then.
     #[doc(alias = "purgeVipLru")]
     pub fn purge(&mut self, vip: Vip) -> Result<u64> {
         let _call = self.katran.call()?;
@@ -228,11 +231,10 @@ impl FlowsMut<'_> {
         self.purge_if(|of, _| of == number)
     }
 
-    /// Makes all tables forget a VIP's flows that go to one real; how many entries there were.
+    /// Removes a VIP's flows to one real from all tables; returns the number of entries removed.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the VIP is not there, or nothing names the real; [`Error::Kernel`]:
-    /// some are forgotten then.
+    /// [`Error::NotFound`] if there is no such VIP or nothing names the real; [`Error::Kernel`]: some entries are gone then.
     pub fn purge_real(&mut self, vip: Vip, real: IpAddr) -> Result<u64> {
         let _call = self.katran.call()?;
         let katran = &*self.katran;
@@ -257,18 +259,19 @@ impl FlowsMut<'_> {
     }
 }
 
+/// # Flow tables
 impl Katran {
-    /// What the flow tables remember.
+    /// Reads the flow tables.
     pub fn flows(&self) -> Flows<'_> {
         Flows { katran: self }
     }
 
-    /// Makes the flow tables forget.
+    /// Removes entries from the flow tables.
     pub fn flows_mut(&mut self) -> FlowsMut<'_> {
         FlowsMut { katran: self }
     }
 
-    /// Calls `f` with each table, its CPU, and how many of its sets are in use.
+    /// Calls `f` with each table, its CPU, and the number of its sets in use.
     fn on_each_table(
         &self,
         mut f: impl FnMut(Option<u32>, &FlowTable, Option<u32>) -> Result<()>,
@@ -281,8 +284,7 @@ impl Katran {
         f(None, &self.maps.flows.fallback, None)
     }
 
-    /// The address that a real's id in an entry of this VIP stands for; `None` if the entry counts no
-    /// more.
+    /// The address that a real's id in an entry of this VIP names; `None` if the entry is void.
     fn owner_in(&self, vip: u16, id: u32) -> Option<IpAddr> {
         match self.maps.voids.reason(vip, id) {
             Some(_) => None,
@@ -290,7 +292,7 @@ impl Katran {
         }
     }
 
-    /// The address that a real's id stands for; `None` if that real is gone.
+    /// The address that a real's id names; `None` if that real is gone.
     pub(super) fn owner(&self, id: u32) -> Option<IpAddr> {
         let number = id & types::flow_table_constant::REAL_NUMBER_MASK.0;
         let address = self.real_numbered(number)?;
@@ -300,7 +302,7 @@ impl Katran {
 
     fn age(&self, value: &types::flow_value, now: u32) -> Duration {
         let ticks = now.wrapping_sub(value.used);
-        // One that has just been stamped may be a little ahead.
+        // A fresh stamp may be slightly ahead.
         match ticks > u32::MAX / 2 {
             true => Duration::ZERO,
             false => self.fixed.tick * ticks,

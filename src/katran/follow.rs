@@ -1,9 +1,9 @@
-//! For what reasons next hops are followed, and in which network namespaces. Reasons are worked out from
-//! what is attached, so a call that fails half way leaves exactly those that hold.
+//! Why next hops are followed, and in which network namespace. The reasons are derived from what is
+//! attached, so a call that fails half way leaves exactly those that hold.
 //!
-//! A balancer's packets read one set of next hops, so of several namespaces those of the first count,
-//! until no reason is left there. Sockets and descriptors of namespaces, which keep them alive, are held only
-//! while anything has to be found out: not with a gateway that was given.
+//! A balancer's packets read one set of next hops. With attachments in several namespaces those of
+//! the first count, until it has no reason left. Sockets and descriptors keep a namespace alive, so
+//! they are held only while there is something to discover: not with a configured gateway.
 
 use std::mem;
 use std::sync::Arc;
@@ -28,35 +28,34 @@ use crate::next_hop::Wanted;
 use crate::next_hop::Watcher;
 use crate::types::NextHops;
 
-/// Between two looks at what is attached, which take some calls of the kernel's.
+/// Between two looks at what is attached, which take some system calls.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The follower, and where it is.
+/// The follower, and where it works.
 #[derive(Default)]
 pub(super) struct Following {
-    /// In the first namespace of the ground, if anything has to be found out.
+    /// In the first namespace of the ground, if there is anything to discover.
     pub(super) watcher: Option<Watcher>,
-    /// Where the ground lies between two calls, for the watcher's thread.
+    /// Where the ground lies between calls, for the watcher's thread.
     common: Common,
-    /// The ground, while a call is at work or there is no watcher.
+    /// The ground during a call, or without a watcher.
     ground: Ground,
-    /// The namespace in which the embedder has asked for it.
+    /// The namespace in which the embedder called `follow`.
     pub(super) embedder: Option<u64>,
-    /// When it was last looked what is attached.
+    /// When the attachments were last looked at.
     looked: Option<Instant>,
 }
 
 /// How long a call waits for a follower that it has started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Until {
-    /// Not at all.
     Started,
-    /// Until the gateway is known, if it has to be.
+    /// Until the gateway is known, if it must be discovered.
     Known,
 }
 
 impl Following {
-    /// Takes the ground: from now on the watcher's thread stays where it is.
+    /// Takes the ground: the watcher's thread stays where it is from now on.
     pub(super) fn take(&mut self) -> &mut Ground {
         let elsewhere = self
             .watcher
@@ -72,25 +71,25 @@ impl Following {
         &mut self.ground
     }
 
-    /// Lays the ground down for the watcher's thread, if there is one, with the reasons that hold.
+    /// Lays the ground down for the watcher's thread, if there is one, with the current reasons.
     fn lay(&mut self, reasons: Vec<Held>) {
         if self.watcher.as_ref().is_some_and(Watcher::is_here) {
             self.common.lay(mem::take(&mut self.ground), reasons);
         }
     }
 
-    /// A follower whose thread has ended makes room for another: it has panicked, or found no reason left.
+    /// Makes room for another follower if the thread has ended: by a panic, or for want of reasons.
     fn replace_ended(&mut self) {
         let has_panicked = self.watcher.as_ref().is_some_and(Watcher::has_ended);
         if has_panicked && !self.ground.is_left {
-            log::error!("the thread that follows next hops has ended: another one is started");
+            log::error!("the thread that follows next hops has ended: starting another");
         }
         if has_panicked || self.ground.is_left {
             self.stop();
         }
     }
 
-    /// Ends it in the first namespace; it may be started again there.
+    /// Ends it in the first namespace, where it may start again.
     fn stop(&mut self) {
         self.take();
         self.ground.forget();
@@ -103,13 +102,13 @@ impl Following {
         }
     }
 
-    /// Packets read other memory from now on: what is found out next is written there.
+    /// Packets read other memory from now on: later discoveries are written there.
     pub(super) fn start_again(&mut self) {
         self.stop();
         self.looked = None;
     }
 
-    /// Nothing has to be found out: nothing is held of any namespace.
+    /// Nothing to discover: releases every namespace.
     fn let_go(&mut self) {
         self.stop();
         for followed in &mut self.ground.namespaces {
@@ -118,15 +117,16 @@ impl Following {
     }
 }
 
+/// # Following next hops
 impl GatewaysMut<'_> {
-    /// Starts to find out next hops, if any have to be, in the calling thread's network namespace, until
-    /// [`stop_following`](Self::stop_following).
-    /// [`attach`](Katran::attach) does it, until the last [`detach`](Katran::detach); only those who attach
-    /// [`program_fd`](Katran::program_fd) by other means have to.
+    /// Starts to discover next hops, where needed, in the calling thread's network namespace, until
+    /// [`stop_following`](Self::stop_following). Call it only if you attach
+    /// [`program_fd`](Katran::program_fd) yourself: [`attach`](Katran::attach) does it for the
+    /// library's own attachments.
     ///
     /// # Errors
-    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if netlink
-    /// sockets are refused. Nothing has changed then.
+    /// [`Error::NoNextHop`](crate::Error::NoNextHop); [`Error::Kernel`](crate::Error::Kernel) if
+    /// netlink sockets are refused. Nothing has changed then.
     pub fn follow(&mut self) -> Result<()> {
         let _call = self.katran.call()?;
         let katran = &mut *self.katran;
@@ -143,8 +143,8 @@ impl GatewaysMut<'_> {
         Ok(())
     }
 
-    /// Ends what [`follow`](Self::follow) has begun. Next hops are followed on as long
-    /// as the library has anything attached.
+    /// Undoes [`follow`](Self::follow). The library still follows next hops while it has anything
+    /// attached.
     pub fn stop_following(&mut self) {
         let Ok(_call) = self.katran.call() else {
             return;
@@ -157,9 +157,9 @@ impl GatewaysMut<'_> {
 }
 
 impl Katran {
-    /// Follows next hops for something that is about to be in the calling thread's network namespace, and
-    /// waits until the gateway is known, if it has to be. In any case [`note_attached`](Self::note_attached)
-    /// comes next, when it has been found out what is there.
+    /// Follows next hops for something about to be attached in the calling thread's network
+    /// namespace, and waits until the gateway is known, if it must be discovered. The caller calls
+    /// [`note_attached`](Self::note_attached) next, whatever the outcome.
     pub(super) fn follow_next_hops_for(&mut self, reason: Reason) -> Result<()> {
         let mut reasons = self.reasons();
         if let Some(here) = here() {
@@ -174,8 +174,9 @@ impl Katran {
         self.follow_for(&reasons, Until::Known)
     }
 
-    /// Something is about to change: looks whether what was attached still is, unless that was done a moment
-    /// ago; interfaces go without a call of ours. Next hops are followed, and probes leave, where something is.
+    /// Before a change: checks whether attachments still exist, unless that was done a moment ago,
+    /// because interfaces go without a call of ours. Next hops are followed, and probes leave,
+    /// where something is attached.
     pub(super) fn look_at_attachments(&mut self) {
         let looked = self.following.looked;
         let is_elsewhere = |watcher: &Watcher| !watcher.is_here();
@@ -188,13 +189,14 @@ impl Katran {
         if let Some(checks) = &mut self.healthchecks
             && let Err(error) = checks.route(&mains)
         {
-            log::warn!("health checks leave by an interface that is not ours: {error}");
+            log::warn!("health checks may leave by an interface without the balancer: {error}");
         }
         self.note_attached();
         self.following.looked = Some(Instant::now());
     }
 
-    /// Attachments have changed: next hops, MTUs and Ethernet addresses are followed for those that are there.
+    /// After a change of attachments: follows next hops, MTUs and Ethernet addresses for those that
+    /// exist.
     pub(super) fn note_attached(&mut self) {
         let reasons = self.reasons();
         let ground = self.following.take();
@@ -202,13 +204,13 @@ impl Katran {
         reasons.iter().for_each(|held| ground.add(held.namespace));
         if let Err(error) = self.follow_for(&reasons, Until::Started) {
             log::error!("next hops are not followed: {error}");
-            // The next call tries again; nothing is followed where no reason is left.
+            // The next call tries again; without a reason nothing is followed.
             self.following.stop();
         }
         let namespaces = &mut self.following.take().namespaces;
         namespaces.retain(|of| reasons.iter().any(|held| held.namespace == of.number));
-        // The kernel does not tell in which namespace a root program has its interfaces. One of the same index
-        // elsewhere has another address, and all frames would pass.
+        // The kernel does not report in which namespace a root program has its interfaces. An
+        // interface of the same index elsewhere has another address, and all frames would pass.
         let places = reasons.iter().filter_map(|held| match held.reason {
             Reason::Interface(index) => Some((held.namespace, index)),
             Reason::Entry | Reason::HealthChecks | Reason::Embedder => None,
@@ -218,15 +220,16 @@ impl Katran {
         self.lay_losses();
     }
 
-    /// Follows next hops for these reasons, which are another balancer's until now, and waits until the gateway is known.
+    /// Follows next hops for these reasons, which were another balancer's, and waits until the
+    /// gateway is known.
     pub(super) fn follow_for_all(&mut self, reasons: &[Held]) -> Result<()> {
         let ground = self.following.take();
         reasons.iter().for_each(|held| ground.add(held.namespace));
         self.follow_for(reasons, Until::Known)
     }
 
-    /// Has next hops followed in the first namespace that has a reason. If that cannot be, it goes on
-    /// where it was.
+    /// Follows next hops in the first namespace that has a reason. If that fails, it stays where it
+    /// was.
     fn follow_for(&mut self, reasons: &[Held], until: Until) -> Result<()> {
         let wanted = self.wanted();
         let following = &mut self.following;
@@ -255,7 +258,7 @@ impl Katran {
         match started {
             Ok(watcher) => {
                 self.following.watcher = watcher;
-                // That before it has no reason any more.
+                // The namespace before has no reason left.
                 self.following.ground.namespaces.drain(..first);
                 Ok(())
             }
@@ -301,7 +304,7 @@ impl Katran {
         let start = || Watcher::start(site, guide, wanted, cells, reals);
         // A thread keeps its namespace alive, so the follower's is not in the caller's.
         let started = match wanted.mode {
-            // The kernel takes an interface's index for one of the thread's namespace.
+            // The kernel resolves an interface's index in the thread's namespace.
             NextHops::Redirect => way.namespace.run(start),
             NextHops::Gateway | NextHops::PerReal => way.namespace.run_if_allowed(start),
         };
@@ -316,10 +319,10 @@ impl Katran {
         Ok(watcher)
     }
 
-    /// Finds out what `wanted` asks for, and follows that from now on, or goes on as before. Addresses that
-    /// were given are still to be [written](Self::write_gateways).
+    /// Discovers what `wanted` asks for and follows it from now on, or continues as before. The
+    /// caller still [writes](Self::write_gateways) the configured addresses.
     pub(super) fn follow(&mut self, wanted: Wanted) -> Result<()> {
-        // Now: where nothing is left nothing has to be found out.
+        // Now: with no reason left there is nothing to discover.
         self.following.looked = None;
         self.look_at_attachments();
         self.following.take();
@@ -346,7 +349,7 @@ impl Katran {
                 let attached = self.following.ground.attached(0, &reasons);
                 let started = self.start_following(0, before, attached, Until::Started);
                 let started = started.and_then(|watcher| {
-                    // The address that was given serves until another is found.
+                    // The configured address serves until another is found.
                     watcher.set_wanted(wanted);
                     watcher.wait().map(|()| watcher)
                 });

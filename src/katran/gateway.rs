@@ -1,4 +1,4 @@
-//! Where encapsulated packets are sent to, and which source they bear.
+//! The destination and the outer source of encapsulated packets.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::RealNumber;
 
-/// Where encapsulated packets are sent to, and which source they bear: [`Katran::gateways`].
+/// The destination and the outer source of encapsulated packets: [`Katran::gateways`].
 ///
 /// ```no_run
 /// use katran::Family;
@@ -43,8 +43,8 @@ pub struct Gateways<'a> {
 }
 
 impl Gateways<'_> {
-    /// The Ethernet address that encapsulated frames for reals of a family are sent to; all zero if it
-    /// is to be found out and is not known yet.
+    /// The MAC address that encapsulated frames for a family's reals go to; all zero while the
+    /// library has not discovered it.
     #[doc(alias = "getMac")]
     pub fn mac(&self, family: Family) -> MacAddr {
         let watcher = self.katran.following.watcher.as_ref();
@@ -53,21 +53,21 @@ impl Gateways<'_> {
         found.or(fixed).unwrap_or(MacAddr::new([0; 6]))
     }
 
-    /// The gateway as it was asked for.
+    /// The configured gateway.
     pub fn setting(&self) -> Gateway {
         self.katran.config.gateway_mac
     }
 
-    /// Where packets go next, where the library finds that out: with [`Gateway::Auto`] the two gateways,
-    /// with [`NextHops::PerReal`](crate::NextHops::PerReal) and
-    /// [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Nothing before
-    /// the first attachment, and nothing where the address is given.
+    /// The next hops that the library discovers: with [`Gateway::Auto`] the two gateways, with
+    /// [`NextHops::PerReal`](crate::NextHops::PerReal) and
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect) the next hop of each real. Empty before
+    /// the first attachment, and where you configured the address.
     ///
-    /// They are those of the first network namespace with an attachment, for frames from all attachments: a
-    /// balancer for each is needed where routers differ.
+    /// They are those of the first network namespace with an attachment, for frames from all
+    /// attachments. Where routers differ, run one balancer for each namespace.
     ///
-    /// A snapshot, below a microsecond whatever the number of reals; the thread that finds out next hops does not
-    /// make it wait.
+    /// The snapshot takes less than a microsecond for any number of reals, and never waits for the
+    /// thread that discovers next hops.
     pub fn next_hops(&self) -> NextHopList {
         self.katran
             .following
@@ -77,21 +77,21 @@ impl Gateways<'_> {
             .unwrap_or_default()
     }
 
-    /// The longest frame that is forwarded now, bytes: the setting
-    /// [`max_frame`](crate::Builder::max_frame), or what it has come to if that is
+    /// The longest frame that is forwarded, in bytes: the setting
+    /// [`max_frame`](crate::Builder::max_frame), or its present value if that is
     /// [`Auto`](crate::state::MaxFrame::Auto).
     pub fn max_frame(&self) -> u32 {
         self.katran.links.longest()
     }
 
-    /// The outer source address of a family, if one is set: what GUE sends from, and what
-    /// `STRICT_DESTINATION` takes for this host's own.
+    /// A family's outer source address, if set: GUE sends from it, and `STRICT_DESTINATION` takes
+    /// it for this host's own.
     pub fn source(&self, family: Family) -> Option<IpAddr> {
         self.katran.source(family)
     }
 }
 
-/// Changes where encapsulated packets are sent to, and which source they bear: [`Katran::gateways_mut`].
+/// Changes the destination and the outer source of encapsulated packets: [`Katran::gateways_mut`].
 ///
 /// ```no_run
 /// use katran::Gateway;
@@ -108,9 +108,10 @@ pub struct GatewaysMut<'a> {
     pub(super) katran: &'a mut Katran,
 }
 
+/// # Gateways and sources
 impl GatewaysMut<'_> {
-    /// Sends encapsulated frames to another Ethernet address from now on: those of all families that
-    /// have no address of their own.
+    /// Sends encapsulated frames to another MAC address, for every family without an address of its
+    /// own.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address.
@@ -119,17 +120,18 @@ impl GatewaysMut<'_> {
         self.set(Gateway::Mac(mac))
     }
 
-    /// Sends encapsulated frames to another router from now on, or has it found out: in the network
-    /// namespace of the first attachment, whichever the calling thread is in. While nothing has to be found out
-    /// the library holds nothing of that namespace, so the change from an address to [`Gateway::Auto`] has it
-    /// search `/proc` for the namespace, if the caller is elsewhere, and takes `CAP_SYS_ADMIN` then.
+    /// Sends encapsulated frames to another router, or makes the library discover one.
+    ///
+    /// The library looks in the network namespace of the first attachment, whatever the calling
+    /// thread's. While it has nothing to discover it holds no reference to that namespace. A change
+    /// from an address to [`Gateway::Auto`] by a thread in another namespace therefore searches
+    /// `/proc`, which takes `CAP_SYS_ADMIN`. A balancer without attachments does not look yet.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address, or is to be found
-    /// out in a namespace that is hidden from this process (it is in no `/proc` that the process sees);
-    /// [`Error::NoNextHop`](crate::Error::NoNextHop) if it is to be found out and cannot be within
-    /// three seconds after all reals were looked at: then nothing has changed. A balancer that is attached
-    /// nowhere does not look for it yet.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address, or no
+    /// process visible in `/proc` is in the namespace;
+    /// [`Error::NoNextHop`](crate::Error::NoNextHop) if the gateway is not found within three
+    /// seconds after all reals were looked at. Nothing has changed then.
     pub fn set(&mut self, gateway: Gateway) -> Result<()> {
         let _call = self.katran.call()?;
         check_gateway(gateway)?;
@@ -140,8 +142,8 @@ impl GatewaysMut<'_> {
         self.katran.change_gateways(wanted)
     }
 
-    /// Sends encapsulated frames for IPv6 reals to another Ethernet address from now on; `None`: to
-    /// that of [`set`](Self::set).
+    /// Sends encapsulated frames for IPv6 reals to a separate MAC address; `None`: to that of
+    /// [`set`](Self::set).
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -155,17 +157,19 @@ impl GatewaysMut<'_> {
         self.katran.change_gateways(wanted)
     }
 
-    /// Sets the outer source address of its family, from now on.
+    /// Sets the outer source address of its family.
     ///
-    /// GUE sends from it, and `STRICT_DESTINATION` takes it for this host's own; IP in IP makes up
-    /// a source for each flow (see [`Builder::ipip_source_v4`](crate::Builder::ipip_source_v4)).
+    /// GUE sends from it, and `STRICT_DESTINATION` takes it for this host's own. IP in IP makes up
+    /// a source for each flow instead (see
+    /// [`Builder::ipip_source_v4`](crate::Builder::ipip_source_v4)).
     ///
-    /// A second call within some milliseconds waits until no packet under way reads what the one before
-    /// the first has set.
+    /// A second call within some milliseconds waits until no packet uses the oldest of the three
+    /// addresses.
     ///
     /// # Errors
     /// [`Error::InvalidAddress`](crate::Error::InvalidAddress) if no host can have it;
-    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel refuses to wait. Nothing has changed then.
+    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel refuses to wait. Nothing has changed
+    /// then.
     #[doc(alias = "addSrcIpForPcktEncap")]
     pub fn set_source(&mut self, address: IpAddr) -> Result<()> {
         let _call = self.katran.call()?;
@@ -176,24 +180,24 @@ impl GatewaysMut<'_> {
     }
 }
 
+/// # Next hops and outer sources
 impl Katran {
-    /// Where encapsulated packets are sent to, and which source they bear.
+    /// The destination and the outer source of encapsulated packets.
     pub fn gateways(&self) -> Gateways<'_> {
         Gateways { katran: self }
     }
 
-    /// Changes where encapsulated packets are sent to, and which source they bear.
+    /// Changes the destination and the outer source of encapsulated packets.
     pub fn gateways_mut(&mut self) -> GatewaysMut<'_> {
         GatewaysMut { katran: self }
     }
 
-    /// Gives a family its source address, or takes it away.
     pub(super) fn change_source(&mut self, family: Family, address: Option<IpAddr>) -> Result<()> {
         if self.source(family) == address {
             return Ok(());
         }
         let passed = self.collect();
-        // There are two copies, of which packets may read the one before this.
+        // There are two copies, and packets may read the one before this.
         let config = with_source(&self.config, family, address);
         let written = Prepared::plain(settings(&config)).write(self, |katran| {
             match katran.sources_set > passed {
@@ -222,8 +226,8 @@ impl Katran {
         }
     }
 
-    /// Sends packets to other gateways. What has to be found out is found before the switch; packets that
-    /// come meanwhile go to the first that is found.
+    /// Sends packets to other gateways. The library discovers what it must before the switch;
+    /// meanwhile packets go to the first gateway found.
     fn change_gateways(&mut self, wanted: Wanted) -> Result<()> {
         let config = Config {
             gateway_mac: wanted.gateway,
@@ -255,7 +259,7 @@ impl Katran {
         }
     }
 
-    /// Writes the addresses that the user has given.
+    /// Writes the configured addresses.
     pub(super) fn write_gateways(&self, wanted: Wanted) {
         self.write_gateway_macs(wanted);
         if let (None, Some(hops)) = (&self.following.watcher, &self.maps.next_hops) {
@@ -265,7 +269,7 @@ impl Katran {
         }
     }
 
-    /// The same, but for next hops of reals, of which packets may know more.
+    /// The same without the reals' next hops, for which packets may know better ones.
     pub(super) fn write_gateway_macs(&self, wanted: Wanted) {
         for family in Family::ALL {
             if let Some(mac) = wanted.fixed(family) {
@@ -277,7 +281,7 @@ impl Katran {
         }
     }
 
-    /// Packets may be sent to these reals from now on.
+    /// Packets may go to these reals from now on.
     pub(super) fn reach(&self, added: &[RealRecord]) {
         let reals = added.iter().map(|record| (record.number.0, record.address));
         if let Some(watcher) = &self.following.watcher {
@@ -289,7 +293,7 @@ impl Katran {
         }
     }
 
-    /// No packets are sent to these any more; those that are under way still may be.
+    /// No new packets go to these; packets under way may.
     pub(super) fn forget(&mut self, numbers: impl Iterator<Item = u16>) {
         let numbers: Vec<_> = numbers.collect();
         if numbers.is_empty() {
@@ -304,7 +308,7 @@ impl Katran {
         }
     }
 
-    /// Clears the hops of reals that are gone since no packet reads them any more.
+    /// Clears the hops of removed reals that no packet reads any more.
     pub(super) fn clear_left_hops(&mut self, passed: Moment) {
         let Some(hops) = &self.maps.next_hops else {
             return;
@@ -313,7 +317,7 @@ impl Katran {
             && *moment <= passed
         {
             for number in numbers {
-                // Another real may have it by now, with a hop of its own.
+                // Another real may have the number, with its own hop.
                 if self.table.address_of(RealNumber(*number)).is_none() {
                     hops.clear(*number);
                 }
@@ -335,7 +339,7 @@ fn with_source(config: &Config, family: Family, address: Option<IpAddr>) -> Conf
     config
 }
 
-/// What is known of a real's next hop before anything is found out, which is when the balancer is attached.
+/// Writes what is known of a real's next hop before discovery, which begins with attachment.
 fn write_hop(hops: &HopCells, wanted: Wanted, number: u16, real: IpAddr) {
     match wanted.fixed(Family::of(real)) {
         Some(mac) => hops.set(number, mac, 0),

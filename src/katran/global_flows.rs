@@ -1,4 +1,4 @@
-//! The global flow tables: flows that the host application knows better than the ring, by CPU.
+//! The global flow tables, one per CPU: flows whose real the host application chooses.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use crate::skel::katran::types;
 use crate::sys::map::Typed;
 use crate::types::Flow;
 
-/// The global flow tables: [`Katran::global_flows`].
+/// Reads the global flow tables: [`Katran::global_flows`].
 ///
 /// ```no_run
 /// use katran::Flow;
@@ -30,8 +30,8 @@ pub struct GlobalFlows<'a> {
 }
 
 impl GlobalFlows<'_> {
-    /// Where a CPU's global flow table sends a flow; `None` if it does not know the flow, or the
-    /// real is gone. Asking does not count as use.
+    /// The real that a CPU's global flow table has for a flow; `None` if the table does not know
+    /// the flow, or the real is gone. The lookup does not count as a use.
     ///
     /// # Errors
     /// As [`GlobalFlowsMut::set`].
@@ -63,14 +63,13 @@ pub struct GlobalFlowsMut<'a> {
 }
 
 impl GlobalFlowsMut<'_> {
-    /// Tells the packets of a flow that arrive on this CPU where to go, if the flow table does not
-    /// know them and their VIP has [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); or leads
-    /// them elsewhere. SYNs do not ask. A CPU that is none of
-    /// [`forwarding_cpus`](crate::Builder::forwarding_cpus) shares a small table with all others
-    /// like it.
+    /// Sets the real of a flow's packets that arrive on this CPU. It applies if the flow table does
+    /// not know the flow, its VIP has [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU) and the
+    /// packet is not a SYN. All CPUs outside [`forwarding_cpus`](crate::Builder::forwarding_cpus)
+    /// share one small table.
     ///
-    /// A full table forgets the flow unused for longest. The entry does not keep the real alive:
-    /// once nothing names the real any more, it counts no longer.
+    /// A full table drops the least recently used flow. The entry does not keep the real alive:
+    /// once nothing names the real any more, the entry is void.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without [`Features::GLOBAL_FLOW_TABLE`]; [`Error::NotFound`] if no
@@ -94,7 +93,7 @@ impl GlobalFlowsMut<'_> {
         })
     }
 
-    /// Makes a CPU's global flow table forget a flow; `false` if it did not know it.
+    /// Removes a flow from a CPU's global flow table; `false` if it was not there.
     ///
     /// # Errors
     /// As [`GlobalFlowsMut::set`].
@@ -110,8 +109,9 @@ impl GlobalFlowsMut<'_> {
     }
 }
 
+/// # Global flow tables
 impl Katran {
-    /// The global flow tables: flows that the host application knows better than the ring.
+    /// Reads the global flow tables, which the host application fills.
     pub fn global_flows(&self) -> GlobalFlows<'_> {
         GlobalFlows { katran: self }
     }
@@ -158,8 +158,8 @@ impl Katran {
         Ok(maps.of_cpu(cpu))
     }
 
-    /// What the global tables say of a flow that no flow table knows: that of the lowest CPU that
-    /// knows it, or the shared one.
+    /// What the global tables have for a flow that no flow table knows: the entry of the lowest CPU
+    /// that knows it, or of the shared table.
     pub(super) fn in_global_flows(
         &self,
         key: &types::flow_key,

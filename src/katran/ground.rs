@@ -1,9 +1,9 @@
-//! Where next hops are followed: the network namespaces with reasons, and what says whether a reason still
-//! holds. While a call of the handle is at work it has this; in between it lies where the follower's thread
-//! finds it, which so moves on, or ends, without a call.
+//! The network namespaces with reasons to follow next hops, and what reports whether a reason still
+//! holds. A call of the handle takes this over; between calls it lies where the follower's thread
+//! finds it, which can so move on, or end, without a call.
 //!
-//! Under the lock the thread asks the kernel some questions, and opens sockets when it moves on. Only changes of
-//! attachments and of gateways wait for it, no getter.
+//! Under the lock the thread asks the kernel some questions, and opens sockets when it moves on.
+//! Only changes of attachments and gateways wait for it, no getter.
 
 use std::io;
 use std::mem;
@@ -30,11 +30,12 @@ use crate::next_hop::Sockets;
 use crate::sys::namespace::Namespace;
 use crate::types::NextHops;
 
-/// When the thread looks again, other than after a notice of a link: if there is a namespace to move on to, ...
+/// When the thread looks again without a notice of a link: if there is a namespace to move to, ...
 const SOON: Duration = Duration::from_secs(1);
 /// ... and if there is none, or none that it can reach.
 const LATER: Duration = Duration::from_secs(15);
-/// How often, a millisecond apart, a child made by fork(2) tries a lock that nobody may be left to give up.
+/// How often, a millisecond apart, a child made by fork(2) tries a lock whose holder may not exist
+/// there.
 const MOST_TRIES: u32 = 100;
 
 /// Why next hops are followed in a network namespace.
@@ -42,19 +43,18 @@ const MOST_TRIES: u32 = 100;
 pub(super) enum Reason {
     /// The program is attached to the interface with this index.
     Interface(u32),
-    /// It is an entry of a root program.
+    /// It is in an entry of a root program.
     Entry,
-    /// Probes leave there.
     HealthChecks,
-    /// The embedder has said so, who attaches by means of its own.
+    /// The embedder, which attaches the program itself, called `follow`.
     Embedder,
 }
 
-/// A reason that held when the handle looked last.
+/// A reason that held when the handle last looked.
 pub(super) struct Held {
     pub(super) namespace: u64,
     pub(super) reason: Reason,
-    /// Says whether it still does. `None`: it does until the handle says otherwise.
+    /// Reports whether it still does. `None`: it does until the handle says otherwise.
     witness: Option<Witness>,
 }
 
@@ -70,7 +70,7 @@ impl Held {
 
     fn witnessed(namespace: u64, reason: Reason, witness: io::Result<Witness>) -> Self {
         let witness = witness.inspect_err(|error| {
-            log::warn!("that an attachment goes will be seen with the next change only: {error}");
+            log::warn!("a lost attachment will be noticed only with the next change: {error}");
         });
         Self {
             namespace,
@@ -85,31 +85,31 @@ impl Held {
     }
 }
 
-/// The network namespaces with reasons, in the order in which they came. Next hops are followed in the first.
+/// The network namespaces with reasons, oldest first. Next hops are followed in the first.
 #[derive(Default)]
 pub(super) struct Ground {
     pub(super) namespaces: Vec<Followed>,
-    /// Which attached interfaces the follower was told of; `None`: those that it was started with.
+    /// The attached interfaces last passed to the follower; `None`: those that it was started with.
     pub(super) told: Option<Vec<u32>>,
-    /// Those that held when the handle has laid this down.
+    /// Those that held when the handle laid this down.
     reasons: Vec<Held>,
-    /// The thread has found no reason left, and ended.
+    /// The thread found no reason left, and has ended.
     pub(super) is_left: bool,
     /// The thread has no reason left where it is, and could not reach the next namespace.
     is_stuck: bool,
 }
 
 pub(super) struct Followed {
-    /// The kernel's number of the namespace.
+    /// The namespace's inode number.
     pub(super) number: u64,
-    /// While anything has to be found out.
     pub(super) way: Option<Way>,
 }
 
-/// What it takes to find out next hops in a namespace, wherever the caller is.
+/// What it takes to discover next hops in a namespace, wherever the caller is.
 pub(super) struct Way {
     pub(super) namespace: Namespace,
-    /// While nothing is followed here. Opened by the thread that came first, for whom it took no privilege.
+    /// While nothing is followed here. Opened by the thread that came first, which needed no
+    /// privilege.
     pub(super) sockets: Option<Sockets>,
 }
 
@@ -120,12 +120,12 @@ impl Way {
         Ok(Self {
             namespace: namespace
                 .map_err(|error| kernel_error("ask for", "the network namespace", error))?,
-            // Without them nothing can be found out here, which is told if it has to be.
+            // Without them nothing can be discovered here; that is reported once it must be.
             sockets: Sockets::open().ok(),
         })
     }
 
-    /// Into the namespace with this number, of which nothing was held until now.
+    /// Into the namespace with this number, of which nothing was held before.
     fn to(number: u64) -> Result<Self> {
         let found = Namespace::find(number);
         let found =
@@ -147,7 +147,6 @@ impl Way {
 }
 
 impl Followed {
-    /// What it takes to follow next hops here.
     pub(super) fn way(&mut self) -> Result<&mut Way> {
         match &mut self.way {
             Some(way) => Ok(way),
@@ -157,7 +156,8 @@ impl Followed {
 }
 
 impl Ground {
-    /// Nothing is followed any more. Witnesses go, too: they hold descriptors of attachments.
+    /// Nothing is followed any more. Drops the witnesses, too: they hold descriptors of
+    /// attachments.
     pub(super) fn forget(&mut self) {
         let namespaces = mem::take(&mut self.namespaces);
         *self = Self {
@@ -166,14 +166,14 @@ impl Ground {
         };
     }
 
-    /// There is a reason in this namespace.
     pub(super) fn add(&mut self, number: u64) {
         if !self.namespaces.iter().any(|of| of.number == number) {
             self.namespaces.push(Followed { number, way: None });
         }
     }
 
-    /// Opens what it takes to follow next hops in the calling thread's namespace, if that has a reason.
+    /// Opens what it takes to follow next hops in the calling thread's namespace, if that has a
+    /// reason.
     pub(super) fn open_here(&mut self) -> Result<()> {
         let here = here();
         let mut namespaces = self.namespaces.iter_mut();
@@ -184,14 +184,14 @@ impl Ground {
         Ok(())
     }
 
-    /// The position of the first namespace that has a reason.
+    /// The position of the first namespace with a reason.
     pub(super) fn first(&self, reasons: &[Held]) -> Option<usize> {
         let has_reason = |of: &Followed| reasons.iter().any(|held| held.namespace == of.number);
         self.namespaces.iter().position(has_reason)
     }
 
-    /// The indexes of the interfaces that the program is attached to in a namespace; none if some are not
-    /// known.
+    /// The indexes of the interfaces that the program is attached to in a namespace; empty if some
+    /// are unknown.
     pub(super) fn attached(&self, at: usize, reasons: &[Held]) -> Vec<u32> {
         attached_in(self.namespaces[at].number, reasons.iter())
     }
@@ -206,7 +206,7 @@ impl Ground {
             return Look::Stay(again);
         };
         let holds = |held: &&Held| match held.reason {
-            // Of an interface that was moved a witness may not know.
+            // A witness may not notice that an interface was moved.
             Reason::Interface(index) if held.namespace == first && !is_there(index) => false,
             _ => held.holds(),
         };
@@ -250,16 +250,17 @@ impl Ground {
     }
 }
 
-/// What the follower's thread needs in a namespace, which is led there if it may be, and for device maps has to.
+/// What the follower's thread needs in a namespace. Takes the thread there if permitted; device
+/// maps require it.
 fn site(to: &mut Followed, mode: NextHops, reasons: &[&Held]) -> Result<Site> {
     let namespace = to.number;
     let attached = attached_in(namespace, reasons.iter().copied());
     let way = to.way()?;
     let sockets = way.sockets()?;
-    // The thread keeps the namespace alive that it is in.
+    // The thread keeps its namespace alive.
     match way.namespace.enter() {
         Ok(()) => {}
-        // The kernel takes an interface's index for one of the thread's namespace.
+        // The kernel resolves an interface's index in the thread's namespace.
         Err(error) if mode == NextHops::Redirect => {
             way.sockets = Some(sockets);
             return Err(kernel_error("enter", "a network namespace", error));
@@ -285,19 +286,19 @@ fn attached_in<'a>(namespace: u64, reasons: impl Iterator<Item = &'a Held>) -> V
     attached
 }
 
-/// The place where the ground lies, if the handle has it not.
+/// Where the ground lies while the handle does not have it.
 #[derive(Clone, Default)]
 pub(super) struct Common(Arc<Mutex<Option<Ground>>>);
 
 impl Common {
-    /// Takes the ground; from now on the thread stays where it is.
+    /// Takes the ground; the thread stays where it is from now on.
     pub(super) fn take(&self) -> Option<Ground> {
-        // What a panic has left is whole.
+        // A panic leaves it whole.
         let mut ground = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         ground.take()
     }
 
-    /// The same in a child made by fork(2), where nobody may be left to give up the lock.
+    /// The same in a child made by fork(2), where nothing may be left to release the lock.
     pub(super) fn take_if_free(&self) -> Option<Ground> {
         for _ in 0..MOST_TRIES {
             match self.0.try_lock() {
@@ -309,7 +310,7 @@ impl Common {
         None
     }
 
-    /// Lays the ground down for the thread, with the reasons that hold.
+    /// Lays the ground down for the thread, with the current reasons.
     pub(super) fn lay(&self, ground: Ground, reasons: Vec<Held>) {
         let ground = Ground { reasons, ..ground };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ground);
@@ -339,7 +340,6 @@ impl Guide for Led {
 }
 
 impl Katran {
-    /// The reasons that hold.
     pub(super) fn reasons(&self) -> Vec<Held> {
         let mut reasons = Vec::new();
         for link in self.attachments.present() {
@@ -368,8 +368,8 @@ fn hidden() -> Error {
     Error::InvalidConfig {
         setting: "gateway_mac",
         value: "auto".to_owned(),
-        reason: "is found out in the network namespace of the first attachment, which this process cannot \
-                 find: call from a thread there"
+        reason: "is discovered in the network namespace of the first attachment, which this \
+        process cannot find: call from a thread there"
             .to_owned(),
     }
 }
@@ -381,8 +381,8 @@ mod tests {
 
     use super::*;
 
-    /// A ground of the calling thread's namespace and of one that there is not, each with an interface whose
-    /// witnesses say what these flags do.
+    /// A ground of the calling thread's namespace and of one that does not exist, each with an
+    /// interface whose witnesses report these flags.
     fn ground(flags: [&Arc<AtomicBool>; 2]) -> Ground {
         let mut ground = Ground::default();
         for (namespace, flag) in [u64::MAX, here().unwrap()].into_iter().zip(flags) {
@@ -421,7 +421,7 @@ mod tests {
         };
         assert_eq!((site.namespace, site.attached), (here().unwrap(), vec![1]));
         assert_eq!(ground.told, Some(vec![1]));
-        // Alone, and then moved to where the witness does not see it.
+        // Alone, and then moved without its witness noticing.
         assert!(matches!(look(&mut ground, true), Look::Stay(LATER)));
         assert!(matches!(look(&mut ground, false), Look::Leave));
         assert!(ground.is_left && ground.namespaces.is_empty() && ground.reasons.is_empty());
@@ -438,7 +438,7 @@ mod tests {
             assert!(matches!(look(&mut ground), Look::Stay(LATER)));
             assert!(ground.is_stuck, "it would be logged again");
         }
-        // Where it is a reason has come back.
+        // A reason has come back where it is.
         there[1].store(true, Ordering::Relaxed);
         assert!(matches!(look(&mut ground), Look::Stay(SOON)));
         assert!(!ground.is_stuck);

@@ -1,7 +1,7 @@
-//! The table of handles: by what a balancer's maps are read and written. A row gives the handle, how it is
-//! taken from the loaded object, and the maps that it is of, by the names in `bpf/maps.h`; with features
-//! for those that only features have; and what `LibraryCounters` shows of their use: a name, and how many
-//! entries there are. `inside` are maps inside others. (Sizes and memory are the rows of `config/map_table.rs`.)
+//! The table of map handles. A row gives a handle, how it is taken from the loaded object, its maps
+//! by their names in `bpf/maps.h`, the features that have it, and its usage in `LibraryCounters` (a
+//! name and the number of entries). `inside` are maps inside others. The rows of
+//! `config/map_table.rs` give sizes and memory.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -48,11 +48,11 @@ pub(super) struct GlobalFlowMaps {
     /// By CPU number, ascending.
     pub(super) of_cpus: Vec<(u32, Typed<types::flow_key, u32>)>,
     pub(super) fallback: Typed<types::flow_key, u32>,
-    /// The map in which the program looks for its CPU's table.
+    /// The map in which the program looks up its CPU's table.
     pub(super) outer: MapArray,
 }
 
-/// A map whose use is shown, as it is called where that is; its capacity is that in the table of maps.
+/// A map with published usage, under its published name; its capacity is in the table of maps.
 pub(super) struct UseRow {
     pub(super) map: &'static str,
     pub(super) label: &'static str,
@@ -61,7 +61,7 @@ pub(super) struct UseRow {
 
 macro_rules! handles {
     (
-        // The words of the rows below.
+        // The names that the rows below use.
         $from:ident $config:ident $fixed:ident $inner:ident $rings:ident $grace:ident $global:ident
             $cells:ident $flows:ident $cpus:ident $tenure:ident;
         always {$(
@@ -78,25 +78,23 @@ macro_rules! handles {
             $inside:literal shows $inside_label:literal = $inside_entries:tt;
         )+}
     ) => {
-        /// The maps whose use is shown.
+        /// The maps with published usage.
         pub(super) const USES: &[UseRow] = &[
             $($($(UseRow { map: $name, label: $label, entries: $entries },)?)+)+
             $($($(UseRow { map: $called, label: $its_label, entries: $its_entries },)?)+)+
             $(UseRow { map: $inside, label: $inside_label, entries: $inside_entries },)+
         ];
 
-        /// Every map of the balancer.
         pub(super) struct Maps {
             $($(#[$about])* pub(super) $field: $type,)+
-            /// Of balancers whose reals have next hops of their own.
+            /// Only if reals have next hops of their own.
             pub(super) next_hops: Option<Arc<HopCells>>,
-            /// Of balancers that count more than packets and bytes.
+            /// Only if more than packets and bytes is counted.
             pub(super) details: Option<Details>,
             pub(super) features: FeatureMaps,
         }
 
         impl Maps {
-            /// All maps of a new balancer.
             pub(super) fn take(
                 $from: &KatranSkelMaps<'_>,
                 $config: &Config,
@@ -112,7 +110,7 @@ macro_rules! handles {
                     None => RingStore::resume(outer, ring_size, vips, tenure)?,
                 };
                 let $grace = $rings.grace_periods().clone();
-                // Those that the removal of void entries has in its hands, too.
+                // The thread that removes void entries uses these, too.
                 let $cells = Arc::new(VipCells::new(
                     own(&$from.data_vip_heads)?,
                     own(&$from.data_vip_infos)?,
@@ -139,14 +137,14 @@ macro_rules! handles {
                 })
             }
 
-            /// Every map that has a name of its own, with that name; not the inner ones.
+            /// Every map that has a name, with that name; not the inner ones.
             pub(super) fn named(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
                 let mut named = self.named_always();
                 named.extend(self.features.named());
                 named
             }
 
-            /// Those that no reload makes or takes away.
+            /// Those that no reload makes or removes.
             pub(super) fn named_always(&self) -> Vec<(&'static str, BorrowedFd<'_>)> {
                 let mut named = vec![$($(($name, self.$field $($fd)+),)+)+];
                 if let Some(hops) = &self.next_hops {
@@ -159,7 +157,7 @@ macro_rules! handles {
             }
         }
 
-        /// The maps that only features have; of those that are off there are none.
+        /// The maps that only features have; none for those that are off.
         #[derive(Default)]
         pub(super) struct FeatureMaps {
             $($(#[$of_feature])* pub(super) $option: Option<$handle>,)+
@@ -180,7 +178,7 @@ macro_rules! handles {
                 })
             }
 
-            /// These and those that are new; only `features` have any.
+            /// These and the new ones; only `features` have any.
             pub(super) fn with(self, new: Self, features: Features) -> Self {
                 Self {
                     $($option: new
@@ -194,7 +192,7 @@ macro_rules! handles {
                 self.named_of(Features::all())
             }
 
-            /// Those that there are of these features.
+            /// Those of these features that exist.
             pub(super) fn named_of(
                 &self,
                 features: Features,
@@ -229,7 +227,6 @@ handles! {
         rings: RingStore = rings, "rings" is (.outer().as_fd());
         live: Arc<Live> = Arc::new(Live::new(own(&from.data_live)?, Arc::clone(&tenure))?),
             ".data.live" is (.as_fd());
-        /// Counters and the rest that each CPU has for itself.
         cpus: Arc<PerCpuArray<types::cpu>> = Arc::clone(&cpus), "cpus" is (.as_fd());
         vip_counters: PerCpuArray<types::vip_counters> =
             PerCpuArray::new(own(&from.vip_counters)?)?,
@@ -242,7 +239,7 @@ handles! {
         flows: Arc<FlowTables> = Arc::clone(&flows),
             "flow_tables" is (.outer.as_fd()), "fallback_flows" is (.fallback.as_fd())
                 shows "fallback_flows" = (|_, flows| Ok(flows.of_shared()));
-        /// The server-id tables; which one packets look into `live` says.
+        /// The server-id tables; `live` selects the one that packets look into.
         server_ids: ServerIdStore = ServerIdStore::new(
                 MapArray::new(own(&from.server_ids)?)?,
                 grace.clone(),
@@ -251,7 +248,6 @@ handles! {
             ),
             "server_ids" is (.as_fd())
                 shows "server_ids" = (|katran, _| Ok(katran.maps.server_ids.len().into()));
-        /// Which of the flow tables' entries are void.
         voids: VoidFlows = VoidFlows::new(
                 Typed::new(own(&from.down_reals)?)?,
                 config.max_reals.into(),
@@ -286,7 +282,6 @@ handles! {
             "allowed_sources" is (.as_fd());
         egress_sources: PrefixTrie, with INLINE_DECAP = PrefixTrie::new(own(&from.egress_sources)?)?,
             "egress_sources" is (.as_fd());
-        /// The ring buffer.
         events: MapHandle, with INTROSPECTION = numbered(|| MapHandle::try_from(&from.events))?,
             "events" is (.as_fd());
     }
@@ -332,7 +327,7 @@ fn details(from: &KatranSkelMaps<'_>, config: &Config) -> io::Result<Option<Deta
 }
 
 impl FeatureMaps {
-    /// Puts the inner tables into the outer ones, and what is fixed at load into the others.
+    /// Puts the inner tables into the outer ones, and load-time values into the others.
     pub(super) fn fill(&self, config: &Config) -> Result<()> {
         for (name, trie, prefixes) in [
             (
@@ -357,7 +352,7 @@ impl FeatureMaps {
 }
 
 impl Maps {
-    /// The maps inside the others; of many that are alike, how many there are and one of them.
+    /// The inner maps: of each kind the number, and one of them.
     pub(super) fn inner(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         let global = self.features.global_flows.iter();
         let global =
@@ -369,8 +364,8 @@ impl Maps {
             .chain(self.server_ids.chunks())
     }
 
-    /// For how many grace periods callers have waited while maps were put into others, on a kernel
-    /// that waits for each.
+    /// The grace periods that callers have waited while maps were put into others, on a kernel that
+    /// waits for each.
     pub(super) fn waits(&self) -> u64 {
         let global = self.features.global_flows.iter();
         let outer = [

@@ -1,4 +1,4 @@
-//! The path of health checks: marks, matches, and what was sent.
+//! The health-check path: marks, matches and counters.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ use crate::types::Vip;
 use crate::types::check_mark;
 use crate::types::check_real;
 
-/// The path of health checks, as it is: [`Katran::probes`].
+/// The health-check path: [`Katran::probes`].
 ///
 /// ```no_run
 /// # fn example(katran: &katran::Katran) -> katran::Result<()> {
@@ -48,8 +48,9 @@ pub struct Probes<'a> {
     pub(super) katran: &'a Katran,
 }
 
+/// # Marks, matches and counters
 impl<'a> Probes<'a> {
-    /// All mapped marks and their reals, ascending.
+    /// All marks with their reals, ascending.
     #[doc(alias = "getHealthcheckersDst")]
     pub fn marks(&self) -> Vec<(u32, IpAddr)> {
         let checks = self.katran.healthchecks.iter();
@@ -67,17 +68,17 @@ impl<'a> Probes<'a> {
         self.matches(MatchBy::Source)
     }
 
-    /// What probes are counted for, ascending.
+    /// The address, port and protocol of each registered counter, ascending.
     #[doc(alias = "getHcKeys")]
     pub fn list(&self) -> Vec<Vip> {
         let checks = self.katran.healthchecks.iter();
         checks.flat_map(HealthChecks::keys).collect()
     }
 
-    /// Probes that were sent to an address, port and protocol since it was registered.
+    /// The probes sent to an address, port and protocol since it was registered.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it is not; [`Error::Kernel`].
+    /// [`Error::NotFound`] if it is not registered; [`Error::Kernel`].
     #[doc(alias = "getPacketsProcessedForHcKey")]
     pub fn counter(&self, vip: Vip) -> Result<u64> {
         let count = match &self.katran.healthchecks {
@@ -89,7 +90,7 @@ impl<'a> Probes<'a> {
         })
     }
 
-    /// What health checks have done; all zero as long as there are none.
+    /// The counters of the health-check program; all zero until it is loaded.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -101,14 +102,14 @@ impl<'a> Probes<'a> {
         }
     }
 
-    /// The program that is attached at tc egress, for embedders with an attachment mechanism of their
-    /// own; `None` without [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface) before
-    /// the first mark, match or probe.
+    /// The program for tc egress, for embedders that attach it themselves; `None` without
+    /// [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface) before the first
+    /// mark, match or probe.
     ///
-    /// As long as this library has it attached nowhere, probes leave by the interface that they
-    /// were sent on, with the Ethernet source that they have. The interface must have Ethernet
-    /// headers. A gateway that is to be found out is with
-    /// [`GatewaysMut::follow`](crate::attachments::GatewaysMut::follow).
+    /// Until this library attaches it somewhere, probes leave by the interface they were sent on,
+    /// with the Ethernet source they have. The interface must have Ethernet headers. Call
+    /// [`GatewaysMut::follow`](crate::attachments::GatewaysMut::follow) if the library is to
+    /// discover the gateway.
     #[doc(alias = "getHealthcheckerProgFd")]
     pub fn program_fd(&self) -> Option<BorrowedFd<'a>> {
         self.katran.healthchecks.as_ref().map(HealthChecks::program)
@@ -121,7 +122,7 @@ impl<'a> Probes<'a> {
     }
 }
 
-/// Changes which packets of a checker reach which real, and what is counted: [`Katran::probes_mut`].
+/// Maps a checker's packets to reals, and registers counters: [`Katran::probes_mut`].
 ///
 /// ```no_run
 /// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
@@ -137,19 +138,20 @@ pub struct ProbesMut<'a> {
     pub(super) katran: &'a mut Katran,
 }
 
+/// # Marks, matches and counters
 impl ProbesMut<'_> {
-    /// Sends packets of sockets with this mark (`SO_MARK`) through the tunnel to `real`, whatever their
-    /// destination: a checker connects to the VIP and reaches that real.
+    /// Sends the packets of sockets with this mark (`SO_MARK`) through the tunnel to `real`,
+    /// whatever their destination: a checker connects to the VIP and reaches that real.
     ///
-    /// The real need not belong to a VIP. A mark that is mapped already is led to the new real. Nothing
-    /// is sent there before the path of health checks is attached, which takes
-    /// [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface), or an attachment of
-    /// [`Probes::program_fd`] by the embedder.
+    /// The real need not belong to a VIP. A mark that exists moves to the new real. Nothing is sent
+    /// until the health-check path is attached: by
+    /// [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface), or by you with
+    /// [`Probes::program_fd`].
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if the mark is 0, which is no mark, or the balancer has no outer source
-    /// address of the real's family; [`Error::InvalidAddress`]; [`Error::Exhausted`] beyond `max_reals`
-    /// marks; [`Error::Kernel`].
+    /// [`Error::InvalidConfig`] if the mark is 0, which means no mark, or there is no outer source
+    /// address of the real's family; [`Error::InvalidAddress`]; [`Error::Exhausted`] beyond
+    /// `max_reals` marks; [`Error::Kernel`].
     #[doc(alias = "addHealthcheckerDst")]
     pub fn map_mark(&mut self, mark: u32, real: IpAddr) -> Result<()> {
         let _call = self.katran.call()?;
@@ -162,7 +164,7 @@ impl ProbesMut<'_> {
         })
     }
 
-    /// Packets with this mark are left alone from now on.
+    /// Stops sending packets with this mark to a real.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
@@ -182,9 +184,9 @@ impl ProbesMut<'_> {
             })
     }
 
-    /// Sends packets to this address and port (0: any) through the tunnel to `real`, unless they have a
-    /// mapped mark. For checkers that cannot set marks; all of the host's packets to that address are
-    /// meant, so it should be one that nothing else talks to.
+    /// Sends packets to this address and port (0: any) through the tunnel to `real`, unless their
+    /// mark is mapped. For checkers that cannot set marks. It applies to all of the host's packets
+    /// to that address, so choose one that nothing else uses.
     ///
     /// # Errors
     /// As [`map_mark`](Self::map_mark).
@@ -202,8 +204,8 @@ impl ProbesMut<'_> {
         self.remove_match(MatchBy::Destination, destination)
     }
 
-    /// Sends packets from this address and port (0: any) through the tunnel to `real`, unless their mark
-    /// or their destination tells another one. For checkers that bind to an address for each real.
+    /// Sends packets from this address and port (0: any) through the tunnel to `real`, unless their
+    /// mark or destination is mapped. For checkers that bind to an address for each real.
     ///
     /// # Errors
     /// As [`map_mark`](Self::map_mark).
@@ -221,11 +223,11 @@ impl ProbesMut<'_> {
         self.remove_match(MatchBy::Source, source)
     }
 
-    /// Counts probes to an address, port and protocol from now on, from zero.
+    /// Counts probes to an address, port and protocol, from zero.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`]; [`Error::Unsupported`] also for a prefix; [`Error::Exhausted`] beyond
-    /// `max_vips`; [`Error::Kernel`].
+    /// [`Error::AlreadyExists`]; [`Error::Unsupported`], also for a prefix; [`Error::Exhausted`]
+    /// beyond `max_vips`; [`Error::Kernel`].
     #[doc(alias = "addHcKey")]
     pub fn register(&mut self, vip: Vip) -> Result<()> {
         let _call = self.katran.call()?;
@@ -301,18 +303,19 @@ impl ProbesMut<'_> {
     }
 }
 
+/// # Health-check path
 impl Katran {
-    /// The path of health checks.
+    /// The health-check path.
     pub fn probes(&self) -> Probes<'_> {
         Probes { katran: self }
     }
 
-    /// Changes the path of health checks.
+    /// Changes the health-check path.
     pub fn probes_mut(&mut self) -> ProbesMut<'_> {
         ProbesMut { katran: self }
     }
 
-    /// All matches, as a state has them.
+    /// All matches in a state's form.
     pub(super) fn probe_matches(&self) -> Vec<ProbeMatchState> {
         let state = |by: fn(SocketAddr) -> ProbeMatch| {
             move |(address, real)| ProbeMatchState::new(by(address), real)
@@ -325,9 +328,9 @@ impl Katran {
             .collect()
     }
 
-    /// Whether steps are possible that lead to what `wanted` says of health checks.
+    /// Checks that the steps to the health checks of `wanted` are possible.
     pub(super) fn rehearse_probes(&self, wanted: &State, steps: &[Step]) -> Result<()> {
-        // The source that a real needs may be one of the steps.
+        // A step may set the source that a real needs.
         let mut sources = ByFamily::of(|family| self.source(family).is_some());
         let mut touched = false;
         for step in steps {
@@ -368,12 +371,12 @@ impl Katran {
         limits.check("probes", wanted.probes.len())
     }
 
-    /// The same, loaded if it was not.
+    /// The path, loaded if it was not.
     pub(super) fn loaded_healthchecks(&mut self) -> Result<&mut HealthChecks> {
         self.health().map(|(checks, _)| checks)
     }
 
-    /// The path of health checks; it is loaded when it is first needed.
+    /// The path, which loads when it is first needed.
     fn health(&mut self) -> Result<(&mut HealthChecks, &KernelCalls)> {
         if self.healthchecks.is_none() {
             let mut checks = HealthChecks::load(&self.machine())?;
@@ -393,7 +396,7 @@ impl Katran {
         }
     }
 
-    /// The same, with what is known of the ways to reals.
+    /// The same, with the known next hops.
     fn probing(&mut self) -> Result<(&mut HealthChecks, &KernelCalls, Hops<'_>)> {
         self.health()?;
         let hops = Hops {
@@ -414,12 +417,12 @@ impl Katran {
         }
     }
 
-    /// Whether probes can be sent to a real.
+    /// Checks that probes can be sent to a real.
     fn check_probed(&self, real: IpAddr) -> Result<IpAddr> {
         self.check_probed_from(real, ByFamily::of(|family| self.source(family).is_some()))
     }
 
-    /// The same, with outer source addresses of IPv4 and IPv6 or not.
+    /// The same, given which families have an outer source address.
     fn check_probed_from(&self, real: IpAddr, sources: ByFamily<bool>) -> Result<IpAddr> {
         let real = real.to_canonical();
         self.note(check_real(real))?;

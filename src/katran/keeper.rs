@@ -1,5 +1,5 @@
-//! The thread of a pinned balancer's owner: it says from time to time that there is one, and hands the balancer over when
-//! another process asks for it and nothing is under way.
+//! The thread of a pinned balancer's owner. It gives signs of life, and hands the balancer over
+//! when another process asks and no call is under way.
 
 use std::io;
 use std::mem;
@@ -38,12 +38,11 @@ use crate::sys::tenure::End;
 use crate::sys::tenure::Tenure;
 use crate::sys::ticks::ticks;
 
-/// Between two signs of life; so often the thread also looks whether somebody asks, should it not have heard.
+/// The interval of signs of life, and of looking for a request in case its notice was missed.
 const EVERY: Duration = Duration::from_secs(1);
-/// For how long new calls wait at most for one that takes longer, before they go on and it is tried again.
+/// How long new calls wait for a slow one before they proceed and the handover is retried.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// The thread, while it runs.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -54,12 +53,12 @@ struct Shared {
     path: PathBuf,
     claim: Arc<Claim>,
     identity: Arc<Identity>,
-    /// What packets read, or are about to: also what only programs read that were replaced, as long as these are held.
+    /// What packets read, or are about to read, including what only replaced programs read, while
+    /// those are held.
     lives: Mutex<Vec<Weak<Live>>>,
     tick: Duration,
     tenure: Arc<Tenure>,
     stop: AtomicBool,
-    /// It is to stop.
     wake: EventFd,
 }
 
@@ -82,13 +81,11 @@ impl Shared {
         });
     }
 
-    /// What the thread does, until it is to stop, or the balancer is another process's.
+    /// The thread's loop, until it is stopped or the balancer is another process's.
     fn keep(&self) {
         let listener = self.claim.listen();
         if let Err(error) = &listener {
-            log::warn!(
-                "another process that asks for the balancer is heard within a second: {error}"
-            );
+            log::warn!("a request to take the balancer over may wait for a second: {error}");
         }
         let mut next = Instant::now();
         let mut is_blind = false;
@@ -103,7 +100,7 @@ impl Shared {
                     if self.hand_over(asked) {
                         return;
                     }
-                    // It is tried again at once.
+                    // Retried at once.
                     continue;
                 }
                 Ok(None) => {}
@@ -113,14 +110,14 @@ impl Shared {
                 }
                 Err(_) => {}
             }
-            // Rounded up, so that it is not too early when the time has come.
+            // Rounded up, so as not to be early.
             let left = next.saturating_duration_since(now) + Duration::from_millis(1);
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             let mut events = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
             if let Ok(listener) = &listener {
                 events.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
             }
-            // Interrupted or not: what there is to do is found out above.
+            // Interrupted or not: the loop finds out what there is to do.
             let _ = poll(&mut events, timeout);
             if let Ok(listener) = &listener {
                 listener.clear();
@@ -128,18 +125,18 @@ impl Shared {
         }
     }
 
-    /// Hands the balancer over, if nothing is under way; false: something is, or nobody asks any more.
+    /// Hands the balancer over, if no call is under way; false: one is, or the request is gone.
     fn hand_over(&self, asked: Asked) -> bool {
         if !self.tenure.close_within(AT_ONCE) {
             return false;
         }
-        // It may have waited for too long, or be dead.
+        // The requester may have run out of patience, or be dead.
         if !matches!(self.claim.asked(), Ok(Some(by)) if by == asked) {
             self.tenure.reopen();
             return false;
         }
         self.claim.give_up();
-        // Who asks waits no longer for the lock than for the balancer: nobody may be left who takes it.
+        // The requester waits no longer for the lock than for the balancer, so it may be gone.
         let asks = matches!(self.claim.asked(), Ok(Some(by)) if by == asked);
         if !asks && self.claim.take_back() {
             self.tenure.reopen();
@@ -183,7 +180,7 @@ impl Keeper {
         Ok(Some(keeper))
     }
 
-    /// The owner lives: it has called. A thread that has panicked is replaced.
+    /// Records that the owner lives, because it has called. Replaces a thread that has panicked.
     fn show_life(&self) {
         if !self.owner.is_here() {
             return;
@@ -193,14 +190,14 @@ impl Keeper {
         if thread.as_ref().is_none_or(|of| !of.is_finished()) || self.shared.tenure.is_over() {
             return;
         }
-        log::error!("the thread that gives signs of life has ended: another one is started");
+        log::error!("the thread that gives signs of life has ended: starting another");
         match start_thread(&self.shared) {
             Ok(started) => *thread = Some(started),
             Err(error) => log::error!("only calls give signs of life: {error}"),
         }
     }
 
-    /// Signs of life go to memory that packets are about to read, too, as long as somebody has it.
+    /// Sends signs of life to memory that packets are about to read, too, while something holds it.
     pub(super) fn also(&self, live: &Arc<Live>) {
         self.shared.lives().push(Arc::downgrade(live));
         self.show_life();
@@ -227,16 +224,18 @@ impl Drop for Keeper {
             return;
         }
         self.shared.stop.store(true, Ordering::Release);
-        // It can only fail if 2^64 - 2 were not seen: then the thread is awake.
+        // It can only fail with 2^64 - 2 unread events: then the thread is awake.
         let _ = self.shared.wake.write(1);
         if thread.join().is_err() {
-            log::error!("the thread that says that the balancer has an owner has panicked");
+            log::error!("the thread that gives signs of life has panicked");
         }
     }
 }
 
+/// # Handover
 impl Katran {
-    /// Begins a call that changes something: the balancer is not handed over before what is returned is dropped.
+    /// Begins a call that changes something: the balancer is not handed over before the returned
+    /// value is dropped.
     ///
     /// # Errors
     /// [`Error::HandedOver`](crate::Error::HandedOver).
@@ -248,18 +247,21 @@ impl Katran {
         Ok(call)
     }
 
-    /// Whether another process has taken the pinned balancer over ([`Builder::take_over`](crate::Builder::take_over)). From then
-    /// on calls that change something, and those that read what packets see, are
-    /// [`Error::HandedOver`](crate::Error::HandedOver); those that return no error change nothing. What the handle knows of
-    /// itself, such as [`state`](Self::state), stays what it was. Drop it: that leaves the balancer alone.
+    /// Whether another process has taken over the pinned balancer
+    /// ([`Builder::take_over`](crate::Builder::take_over)).
+    ///
+    /// From then on calls that change something or read what packets see return
+    /// [`Error::HandedOver`](crate::Error::HandedOver); those without an error type do nothing. The
+    /// handle's own knowledge, such as [`state`](Self::state), no longer changes. Drop the handle:
+    /// that leaves the balancer alone.
     pub fn is_handed_over(&self) -> bool {
         self.maps.live.tenure().is_over()
     }
 
-    /// Gives signs of life from now on, and hands the balancer over to who asks.
+    /// Begins to give signs of life, and to hand the balancer over on request.
     ///
     /// # Errors
-    /// If there is no thread for it, and packets go by its signs.
+    /// If the thread cannot start, and packets depend on its signs.
     pub(super) fn keep_house(&mut self) -> Result<()> {
         let live = &self.maps.live;
         let home = self.home.as_ref();
@@ -271,9 +273,9 @@ impl Katran {
             Err(error) if !self.config.orphan_limit.is_zero() => {
                 return Err(kernel_error("start", "a thread for signs of life", error));
             }
-            Err(error) => log::error!(
-                "nobody is told that the balancer has an owner, and it cannot be taken over: {error}"
-            ),
+            Err(error) => {
+                log::error!("the balancer gives no signs of life and cannot be taken over: {error}")
+            }
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! From checked settings to a program in the kernel.
+//! Loading: from checked settings to a program in the kernel.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -48,23 +48,40 @@ use crate::sys::map::Typed;
 use crate::sys::object::into_io;
 use crate::sys::object::numbered;
 
+/// # Loading
+impl Katran {
+    /// Starts with all settings at their defaults; [`Builder::load`] loads them.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+}
+
+/// # Loading
 impl Builder {
-    /// Checks the configuration, then loads: the kernel's verifier runs here.
+    /// Checks the settings, then loads program and maps: this runs the kernel's verifier.
     ///
-    /// Needs no interface and attaches nothing. It blocks for one to four seconds, nearly all of it the verifier's, whatever is
-    /// configured.
+    /// It needs no interface and attaches nothing. It blocks for one to four seconds, nearly all of
+    /// it in the verifier, whatever the settings.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) and [`Error::Unsupported`](crate::Error::Unsupported) for settings;
-    /// [`Error::KernelTooOld`](crate::Error::KernelTooOld), [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege) and
-    /// [`Error::InsufficientMemory`](crate::Error::InsufficientMemory) for what the machine lacks; [`Error::Verifier`](crate::Error::Verifier) if the
-    /// kernel rejects the program; [`Error::Exhausted`](crate::Error::Exhausted) if the process may have no more descriptors;
-    /// [`Error::Kernel`](crate::Error::Kernel) for any other refusal. With
-    /// [`pin`](Self::pin) also [`Error::AlreadyExists`](crate::Error::AlreadyExists) if a balancer is pinned in the directory
-    /// (see [`adopt`](Self::adopt)), [`Error::Busy`](crate::Error::Busy) if a process has it,
-    /// [`Error::File`](crate::Error::File) if the directory cannot be made, looked at or locked, and
-    /// [`Error::Exhausted`](crate::Error::Exhausted) if the process has 64 pinned balancers already. Nothing stays in the
-    /// kernel then, and no directory.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) and
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for settings;
+    /// [`Error::KernelTooOld`](crate::Error::KernelTooOld),
+    /// [`Error::BpfUnavailable`](crate::Error::BpfUnavailable),
+    /// [`Error::Privilege`](crate::Error::Privilege) and
+    /// [`Error::InsufficientMemory`](crate::Error::InsufficientMemory) for what the machine lacks;
+    /// [`Error::Verifier`](crate::Error::Verifier) if the kernel rejects the program;
+    /// [`Error::Exhausted`](crate::Error::Exhausted) if the process has no descriptors left;
+    /// [`Error::Kernel`](crate::Error::Kernel) for any other refusal.
+    ///
+    /// With [`pin`](Self::pin) also [`Error::AlreadyExists`](crate::Error::AlreadyExists) if a
+    /// balancer is pinned in the directory (see [`adopt`](Self::adopt));
+    /// [`Error::Busy`](crate::Error::Busy) if another process uses the directory;
+    /// [`Error::File`](crate::Error::File) if the directory cannot be made, examined or locked; and
+    /// [`Error::Exhausted`](crate::Error::Exhausted) if the process already has 64 pinned
+    /// balancers.
+    ///
+    /// After an error nothing stays in the kernel, and no new directory.
     pub fn load(self) -> Result<Katran> {
         let directory = self.pin_directory();
         let config = self.validate()?;
@@ -89,7 +106,6 @@ impl Builder {
     }
 }
 
-/// Loads it, with nothing pinned.
 fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
     let ring_size = RingSize::try_from(config.ring_size)?;
     let fixed = Fixed {
@@ -123,16 +139,16 @@ fn load(config: Config, cpus: usize, needed: u64) -> Result<Katran> {
     Ok(katran)
 }
 
-/// What a balancer has of one that is there: it is to take its place.
+/// What a replacement shares with the balancer it replaces.
 #[derive(Default)]
 pub(super) struct Taken<'a> {
-    /// Maps that both have.
+    /// Maps that both use.
     pub(super) maps: Vec<(&'static str, BorrowedFd<'a>)>,
-    /// Sets of each flow table that are in use at the beginning; `None`: the first ones.
+    /// The sets of each flow table that are in use from the start; `None`: only the first ones.
     pub(super) sets: Option<u32>,
 }
 
-/// Loads programs and makes maps, of which some may be taken over; with no path for health checks.
+/// Loads programs and makes or shares maps, without a health-check path.
 pub(super) fn assemble(
     config: Config,
     fixed: Fixed,
@@ -186,14 +202,14 @@ pub(super) fn assemble(
     Ok(Katran::new(config, fixed, ring_size, programs, maps, None))
 }
 
-/// The same for what a balancer that is loaded as `before` needs more.
+/// The same for a replacement of `before`: counts only what is not shared.
 pub(super) fn check_memory_for(config: &Config, before: &Config, cpus: u64) -> Result<u64> {
     let needed = estimate(config, cpus).at_load();
     let needed = needed.saturating_sub(estimate(before, cpus).at_load());
     available_or(needed)
 }
 
-/// Whether there is memory for what is to be made; the bytes needed.
+/// Checks that there is memory for the new maps; returns the bytes needed.
 fn check_memory(config: &Config, cpus: u64) -> Result<u64> {
     available_or(estimate(config, cpus).at_load())
 }
@@ -209,14 +225,14 @@ pub(super) fn available_or(needed: u64) -> Result<u64> {
     }
 }
 
-/// The kernel's tick, by which flows are stamped: the resolution of its coarse clocks.
+/// The kernel's tick, the resolution of its coarse clocks, which stamps flows.
 pub(super) fn tick() -> Result<Duration> {
     let tick = ClockId::CLOCK_MONOTONIC_COARSE
         .res()
         .map(Duration::from)
         .map_err(io::Error::from)
         .and_then(|tick| match tick.is_zero() {
-            true => Err(io::Error::other("a tick of no length")),
+            true => Err(io::Error::other("a tick of zero length")),
             false => Ok(tick),
         });
     tick.map_err(|error| kernel_error("read the resolution of", "the coarse clock", error))
@@ -235,7 +251,7 @@ pub(super) fn flow_table(config: &Config, place: &ForwardingCpu) -> Result<(u32,
     Ok((place.cpu, table))
 }
 
-/// One table per forwarding CPU for the host application to fill, if it is to have any.
+/// One table per forwarding CPU for the host application to fill, if the feature is on.
 pub(super) fn global_tables(config: &Config) -> Result<Vec<(u32, Typed<types::flow_key, u32>)>> {
     if !config.features.contains(Features::GLOBAL_FLOW_TABLE) {
         return Ok(Vec::new());

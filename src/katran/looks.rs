@@ -1,12 +1,13 @@
-//! Looking for a flow in tables that grow meanwhile, with a bound.
+//! Looks for a flow in tables that grow meanwhile, a bounded number of times.
 
 use crate::error::Result;
 
-/// So often at most the flow tables are looked through for one flow while they grow.
+/// The most looks for one flow while tables grow.
 const MOST_LOOKS: usize = 64;
 
-/// Looks for a flow's entry in the tables of all CPUs. A packet may split the flow's own set meanwhile, and
-/// the entry be in the other half: then once more. A table does that once each time that it doubles.
+/// Looks for a flow's entry in the tables of all CPUs. A packet may split the flow's set meanwhile
+/// and move the entry to the other half: then it looks again. A table causes that once for each
+/// doubling.
 pub(super) fn look_while_it_moves<R, T>(
     read: impl Fn() -> Result<Vec<R>>,
     look: impl Fn(&[R]) -> Result<Option<T>>,
@@ -35,8 +36,8 @@ mod tests {
     use crate::maps::FlowHashKeys;
     use crate::skel::katran::types;
 
-    /// How often a flow that no table knows is looked for while two tables bring so many more sets into
-    /// use each time that they are asked.
+    /// The number of looks for an unknown flow while each look finds `more` new sets in use in two
+    /// tables.
     fn looks(more: u32, own_set: impl Fn(&u32) -> u32) -> usize {
         let (sets, looks) = (Cell::new(1000), Cell::new(0));
         let found = look_while_it_moves(
@@ -66,7 +67,7 @@ mod tests {
             let looks = looks(3, |sets| flow.set_of(*sets));
             assert!(looks <= 3, "{looks}");
         }
-        // Whatever happens, it ends.
+        // It ends in any case.
         assert_eq!(looks(1, |sets| *sets), MOST_LOOKS);
     }
 }

@@ -1,8 +1,8 @@
-//! Watching attachments: a thread tells the host application that one is gone, replaced, or back.
+//! Watching attachments: a thread tells the host application when one is gone, replaced or back.
 //!
-//! It hears of changes of links, and asks the kernel about each attachment once a second besides: that
-//! somebody takes a program off, or puts another in its place, it tells nobody. While a call is under way
-//! nothing is told, for programs may change hands in it.
+//! It hears of changed links, and also asks the kernel about each attachment once a second, because
+//! the kernel announces neither a removed nor a replaced program. It reports nothing during a call,
+//! which may replace programs itself.
 
 use std::any::Any;
 use std::io;
@@ -41,7 +41,7 @@ use crate::sys::namespace::Namespace;
 use crate::sys::process::Owner;
 use crate::sys::tenure::Tenure;
 
-/// Between two looks, in milliseconds; and after one while a call was under way.
+/// Between two looks, in milliseconds; also after one that met a call under way.
 const EVERY: u16 = 1000;
 const SOON: u16 = 20;
 
@@ -51,9 +51,9 @@ const SOON: u16 = 20;
 pub enum AttachedTo {
     /// An interface, by XDP.
     Interface {
-        /// Its name when it was seen last.
+        /// The last name seen.
         name: String,
-        /// The kernel's number of its network namespace.
+        /// The inode number of its network namespace.
         namespace: u64,
     },
     /// An entry of a root program.
@@ -65,28 +65,27 @@ pub enum AttachedTo {
     },
 }
 
-/// An attachment is not what it was.
+/// A change of an attachment's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AttachmentChange {
-    /// What is attached to.
+    /// Where it is attached.
     pub to: AttachedTo,
-    /// What the kernel says of it now: it is gone, another program (such as another balancer's) is in its place, or it
-    /// is there again.
+    /// Its new state by the kernel: gone, replaced by another program (perhaps another balancer's),
+    /// or attached again.
     pub state: AttachmentState,
 }
 
-/// An attachment, and what says what has become of it.
 struct Held {
     to: AttachedTo,
     witness: Witness,
 }
 
-/// What is attached, as the watching thread knows it.
+/// The attachments as the watching thread knows them.
 #[derive(Default)]
 pub(super) struct Board {
     laid: Mutex<Laid>,
-    /// The process that has watched first.
+    /// The process that watched first.
     owner: OnceLock<Owner>,
 }
 
@@ -98,13 +97,13 @@ struct Laid {
 
 struct Signals {
     stop: AtomicBool,
-    /// It is to stop, or to look.
+    /// Stops the thread, or makes it look.
     wake: EventFd,
 }
 
 impl Signals {
     fn wake(&self) {
-        // It can only fail if 2^64 - 2 were not seen: then the thread is awake.
+        // It can only fail with 2^64 - 2 unread events: then the thread is awake.
         let _ = self.wake.write(1);
     }
 }
@@ -115,7 +114,8 @@ impl Board {
     }
 }
 
-/// Watches attachments, until it is dropped: [`Events::watch_attachments`](crate::events::Events::watch_attachments).
+/// Watches attachments until it is dropped:
+/// [`Events::watch_attachments`](crate::events::Events::watch_attachments).
 #[must_use = "dropping it ends the watch"]
 pub struct AttachmentWatch {
     board: Arc<Board>,
@@ -156,14 +156,13 @@ impl Drop for AttachmentWatch {
 
 type Callback = Box<dyn FnMut(&AttachmentChange) + Send>;
 
-/// What the thread has.
 struct Watcher {
     board: Arc<Board>,
     signals: Arc<Signals>,
     notices: Notices,
     tenure: Arc<Tenure>,
     callback: Callback,
-    /// What it has told of each.
+    /// What it last reported of each.
     told: Vec<(AttachedTo, AttachmentState)>,
 }
 
@@ -175,12 +174,12 @@ impl Watcher {
                 PollFd::new(self.signals.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
             ];
-            // Interrupted or not: what there is to do is found out below.
+            // Interrupted or not: what follows finds out what there is to do.
             let _ = poll(&mut events, PollTimeout::from(patience));
             if self.signals.stop.load(Ordering::Acquire) || self.tenure.is_over() {
                 return;
             }
-            // What was written was seen, if anything was.
+            // This looks at everything announced so far.
             let _ = self.signals.wake.read();
             while !self.notices.take().is_empty() {}
             let Some(changes) = self.look() else {
@@ -192,9 +191,7 @@ impl Watcher {
                 log::warn!("attachment: {:?} is {:?}", change.to, change.state);
                 let called = panic::catch_unwind(AssertUnwindSafe(|| (self.callback)(&change)));
                 if let Err(panic) = called {
-                    log::error!(
-                        "a callback has panicked, told of an attachment, and is not called again"
-                    );
+                    log::error!("a callback for attachments has panicked and is not called again");
                     return forget(panic);
                 }
             }
@@ -212,7 +209,7 @@ impl Watcher {
             .iter()
             .map(|held| (held.to.clone(), (held.witness)()))
             .collect();
-        // One that has begun meanwhile may have changed a program before it was asked for.
+        // A call that began meanwhile may have changed a program before the kernel was asked.
         if !self.tenure.is_idle() {
             return None;
         }
@@ -230,31 +227,33 @@ impl Watcher {
     }
 }
 
-/// What a panic has left may itself panic when it is dropped.
+/// A panic's payload may itself panic when dropped.
 fn forget(panic: Box<dyn Any + Send>) {
     mem::forget(panic);
 }
 
+/// # Attachments
 impl Events<'_> {
-    /// Calls `callback` with each change of what the kernel says of an attachment, by XDP or as an entry of a root
-    /// program: that it is [gone](AttachmentState::Gone), as its interface was removed, [replaced](AttachmentState::Replaced),
-    /// as another balancer has taken the entry over, or [there again](AttachmentState::Attached), as
-    /// [`reattach`](Katran::reattach) has put it back. One that is lost already is told of at once. To detach is no
-    /// change.
+    /// Calls `callback` with each change of an attachment's state, by XDP or as an entry of a root
+    /// program: [gone](AttachmentState::Gone), because its interface was removed;
+    /// [replaced](AttachmentState::Replaced), because another balancer took the entry over; or
+    /// [attached](AttachmentState::Attached) again by [`reattach`](Katran::reattach). An attachment
+    /// that is already lost is reported at once. Detaching is not reported.
     ///
-    /// The callback runs on a thread that the library starts, until what is returned is dropped or another process takes the
-    /// balancer over ([`is_handed_over`](Katran::is_handed_over)). A removed interface is told of at once, all else
-    /// within a second, and nothing while a call changes the balancer. If it panics, that is logged, and it
-    /// is not called again.
+    /// The callback runs on a thread of the library, until you drop the returned watch or another
+    /// process takes the balancer over ([`is_handed_over`](Katran::is_handed_over)). It hears of a
+    /// removed interface at once and of everything else within a second, but not while a call
+    /// changes the balancer. A callback that panics is logged and not called again.
     ///
     /// # Errors
-    /// [`Error::Kernel`](crate::Error::Kernel) if there is no thread or no socket for it.
+    /// [`Error::Kernel`](crate::Error::Kernel) if the library cannot start a thread or open a
+    /// socket.
     ///
     /// ```no_run
     /// # fn f(katran: &katran::Katran) -> katran::Result<()> {
     /// let (lost, losses) = std::sync::mpsc::channel();
     /// let watch = katran.events().watch_attachments(move |change| {
-    ///     // Whoever has the balancer decides whether to `reattach`.
+    ///     // The thread that owns the balancer decides whether to `reattach`.
     ///     let _ = lost.send(change.clone());
     /// })?;
     /// # Ok(()) }
@@ -305,9 +304,8 @@ impl Katran {
         })
     }
 
-    /// Attachments, or their programs, have changed.
     pub(super) fn lay_losses(&self) {
-        // In a child made by fork(2) nobody may be left to give up the lock.
+        // In a child made by fork(2) nothing may be left to release the lock.
         let owner = self.losses.owner.get();
         if owner.is_none_or(|owner| !owner.is_here()) {
             return;

@@ -1,45 +1,63 @@
-//! The balancer as its owner sees it. One file an area of calls; all of them change the table
-//! first on paper, then the kernel, then for good.
+//! The balancer's handle. Each file holds one area of calls. Every change is worked out on the
+//! table first, then made in the kernel, then committed.
 
-mod adopt;
-mod apply;
+// Method blocks appear in the documentation in this order, which rustfmt keeps between blank lines.
+mod load;
+
 mod attach;
-mod change;
-mod counters;
-mod decap;
-mod details;
-mod diagnose;
+
+mod vips;
+
+mod reals;
+
 mod down;
-mod events;
-mod explain;
-mod explained;
+mod slots;
+
+mod apply;
+mod replace;
+
+mod reload;
+
+mod gateway;
+
+mod counters;
 mod flow_count;
 mod flows;
-mod follow;
-mod gateway;
 mod global_flows;
+
+mod explain;
+
+mod diagnose;
+
+mod events;
+mod watch;
+
+mod health;
+
+mod server_ids;
+mod source_routes;
+
+mod decap;
+
+mod pinned;
+
+mod keeper;
+
+mod adopt;
+mod change;
+mod details;
+mod explained;
+mod follow;
 mod ground;
 mod handles;
-mod health;
-mod keeper;
-mod load;
 mod looks;
 mod loss;
 mod names;
 mod object;
-mod pinned;
-mod reals;
-mod reload;
 mod remember;
 mod repair;
-mod replace;
-mod server_ids;
 mod sizes;
-mod slots;
-mod source_routes;
 mod still_attached;
-mod vips;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -89,7 +107,6 @@ pub use watch::CallbackId;
 use crate::attach::Attachments;
 use crate::attach::Entry;
 use crate::attach::XdpLink;
-use crate::config::Builder;
 use crate::config::Config;
 use crate::config::Machine;
 use crate::error::Error;
@@ -116,18 +133,23 @@ use handles::Maps;
 use keeper::Keeper;
 use still_attached::LostEntry;
 
-/// A loaded balancer: the program in the kernel, its maps, and where it is attached.
+/// A loaded balancer: its program in the kernel, its maps and its attachments.
 ///
-/// Loading attaches nothing. Dropping it detaches what it attached and frees everything; a
-/// process that dies does the same. Unless it is [pinned](Builder::pin): then all that packets see stays as it is
-/// until it is [removed](Self::remove). Methods that change something take `&mut self`, those that
-/// read take `&self`; it is [`Send`] and [`Sync`]. After a change threads of the library's own may
-/// live for some milliseconds, to see when no packet uses what was replaced; after a real went, one for
-/// as long as its entries are taken out of the flow tables, which may be seconds. Dropping the handle
-/// has that one stop and waits for it, some milliseconds. `docs/embedding.md` lists all threads.
+/// [`Builder::load`](crate::Builder::load) makes one, attached to nothing; [`attach`](Self::attach)
+/// puts it on an interface. Dropping the handle detaches everything and frees it, and so does the
+/// death of the process. A [pinned](crate::Builder::pin) balancer keeps forwarding in both cases,
+/// until you [remove](Self::remove) it.
 ///
-/// It belongs to the process that has loaded it. In a child made by fork(2) dropping it changes nothing on
-/// the network; all other calls are for the process that has loaded it.
+/// Methods that change something take `&mut self`, those that read take `&self`. The handle is
+/// [`Send`] and [`Sync`].
+///
+/// After a change the library may run threads for a short time: some milliseconds, until no packet
+/// uses what was replaced; up to some seconds after a real is removed, to take its entries out of
+/// the flow tables. Dropping the handle stops that last thread and waits for it, some milliseconds.
+/// `docs/embedding.md` lists all threads.
+///
+/// A balancer belongs to the process that loaded it. A child made by fork(2) may drop the handle,
+/// which changes nothing on the network, and must not make any other call.
 ///
 /// ```no_run
 /// use katran::Katran;
@@ -155,65 +177,67 @@ pub struct Katran {
     invalid_ids: BTreeSet<u32>,
     source_routes: Names<Prefix>,
     decap: BTreeMap<IpAddr, DecapMode>,
-    /// While this lives a state that was applied in part is being undone: not after a panic has cut that off.
+    /// Alive while a partly applied state is being undone, except after a panic interrupted that.
     undoing: Weak<()>,
     fixed: object::Fixed,
     ring_size: RingSize,
-    /// How many VIPs there are of those that need lookups of their own.
+    /// How many VIPs need each of the additional lookups.
     kinds: VipKinds,
-    /// The ring in force of each VIP, by its number.
+    /// Each VIP's current ring, by the VIP's number.
     rings: Vec<Option<RingSlot>>,
-    /// What the slots of each VIP's ring were before, where some are unsettled.
+    /// The earlier reals of each VIP's slots, where some are unsettled.
     histories: Vec<Option<slots::History>>,
     settler: Settler<MappedChunk>,
     /// Numbers that packets may still see until a moment has passed, oldest first.
     given_back: VecDeque<(Moment, GivenBack)>,
-    /// The same of probes.
+    /// The same for probes.
     probes_given_back: VecDeque<(Moment, u32)>,
-    /// Reals that are gone, by their numbers: packets may read their hops until a moment has passed.
+    /// Numbers of removed reals: packets may read their hops until a moment has passed.
     left_hops: VecDeque<(Moment, Vec<u16>)>,
-    /// When the outer sources were set last: packets may read what was set before until it has passed.
+    /// When the outer sources were last set: packets may read the earlier ones until it has passed.
     sources_set: Moment,
-    // Detached before the maps go.
+    // Declared, and so dropped, before the maps.
     attachments: Attachments<XdpLink>,
     shared: Attachments<Entry>,
-    /// What threads that watch them know.
+    /// What the threads that watch attachments know.
     losses: Arc<loss::Board>,
-    /// Entries of arrays that are not where an owner before had them.
+    /// Entries of arrays that are no longer where an earlier owner had them.
     lost: Vec<LostEntry>,
-    /// Finds out next hops, if any have to be.
+    /// Discovers next hops, if needed.
     following: follow::Following,
-    /// The path of health checks, if there is an interface for it.
+    /// The health-check path, if an interface is set for it.
     healthchecks: Option<HealthChecks>,
     /// Tells packets the longest frame, and which frames are for this station.
     links: Links,
     maps: Maps,
     programs: object::Programs,
-    /// Whether the program's descriptor has been given to the embedder.
+    /// Whether the embedder has been given the program's descriptor.
     handed_out: AtomicBool,
-    /// The programs before the last reload, if packets may still enter them by such a descriptor.
+    /// The programs before the last reload, if packets may still reach them through that
+    /// descriptor.
     replaced: Option<object::Programs>,
-    /// Programs of reloads that have failed, which an interface has kept.
+    /// Programs of failed reloads that an interface has kept.
     stranded: Vec<object::Programs>,
-    /// What carries the counters of programs before to those that there are.
+    /// Carry the counters of earlier programs over to the current ones.
     carriers: Vec<Carrier>,
-    /// One frame at a time through the explaining twin.
+    /// Lets one frame at a time through the explaining twin.
     explaining: Mutex<()>,
     kernel: KernelCalls,
     rejected_addresses: AtomicU64,
     watch: Option<watch::Watch>,
-    /// A monitor listens.
+    /// Whether a monitor listens.
     monitored: Arc<AtomicBool>,
     events_switch: Arc<Switch>,
     callbacks: watch::Callbacks,
-    /// Where changes are written down, if the balancer is to outlive the process.
+    /// The log of changes, for a balancer that outlives its process.
     ledger: Option<Ledger>,
-    /// Gives signs of life, and hands the balancer over, while it is pinned.
+    /// Gives signs of life and hands the balancer over, while it is pinned.
     keeper: Option<Keeper>,
-    /// Where it is pinned. The last one, as the next owner may come when it is given up.
+    /// Where it is pinned. Last, because dropping it admits the next owner.
     home: Option<Home>,
 }
 
+/// # Descriptors
 impl Katran {
     fn new(
         config: Config,
@@ -277,35 +301,31 @@ impl Katran {
         katran
     }
 
-    /// Gives it a path for health checks that is loaded.
     fn put_healthchecks(&mut self, checks: Option<HealthChecks>) {
         self.healthchecks = checks;
         self.write_gateway_macs(self.wanted());
     }
 
-    /// Settings to load a balancer with, all at their defaults.
-    pub fn builder() -> Builder {
-        Builder::new()
-    }
-
-    /// The program that is attached, for embedders with an attachment mechanism of their own.
+    /// The attached program, for embedders that attach it themselves.
     ///
-    /// A [`reload`](Self::reload) makes another one and does not know where this one has been attached:
-    /// there it works on, with the features that it had, until the next reload,
-    /// [`release_replaced_program`](Self::release_replaced_program) or the end of the balancer. So after
-    /// each reload put the new descriptor in its place. So, too, after an [`apply`](Self::apply) that replaces programs and
-    /// maps: until then the one before stands still there, with the VIPs, weights and down marks of that moment, and the
-    /// numbers of reals that have gone since may be others'.
+    /// A [`reload`](Self::reload) makes another program and cannot know where you attached this
+    /// one. There the old program keeps running, with its own features, until the next reload,
+    /// [`release_replaced_program`](Self::release_replaced_program) or the end of the balancer.
+    /// After each reload attach the new descriptor instead.
+    ///
+    /// Do so as well after an [`apply`](Self::apply) that replaces programs and maps. Until then
+    /// the old program forwards with the VIPs, weights and down marks of that moment, and the
+    /// numbers of reals removed since then may belong to other reals.
     #[doc(alias = "getKatranProgFd")]
     pub fn program_fd(&self) -> BorrowedFd<'_> {
         self.handed_out.store(true, Ordering::Relaxed);
         self.programs.main.as_fd()
     }
 
-    /// A map of the program by its name, for embedders that read it themselves; `None` if there
-    /// is none of that name. Names are those of [`MemoryEstimate`](crate::stats::MemoryEstimate).
+    /// A map of the program by name, for embedders that read it themselves; `None` if there is no
+    /// such map. [`MemoryEstimate`](crate::stats::MemoryEstimate) lists the names.
     ///
-    /// Whoever writes to one gives up what this library promises.
+    /// If you write to a map, none of this library's guarantees hold.
     #[doc(alias = "getBpfMapFdByName")]
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
         if name == "special_programs" {
@@ -316,7 +336,7 @@ impl Katran {
         named.find(|(of, _)| *of == name).map(|(_, map)| map)
     }
 
-    /// By what the table of maps sizes them.
+    /// The inputs to the table of maps' sizes.
     fn machine(&self) -> Machine<'_> {
         Machine {
             config: &self.config,
@@ -324,16 +344,16 @@ impl Katran {
         }
     }
 
-    /// Ends a change that is in force: if the next one could not be at once, it waits now and not
-    /// then.
+    /// Finishes a committed change: if the next one would have to wait, waits here instead.
     fn make_ready(&mut self) {
         if self.maps.rings.is_full() {
-            // A refusal has been logged, and the next change is told.
+            // A refusal has been logged; the next change reports it.
             let _ = self.settle();
         }
     }
 
-    /// Takes back, without waiting, what no packet sees any more. Returns the moment that has passed.
+    /// Takes back, without waiting, what packets no longer see. Returns the latest moment that has
+    /// passed.
     fn collect(&mut self) -> Moment {
         self.look_at_attachments();
         self.drop_settled();
@@ -360,14 +380,13 @@ impl Katran {
         passed
     }
 
-    /// Waits until no packet sees what has been let go of.
+    /// Waits until no packet sees anything that was let go.
     fn settle(&mut self) -> Result<()> {
         self.maps.rings.settle(&self.kernel)?;
         self.take_back();
         Ok(())
     }
 
-    /// Counts an address that was refused.
     fn note<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::InvalidAddress { .. }) = &result {
             self.rejected_addresses.fetch_add(1, Ordering::Relaxed);

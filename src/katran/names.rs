@@ -1,4 +1,4 @@
-//! What names reals besides VIPs: the part that server ids and source routes have in common.
+//! Names of reals besides VIPs: the part that server ids and source routes share.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use crate::table::Name;
 use crate::table::StagedReferences;
 use crate::types::RealNumber;
 
-/// A name with the number of its real, and what flow entries and maps know that real by.
+/// A name with its real's number, and the id that flow entries and maps have for that real.
 pub(super) struct Named<K> {
     pub(super) name: K,
     pub(super) number: RealNumber,
@@ -16,13 +16,13 @@ pub(super) struct Named<K> {
 }
 
 impl Katran {
-    /// What maps are told of names that come with a staged change of references.
+    /// What maps are told about names that come with a staged change of references.
     pub(super) fn named<K: Name>(
         &self,
         staged: &StagedReferences,
         add: &[(K, IpAddr)],
     ) -> Vec<Named<K>> {
-        // A real that is named as often as before is not among the staged ones.
+        // A real whose number of names stays the same is not staged.
         let real = |address: IpAddr| match staged.records.get(&address) {
             Some(record) => Some((record.number, record.generation)),
             None => {

@@ -1,5 +1,5 @@
-//! The BPF object of the balancer: opened, given its constants and the sizes of its maps, and loaded with
-//! the programs that a configuration needs.
+//! The balancer's BPF object: opened, given its constants and map sizes, and loaded with the
+//! programs that a configuration needs.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -50,27 +50,27 @@ use crate::types::NextHops;
 use crate::types::OuterDontFragment;
 
 /// A SYN follows its flow's entry if that was used so recently: connections do not begin again that
-/// soon, and a SYN that was made up moves nobody.
+/// soon, and a forged SYN moves nothing.
 const SYN_FOLLOWS: Duration = Duration::from_secs(5);
 
-/// What is drawn or found out when a balancer is loaded, and stays as it is when it is reloaded.
+/// What is drawn at random or read from the machine at load, and survives reloads.
 pub(super) struct Fixed {
     pub(super) hasher: FlowHasher,
     pub(super) flow_keys: FlowHashKeys,
     pub(super) vip_hash: VipHash,
     pub(super) server_id_keys: ServerIdKeys,
-    /// The kernel's tick, in which flows are stamped.
+    /// The kernel's tick, which stamps flows.
     pub(super) tick: Duration,
     pub(super) possible_cpus: u32,
 }
 
 impl Fixed {
-    /// The same for other settings: what flows are told by stays, as far as it can.
+    /// The same for other settings: keeps what flows are recognised by, where possible.
     pub(super) fn for_settings(&self, before: &Config, config: &Config) -> Result<Self> {
         let ring_size = RingSize::try_from(config.ring_size)?;
         let mut hasher = hasher(config, ring_size);
         if (before.hash_seed, before.ring_size) == (config.hash_seed, config.ring_size) {
-            // Also with another `max_vips`, or no flow would be where it was.
+            // Also with another `max_vips`, or all flows would move.
             hasher = hasher.with_seeds(self.hasher.seeds());
         }
         let max_vips = config.max_vips.into();
@@ -88,7 +88,7 @@ impl Fixed {
     }
 }
 
-/// By what flows are hashed with these settings.
+/// The hash of flows with these settings.
 pub(super) fn hasher(config: &Config, ring_size: RingSize) -> FlowHasher {
     let hasher = FlowHasher::new(config.max_vips.into(), ring_size);
     match config.hash_seed {
@@ -97,25 +97,25 @@ pub(super) fn hasher(config: &Config, ring_size: RingSize) -> FlowHasher {
     }
 }
 
-/// The programs that a balancer runs; a reload replaces them all at once.
+/// A balancer's programs; a reload replaces them all at once.
 pub(super) struct Programs {
-    /// The one that is attached.
+    /// The attached one.
     pub(super) main: OwnedFd,
-    /// Its explaining twin.
     pub(super) explainer: OwnedFd,
     /// A program that returns the kernel's clock in ticks.
     pub(super) clock: OwnedFd,
-    /// The programs that the walk goes on in. Held, for the kernel empties such an array when
-    /// nobody has a descriptor of it.
+    /// The programs that the main one continues in. Held, because the kernel empties such an array
+    /// once nothing has a descriptor of it.
     pub(super) special: OwnedFd,
-    /// With which constants they were loaded. Those of a version that has kept none cannot be told.
+    /// The constants they were loaded with; unknown for a version that kept none.
     pub(super) constants: Option<OwnedFd>,
-    /// Where they see that the balancer has an owner, if it is not where the present ones do: a replacement has other maps.
+    /// Where they read signs of life, if not where the present ones do: a replacement has other
+    /// maps.
     pub(super) lives_by: Option<Arc<Live>>,
 }
 
 impl Programs {
-    /// What an entry of a shared array takes.
+    /// What an entry of a shared array needs.
     pub(super) fn entry_set(&self) -> EntrySet<'_> {
         EntrySet {
             main: self.main.as_fd(),
@@ -124,18 +124,18 @@ impl Programs {
     }
 }
 
-/// The tables inside others, which are made before the object is loaded.
+/// The inner tables, which are made before the object is loaded.
 pub(super) struct InnerTables {
-    /// `None`: they are in the maps of a balancer that is taken over.
+    /// `None`: they are in the maps shared with the replaced balancer.
     pub(super) first_chunk: Option<OwnedFd>,
     pub(super) flows: Vec<(u32, FlowTable)>,
     pub(super) global: Vec<(u32, Typed<types::flow_key, u32>)>,
-    /// The time that this process has the balancer: of one that takes the place of another, that of both.
+    /// The time during which this process owns the balancer; a replacement shares it.
     pub(super) tenure: Arc<Tenure>,
 }
 
 impl InnerTables {
-    /// One of each kind, to show the kernel.
+    /// One of each kind, as a template for the kernel.
     pub(super) fn first(&self) -> Inner<'_> {
         Inner {
             ring_chunk: self.first_chunk.as_ref().map(AsFd::as_fd),
@@ -146,15 +146,15 @@ impl InnerTables {
     }
 }
 
-/// The object, with settings still to be made.
+/// The object, before its settings are made.
 pub(super) fn open_object(
     storage: &mut MaybeUninit<libbpf_rs::OpenObject>,
 ) -> Result<OpenKatranSkel<'_>> {
     kernel::open(KatranSkelBuilder::default(), storage)
 }
 
-/// Whether these programs are those that the object has with these settings. The constants say it all: the object's
-/// own digest is one of them, and they decide which programs are loaded, and how.
+/// Whether these programs are those of the object with these settings. The constants decide: one of
+/// them is the object's digest, and they determine which programs are loaded, and how.
 pub(super) fn are_of_object(
     programs: &Programs,
     open: &mut OpenKatranSkel<'_>,
@@ -170,7 +170,7 @@ pub(super) fn are_of_object(
     Ok(open.maps.rodata.initial_value() == Some(&theirs))
 }
 
-/// Takes over the maps, all of which are there, for programs that were loaded before.
+/// Takes over the maps, all of which exist, for programs loaded earlier.
 pub(super) fn load_maps(mut open: OpenKatranSkel<'_>) -> Result<KatranSkel<'_>> {
     for mut program in open.open_object_mut().progs_mut() {
         program.set_autoload(false);
@@ -179,13 +179,13 @@ pub(super) fn load_maps(mut open: OpenKatranSkel<'_>) -> Result<KatranSkel<'_>> 
     for map in [&mut open.maps.special_programs, &mut open.maps.rodata] {
         map.set_autocreate(false).map_err(failed)?;
     }
-    // libbpf fills arrays of programs even if it does not make them.
+    // libbpf fills program arrays even if it does not make them.
     let special = &mut open.maps.special_programs;
     special.set_type(MapType::Array).map_err(failed)?;
     object::load(open, &[]).map_err(|refused| not_loaded(refused, 0))
 }
 
-/// Loads the object, whose maps have their sizes, with the programs that `config` needs.
+/// Loads the object, whose map sizes are set, with the programs that `config` needs.
 pub(super) fn load_object<'a>(
     mut open: OpenKatranSkel<'a>,
     config: &Config,
@@ -242,7 +242,7 @@ pub(super) fn load_object<'a>(
     Ok((programs, skel))
 }
 
-/// Whether the program must be the one with what few balancers need.
+/// Whether the program must be the one with the rarely used parts.
 fn needs_full(config: &Config) -> bool {
     let rare = Features::SOURCE_ROUTING
         | Features::INLINE_DECAP
@@ -256,15 +256,14 @@ fn needs_full(config: &Config) -> bool {
         || !config.orphan_limit.is_zero()
 }
 
-/// Sets of each forwarding CPU's table, if it has sets.
+/// The sets in each forwarding CPU's table, if it has sets.
 pub(super) fn flow_sets(config: &Config) -> u32 {
     FlowTableShape::new(config.flow_table, config.flows_per_cpu).max_entries
 }
 
-/// Sizes of the maps, by the table of maps; those of features that are off are not made. Maps that are
-/// taken over from another object need their lengths, too: libbpf maps data sections into memory, over
-/// whatever follows the length that it knows. `inner` are tables to show the kernel, for maps of maps that
-/// are made anew.
+/// Sets the maps' sizes from the table of maps; maps of features that are off are not made. Shared
+/// maps need their lengths, too: libbpf maps data sections into memory, over whatever follows the
+/// length that it knows. `inner` are the templates for new maps of maps.
 pub(super) fn size_maps(
     open: &mut OpenKatranSkel<'_>,
     machine: &Machine<'_>,
@@ -289,7 +288,7 @@ pub(super) fn size_maps(
     fallback.set_map_flags(shape.flags)
 }
 
-/// One of the tables inside each map of maps.
+/// One table of each kind that is inside a map of maps.
 #[derive(Default)]
 pub(super) struct Inner<'a> {
     pub(super) ring_chunk: Option<BorrowedFd<'a>>,
@@ -297,7 +296,8 @@ pub(super) struct Inner<'a> {
     pub(super) global: Option<BorrowedFd<'a>>,
 }
 
-/// The constants that are drawn or found out; those that are settings the table of settings writes.
+/// Writes the constants that are drawn or read from the machine; the table of settings writes the
+/// others.
 fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) -> Result<()> {
     let tick = fixed.tick;
     let constants = constants("katran", open.maps.rodata_data.as_deref_mut())?;
@@ -320,7 +320,7 @@ fn set_constants(open: &mut OpenKatranSkel<'_>, config: &Config, fixed: &Fixed) 
     Ok(())
 }
 
-/// A descriptor of our own, so that libbpf's object can go.
+/// A duplicate descriptor, so that libbpf's object can go.
 pub(super) fn own(of: &impl AsFd) -> io::Result<OwnedFd> {
     of.as_fd().try_clone_to_owned()
 }
@@ -339,7 +339,7 @@ mod tests {
     use super::*;
     use crate::config::MapRow;
 
-    /// A map without a row would keep the size that stands for none.
+    /// A map without a row would keep its placeholder size.
     #[test]
     fn every_map_has_a_row() {
         let mut storage = MaybeUninit::uninit();

@@ -1,5 +1,5 @@
-//! A balancer that outlives its process: all that packets see is pinned in a directory of a BPF file system, and a
-//! handle that goes leaves it there.
+//! A balancer that outlives its process: all that packets see is pinned in a directory of a BPF
+//! file system, and dropping the handle leaves it there.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -24,14 +24,16 @@ use crate::pins::PinnedSet;
 use crate::pins::SPECIAL;
 use crate::sys::ticks::ticks;
 
+/// # Outliving the process
 impl Katran {
-    /// Takes the balancer away, pinned or not: from its interfaces and entries of root programs, and what is pinned of
-    /// it. Without a handle [`remove`](crate::remove) does it. To drop the handle of a balancer that is not pinned
-    /// does the same. It blocks for some 30 ms, of which the kernel waits for packets under way at each interface.
+    /// Removes the balancer, pinned or not: from interfaces, from entries of root programs, and its
+    /// pins. [`remove`](crate::remove) does the same without a handle; for a balancer that is not
+    /// pinned, so does dropping it. It blocks for some 30 ms, in which the kernel waits for packets
+    /// under way at each interface.
     ///
     /// # Errors
-    /// As [`remove`](crate::remove), which goes on where this has ended. [`Error::Busy`] in a child made
-    /// by fork(2): the balancer is its parent's.
+    /// As [`remove`](crate::remove), which you can call to continue after an error. [`Error::Busy`]
+    /// in a child made by fork(2): the balancer is its parent's.
     pub fn remove(mut self) -> Result<()> {
         if let Some(home) = &self.home {
             home.check_owner()?;
@@ -40,14 +42,14 @@ impl Katran {
         let home = self.home.take();
         if let Some(home) = &home {
             home.begin_removal()?;
-            // What the handle reaches could not be found by all that is pinned.
+            // The handle reaches it where the pins alone might not.
             self.attachments.clear();
             self.shared.clear();
             if let Some(checks) = &mut self.healthchecks {
                 checks.detach();
             }
         }
-        // Its threads end, and what is not pinned goes.
+        // Ends its threads and frees what is not pinned.
         drop(self);
         home.map_or(Ok(()), |mut home| {
             home.end_tenure();
@@ -55,12 +57,13 @@ impl Katran {
         })
     }
 
-    /// Where the balancer is pinned, if it is ([`Builder::pin`](crate::Builder::pin)).
+    /// The directory in which the balancer is pinned, if it is
+    /// ([`Builder::pin`](crate::Builder::pin)).
     pub fn pinned_in(&self) -> Option<&Path> {
         self.home.as_ref().map(Home::path)
     }
 
-    /// All that there is to pin, but for the ledger.
+    /// Everything to pin, except the ledger.
     pub(super) fn content(&self) -> Content<'_> {
         let checks = self.healthchecks.as_ref();
         Content {
@@ -70,7 +73,7 @@ impl Katran {
         }
     }
 
-    /// Pins all that there is in a directory, and has what is attached from now on kept there.
+    /// Pins everything in a directory, where later attachments are pinned, too.
     pub(super) fn settle_in(&mut self, mut home: Home) -> Result<()> {
         home.keep_tenure(self.maps.live.tenure());
         if let Err(error) = self.check_clock() {
@@ -98,24 +101,25 @@ impl Katran {
         kept
     }
 
-    /// Whether signs of life would tell packets the time by their own clock, if they are to go by them.
+    /// Checks that signs of life use the same clock as packets, if packets depend on them.
     pub(super) fn check_clock(&self) -> Result<()> {
         if self.config.orphan_limit.is_zero() {
             return Ok(());
         }
         let tick = self.fixed.tick;
-        // Packets' 64 bits, cut to those that the program can return.
+        // Packets' 64 bits, cut to what the program can return.
         let ahead = self.ticks_now()?.wrapping_sub(ticks(tick) as u32) as i32;
         match Duration::from_secs(1) > tick * ahead.unsigned_abs() {
             true => Ok(()),
             false => Err(Error::Unsupported {
                 what: "orphan_limit on this kernel".to_owned(),
-                reason: "its times(2) does not count the ticks that its BPF programs read: leave it out",
+                reason: "its times(2) does not count the ticks that its BPF programs read: leave \
+                orphan_limit out",
             }),
         }
     }
 
-    /// Pins the programs of a reload, with the maps that features have then, beside those that are there.
+    /// Pins a reload's programs, and the maps of its features, beside the present ones.
     pub(super) fn stage(
         &self,
         programs: &Programs,
@@ -135,7 +139,7 @@ impl Katran {
         home.set().stage_programs(&objects(programs, maps))
     }
 
-    /// Removes the pins of programs that packets do not meet any more, or never have.
+    /// Removes the pins of programs that packets no longer meet, or never did.
     pub(super) fn unstage(&self) {
         let home = self.home.as_ref();
         let unstaged = home.map_or(Ok(()), |home| home.set().unstage_programs());
@@ -146,7 +150,6 @@ impl Katran {
 }
 
 impl Programs {
-    /// Those that a set has.
     pub(super) fn pinned_in(set: &PinnedSet) -> Result<Self> {
         let open = |name: &str| {
             let program = set.program(name)?;
@@ -163,7 +166,6 @@ impl Programs {
     }
 }
 
-/// What is pinned of programs.
 fn objects<'a>(programs: &'a Programs, maps: Objects<'a>) -> Objects<'a> {
     let mut objects = vec![
         (MAIN, programs.main.as_fd()),

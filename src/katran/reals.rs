@@ -1,4 +1,4 @@
-//! Reals: adding, removing, weights, flags; and with them the rings.
+//! Reals: adding, removing, weights and flags, and the rings that follow from them.
 
 use std::mem;
 use std::net::IpAddr;
@@ -31,20 +31,22 @@ const _: () = {
     assert!(RealFlags::LOCAL_REAL.bits() as i64 == types::real_flag::REAL_LOCAL.0 as i64);
 };
 
+/// # Reals
 impl Katran {
-    /// Adds a real to a VIP, or updates the weight of one that the VIP has.
+    /// Adds a real to a VIP, or updates the weight of one that it has.
     ///
-    /// Weight 0 drains the real: the ring leads no new flows to it, and it keeps those in the flow table. A SYN of a
-    /// flow whose entry was used in the last five seconds is such a packet, so a client that connects again from the
-    /// same port at once comes back to the real. New UDP flows still join it for `udp_timeout`, in slots that were its own
-    /// ([`Real::weight`]).
+    /// Weight 0 drains the real: the ring sends it no new flows, and flows in the flow table stay.
+    /// That includes a SYN whose flow entry was used in the last five seconds, so a client that
+    /// reconnects at once from the same port returns to the real. New UDP flows can still join it
+    /// for `udp_timeout`, in slots that were its own ([`Real::weight`]).
     ///
-    /// Give a new VIP its reals in one change, by [`modify_reals`](Self::modify_reals) or [`apply`](Self::apply). If you
-    /// add them one after the other, each takes slots from those before it; with
-    /// [`FlowTracking::Changed`](crate::FlowTracking::Changed) these slots have a history then, and until they are
-    /// settled what has no entry and is no SYN goes to the real that came first: connections that are older than the
-    /// balancer for `flow_idle_timeout` at least, UDP flows for `udp_timeout`.
-    /// [`FlowsMut::purge`](crate::flows::FlowsMut::purge) settles all slots of the VIP at once.
+    /// Give a new VIP all its reals in one change, by [`modify_reals`](Self::modify_reals) or
+    /// [`apply`](Self::apply). If you add them one by one, each takes slots from the earlier ones,
+    /// and with [`FlowTracking::Changed`](crate::FlowTracking::Changed) these slots are unsettled.
+    /// Until they settle, packets without a flow entry that are not SYNs go to the real that was
+    /// added first: for at least `flow_idle_timeout` this concerns connections older than the
+    /// balancer, and for `udp_timeout` UDP flows.
+    /// [`FlowsMut::purge`](crate::flows::FlowsMut::purge) settles all slots of a VIP at once.
     ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).
@@ -55,9 +57,9 @@ impl Katran {
 
     /// Removes a real from a VIP.
     ///
-    /// Its flows of this VIP leave it at once, whatever else names the real: their next packets go
-    /// where the ring leads. What flow tables remember of them is void with the change, and removed
-    /// by and by. A VIP without any real left drops them like all its packets.
+    /// The VIP's flows leave it at once, even if something else still names the real: their next
+    /// packets follow the ring. Their flow entries are void from then on; the library removes them
+    /// in the background. A VIP that loses its last real drops all its packets.
     ///
     /// # Errors
     /// As [`modify_reals`](Self::modify_reals).
@@ -66,26 +68,35 @@ impl Katran {
         self.modify_reals(vip, &[RealChange::Remove(address)])
     }
 
-    /// Changes a VIP's reals in one step: packets see the ring before all changes or the one
-    /// after them.
+    /// Changes a VIP's reals in one step: packets see the ring before all changes or after all of
+    /// them.
     ///
-    /// Changes are taken in their order; if several name one address, the last one counts.
+    /// The library takes the changes in order; if several name one address, the last one counts.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such VIP, or for the removal of
-    /// a real that it does not have; [`Error::Exhausted`] beyond
-    /// `max_reals` (numbers that the batch frees are not available to it);
-    /// [`Error::InvalidAddress`];
-    /// [`Error::InvalidConfig`] for a real of a family that GUE has
-    /// no source address for;
-    /// [`Error::Kernel`]. Nothing has changed then.
+    /// [`Error::NotFound`] if there is no such VIP, or if it lacks a real to be removed;
+    /// [`Error::Exhausted`] beyond `max_reals` (the call cannot use numbers that it frees);
+    /// [`Error::InvalidAddress`]; [`Error::InvalidConfig`] for a real of a family for which GUE has
+    /// no source address; [`Error::Kernel`]. Nothing has changed then.
+    ///
+    /// ```no_run
+    /// use katran::Real;
+    /// use katran::RealChange;
+    ///
+    /// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+    /// let new = Real::new("198.51.100.3".parse().unwrap()).weight(2);
+    /// let old = "198.51.100.1".parse().unwrap();
+    /// katran.modify_reals(vip, &[RealChange::Add(new), RealChange::Remove(old)])?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "modifyRealsForVip")]
     pub fn modify_reals(&mut self, vip: Vip, changes: &[RealChange]) -> Result<()> {
         let _call = self.call()?;
         self.change_reals_and_tell(vip, changes, &[])
     }
 
-    /// The same, and after it some of them are down, or are so no more.
+    /// The same, which also marks some of them down or up.
     pub(super) fn change_reals_and_tell(
         &mut self,
         vip: Vip,
@@ -97,7 +108,7 @@ impl Katran {
         Ok(())
     }
 
-    /// The same; what it has to tell is for later.
+    /// The same, but leaves the callbacks for later.
     pub(super) fn change_reals(
         &mut self,
         vip: Vip,
@@ -110,7 +121,8 @@ impl Katran {
         let place = usize::from(staged.number.0);
         let (flags, function) = (staged.flags, staged.hash_function);
         let endpoints = mem::take(&mut staged.endpoints);
-        // Reals that take no new flows have slots, too, where slots have a history; without reals there is no ring.
+        // Reals without new flows have slots, too, where slots have a history; without reals there
+        // is no ring.
         let ring_changed =
             staged.ring_changed || self.rings[place].is_none() != endpoints.is_empty();
         let reflagged = mem::take(&mut staged.reflagged);
@@ -153,7 +165,7 @@ impl Katran {
         Ok(switched.retire(self))
     }
 
-    /// The reals of a VIP with their weights and flags, in the order of their addresses.
+    /// A VIP's reals with weights and flags, sorted by address.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -172,14 +184,14 @@ impl Katran {
             .collect())
     }
 
-    /// The number of a real, by which counters and callbacks know it; `None` if nothing names
-    /// this address.
+    /// The number by which counters and callbacks know a real; `None` if nothing names this
+    /// address.
     #[doc(alias = "getIndexForReal")]
     pub fn real_index(&self, address: IpAddr) -> Option<RealNumber> {
         self.table.real_index(address)
     }
 
-    /// Every real with its number, in the order of their addresses.
+    /// Every real with its number, sorted by address.
     #[doc(alias = "getNumToRealMap")]
     pub fn real_numbers(&self) -> Vec<(IpAddr, RealNumber)> {
         self.table
@@ -188,7 +200,7 @@ impl Katran {
             .collect()
     }
 
-    /// Replaces the flags of a real, for all VIPs that use it.
+    /// Replaces a real's flags, for all VIPs that use it.
     ///
     /// # Errors
     /// [`Error::NotFound`] if nothing names this address.
@@ -213,7 +225,7 @@ impl Katran {
         Ok(switched.retire(self))
     }
 
-    /// Fills a VIP's ring by another function from now on.
+    /// Changes the hash function of a VIP and fills its ring again.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
@@ -246,7 +258,7 @@ impl Katran {
         Ok(switched.retire(self))
     }
 
-    /// Switches packets to a ring that was written, and returns the one before.
+    /// Switches packets to a written ring, and returns the previous one.
     pub(super) fn switch_to(
         &mut self,
         vip: &Vip,
@@ -266,7 +278,7 @@ impl Katran {
         before
     }
 
-    /// Counters of reals that nothing names yet begin at zero.
+    /// Clears the counters of reals that nothing names yet.
     pub(super) fn clear_real_counters(&self, added: &[RealRecord]) -> Result<()> {
         for record in added {
             self.kernel.check(
@@ -285,7 +297,7 @@ impl Katran {
             .set_flags(number, address, record.flags);
     }
 
-    /// Makes reals known, before anything names them.
+    /// Publishes reals before anything names them.
     pub(super) fn publish_reals(&mut self, added: &[RealRecord]) {
         let of_v6 = added.iter().filter(|record| record.address.is_ipv6());
         self.links.count_reals(of_v6.count(), 0);
@@ -300,7 +312,7 @@ impl Katran {
         }
     }
 
-    /// Takes reals back, after nothing names them any more.
+    /// Withdraws reals after their last name is gone.
     pub(super) fn withdraw_reals(&mut self, released: &[(IpAddr, RealNumber)]) {
         for (_, real) in released {
             self.maps.real_cells.withdraw(real.0);
@@ -328,8 +340,8 @@ impl Katran {
         })
     }
 
-    /// Switches packets to a VIP's new ring, and to what voids its entries; returns the ring that none
-    /// is sent to any more.
+    /// Switches packets to a VIP's new ring and to what voids its entries; returns the ring that
+    /// packets leave.
     pub(super) fn switch(
         &mut self,
         place: usize,

@@ -1,4 +1,4 @@
-//! Other features for a running balancer: a new program over the same maps, put in the old one's place
+//! Other features for a running balancer: a new program over the same maps replaces the old one
 //! between two packets.
 
 use std::mem;
@@ -31,41 +31,50 @@ use crate::sys::object::into_io;
 use crate::sys::object::numbered;
 use crate::types::VipFlags;
 
+/// # Features and reload
 impl Katran {
     /// The features that are on.
     pub fn features(&self) -> Features {
         self.config.features
     }
 
-    /// Swaps in a newly loaded program with other features: exactly these are on then.
+    /// Loads a program with exactly these features and puts it in the old one's place.
     ///
-    /// VIPs, reals, rings, flow tables and counters stay, and no packet is lost: each interface goes
-    /// from the old program to the new one between two packets. It blocks for one to three seconds, most of it for
-    /// the verifier, while the old program works on.
+    /// VIPs, reals, rings, flow tables and counters stay, and no packet is lost: each interface
+    /// changes from the old program to the new one between two packets. It blocks for one to three
+    /// seconds, mostly in the verifier, while the old program works on. The library makes the maps
+    /// of features that are switched on, and frees those of features that are switched off.
     ///
-    /// No flow moves, but where it is the feature that decides where it belongs: with TCP server ids,
-    /// stable UDP routing or global flows switched on a flow goes where they say, and a TCP connection that no table
-    /// knows stays on the base of its slot ([`FlowTracking`](crate::FlowTracking)); with TCP server ids
-    /// switched off it stays as long as the flow table knows it, and without local delivery it is sent
-    /// to its real like any other.
+    /// Flows stay, unless the feature itself decides where they go. With TCP server ids, stable UDP
+    /// routing or global flows switched on, flows go where those say, and a TCP connection that no
+    /// table knows stays on the base of its slot ([`FlowTracking`](crate::FlowTracking)). With TCP
+    /// server ids switched off, a flow stays while the flow table knows it. Without local delivery
+    /// it goes to its real like any other.
     ///
-    /// An embedder who has attached [`program_fd`](Self::program_fd) by means of its own puts the new
-    /// one in its place after this; until then the old one works on there. Whoever has asked for the
-    /// descriptor has the old program kept until the next reload, the end of the balancer, or
-    /// [`release_replaced_program`](Self::release_replaced_program).
-    ///
-    /// Maps of features that are switched on are made; those of features that are switched off go.
+    /// If you attached [`program_fd`](Self::program_fd) yourself, attach the new one after each
+    /// reload; until then the old one works there. Once you have asked for the descriptor, the
+    /// library keeps the old program until the next reload,
+    /// [`release_replaced_program`](Self::release_replaced_program) or the end of the balancer.
     ///
     /// # Errors
-    /// [`Error::InUse`] if a feature is to be switched off that something configured needs: source
-    /// routes, decap addresses, a monitor, global flows while a VIP has
-    /// [`VipFlags::GLOBAL_LRU`], server ids while one has [`VipFlags::UDP_STABLE_ROUTING`];
-    /// otherwise as [`Builder::load`](crate::Builder::load); [`Error::Exhausted`] if more reals are down than
-    /// [`mark_down`](Self::mark_down) allows with these features; [`Error::ForeignProgram`] if somebody has
-    /// put another program in the place of ours, and [`Error::Kernel`] if an interface refuses the new
-    /// one. In any case the old program works on everywhere, and nothing has
-    /// changed. (Should the kernel refuse to put the old one back on an interface that had the new one
-    /// already, that is logged: the new one works there until the next reload.)
+    /// [`Error::InUse`] if something configured needs a feature to be switched off: source routes,
+    /// decap addresses, a monitor, global flows while a VIP has [`VipFlags::GLOBAL_LRU`], server
+    /// ids while one has [`VipFlags::UDP_STABLE_ROUTING`]; [`Error::Exhausted`] if more reals are
+    /// down than [`mark_down`](Self::mark_down) allows with these features;
+    /// [`Error::ForeignProgram`] if another program has replaced the balancer's; [`Error::Kernel`]
+    /// if an interface refuses the new one; otherwise as [`Builder::load`](crate::Builder::load).
+    /// The old program works on everywhere then, and nothing has changed. (If the kernel refuses to
+    /// put the old program back on an interface that has the new one already, the log reports it,
+    /// and the new one works there until the next reload.)
+    ///
+    /// ```no_run
+    /// use katran::Features;
+    ///
+    /// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+    /// katran.reload(katran.features() | Features::INTROSPECTION)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[doc(alias = "reloadBalancerProg")]
     pub fn reload(&mut self, features: Features) -> Result<()> {
         let _call = self.call()?;
@@ -86,7 +95,7 @@ impl Katran {
             }
             Ok((loaded, down, marked?))
         })?;
-        // What says whether attachments are there knows the programs before.
+        // What reports on attachments knows the earlier programs.
         self.following.take();
         let switched = written.try_switch(self, |katran, ((programs, made), down, marked)| {
             let staged = katran.stage(&programs, &made, features);
@@ -122,15 +131,15 @@ impl Katran {
         self.note_attached();
         let (switched, ()) = switched?;
         switched.end(self);
-        // No packet is in those before.
+        // No packet is in the earlier ones.
         self.unstage();
         Ok(())
     }
 
-    /// Loads programs with other features, with maps for those that are new.
+    /// Loads programs with other features, and makes the maps of new features.
     fn load_anew(&self, config: &Config) -> Result<(Programs, FeatureMaps)> {
         let features = config.features;
-        // Those that go are there until the new ones are.
+        // Maps to be freed exist until the new ones do.
         let meanwhile = Config {
             features: self.config.features | features,
             ..config.clone()
@@ -171,7 +180,7 @@ impl Katran {
         Ok((programs, made))
     }
 
-    /// Puts programs in place of those that are there, on all interfaces or on none.
+    /// Replaces the present programs on all interfaces or on none.
     pub(super) fn put_in_place(&mut self, programs: Programs) -> Result<Programs> {
         let home = self.home.as_ref();
         let commit = || {
@@ -182,7 +191,7 @@ impl Katran {
             self.shared.switch_then(programs.entry_set(), commit)
         });
         if let Err((error, strays)) = swapped {
-            // Packets may have been in them, or still get there.
+            // Packets may have been in them, or may still reach them.
             match strays {
                 true => self.stranded.push(programs),
                 false => {
@@ -195,10 +204,11 @@ impl Katran {
         Ok(programs)
     }
 
-    /// Lets go of the program that the last [`reload`](Self::reload) has replaced, if it was kept because
-    /// [`program_fd`](Self::program_fd) had been asked for; `false` if there is none. Call it when the
-    /// new one is everywhere in its place: frames with VLAN tags, ICMP and what else is
-    /// rare, and those of VIPs with flags such as QUIC, that still meet the old one are lost then (`XDP_ABORTED`).
+    /// Frees the program that the last [`reload`](Self::reload) replaced, if the library kept it
+    /// because you had asked for [`program_fd`](Self::program_fd); `false` if there is none. Call
+    /// it once the new program is attached everywhere: where the old one still runs, frames with
+    /// VLAN tags, ICMP and other rare packets, and those of VIPs with flags such as QUIC, are lost
+    /// from then on (`XDP_ABORTED`).
     pub fn release_replaced_program(&mut self) -> bool {
         let Ok(_call) = self.call() else {
             return false;
@@ -212,13 +222,12 @@ impl Katran {
         any
     }
 
-    /// Lets go of programs when no packet is in them: one that was would find no program to go on in.
+    /// Frees programs when no packet is in them: such a packet would find no program to continue
+    /// in.
     pub(super) fn outlast(&mut self, old: Vec<Programs>) {
         self.maps.rings.retire(None);
         if let Err(error) = self.settle() {
-            log::error!(
-                "the old programs stay, as it cannot be told when they have ended: {error}"
-            );
+            log::error!("the old programs stay, because their end cannot be seen: {error}");
             mem::forget(old);
             return;
         }
@@ -226,7 +235,7 @@ impl Katran {
         self.carry_counters();
     }
 
-    /// What is configured now that needs features.
+    /// What is configured that needs features.
     fn needs(&self) -> Needs {
         let flags = self.table.vips().map(|(_, entry)| entry.flags);
         Needs {
@@ -281,13 +290,11 @@ impl Katran {
     }
 }
 
-/// What features are needed for: how much of it there is.
+/// How much of each thing that needs a feature there is.
 pub(super) struct Needs {
     pub(super) routes: usize,
-    /// Decap addresses.
     pub(super) ends: usize,
-    /// Server ids.
     pub(super) ids: usize,
-    /// All that any VIP has.
+    /// The union of all VIPs' flags.
     pub(super) flags: VipFlags,
 }

@@ -1,8 +1,9 @@
-//! What a balancer that is to outlive its process writes down of its changes, in a ledger; one that is not has none, and
-//! writes nothing.
+//! What a pinned balancer records of its changes, in a ledger. Others have none, and record
+//! nothing.
 //!
-//! The phases of a change (`change.rs`) call this: what it will be is written before anything that packets may see, and
-//! that it is made, or undone, after. `docs/architecture.md` lists where each field of [`Katran`] is found again.
+//! The phases of a change (`change.rs`) call this: the intended change is recorded before packets
+//! may see any of it, and that it is made, or undone, afterwards. `docs/architecture.md` lists
+//! where adoption finds each field of [`Katran`].
 
 use std::io;
 use std::time::Duration;
@@ -31,23 +32,22 @@ use crate::ring::FlowHasher;
 use crate::ring::RingSize;
 use crate::table::Paper;
 
-/// What a change makes of what the ledger keeps besides the table; asked for only if there is a ledger.
+/// A change's effect on what the ledger keeps besides the table; asked for only if there is a
+/// ledger.
 pub(super) trait Also: FnOnce(&Katran) -> Result<Vec<Change>> {}
 
 impl<F: FnOnce(&Katran) -> Result<Vec<Change>>> Also for F {}
 
-/// Nothing: the change is one of the table alone, or of something that is found again in the kernel, or ends with the
-/// process.
+/// No effect: the change is one of the table alone, or of something that the kernel keeps, or that
+/// ends with the process.
 pub(super) fn nothing_else(_: &Katran) -> Result<Vec<Change>> {
     Ok(Vec::new())
 }
 
-/// One thing.
 pub(super) fn only(change: Change) -> impl Also {
     move |_: &Katran| Ok(vec![change])
 }
 
-/// Other settings.
 pub(super) fn settings(config: &Config) -> impl Also {
     move |_: &Katran| Ok(vec![Change::Settings(written(config)?)])
 }
@@ -61,14 +61,14 @@ fn written(config: &Config) -> Result<Vec<u8>> {
 }
 
 fn not_written(error: io::Error) -> Error {
-    kernel_error("write down a change in", "the ledger", error)
+    kernel_error("record a change in", "the ledger", error)
 }
 
 impl Katran {
-    /// Has changes written down from now on, in memory that outlives the process.
+    /// Records changes from now on, in memory that outlives the process.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if there is no memory for what there is now, or it cannot be published.
+    /// [`Error::Kernel`] if there is no memory for the present state, or it cannot be published.
     pub(super) fn keep(&mut self, ground: Box<dyn Ground>) -> Result<()> {
         let view = self.view()?;
         let ledger = Ledger::create(ground, &view).map_err(not_written)?;
@@ -76,13 +76,13 @@ impl Katran {
         Ok(())
     }
 
-    /// Goes on with the ledger of the owner before.
     pub(super) fn go_on(&mut self, ledger: Ledger) {
         self.ledger = Some(ledger);
     }
 
-    /// Takes over what the ledger has kept, but for the settings, which it was made with; returns what others hold.
-    /// The VIPs are counted by kind, and no number that was given back is settled.
+    /// Takes over what the ledger has kept, except the settings, which the balancer was made with;
+    /// returns what others hold. Counts the VIPs by kind, and settles no number that was given
+    /// back.
     pub(super) fn take_kept(&mut self, kept: Kept) -> Small {
         self.table = kept.table;
         self.server_ids = kept.server_ids;
@@ -95,7 +95,7 @@ impl Katran {
         kept.small
     }
 
-    /// Writes down what a change will be, if the ledger keeps any of it.
+    /// Records an intended change, if the ledger keeps any of it.
     pub(super) fn intend(&mut self, paper: Option<&Paper>, also: impl Also) -> Result<()> {
         let Some(mut ledger) = self.ledger.take() else {
             return Ok(());
@@ -109,7 +109,7 @@ impl Katran {
         intended
     }
 
-    /// The same for a change that is made in any case.
+    /// The same for a change that cannot be refused.
     pub(super) fn intend_surely(&mut self, also: impl Also) {
         if let Err(error) = self.intend(None, also)
             && let Some(ledger) = &mut self.ledger
@@ -138,22 +138,22 @@ impl Katran {
         intended.map_err(not_written)
     }
 
-    /// The change that was written down is made: packets see it, and the library's records say the same.
+    /// The recorded change is made: packets see it, and the library's records match.
     pub(super) fn note_done(&mut self) {
         if let Some(ledger) = &mut self.ledger {
             ledger.done();
         }
     }
 
-    /// Nothing is left of it; `met`: packets may have met its new reals.
+    /// Nothing is left of the change; `met`: packets may have met its new reals.
     pub(super) fn note_undone(&mut self, met: bool) {
         if let Some(ledger) = &mut self.ledger {
             ledger.undone(met);
         }
     }
 
-    /// The changes from now on are one, of which the next owner leaves no part; until
-    /// [`end_many`](Self::end_many), before which what is returned must not be dropped.
+    /// Joins the following changes into one, of which the next owner leaves all or nothing, until
+    /// [`end_many`](Self::end_many). Do not drop the returned value before that.
     pub(super) fn begin_many(&mut self) -> Result<Option<Steps>> {
         let Some(mut ledger) = self.ledger.take() else {
             return Ok(None);
@@ -163,14 +163,14 @@ impl Katran {
         begun.map(Some).map_err(not_written)
     }
 
-    /// One of them was refused: those from now on undo the others, and cannot be refused by the ledger.
+    /// One of them was refused: the following ones undo the others, and the ledger cannot refuse
+    /// them.
     pub(super) fn note_way_back(&mut self) {
         if let Some(ledger) = &mut self.ledger {
             ledger.go_back();
         }
     }
 
-    /// They are made, or undone.
     pub(super) fn end_many(&mut self) {
         if let Some(mut ledger) = self.ledger.take() {
             ledger.end(|| self.view().map_err(io::Error::other));
@@ -178,7 +178,7 @@ impl Katran {
         }
     }
 
-    /// All that the ledger keeps, as it is.
+    /// The present state of all that the ledger keeps.
     fn view(&self) -> Result<View<'_>> {
         Ok(View {
             settings: written(&self.config)?,
@@ -219,10 +219,10 @@ impl Fixed {
         }
     }
 
-    /// The same again, on a machine with this tick and so many CPUs that there can be.
+    /// Restores it on a machine with this tick and this number of possible CPUs.
     ///
     /// # Errors
-    /// What is different: the maps are those of another machine, or another version has made them.
+    /// What differs: the maps are another machine's, or another version made them.
     pub(super) fn restored(
         drawn: &Drawn,
         config: &Config,
@@ -231,9 +231,9 @@ impl Fixed {
     ) -> std::result::Result<Self, &'static str> {
         let hasher = FlowHasher::new(config.max_vips.into(), ring_size(config)?);
         if (drawn.tick, drawn.possible_cpus) != (tick.as_nanos() as u64, possible_cpus) {
-            return Err("the kernel's tick or the CPUs that there can be are others");
+            return Err("the kernel's tick or the possible CPUs differ");
         }
-        let keys = "keys of hashes are of another number";
+        let keys = "the number of hash keys differs";
         let [key, start] = drawn.server_id_keys;
         Ok(Self {
             hasher: hasher.with_seeds(drawn.hash_seeds),
@@ -247,7 +247,7 @@ impl Fixed {
 }
 
 fn ring_size(config: &Config) -> std::result::Result<RingSize, &'static str> {
-    RingSize::try_from(config.ring_size).map_err(|_| "the rings have a size that there is not")
+    RingSize::try_from(config.ring_size).map_err(|_| "the rings have an impossible size")
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! After a change that was cut off: the kernel may have any part of it. Whatever it touches is written again as it was
-//! before, so that nothing of it is left.
+//! Repair after a change that was cut off. The kernel may have any part of it, so everything that
+//! it touches is written again as it was before.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,11 +15,12 @@ use crate::table::VipEntry;
 use crate::types::Prefix;
 use crate::types::Vip;
 
-/// What the change would have made of everything; compared with what there was, it is what packets may see of it.
+/// What the change would have made of everything; compared with the state before, it shows what
+/// packets may see.
 pub(super) struct CutOff(Kept);
 
 impl CutOff {
-    /// Gives a change up that was under way.
+    /// Gives up a change that was under way.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -32,7 +33,7 @@ impl CutOff {
 }
 
 impl Katran {
-    /// Makes the kernel what the records say, where a change may have made it something else.
+    /// Makes the kernel match the records wherever a change may have altered it.
     pub(super) fn repair(&mut self, CutOff(finished): CutOff) -> Result<()> {
         self.repair_reals(&finished);
         self.repair_vips(&finished)?;
@@ -83,7 +84,7 @@ impl Katran {
         Ok(())
     }
 
-    /// Switches packets to a ring as the records say it.
+    /// Switches packets to a ring made from the records.
     fn rebuild(&mut self, vip: &Vip, entry: &VipEntry) -> Result<()> {
         let place = usize::from(entry.number.0);
         let endpoints = self.table.endpoints(entry);
@@ -142,7 +143,7 @@ impl Katran {
     }
 }
 
-/// What is wrong with a change that was cut off.
+/// The error for an unreadable change that was cut off.
 pub(super) fn spoiled(why: String) -> Error {
     kernel_error("read", "the ledger", std::io::Error::other(why))
 }

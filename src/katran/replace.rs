@@ -1,11 +1,11 @@
-//! Replacement: settings that only a load can change come into force by a second set of programs and maps, which is
-//! filled before any packet meets it. Then every attachment is given the new program by one update each, and the set before
-//! goes when no packet is in it.
+//! Replacement: load-time settings change by a second set of programs and maps, which is filled
+//! before any packet meets it. Then one update each gives every attachment the new program, and the
+//! old set goes when no packet is in it.
 //!
-//! The second set is a balancer of its own until then, so whatever fails before ends with it. Of a pinned one all
-//! is pinned beside that before, its ledger included, and one rename makes it the one that counts: whenever the process
-//! ends, the next owner finds the state before the call or the one after it. What a
-//! packet counts on either side in the meantime is carried along by a program in the kernel (`maps/carry.rs`).
+//! Until then the second set is a balancer in its own right, so any failure ends with it. A pinned
+//! one is pinned whole beside the first, with its own ledger, and one rename makes it current:
+//! whenever the process ends, the next owner finds the state before the call or after it. A program
+//! in the kernel carries over what packets count on either side meanwhile (`maps/carry.rs`).
 
 mod cut_off;
 mod fill;
@@ -42,11 +42,12 @@ use crate::pins::Seat;
 use crate::table::Limits;
 use crate::types::RealNumber;
 
+/// # Dry run
 impl Katran {
-    /// The settings of a replacement for `wanted`; `None`: it takes none.
+    /// The settings of a replacement for `wanted`; `None`: none is needed.
     ///
     /// # Errors
-    /// As [`Builder::load`](crate::Builder::load) does for settings.
+    /// As [`Builder::load`](crate::Builder::load) for settings.
     pub(super) fn replacement(&self, wanted: &State) -> Result<Option<Config>> {
         let present = BalancerState::of(&self.config);
         let reloaded = wanted.balancer.as_ref();
@@ -55,11 +56,11 @@ impl Katran {
         config.transpose()
     }
 
-    /// What [`apply`](Self::apply) would change to make the balancer equal to `wanted`; nothing is changed.
+    /// The changes that [`apply`](Self::apply) would make for `wanted`, without making them.
     ///
     /// # Errors
-    /// Those of [`apply`](Self::apply) that are known before the first change: of a state that contradicts itself, of values
-    /// out of their ranges, and of limits. Memory, pins and the kernel are not asked.
+    /// Those of [`apply`](Self::apply) that are known before the first change: contradictions,
+    /// values out of range, and limits. Memory, pins and the kernel are not asked.
     pub fn changes_to(&self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let Some(config) = self.replacement(wanted)? else {
@@ -82,7 +83,7 @@ impl Katran {
         Ok(changes)
     }
 
-    /// Makes the balancer equal to `wanted` by one with other settings that takes the place of this one.
+    /// Makes the balancer equal to `wanted` by replacing it with one that has other settings.
     ///
     /// # Errors
     /// As [`apply`](Self::apply). Nothing has changed then.
@@ -92,7 +93,7 @@ impl Katran {
         let reals = self.real_numbers();
         // So that no number waits for packets.
         self.settle()?;
-        // What is to be removed is in this one's memory alone.
+        // This one's memory alone knows what is to be removed.
         self.maps.voids.remove_gone(&self.kernel)?;
         let table = fill::table_for(self, config)?;
         if self.events().is_running() && config.event_buffer != self.config.event_buffer {
@@ -113,7 +114,7 @@ impl Katran {
 
         let mut next = self.load_beside(config)?;
         next.check_clock()?;
-        // Flow tables may be those of both.
+        // Both may share the flow tables.
         let held = next.maps.voids.hold();
         let hands_back = self.hands_flows_to(&next);
         next.maps.vip_cells.set_hands_back(hands_back);
@@ -127,13 +128,13 @@ impl Katran {
         let seat = next.stage_beside(self)?;
         let old = self.switch_to_next(next, seat)?;
         self.let_go_of(old, carriers);
-        // Void entries go when none comes from the tables before any more.
+        // Void entries are removed once no more come from the earlier tables.
         drop(held);
         self.tell_of(&reals);
         Ok(changes)
     }
 
-    /// What carries counters to maps that are not those of both.
+    /// Carries counters over to maps that are not shared.
     fn carriers_to(&self, next: &Self) -> Result<Vec<Carrier>> {
         let failed = |error| kernel_error("load", "what carries counters", error);
         let mut carriers = Vec::new();
@@ -152,13 +153,13 @@ impl Katran {
         all.filter(|(name, _)| Counted::of(name).is_some())
     }
 
-    /// Pins all of this one beside what is pinned of another, if that is, with a ledger.
+    /// Pins this one beside another one's pins, if that is pinned, with a ledger.
     fn stage_beside(&mut self, before: &Self) -> Result<Option<Seat>> {
         let home = before.home.as_ref();
         home.map(|home| self.stage_in(home)).transpose()
     }
 
-    /// Pins all of this one as the next set of a directory, with a ledger.
+    /// Pins this one as the next set of a directory, with a ledger.
     pub(super) fn stage_in(&mut self, home: &Home) -> Result<Seat> {
         home.stage_next(&self.content())?;
         let ground = home.next_set().movable_ground();
@@ -167,14 +168,14 @@ impl Katran {
         kept.inspect_err(|_| home.unstage_next())
     }
 
-    /// Removes the pins of a set that is not the balancer's, or no more.
+    /// Removes the pins of a set that is not, or is no longer, the balancer's.
     pub(super) fn unstage_set(&self) {
         if let Some(home) = &self.home {
             home.unstage_next();
         }
     }
 
-    /// What can fail of what follows attachments, before packets are on this one.
+    /// Does what can fail after attaching, before packets are on this one.
     fn be_ready_for(&mut self, before: &Self) -> Result<()> {
         let reasons = before.reasons();
         if self.config.next_hops != before.config.next_hops && self.wanted().needs_watching() {
@@ -195,13 +196,13 @@ impl Katran {
         }
     }
 
-    /// Has packets go by another balancer, everywhere or nowhere, and becomes that one. Returns what is left of this
-    /// one.
+    /// Switches packets to another balancer, everywhere or nowhere, and becomes that one. Returns
+    /// the rest of this one.
     fn switch_to_next(&mut self, mut next: Self, seat: Option<Seat>) -> Result<Self> {
         if let Some(keeper) = &self.keeper {
             keeper.also(&next.maps.live);
         }
-        // What says whether attachments are there knows the programs before.
+        // What reports on attachments knows the earlier programs.
         self.following.take();
         let ready = next.be_ready_for(self);
         let met = ready.is_ok();
@@ -212,7 +213,7 @@ impl Katran {
         let Err((error, strays)) = switched else {
             return Ok(self.become_next(next));
         };
-        // Where it was not to be what another one has been.
+        // It was not to take the place of the other one's.
         if let Some(checks) = &mut next.healthchecks {
             checks.detach();
         }
@@ -221,8 +222,8 @@ impl Katran {
         Err(error)
     }
 
-    /// Gives all attachments the programs of another balancer, and makes that the one that is pinned; else why not, and
-    /// whether packets still meet its programs somewhere.
+    /// Gives all attachments another balancer's programs, and makes that one the pinned one;
+    /// otherwise returns the failure, and whether packets still meet its programs somewhere.
     fn switch_all(
         &mut self,
         next: &Self,
@@ -243,7 +244,7 @@ impl Katran {
         })
     }
 
-    /// Packets are on the other balancer: what belongs to the handle goes there, too.
+    /// Packets are on the other balancer: moves what belongs to the handle there, too.
     fn become_next(&mut self, next: Self) -> Self {
         let mut old = mem::replace(self, next);
         self.attachments = mem::take(&mut old.attachments);
@@ -290,13 +291,15 @@ impl Katran {
         old
     }
 
-    /// What is left of the one before goes when no packet is in it, and what it has counted and remembered stays.
+    /// Frees the rest of the old one when no packet is in it, and keeps what it has counted and
+    /// remembered.
     fn let_go_of(&mut self, mut old: Self, carriers: Vec<Carrier>) {
         if self.maps.vip_cells.hands_back() {
-            // By attachments packets meet the one before no more after this, and its entries are made by what is handed back.
+            // Attached programs no longer lead packets to the old one, and its entries come from
+            // what is handed back.
             self.outlast(Vec::new());
             if let Err(error) = self.catch_up(Some(&old.maps.flows)) {
-                log::warn!("some flows of the last moment are not known: {error}");
+                log::warn!("some flows of the last moment are lost: {error}");
             }
         }
         self.carriers.extend(carriers);
@@ -311,14 +314,14 @@ impl Katran {
         }
         self.outlast(gone);
         if let Err(error) = self.enter_flows(&old.maps.flows, Reader::Packets) {
-            log::warn!("some flows of the last moment are not known: {error}");
+            log::warn!("some flows of the last moment are lost: {error}");
         }
         if self.carriers.is_empty() || self.replaced.is_some() {
             self.unstage_set();
         }
     }
 
-    /// Tells callbacks which reals have come and gone.
+    /// Tells callbacks which reals were added and removed.
     fn tell_of(&mut self, before: &[(IpAddr, RealNumber)]) {
         let after = self.real_numbers();
         let gone = before.iter().filter(|real| !after.contains(real));
@@ -329,11 +332,11 @@ impl Katran {
         self.tell(News { reals });
     }
 
-    /// Carries the counters of programs before to the present ones.
+    /// Carries earlier programs' counters over to the present ones.
     pub(super) fn carry_counters(&mut self) {
         for carrier in &self.carriers {
             if let Err(error) = carrier.carry() {
-                log::warn!("counters of programs before are not carried on yet: {error}");
+                log::warn!("the counters of earlier programs are not carried over yet: {error}");
                 return;
             }
         }

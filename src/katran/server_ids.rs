@@ -1,4 +1,4 @@
-//! Server ids: which real the numbers in packets name.
+//! Server ids: the real that a number in a packet names.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::maps::real_id;
 use crate::table::Room;
 use crate::types::ServerId;
 
-/// The numbers in packets that name reals: [`Katran::server_ids`].
+/// Reads the server ids: [`Katran::server_ids`].
 ///
 /// ```no_run
 /// # fn example(katran: &katran::Katran) -> katran::Result<()> {
@@ -30,7 +30,7 @@ pub struct ServerIds<'a> {
 }
 
 impl ServerIds<'_> {
-    /// Every server id with its real, ascending; invalid ones too.
+    /// All server ids with their reals, ascending; including invalid ones.
     pub fn list(&self) -> Vec<ServerId> {
         let katran = self.katran;
         katran
@@ -40,13 +40,13 @@ impl ServerIds<'_> {
             .collect()
     }
 
-    /// The ids that have been invalidated, ascending.
+    /// All invalid ids, ascending.
     pub fn invalid(&self) -> Vec<u32> {
         self.katran.invalid_ids.iter().copied().collect()
     }
 }
 
-/// Changes which real the numbers in packets name: [`Katran::server_ids_mut`].
+/// Changes the server ids: [`Katran::server_ids_mut`].
 ///
 /// ```no_run
 /// use katran::ServerId;
@@ -54,7 +54,7 @@ impl ServerIds<'_> {
 /// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
 /// let real = "198.51.100.1".parse().unwrap();
 /// katran.server_ids_mut().add(&[ServerId::new(1000, real)])?;
-/// // Its server is about to go: packets that carry the id go by flow table and ring.
+/// // Before its server goes: packets with the id follow flow table and ring.
 /// katran.server_ids_mut().invalidate(&[1000])?;
 /// # Ok(())
 /// # }
@@ -66,15 +66,15 @@ pub struct ServerIdsMut<'a> {
 }
 
 impl ServerIdsMut<'_> {
-    /// Names reals by numbers that their servers put into packets: QUIC connection ids, the TCP
-    /// option, stable UDP routing. Packets that carry such a number go to its real, whatever ring
-    /// and flow table say.
+    /// Names reals by numbers that servers put into packets: QUIC connection ids, the TCP option,
+    /// stable UDP routing. A packet with such a number goes to its real, whatever ring and flow
+    /// table say.
     ///
-    /// A real lives while an id names it, in a VIP or not. All ids are added, or none.
+    /// A real exists while an id names it, in a VIP or not. The library adds all ids or none.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for an id that is there, or twice in
-    /// the batch; [`Error::InvalidConfig`](crate::Error::InvalidConfig) for id 0;
+    /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) for an id that exists, or occurs twice
+    /// in `ids`; [`Error::InvalidConfig`](crate::Error::InvalidConfig) for id 0;
     /// [`Error::Exhausted`](crate::Error::Exhausted) beyond `max_server_ids` or `max_reals`;
     /// [`Error::InvalidAddress`](crate::Error::InvalidAddress);
     /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
@@ -87,11 +87,11 @@ impl ServerIdsMut<'_> {
         Ok(())
     }
 
-    /// Removes ids; packets that carry them go by flow table and ring. All are removed, or none.
+    /// Removes ids, all or none; packets with them follow flow table and ring.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there, or twice in the
-    /// batch.
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that does not exist, or occurs twice
+    /// in `ids`.
     pub fn remove(&mut self, ids: &[u32]) -> Result<()> {
         let _call = self.katran.call()?;
         let news = self.katran.change_server_ids(ids, &[], Room::Limited)?;
@@ -99,12 +99,12 @@ impl ServerIdsMut<'_> {
         Ok(())
     }
 
-    /// Stops routing by ids, without forgetting which real they name: packets that carry them go by
-    /// flow table and ring. Those that are invalid already stay so.
+    /// Stops routing by ids without forgetting their reals: packets with them follow flow table and
+    /// ring. Ids that are invalid stay so.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there; nothing has changed
-    /// then.
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that does not exist; nothing has
+    /// changed then.
     #[doc(alias = "invalidateServerIds")]
     pub fn invalidate(&mut self, ids: &[u32]) -> Result<()> {
         let _call = self.katran.call()?;
@@ -118,10 +118,10 @@ impl ServerIdsMut<'_> {
         })
     }
 
-    /// Routes by ids again that had been invalidated. Those that are valid stay so.
+    /// Resumes routing by invalidated ids. Ids that are valid stay so.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound) for an id that is not there;
+    /// [`Error::NotFound`](crate::Error::NotFound) for an id that does not exist;
     /// [`Error::Kernel`](crate::Error::Kernel). Nothing has changed then.
     #[doc(alias = "revalidateServerIds")]
     pub fn revalidate(&mut self, ids: &[u32]) -> Result<()> {
@@ -162,8 +162,9 @@ enum Validity {
     Invalid,
 }
 
+/// # Server ids
 impl Katran {
-    /// The server ids: numbers in packets that name reals.
+    /// Reads the server ids: numbers in packets that name reals.
     pub fn server_ids(&self) -> ServerIds<'_> {
         ServerIds { katran: self }
     }
@@ -173,8 +174,8 @@ impl Katran {
         ServerIdsMut { katran: self }
     }
 
-    /// Removes ids and adds others in one change; an id in both comes to name another real, by one
-    /// store, and is valid then.
+    /// Removes ids and adds others in one change. An id in both changes its real by one store, and
+    /// is valid then.
     pub(super) fn change_server_ids(
         &mut self,
         remove: &[u32],
@@ -198,7 +199,7 @@ impl Katran {
             katran.kernel.check("make room for", "server_ids", inserted)
         })?;
         let switched = written.switch(self, |katran, ()| {
-            // What has come is not what goes.
+            // An id in both does not go.
             let coming: BTreeSet<u32> = named.iter().map(|new| new.name).collect();
             let going = remove.iter().copied().filter(|id| !coming.contains(id));
             katran.maps.server_ids.remove(&katran.maps.live, going);
@@ -212,7 +213,7 @@ impl Katran {
         Ok(switched.retire(self))
     }
 
-    /// Those of the ids that are valid, or not; an error if one is unknown.
+    /// The ids that are valid, or those that are not; an error if one is unknown.
     fn with_validity(&self, ids: &[u32], wanted: Validity) -> Result<BTreeSet<u32>> {
         let mut found = BTreeSet::new();
         for id in ids {

@@ -1,4 +1,4 @@
-//! How large a balancer is in the kernel: memory of its maps, and its programs.
+//! The balancer's size in the kernel: the memory of its maps, and its programs.
 
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
@@ -8,8 +8,9 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
 
+/// # Memory and programs
 impl Stats<'_> {
-    /// Kernel memory that the program's maps take now, in bytes, as the kernel accounts it.
+    /// Bytes of kernel memory that the maps take at present, by the kernel's accounting.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -34,21 +35,20 @@ impl Stats<'_> {
         })
     }
 
-    /// Bytes of the attached program after the verifier has removed what is off; 8 an
-    /// instruction.
+    /// Bytes of the attached program after the verifier has removed what is off; 8 per instruction.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the kernel does not tell.
+    /// [`Error::Kernel`] if the kernel does not report it.
     pub fn program_size(&self) -> Result<u32> {
         let programs = &self.katran.programs;
         self.size_of("katran", &programs.main)
     }
 
-    /// Bytes of the explaining twin, which [`simulate`](crate::Katran::simulate) runs; what it has more
-    /// than [`program_size`](Self::program_size) no packet pays for.
+    /// Bytes of the explaining twin, which only [`simulate`](crate::Katran::simulate) runs: no
+    /// packet pays for its excess over [`program_size`](Self::program_size).
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the kernel does not tell.
+    /// [`Error::Kernel`] if the kernel does not report it.
     pub fn explainer_size(&self) -> Result<u32> {
         let programs = &self.katran.programs;
         self.size_of("katran_explain", &programs.explainer)

@@ -1,4 +1,4 @@
-//! What VIPs' slots were before: a history comes with a ring that leaves flows elsewhere than it leads, and goes when
+//! The history of VIPs' slots: a new ring that moves flows comes with a history, which goes when
 //! all slots are settled.
 
 use std::collections::BTreeSet;
@@ -35,42 +35,42 @@ use crate::types::VipFlags;
 /// VIPs with these have all flows in the tables, or none.
 const TRACKED_OTHERWISE: VipFlags = TABLES_DECIDE.union(VipFlags::LRU_BYPASS);
 
-/// A ring that is written where no packet looks, or the one that stays; and what its slots were before.
-#[must_use = "it has to be switched to"]
+/// A ring that is written where no packet looks, or the present one; and its slots' history.
+#[must_use = "switch packets to it"]
 pub(super) struct NewRing {
     pub(super) ring: Option<RingSlot>,
     history: Option<NewHistory>,
     standings: Standings,
 }
 
-/// Planes that are written, and when that was, in ticks.
+/// The planes written, and when that was, in ticks.
 #[derive(Clone, Copy)]
 struct NewHistory {
     planes: PlaneSlots,
     ticks: u32,
 }
 
-/// VIPs whose slots are all marked, of which packets know nothing yet.
-#[must_use = "the marks have to be kept or undone"]
+/// VIPs whose slots are all marked, which packets do not know yet.
+#[must_use = "keep the marks or undo them"]
 #[derive(Default)]
 pub(super) struct Marked(Vec<(Vip, usize, NewHistory)>);
 
-/// A VIP's history.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct History {
     planes: PlaneSlots,
     protocol: Protocol,
 }
 
-/// The standings of a VIP's reals; `down`: those that are.
+/// The standings of a VIP's reals; `down` are those that are down.
 fn standings(endpoints: &[table::Endpoint], down: &BTreeSet<IpAddr>) -> Standings {
     let alive = endpoints.iter();
     let alive = alive.filter(|endpoint| !down.contains(&endpoint.address));
     Standings::new(alive.map(|endpoint| (endpoint.number.0, endpoint.weight != 0)))
 }
 
+/// # Draining
 impl Katran {
-    /// Whether packets to the VIP ask tables only in unsettled slots.
+    /// Whether packets to the VIP look into tables only in unsettled slots.
     pub(super) fn tracks_changes(&self, vip: &Vip, flags: VipFlags) -> bool {
         self.tracks_changes_with(self.config.features, vip, flags)
     }
@@ -80,13 +80,15 @@ impl Katran {
         self.has_bases(flags) && !by_ids
     }
 
-    /// Whether slots of the VIP can be unsettled: packets of flows that tables do not know go to bases there. With TCP server
-    /// ids tables are asked for all connections, but do not know those that have sent nothing since the ids came.
+    /// Whether the VIP's slots can be unsettled, so that packets of flows that tables do not know
+    /// go to the bases. With TCP server ids all connections look into tables, which lack
+    /// connections that have sent nothing since the ids came.
     pub(super) fn has_bases(&self, flags: VipFlags) -> bool {
         self.config.flow_tracking == FlowTracking::Changed && !flags.intersects(TRACKED_OTHERWISE)
     }
 
-    /// The ring that the VIP with this number has, for a change of its reals that does not concern it.
+    /// The present ring of the VIP with this number, for a change of its reals that does not affect
+    /// the ring.
     pub(super) fn same_ring(
         &self,
         place: usize,
@@ -106,8 +108,8 @@ impl Katran {
         Ok(new)
     }
 
-    /// Writes a new ring of the VIP with this number where no packet reads, and what its slots were before; none if no
-    /// endpoint has any weight, and none is left that flows may be on.
+    /// Writes a new ring and its history for the VIP with this number where no packet reads; none
+    /// if no endpoint has any weight, and none may have flows.
     pub(super) fn write_ring(
         &mut self,
         vip: &Vip,
@@ -127,7 +129,7 @@ impl Katran {
             history: None,
             standings: Standings::default(),
         };
-        // Those that are drained may be bases, or come to be.
+        // Drained ones may be bases, now or later.
         let keeps_flows =
             self.config.flow_tracking == FlowTracking::Changed && !endpoints.is_empty();
         if weighted.is_empty() && !keeps_flows {
@@ -190,7 +192,7 @@ impl Katran {
         Ok(NewHistory { planes, ticks })
     }
 
-    /// Gives planes back that were taken for a change which has failed.
+    /// Frees planes that were taken for a failed change.
     fn abandon_planes(&mut self, place: usize, planes: Option<PlaneSlots>) {
         if self.histories[place].is_none()
             && let Some(planes) = planes
@@ -202,7 +204,6 @@ impl Katran {
         }
     }
 
-    /// Packets are on the new ring.
     pub(super) fn switch_history(&mut self, vip: &Vip, place: usize, new: &NewRing) {
         let (Some(ring), Some(history)) = (new.ring, new.history) else {
             self.drop_history(place);
@@ -219,7 +220,7 @@ impl Katran {
         self.watch(vip, place, history);
     }
 
-    /// The VIP with this number has this history from now on.
+    /// Records the history of the VIP with this number.
     fn watch(&mut self, vip: &Vip, place: usize, NewHistory { planes, ticks }: NewHistory) {
         let protocol = vip.protocol();
         self.histories[place] = Some(History { planes, protocol });
@@ -244,7 +245,7 @@ impl Katran {
         self.settler.watch(place as u16, watched, ticks);
     }
 
-    /// Takes over the ring and the history that the VIP has in another balancer, whose slots are the same.
+    /// Takes over the VIP's ring and history from another balancer with the same slots.
     pub(super) fn copy_ring(&mut self, before: &Katran, vip: &Vip, place: usize) -> Result<()> {
         let Some(ring) = before.rings[place] else {
             return Ok(());
@@ -272,8 +273,8 @@ impl Katran {
         Ok(())
     }
 
-    /// The VIP with this number has the history that its ring says, if it has one: what a ring says all of whose slots
-    /// are settled is of the past.
+    /// Gives the VIP with this number the history that its ring names, if it has one and not all of
+    /// its slots are settled.
     pub(super) fn resume_history(&mut self, vip: &Vip, place: usize, ring: RingSlot) -> Result<()> {
         if history::is_settled(self.maps.rings.words(ring)) {
             return Ok(());
@@ -285,16 +286,33 @@ impl Katran {
         Ok(())
     }
 
-    /// For how long, at least, no packet of the VIP has gone to a real that it drains: what an operator waits for
-    /// before the server is switched off. `None` while the real takes new flows.
+    /// For how long, at least, no packet of the VIP has gone to a real that it drains: an operator
+    /// waits for that before switching the server off. `None` while the real takes new flows.
     ///
-    /// Packets leave a stamp at their slot of the ring and not at their real, so packets of other drained reals may
-    /// make it less, and it is not above `flow_idle_timeout` (TCP) or `udp_timeout`: after that long the real's flows
-    /// are over. It is exact to a 64th of that.
+    /// Packets stamp their ring slot and not their real, so packets to other drained reals may make
+    /// the time shorter. It ends at `flow_idle_timeout` (TCP) or `udp_timeout`: after that the
+    /// real's flows are over. It is exact to a 64th of that.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] where all flows are remembered
     /// ([`FlowTracking`]), or none (`LRU_BYPASS`, `DPORT_HASH`); [`Error::Kernel`].
+    ///
+    /// ```no_run
+    /// use std::thread;
+    /// use std::time::Duration;
+    ///
+    /// use katran::Real;
+    ///
+    /// # fn example(katran: &mut katran::Katran, vip: katran::Vip) -> katran::Result<()> {
+    /// let real = "198.51.100.1".parse().unwrap();
+    /// katran.add_real(vip, Real::new(real).weight(0))?;
+    /// while katran.drained(vip, real)?.is_none_or(|idle| idle < Duration::from_secs(60)) {
+    ///     thread::sleep(Duration::from_secs(1));
+    /// }
+    /// katran.remove_real(vip, real)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn drained(&self, vip: Vip, real: IpAddr) -> Result<Option<Duration>> {
         let entry = self.entry(vip)?;
         let no_real = || Error::NotFound {
@@ -337,7 +355,7 @@ impl Katran {
         }
     }
 
-    /// What a slot of a VIP's ring was before; `None`: it is settled.
+    /// The history of a slot in a VIP's ring; `None`: it is settled.
     pub(super) fn slot_before(&self, place: usize, slot: u32) -> Option<Before> {
         let (history, ring) = (self.histories[place]?, self.rings[place]?);
         let rings = &self.maps.rings;
@@ -348,7 +366,7 @@ impl Katran {
         )
     }
 
-    /// The slots of the VIP with this number, by whether they are settled.
+    /// The settled and unsettled slots of the VIP with this number.
     pub(super) fn slots_of(&self, place: usize) -> Result<SlotStats> {
         let Some(ring) = self.rings[place] else {
             return Ok(SlotStats::default());
@@ -377,7 +395,7 @@ impl Katran {
         Ok(stats)
     }
 
-    /// No packet needs a VIP's history any more.
+    /// Frees a VIP's history, which no packet needs any more.
     pub(super) fn drop_history(&mut self, place: usize) {
         if let Some(history) = self.histories[place].take() {
             self.settler.forget(place as u16);
@@ -388,7 +406,7 @@ impl Katran {
         }
     }
 
-    /// All of the VIP's flows are to go where the ring leads, now.
+    /// Settles all of the VIP's slots: its flows go where the ring leads.
     pub(super) fn settle_all(&mut self, place: usize) {
         if let (Some(_), Some(ring)) = (self.histories[place], self.rings[place]) {
             let halted = self.settler.halt();
@@ -398,7 +416,7 @@ impl Katran {
         }
     }
 
-    /// The VIP's flows on this real are to go where the ring leads, now.
+    /// The VIP's flows on this real go where the ring leads from now on.
     pub(super) fn give_up_base(&mut self, place: usize, number: RealNumber) {
         if let (Some(history), Some(ring)) = (self.histories[place], self.rings[place]) {
             let rings = &self.maps.rings;
@@ -409,8 +427,8 @@ impl Katran {
         }
     }
 
-    /// Marks all slots of VIPs whose flows are all in the tables until now, for packets that will ask those
-    /// in unsettled slots only. They have to be switched to that, or the marks undone.
+    /// Marks all slots of VIPs whose flows have all been in the tables, for packets that will look
+    /// into tables only in unsettled slots. Afterwards switch packets to that, or undo the marks.
     pub(super) fn mark_all(&mut self, vips: &[Vip]) -> Result<Marked> {
         let mut marked = Marked::default();
         for vip in vips {
@@ -451,14 +469,15 @@ impl Katran {
         Ok(())
     }
 
-    /// Packets have been switched to asking tables in unsettled slots only.
+    /// Packets now look into tables only in unsettled slots.
     pub(super) fn keep_marks(&mut self, marked: Marked) {
         for (vip, place, history) in marked.0 {
             self.watch(&vip, place, history);
         }
     }
 
-    /// They have not. What has a history for other reasons keeps it, with slots that have to be settled once more.
+    /// Packets were not switched. Histories that exist for other reasons stay, with slots to settle
+    /// once more.
     pub(super) fn undo_marks(&mut self, marked: Marked) {
         for (_, place, NewHistory { planes, .. }) in marked.0 {
             if self.histories[place].is_some() {
@@ -475,7 +494,7 @@ impl Katran {
         }
     }
 
-    /// The VIPs that track changes with the features to come and do not with those that there are.
+    /// The VIPs that will track changes with the coming features and do not with the present ones.
     pub(super) fn come_to_track(&self, features: Features) -> Vec<Vip> {
         let vips = self.table.vips();
         let come = vips.filter(|(vip, entry)| {
@@ -496,7 +515,7 @@ impl Katran {
         }
     }
 
-    /// Gives the memory of histories back that nothing needs any more.
+    /// Frees the memory of histories that nothing needs any more.
     pub(super) fn drop_settled(&mut self) {
         for place in self.settler.settled() {
             self.drop_history(place.into());

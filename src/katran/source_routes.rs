@@ -1,4 +1,4 @@
-//! Source routes: reals by the client's prefix.
+//! Source routes: reals chosen by the client's prefix.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::table::Room;
 use crate::types::Prefix;
 use crate::types::SourceRoute;
 
-/// Reals by the client's prefix: [`Katran::source_routes`].
+/// Reads the source routes: [`Katran::source_routes`].
 ///
 /// ```no_run
 /// # fn example(katran: &katran::Katran) -> katran::Result<()> {
@@ -31,7 +31,7 @@ pub struct SourceRoutes<'a> {
 }
 
 impl SourceRoutes<'_> {
-    /// Every source route, in the order of prefixes.
+    /// All source routes, sorted by prefix.
     #[doc(alias = "getSrcRoutingRule")]
     pub fn list(&self) -> Vec<SourceRoute> {
         let katran = self.katran;
@@ -44,14 +44,14 @@ impl SourceRoutes<'_> {
             .collect()
     }
 
-    /// How many source routes there are, of both families.
+    /// The number of source routes of both families.
     #[doc(alias = "getSrcRoutingRuleSize")]
     pub fn count(&self) -> usize {
         self.katran.source_routes.counts().iter().sum()
     }
 }
 
-/// Changes which reals the client's prefix leads to: [`Katran::source_routes_mut`].
+/// Changes the source routes: [`Katran::source_routes_mut`].
 ///
 /// ```no_run
 /// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
@@ -69,19 +69,19 @@ pub struct SourceRoutesMut<'a> {
 
 impl SourceRoutesMut<'_> {
     /// Sends new flows of clients in these prefixes to a real, of either family, at VIPs with
-    /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). The longest prefix counts, so
-    /// prefixes may lie within others. Flows that a flow table knows stay where they are. New
-    /// ones are led alike while the flood guard acts, but not remembered.
+    /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). The longest prefix wins, so
+    /// prefixes may contain others. Flows that a flow table knows stay. While the flood guard acts,
+    /// new flows follow the routes, too, but are not remembered.
     ///
-    /// A real lives while a prefix names it, in a VIP or not. All are added, or none; a million take
-    /// some seconds.
+    /// A real exists while a prefix names it, in a VIP or not. The library adds all prefixes or
+    /// none; a million take some seconds.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without
     /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::AlreadyExists`] for
-    /// a prefix that is there, or twice in the batch (to lead it elsewhere, remove it, or use
-    /// [`apply`](Katran::apply)); [`Error::Exhausted`] beyond `max_source_routes` of a family or
-    /// `max_reals`; [`Error::InvalidAddress`]; [`Error::Kernel`]. Nothing has changed then.
+    /// a prefix that exists, or occurs twice in `prefixes` (to change its real, remove it first, or
+    /// use [`apply`](Katran::apply)); [`Error::Exhausted`] beyond `max_source_routes` of a family
+    /// or `max_reals`; [`Error::InvalidAddress`]; [`Error::Kernel`]. Nothing has changed then.
     #[doc(alias = "addSrcRoutingRule")]
     pub fn add(&mut self, prefixes: &[Prefix], real: IpAddr) -> Result<()> {
         let _call = self.katran.call()?;
@@ -94,13 +94,13 @@ impl SourceRoutesMut<'_> {
         Ok(())
     }
 
-    /// Removes source routes; flows that they have led somewhere stay there while the flow table
-    /// knows them. All are removed, or none.
+    /// Removes source routes, all or none. Flows that followed them stay while the flow table knows
+    /// them.
     ///
     /// # Errors
     /// [`Error::Unsupported`] without
     /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::NotFound`] for a
-    /// prefix that is not there, or twice in the batch; [`Error::Kernel`].
+    /// prefix that does not exist, or occurs twice in `prefixes`; [`Error::Kernel`].
     #[doc(alias = "delSrcRoutingRule")]
     pub fn remove(&mut self, prefixes: &[Prefix]) -> Result<()> {
         let _call = self.katran.call()?;
@@ -114,9 +114,7 @@ impl SourceRoutesMut<'_> {
     /// Removes all source routes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without
-    /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is
-    /// removed then.
+    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is removed then.
     #[doc(alias = "clearAllSrcRoutingRules")]
     pub fn clear(&mut self) -> Result<()> {
         let all: Vec<Prefix> = self
@@ -129,8 +127,9 @@ impl SourceRoutesMut<'_> {
     }
 }
 
+/// # Source routes
 impl Katran {
-    /// The source routes: reals by the client's prefix.
+    /// Reads the source routes: reals chosen by the client's prefix.
     pub fn source_routes(&self) -> SourceRoutes<'_> {
         SourceRoutes { katran: self }
     }
@@ -140,8 +139,8 @@ impl Katran {
         SourceRoutesMut { katran: self }
     }
 
-    /// Removes source routes and adds others in one change; a prefix in both comes to lead to another
-    /// real, by one store.
+    /// Removes source routes and adds others in one change. A prefix in both changes its real by
+    /// one store.
     pub(super) fn change_source_routes(
         &mut self,
         remove: &[Prefix],
@@ -188,7 +187,7 @@ impl Katran {
     fn write_source_routes(&self, remove: &[Prefix], add: &[Named<Prefix>]) -> Result<()> {
         let maps = self.source_route_maps()?;
         let new: Vec<(Prefix, u32)> = add.iter().map(|new| (new.name, new.number.get())).collect();
-        // Where nothing goes there is nothing to leave out.
+        // If nothing goes there is nothing to leave out.
         let new_prefixes = new.iter().map(|(prefix, _)| *prefix);
         let coming: HashSet<Prefix> = match remove {
             [] => HashSet::new(),
@@ -206,7 +205,7 @@ impl Katran {
         self.kernel.check("change", "the source routes", written)
     }
 
-    /// Makes the kernel's routes for these prefixes those that the library knows, one by one.
+    /// Makes the kernel's routes for these prefixes match the library's, one by one.
     pub(super) fn restore_source_routes(
         &self,
         maps: &SourceRouteMaps,
@@ -214,7 +213,7 @@ impl Katran {
     ) {
         for prefix in prefixes {
             let known = self.source_routes.get(prefix).map(|real| real.get());
-            // Counted and logged there.
+            // The check counts and logs it.
             let _ = self.kernel.check(
                 "restore the source route",
                 &prefix.to_string(),

@@ -1,4 +1,5 @@
-//! What pins have kept attached while nobody owned the balancer, for the next owner; and what has gone meanwhile.
+//! What pins kept attached while the balancer was an orphan, for the next owner; and what was lost
+//! meanwhile.
 
 use std::io;
 use std::mem;
@@ -22,7 +23,7 @@ use crate::pins::Entrance;
 use crate::pins::Home;
 use crate::sys::pin;
 
-/// An entry of an array that is not where it was, by its record.
+/// The record of an array entry that is not where it was.
 pub(super) struct LostEntry {
     record: PathBuf,
     path: PathBuf,
@@ -30,10 +31,9 @@ pub(super) struct LostEntry {
 }
 
 impl Katran {
-    /// What pins have kept attached.
     pub(super) fn resume_attachments(&mut self, home: &Home) -> Result<Vec<LostEntry>> {
         let mut lost = Vec::new();
-        // Those of a reload that was cut off, or of a replacement, may be there as well.
+        // Those of a reload or a replacement that was cut off may exist as well.
         let mut entrances = home.set().entrances()?;
         entrances.extend(home.next_set().entrances()?);
         let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
@@ -45,7 +45,7 @@ impl Katran {
         let (mut links, mut paths) = (Vec::new(), Vec::new());
         for record in home.attachments()? {
             if made_for(&record).is_some() {
-                // Nobody was told of it.
+                // No caller ever heard of it.
                 end_kept(&record, &sets, &[])?;
                 continue;
             }
@@ -61,7 +61,7 @@ impl Katran {
                 });
             } else {
                 let failed =
-                    |error| kernel_error("go on with", &record.display().to_string(), error);
+                    |error| kernel_error("continue with", &record.display().to_string(), error);
                 match TcLink::kept_at(&record, &probes) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
@@ -73,7 +73,7 @@ impl Katran {
                 }
             }
         }
-        // The first one says where next hops are looked for, and by which probes leave.
+        // The first one decides where next hops are followed, and by which interface probes leave.
         links.sort_by_key(XdpLink::order);
         for link in links {
             self.attachments.resume(link);
@@ -83,15 +83,15 @@ impl Katran {
         for mut link in paths {
             match &mut self.healthchecks {
                 Some(checks) if checks.is_asked(&link) => checks.resume_link(link, &mains),
-                // Of a replacement that was cut off, perhaps of one that was to bring health checks.
+                // Of a replacement that was cut off, perhaps one that was to add health checks.
                 _ => link.detach()?,
             }
         }
         Ok(lost)
     }
 
-    /// What went while nobody owned the balancer is attached again, where that is possible by now. That something is
-    /// missing is no reason to give up the rest.
+    /// Attaches again what was lost while the balancer was an orphan, where possible. A missing
+    /// piece is no reason to give up the rest.
     pub(super) fn put_back_what_is_gone(&mut self, lost: Vec<LostEntry>) {
         self.lost = lost;
         self.put_back_entries(LostEntry::tell);
@@ -109,19 +109,21 @@ impl Katran {
         }
         if let Err(error) = self.reattach() {
             log::error!(
-                "what was removed while nobody owned the balancer is not put back: {error}"
+                "an attachment that was lost while the balancer had no owner is not attached \
+                again: {error}"
             );
         }
         let after = gone(self);
         for of in before {
             match after.contains(&of) {
                 false => log::warn!("{} was removed, and is there again: attached to it", of.0),
-                true => log::error!("{} was removed: reattach when it is there again", of.0),
+                true => log::error!("{} was removed: reattach when it exists again", of.0),
             }
         }
     }
 
-    /// Puts entries back whose arrays are not where they were, as far as there are others; `told` of each why not.
+    /// Puts back entries whose arrays are not where they were, if another array is; calls `told`
+    /// with each and its failure.
     pub(super) fn put_back_entries(&mut self, mut told: impl FnMut(&LostEntry, Option<Error>)) {
         for lost in mem::take(&mut self.lost) {
             let put = self.put_back_entry(&lost).err();
@@ -134,7 +136,7 @@ impl Katran {
     }
 
     fn put_back_entry(&mut self, lost: &LostEntry) -> Result<()> {
-        // Also the record is this process's as long as that lasts.
+        // The record, too, is this process's for that time.
         let _call = self.call()?;
         match self.put_back_shared(&lost.path, lost.position) {
             // There may be another record of it.
@@ -147,7 +149,8 @@ impl Katran {
         Ok(())
     }
 
-    /// Whether an entry of an array at a path (as it is written down: from the root on) was lost, which nobody looks for any more.
+    /// Whether an entry of the array at a path (as recorded: absolute) was lost; nothing looks for
+    /// it from now on.
     ///
     /// # Errors
     /// If its record stays: the next owner would look for it.
@@ -163,7 +166,6 @@ impl Katran {
 }
 
 impl LostEntry {
-    /// Removes its record.
     fn forget(&self) -> Result<()> {
         let removed = pin::remove(&self.record);
         removed.map_err(|error| kernel_error("forget", &self.record.display().to_string(), error))
@@ -177,7 +179,7 @@ impl LostEntry {
         }
     }
 
-    /// Tells what has become of it at adoption.
+    /// Logs what became of it at adoption.
     fn tell(&self, error: Option<Error>) {
         let (place, position) = (self.path.display(), self.position);
         match error {
@@ -188,8 +190,8 @@ impl LostEntry {
                 "{place}, where entry {position} was set, is not pinned any more: reattach when it is"
             ),
             Some(Error::ForeignEntry { program_id, .. }) => log::error!(
-                "{place} is another array by now, and somebody has put program {program_id} into entry {position}: \
-                 attach to it again to take over a balancer's, or take another position"
+                "{place} is another array by now, and its entry {position} holds program \
+                {program_id}: attach to it again to take over a balancer's, or take another position"
             ),
             Some(error) => log::error!("entry {position} of {place} is not set again: {error}"),
         }

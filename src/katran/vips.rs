@@ -21,7 +21,7 @@ use crate::types::VipFlags;
 use crate::types::VipNumber;
 use crate::types::address_bytes;
 
-// The library's own bits are no flags of anybody's.
+// The library's own bits must not overlap the public flags.
 const _: () = {
     let own = types::vip_flag::VIP_NO_REALS.0
         | types::vip_flag::VIP_VOID_FLOWS.0
@@ -31,15 +31,16 @@ const _: () = {
     assert!(VipFlags::all().bits() & own == 0);
 };
 
+/// # VIPs
 impl Katran {
-    /// Adds a VIP, without reals yet: its packets are dropped and counted until it has one.
+    /// Adds a VIP without reals. The program drops and counts its packets until it has one.
     ///
-    /// Its ring will be filled by the function that the balancer was loaded with. It takes less than a millisecond.
+    /// The balancer's hash function fills its ring. Takes less than a millisecond.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`]; [`Error::Exhausted`] beyond `max_vips`;
-    /// [`Error::InvalidAddress`]; [`Error::Unsupported`] for a flag that this version does not
-    /// have; [`Error::InvalidConfig`] for a flag that does not fit the VIP; [`Error::Kernel`].
+    /// [`Error::AlreadyExists`]; [`Error::Exhausted`] beyond `max_vips`; [`Error::InvalidAddress`];
+    /// [`Error::Unsupported`] for a flag that this version lacks; [`Error::InvalidConfig`] for a
+    /// flag that does not fit the VIP; [`Error::Kernel`].
     #[doc(alias = "addVip")]
     pub fn add_vip(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
         let _call = self.call()?;
@@ -59,7 +60,7 @@ impl Katran {
         let number = staged.number;
         let written = Prepared::new(staged, nothing_else).write(self, |katran| {
             if katran.maps.voids.is_gone(number.0) {
-                // One walk does for all: there may be many that come back.
+                // One walk serves all: many may come back.
                 katran.maps.voids.remove_gone(&katran.kernel)?;
             }
             katran.kernel.check(
@@ -81,9 +82,9 @@ impl Katran {
                 void_flows: false,
                 ring: None,
             };
-            // No packet finds it.
+            // No packet finds it yet.
             katran.maps.voids.switch(number.0, cell, None);
-            // Should the switch be refused, it is freed there.
+            // If the switch is refused, it is freed there.
             let addressed = katran.maps.vip_addresses.add(&vip);
             katran
                 .kernel
@@ -104,7 +105,7 @@ impl Katran {
         Ok(switched.retire(self))
     }
 
-    /// Removes a VIP with all its reals; its packets are passed on to the host's stack.
+    /// Removes a VIP with all its reals. Its packets then pass to the host's network stack.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`].
@@ -117,13 +118,13 @@ impl Katran {
         Ok(())
     }
 
-    /// As [`remove_vip`](Self::remove_vip); the memory of rings stays for
+    /// As [`remove_vip`](Self::remove_vip), but leaves the memory of rings to
     /// [`free_rings`](Self::free_rings).
     pub(super) fn remove_vip_only(&mut self, vip: Vip) -> Result<News> {
         self.collect();
         let staged = self.table.stage_remove_vip(&vip)?;
         let number = staged.number;
-        // An entry whose real is still known would count for the same VIP if it got this number.
+        // An entry whose real is still known would count for the next VIP with this number.
         let entries = match self.table.reals().len() - staged.released.len() {
             0 => Entries::Void,
             _ => Entries::MayCount,
@@ -152,15 +153,15 @@ impl Katran {
         Ok(switched.retire(self))
     }
 
-    /// One VIP less has this address.
+    /// Counts one VIP less with this address.
     fn free_address(&mut self, vip: &Vip) {
         if let Err(error) = self.maps.vip_addresses.remove(vip) {
             log::warn!("fragments to the address of {vip} are still dropped: {error}");
         }
     }
 
-    /// Gives memory back when rings have left chunks empty. The VIPs are gone either way, so a
-    /// refusal is only logged; what it leaves is freed when VIPs come that need the places.
+    /// Returns memory when rings have left chunks empty. The VIPs are gone either way, so a refusal
+    /// is only logged; later VIPs that need the places free them.
     pub(super) fn free_rings(&mut self) {
         if !self.maps.rings.has_surplus() {
             return;
@@ -173,13 +174,13 @@ impl Katran {
         }
     }
 
-    /// All VIPs, in the order of their addresses.
+    /// All VIPs, sorted by address.
     #[doc(alias = "getAllVips")]
     pub fn vips(&self) -> Vec<Vip> {
         self.table.vips().map(|(vip, _)| *vip).collect()
     }
 
-    /// The flags of a VIP.
+    /// A VIP's flags.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -188,14 +189,15 @@ impl Katran {
         self.entry(vip).map(|entry| entry.flags)
     }
 
-    /// Replaces the flags of a VIP; flows that it knows keep their entries, and reals that are
-    /// [down](Self::mark_down) stay so. Where a VIP comes to have all of its flows remembered that had only those
-    /// remembered that changed ([`FlowTracking`](crate::FlowTracking)), flows without an entry go where the
-    /// ring leads.
+    /// Replaces a VIP's flags. Its flows keep their entries, and [down](Self::mark_down) reals stay
+    /// down.
+    ///
+    /// Flags can make the balancer remember all flows of a VIP instead of only those that changes
+    /// move ([`FlowTracking`](crate::FlowTracking)). Flows without an entry then follow the ring.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] and [`Error::InvalidConfig`] as for
-    /// [`add_vip`](Self::add_vip); where reals of the VIP are down [`Error::Exhausted`] and
+    /// [`add_vip`](Self::add_vip); if reals of the VIP are down, also [`Error::Exhausted`] and
     /// [`Error::Kernel`] as for [`mark_down`](Self::mark_down). Nothing has changed then.
     #[doc(alias = "modifyVip")]
     pub fn set_vip_flags(&mut self, vip: Vip, flags: VipFlags) -> Result<()> {
@@ -242,7 +244,7 @@ impl Katran {
         Ok(switched.retire(self))
     }
 
-    /// The function that fills a VIP's ring.
+    /// The hash function that fills a VIP's ring.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -256,7 +258,7 @@ impl Katran {
         })
     }
 
-    /// No packet finds this VIP, wherever its change was cut off.
+    /// Ensures that no packet finds this VIP, wherever its change was cut off.
     pub(super) fn unfind(&mut self, vip: &Vip) -> Result<()> {
         self.delete(vip)?;
         let forgotten = self.maps.vip_addresses.forget(vip);
@@ -264,7 +266,7 @@ impl Katran {
             .check("forget the address of", &vip.to_string(), forgotten)
     }
 
-    /// Packets find this VIP, wherever its change was cut off.
+    /// Ensures that packets find this VIP, wherever its change was cut off.
     pub(super) fn find_again(&mut self, vip: &Vip, number: VipNumber) -> Result<()> {
         let written = self.maps.vip_addresses.write(vip);
         self.kernel
@@ -300,7 +302,7 @@ impl Katran {
 }
 
 impl VipKinds {
-    /// Those of all these VIPs.
+    /// Counts the kinds of these VIPs.
     pub(super) fn of<'a>(vips: impl Iterator<Item = &'a Vip>) -> Self {
         vips.fold(Self::default(), Self::with)
     }
@@ -319,7 +321,7 @@ impl VipKinds {
         self
     }
 
-    /// The kind of a VIP; `None`: one that is found by its address and port.
+    /// The count of a VIP's kind; `None` if it is found by address and port alone.
     fn count_of(&mut self, vip: &Vip) -> Option<&mut u32> {
         match (vip.port(), vip.is_prefix()) {
             (0, true) => Some(&mut self.any_port_prefix),

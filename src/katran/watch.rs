@@ -1,5 +1,4 @@
-//! Watching: who tells the host application of reals that come and go, and which VIP's new flows
-//! are counted per real.
+//! Callbacks for reals that come and go, and the VIP whose new flows are counted per real.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -24,17 +23,15 @@ use crate::table::RealRecord;
 use crate::types::RealNumber;
 use crate::types::Vip;
 
-/// Names a registered callback, to remove it.
+/// Identifies a registered callback, for removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallbackId(u64);
 
 type Callback = Box<dyn FnMut(IpAddr, RealNumber) + Send + Sync>;
 
-/// The registered callbacks.
 #[derive(Default)]
 pub(super) struct Callbacks {
     last: u64,
-    /// How many have panicked.
     pub(super) panicked: u64,
     added: BTreeMap<CallbackId, Callback>,
     removed: BTreeMap<CallbackId, Callback>,
@@ -46,7 +43,8 @@ impl Callbacks {
         CallbackId(self.last)
     }
 
-    /// Calls those that this concerns. One that panics is in no known state, so it is not called again.
+    /// Calls those that this concerns. After a panic a callback is in an unknown state, so it is
+    /// not called again.
     fn run(&mut self, news: RealNews) {
         let (callbacks, address, number) = match news {
             RealNews::Added(address, number) => (&mut self.added, address, number),
@@ -62,7 +60,7 @@ impl Callbacks {
         }
         for id in panicked {
             self.panicked += 1;
-            log::error!("a callback has panicked, told of {address}, and is not called again");
+            log::error!("a callback for reals has panicked at {address} and is not called again");
             let callback = callbacks.remove(&id);
             // What it owns may panic, too.
             let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(callback)));
@@ -71,7 +69,7 @@ impl Callbacks {
     }
 }
 
-/// What a panic has left may itself panic when it is dropped.
+/// A panic's payload may itself panic when dropped.
 fn forget(panic: Box<dyn Any + Send>) {
     mem::forget(panic);
 }
@@ -93,18 +91,18 @@ pub(super) struct Watch {
 }
 
 impl StatsMut<'_> {
-    /// Counts, from zero, how many new flows of this VIP each real gets, in
-    /// [`RealCounters::misses`](crate::stats::RealCounters::misses). Only one VIP is watched at a time;
-    /// this ends the watch of another.
+    /// Counts, from zero, the new flows of this VIP that each real gets, in
+    /// [`RealCounters::misses`](crate::stats::RealCounters::misses). Only one VIP is watched at a
+    /// time; this ends the watch of another.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel). The watch
-    /// before goes on then.
+    /// [`Error::NotFound`](crate::Error::NotFound); [`Error::Kernel`](crate::Error::Kernel). The
+    /// previous watch continues then.
     #[doc(alias = "setVipLruMissStats")]
     pub fn watch_misses(&mut self, vip: Vip) -> Result<()> {
         let _call = self.katran.call()?;
         let number = self.katran.entry(vip)?.number;
-        // Those of a number that is given out later begin anew.
+        // The counters of a number that is given out later begin at zero.
         let mut numbers: Vec<u32> = self
             .katran
             .table
@@ -144,22 +142,24 @@ impl StatsMut<'_> {
     }
 }
 
+/// # Watched VIP
 impl Stats<'_> {
-    /// The VIP whose misses are counted.
+    /// The watched VIP.
     pub fn watched_vip(&self) -> Option<Vip> {
         self.katran.watch.as_ref().map(|watch| watch.vip)
     }
 }
 
+/// # Callbacks
 impl Katran {
-    /// Calls `callback` with address and number of each real that something names for the first
-    /// time, after it is in force.
+    /// Calls `callback` with address and number of each real when something first names it.
     ///
-    /// It runs at the end of the call that adds the real, on that call's thread, when the change is made;
-    /// those of an [`apply`](Self::apply) run when all of it is, and of one that was undone none does. If
-    /// it panics, that is logged and counted in
-    /// [`LibraryCounters::panicked_callbacks`](crate::stats::LibraryCounters::panicked_callbacks), the call
-    /// succeeds, and the callback is removed.
+    /// It runs on the calling thread, at the end of the call that adds the real, after the change.
+    /// With [`apply`](Self::apply) it runs after all changes, and not at all if they were undone.
+    /// If the callback panics, the call succeeds all the same, and the library logs the panic,
+    /// counts it in
+    /// [`LibraryCounters::panicked_callbacks`](crate::stats::LibraryCounters::panicked_callbacks)
+    /// and removes the callback.
     #[doc(alias = "setRealsIdCallback")]
     pub fn on_real_added(
         &mut self,
@@ -170,10 +170,10 @@ impl Katran {
         id
     }
 
-    /// Calls `callback` with address and number of each real that nothing names any more, after
-    /// it is out of force. Its number may be given to another address later.
+    /// Calls `callback` with address and number of each real when nothing names it any more. The
+    /// number may be given to another address later.
     ///
-    /// It runs when and as one of [`on_real_added`](Self::on_real_added) does.
+    /// It runs as [`on_real_added`](Self::on_real_added) describes.
     pub fn on_real_removed(
         &mut self,
         callback: impl FnMut(IpAddr, RealNumber) + Send + Sync + 'static,
@@ -183,7 +183,7 @@ impl Katran {
         id
     }
 
-    /// Removes a callback; `false` if it was removed before.
+    /// Removes a callback; `false` if there is none.
     pub fn remove_callback(&mut self, id: CallbackId) -> bool {
         self.callbacks.added.remove(&id).is_some() | self.callbacks.removed.remove(&id).is_some()
     }
@@ -193,7 +193,8 @@ impl Katran {
         self.watch = None;
     }
 
-    /// Goes on with the watch of a VIP that had gone, and is there again: from zero, or as `ended` has counted.
+    /// Continues the watch of a VIP that was removed and added again: from zero, or from the counts
+    /// of `ended`.
     pub(super) fn watch_again(&mut self, vip: Vip, ended: Option<&Watch>) {
         if self.watch.is_some() {
             return;
@@ -205,7 +206,7 @@ impl Katran {
             return;
         };
         for (number, misses) in &mut watch.before {
-            // Counters that went with their real meanwhile have begun anew.
+            // Counters that went with their real meanwhile have begun again.
             *misses = ended.before.get(number).copied().unwrap_or(0).min(*misses);
         }
     }
@@ -217,7 +218,7 @@ impl Katran {
         misses.saturating_sub(watch.before.get(&number).copied().unwrap_or(0))
     }
 
-    /// These numbers' counters have begun at zero.
+    /// Notes that these numbers' counters have begun at zero.
     pub(super) fn count_from_zero(&mut self, added: &[RealRecord]) {
         if let Some(watch) = &mut self.watch {
             for record in added {

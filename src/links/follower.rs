@@ -1,6 +1,6 @@
-//! The thread that follows what links are like. It is in the network namespace of the process, for it would
-//! keep another one alive, as its sockets would (see `watched`). If it panics, the next change of what is
-//! attached starts it again.
+//! The thread that follows the state of links. It runs in the process's network namespace, because
+//! it would keep another one alive, as its sockets would (see `watched`). If it panics, the next
+//! change of attachments starts it again.
 
 use std::fs::File;
 use std::io;
@@ -36,15 +36,15 @@ use crate::sys::namespace::network_namespace;
 use crate::sys::process::Owner;
 use crate::sys::tenure::Tenure;
 
-/// When a question that has failed is asked again, in milliseconds, if nothing changes before; and how often
-/// the kernel is asked for what it may not tell of.
+/// How long, in milliseconds, to wait before repeating a failed question, and between questions
+/// about changes that the kernel may not report.
 const AGAIN: u16 = 15_000;
 
 /// The thread, and what it shares with its owner.
 pub(super) struct Follower {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// The process that the thread is in.
+    /// The process of the thread.
     owner: Owner,
     /// The namespace of the process.
     home: Namespace,
@@ -55,7 +55,7 @@ struct Shared {
     notices: Notices,
     tenure: Arc<Tenure>,
     stop: AtomicBool,
-    /// It is to stop, or a question is open.
+    /// It should stop, or a question is open.
     wake: EventFd,
 }
 
@@ -64,25 +64,25 @@ struct Known {
     watched: Vec<Watched>,
     overhead: u32,
     told: Told,
-    /// The kernel tells nothing of changes in other namespaces, for want of a privilege.
+    /// The kernel reports no changes in other namespaces, because a privilege is missing.
     is_deaf: bool,
 }
 
 impl Shared {
-    /// The kernel is asked under the lock, so that what was asked for first is written first. Packets and
+    /// The kernel is asked under the lock, so that answers are written in order. Packets and
     /// getters take no lock.
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake(&self) {
-        // It can only fail if 2^64 - 2 were not seen: then the thread is awake.
+        // It fails only after 2^64 - 2 unread events; then the thread is awake.
         let _ = self.wake.write(1);
     }
 
-    /// What the thread does, until it is to stop.
+    /// The thread's loop, until it should stop.
     fn follow(&self) {
-        // What was told while there was no thread is in the queue, and what was being done may not be done.
+        // Notices without a thread are in the queue; unfinished work may be there.
         let mut changed = vec![None];
         loop {
             let Ok(permit) = self.tenure.permit() else {
@@ -94,12 +94,12 @@ impl Shared {
                 PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
             ];
-            // Interrupted or not: what there is to do is found out below.
+            // Interrupted or not, what follows finds the work.
             let happened = poll(&mut events, patience);
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            // What was written was seen, if anything was.
+            // If anything was written, it has been seen.
             let _ = self.wake.read();
             let notices = self.notices.take().into_iter();
             let interfaces = notices.filter_map(|notice| match notice {
@@ -116,8 +116,8 @@ impl Shared {
 }
 
 impl Known {
-    /// Asks again for what a change of these interfaces may concern (`None`: for all), and what is open. How long
-    /// to wait for the next change.
+    /// Asks again for what changes of these interfaces may touch (`None`: all), and for what is
+    /// open. Returns how long to wait for the next change.
     fn ask(&mut self, changed: &[Option<u32>]) -> PollTimeout {
         for watched in &mut self.watched {
             let is_about = |of: &Option<u32>| of.is_none_or(|index| watched.is_about(index));
@@ -181,27 +181,27 @@ impl Follower {
     fn start_thread(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name("katran-links".to_owned());
-        // A thread begins in the namespace of the one that starts it, and keeps it alive.
+        // A thread starts in the namespace of its creator and keeps that alive.
         let spawned = self.home.run(|| thread.spawn(move || shared.follow()))??;
         self.thread = Some(spawned);
         Ok(())
     }
 
-    /// A thread that has ended has panicked: another one goes on with what it knew.
+    /// Replaces a thread that panicked with one that continues from its state.
     fn replace_ended(&mut self) {
         if self.thread.as_ref().is_some_and(|of| !of.is_finished()) {
             return;
         }
         if self.thread.take().is_some_and(|of| of.join().is_err()) {
-            log::error!("the thread that follows links has panicked: another one is started");
+            log::error!("the thread that follows links panicked: starting another one");
         }
         if let Err(error) = self.start_thread() {
-            log::error!("changes of links are not followed until the next change: {error}");
+            log::error!("cannot follow links until the next change of attachments: {error}");
         }
     }
 
     pub(super) fn set_overhead(&self, overhead: u32) {
-        // In a child made by fork(2) nobody may be left to give up the lock.
+        // In a child of fork(2), nobody may be left to release the lock.
         if self.owner.is_here() {
             let mut known = self.shared.known();
             known.overhead = overhead;
@@ -230,8 +230,8 @@ impl Follower {
         if misses_notices && !was_missing {
             let every = AGAIN / 1000;
             log::warn!(
-                "without CAP_NET_BROADCAST changes of interfaces in other network namespaces are looked for \
-                 every {every} seconds"
+                "without CAP_NET_BROADCAST, changes of interfaces in other network namespaces are polled every \
+             {every} seconds"
             );
         }
         if known.has_open() || misses_notices {
@@ -239,7 +239,7 @@ impl Follower {
         }
     }
 
-    /// How to ask for a place in the calling thread's namespace, and what is found there.
+    /// How to ask for a place in the calling thread's namespace, and its state.
     fn find(&self, requests: &mut Requests, place: Place) -> Watched {
         let way = match place.0 == self.home.number() {
             true => Ok(Way::Home),
@@ -253,7 +253,7 @@ impl Follower {
             }
             Err(error) => {
                 log::warn!(
-                    "interface {}: MTU and Ethernet address are not followed: {error}",
+                    "interface {}: cannot follow MTU and MAC address: {error}",
                     place.1
                 );
                 Watched::once(place, ask_once(place))
@@ -272,7 +272,7 @@ impl Follower {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
         if thread.join().is_err() {
-            log::error!("the thread that follows links has panicked");
+            log::error!("the thread that follows links panicked");
         }
     }
 }
@@ -283,7 +283,7 @@ impl Drop for Follower {
     }
 }
 
-/// The number that the process's namespace has for the calling thread's, which is to be this one.
+/// The number that the process's namespace has for the calling thread's.
 fn number_of(requests: &mut Requests, namespace: u64) -> io::Result<i32> {
     if network_namespace()? != namespace {
         return Err(io::Error::other("it is in another network namespace"));
@@ -335,7 +335,7 @@ mod tests {
         follower.set_places(&[(here, LOOPBACK)]);
         assert!(!is_over(&follower));
         assert_ne!(live.max_frame(), super::super::UNATTACHED);
-        // It follows, and stops, as the first one did: what is asked again is told.
+        // It follows and stops like the first one: repeated questions are reported.
         follower.shared.known().overhead = 1000;
         follower.shared.known().watched[0].is_open = true;
         let before = live.max_frame();

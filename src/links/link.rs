@@ -1,4 +1,4 @@
-//! What a link is like, as the kernel tells it, and how the kernel is asked.
+//! The state of a link, and how to ask the kernel for it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,24 +9,24 @@ use crate::rtnetlink::Requests;
 use crate::sys::namespace::network_namespace;
 use crate::types::MacAddr;
 
-/// Members of bonds that are ports of bridges: no more layers than these.
+/// The largest number of layers: members of bonds that are ports of bridges.
 const MOST_LAYERS: usize = 3;
 
-/// The addresses of frames for this station that come in by a link: its own, and those of the bonds and bridges
-/// that it belongs to, for routers send there.
+/// The destination addresses of frames for this host on a link: its own, and those of its bonds and
+/// bridges, because routers send there.
 pub(super) type Stations = BTreeSet<MacAddr>;
 
-/// What the kernel has told of a link that is there.
+/// The state of an existing link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) mtu: u32,
     pub(super) stations: Stations,
-    /// The interfaces that this is about: it, and what it belongs to.
+    /// The interfaces that this depends on: the link and what it belongs to.
     pub(super) touched: Vec<u32>,
 }
 
-/// Asks for a link; `None`: it is not there. `namespace` is the number that its network namespace has in that of
-/// the requests, if it is another one.
+/// Asks for a link; `None` if it does not exist. `namespace` is the number that its network
+/// namespace has in that of the requests, if it is another one.
 pub(super) fn ask(
     requests: &mut Requests,
     namespace: Option<i32>,
@@ -35,8 +35,8 @@ pub(super) fn ask(
     found_by(index, |of| requests.interface_in(namespace, of))
 }
 
-/// The MTU of a link in the calling thread's namespace, where nothing can be followed. An address that may change
-/// unseen is worse than none.
+/// The MTU of a link in the calling thread's namespace, when changes cannot be followed. It leaves
+/// out the address: one that may change unnoticed is worse than none.
 pub(super) fn ask_once(place: Place) -> Option<Found> {
     let is_here = network_namespace().is_ok_and(|here| here == place.0);
     let mut requests = Requests::new().ok().filter(|_| is_here)?;
@@ -47,7 +47,7 @@ pub(super) fn ask_once(place: Place) -> Option<Found> {
     })
 }
 
-/// The same as `ask`; `interface` finds it and those above it.
+/// The same as `ask`; `interface` finds the link and those above it.
 fn found_by(
     index: u32,
     mut interface: impl FnMut(u32) -> io::Result<Option<Interface>>,
@@ -75,7 +75,7 @@ fn found_by(
     }))
 }
 
-/// The address of frames for a link. That of a VRF is nobody's; loopback has none to speak of.
+/// The MAC address of frames for a link. A VRF's belongs to nobody, and loopback has none.
 fn address(link: &Interface) -> Option<MacAddr> {
     let mac = link.mac?;
     (link.ethernet && link.vrf_table.is_none() && mac.octets() != [0; 6]).then_some(mac)
@@ -103,7 +103,7 @@ mod tests {
         }
     }
 
-    /// What is found of link 1 among links with these indexes, addresses and controllers.
+    /// The state of link 1 among links with these indices, addresses and controllers.
     fn found(links: &[(u32, Interface)]) -> Option<Found> {
         let links: BTreeMap<_, _> = links.iter().cloned().collect();
         found_by(1, |index| Ok(links.get(&index).cloned())).unwrap()
@@ -129,12 +129,12 @@ mod tests {
             (4, link(4, None)),
         ];
         assert_eq!(addresses(&all), (vec![1, 2, 3], vec![1, 2, 3]));
-        // In a circle, which may be seen while it changes.
+        // A cycle, which may appear during a change.
         let circle = [(1, link(1, Some(2))), (2, link(2, Some(1)))];
         assert_eq!(addresses(&circle), (vec![1, 2], vec![1, 2, 1]));
-        // One that is gone meanwhile will be told of.
+        // A notice will report one that has gone.
         assert_eq!(addresses(&[(1, link(1, Some(7)))]), (vec![1], vec![1, 7]));
-        // Those of a VRF are not its own.
+        // A VRF's addresses are not its own.
         let vrf = Interface {
             vrf_table: Some(10),
             ..link(2, None)

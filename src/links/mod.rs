@@ -1,10 +1,9 @@
-//! What the links are like that frames come in and leave by: the Ethernet addresses of frames for this
-//! station, and the longest frame that is forwarded, where that is to be found out: what the smallest of them
-//! can send, less what the encapsulation adds. A thread hears of changes and writes both into the memory that
-//! packets read.
+//! Tells packets about the links of the balancer: the MAC addresses of frames for this host and,
+//! for `max_frame = "auto"`, the longest frame to forward: what the smallest link can send, less
+//! the encapsulation. A thread follows changes and writes both into the memory that packets read.
 //!
-//! What cannot be found out is not told apart: packets then look only whether a frame is for a group, and go by the
-//! usual MTU.
+//! Without an answer from the kernel, packets use the usual MTU, and only check whether a frame is
+//! multicast.
 
 mod follower;
 mod link;
@@ -23,31 +22,31 @@ use crate::types::Encapsulation;
 use crate::types::Family;
 use crate::types::MaxFrame;
 
-/// Of an Ethernet interface of the usual MTU, while nothing is attached.
+/// For an Ethernet interface with the usual MTU, while nothing is attached.
 const UNATTACHED: u32 = 1514;
 const ETHERNET: u32 = 14;
-/// The range of the setting: every IPv4 host takes packets of 576 bytes, and there are none above 65,535.
+/// The range of the setting: every IPv4 host accepts packets of 576 bytes, and none exceed 65,535.
 const SHORTEST: u32 = 590;
 const LONGEST: u32 = 65_549;
 
-/// The longest frame that an interface of this MTU can send with so much around it.
+/// The longest frame that fits an interface's MTU with so much overhead.
 pub(crate) fn longest_frame(mtu: u32, overhead: u32) -> u32 {
     let longest = mtu.saturating_sub(overhead).saturating_add(ETHERNET);
     longest.clamp(SHORTEST, LONGEST)
 }
 
-/// An interface by which frames come in and leave: the kernel's number of its network namespace, and its index.
+/// One of the balancer's interfaces: the kernel's id of its network namespace, and its index.
 pub(crate) type Place = (u64, u32);
 
-/// Sees to it that packets know what the links are like.
+/// Keeps packets informed about links.
 pub(crate) struct Links {
     encapsulation: Encapsulation,
     live: LivePointer,
-    /// If the longest frame is to be found out.
+    /// Whether the longest frame follows the MTU.
     auto: bool,
-    /// How many reals have addresses of IPv6.
+    /// The number of IPv6 reals.
     reals_v6: usize,
-    /// While the balancer is attached.
+    /// Exists while the balancer is attached.
     follower: Option<Follower>,
 }
 
@@ -67,18 +66,18 @@ impl Links {
         }
     }
 
-    /// The longest frame, as packets go by it now.
+    /// The longest frame that packets currently accept.
     pub(crate) fn longest(&self) -> u32 {
         self.live.lock().max_frame()
     }
 
-    /// From now on packets read other memory, which comes to say what this has said until now.
+    /// From now on packets read other memory, which gets the present values.
     pub(crate) fn move_to(&self, live: &Arc<Live>) {
         self.live.move_to(live);
     }
 
-    /// So many reals of IPv6 have come, or gone. Headers around packets to them are the longer ones; which
-    /// real a packet goes to is not known yet where its length is looked at.
+    /// Adjusts the number of IPv6 reals, whose outer headers are longer. The program checks a
+    /// packet's length before it knows its real.
     pub(crate) fn count_reals(&mut self, come: usize, gone: usize) {
         let before = self.overhead();
         self.reals_v6 = (self.reals_v6 + come).saturating_sub(gone);
@@ -98,7 +97,7 @@ impl Links {
         self.encapsulation.overhead(outer)
     }
 
-    /// Frames come in and leave here from now on. New places are in the calling thread's network namespace.
+    /// Sets the balancer's interfaces. New ones are in the calling thread's network namespace.
     pub(crate) fn set(&mut self, places: &[Place]) {
         if places.is_empty() {
             if let Some(follower) = self.follower.take() {
@@ -111,7 +110,7 @@ impl Links {
             match Follower::start(Told::new(self), self.overhead()) {
                 Ok(follower) => self.follower = Some(follower),
                 Err(error) => {
-                    log::warn!("MTUs and Ethernet addresses are not followed: {error}");
+                    log::warn!("cannot follow MTUs and MAC addresses: {error}");
                     self.ask_once(places);
                     return;
                 }
@@ -122,7 +121,7 @@ impl Links {
         }
     }
 
-    /// Where nothing can be followed: goes by the MTUs in the calling thread's namespace as they are now.
+    /// Uses the current MTUs in the calling thread's namespace, when changes cannot be followed.
     fn ask_once(&self, places: &[Place]) {
         let found = places
             .iter()
@@ -133,7 +132,7 @@ impl Links {
     }
 }
 
-/// What packets were told last.
+/// What packets were last told.
 struct Told {
     live: LivePointer,
     auto: bool,
@@ -155,7 +154,7 @@ impl Told {
         Arc::clone(self.live.lock().tenure())
     }
 
-    /// Tells packets what was found by interface, if that is something else than before.
+    /// Tells packets the state by interface, if it changed.
     fn tell<'a>(&mut self, found: impl Iterator<Item = (u32, &'a Found)> + Clone, overhead: u32) {
         let mut stations: BTreeMap<u32, link::Stations> = BTreeMap::new();
         for (interface, found) in found.clone().filter(|(_, of)| !of.stations.is_empty()) {
@@ -172,7 +171,7 @@ impl Told {
         let smallest = found.map(|(_, found)| found.mtu).min();
         let longest = smallest.map_or(UNATTACHED, |mtu| longest_frame(mtu, overhead));
         if self.auto && longest != live.max_frame() {
-            log::info!("frames of up to {longest} bytes are forwarded");
+            log::info!("forwarding frames of up to {longest} bytes");
             live.set_max_frame(longest);
         }
     }
@@ -192,7 +191,7 @@ mod tests {
             (1500, Gue, Family::V4, 1486),
             (1500, Gue, Family::V6, 1466),
             (9000, Ipip, Family::V4, 8994),
-            // No less than what every host takes, no more than there is.
+            // At least what every host accepts, at most what exists.
             (68, Ipip, Family::V4, 590),
             (0, Gue, Family::V6, 590),
             (65_536, Ipip, Family::V4, 65_530),

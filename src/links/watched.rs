@@ -1,11 +1,11 @@
-//! An entrance that is watched: how the kernel is asked for it, and what it told last.
+//! A watched interface: how to ask the kernel for it, and its last answer.
 //!
 //! # Other network namespaces
-//! A socket keeps its network namespace alive, and a balancer must not do that to a container. So the sockets
-//! belong to the namespace of the process, which gives the others numbers (`ip netns list-id`): by these
-//! the kernel tells of their interfaces, and of changes there. A number keeps nothing alive. When its
-//! namespace is gone it may be given to another one, so an interface that was not there once is not asked
-//! for any more.
+//! A socket keeps its network namespace alive, and a balancer must not do that to a container. So
+//! the sockets belong to the process's namespace, which numbers the others (`ip netns list-id`): by
+//! these numbers the kernel reports their interfaces and changes. A number keeps nothing alive.
+//! When its namespace is gone, another may get it, so an interface that was once missing is never
+//! asked for again.
 
 use std::io;
 
@@ -16,25 +16,25 @@ use super::link::Found;
 use super::link::ask;
 use crate::rtnetlink::Requests;
 
-/// What is known of a place.
+/// The state of an interface.
 pub(super) struct Watched {
     pub(super) place: Place,
     way: Way,
-    /// `None`: it is gone, or nothing is known yet.
+    /// `None`: gone, or not known yet.
     pub(super) found: Option<Found>,
-    /// The last question has failed, and is asked again.
+    /// The last question failed and will be repeated.
     pub(super) is_open: bool,
 }
 
-/// How the kernel is asked for an interface.
+/// How to ask the kernel for an interface.
 #[derive(Clone, Copy)]
 pub(super) enum Way {
-    /// It is in the namespace of the process.
+    /// It is in the process's namespace.
     Home,
-    /// By the number that its namespace has there.
+    /// By the number of its namespace there.
     Numbered(i32),
-    /// Not again: its namespace has no number, for which this process lacks a privilege, or it is not there any
-    /// more, and its number may be another one's.
+    /// Never again: its namespace has no number, because a privilege is missing, or it is gone and
+    /// the number may be another's.
     Never,
 }
 
@@ -48,7 +48,7 @@ impl Watched {
         }
     }
 
-    /// One that is not asked for again.
+    /// An interface that is not asked for again.
     pub(super) fn once(place: Place, found: Option<Found>) -> Self {
         Self {
             found,
@@ -56,12 +56,12 @@ impl Watched {
         }
     }
 
-    /// Whether it is in another network namespace, and asked for.
+    /// Whether it is in another network namespace and still asked for.
     pub(super) fn is_elsewhere(&self) -> bool {
         matches!(self.way, Way::Numbered(_))
     }
 
-    /// Whether a change of this interface, in whatever namespace, may be one of it.
+    /// Whether a change of this interface, in any namespace, may concern it.
     pub(super) fn is_about(&self, interface: u32) -> bool {
         match &self.found {
             Some(found) => found.touched.contains(&interface),
@@ -78,10 +78,10 @@ impl Watched {
         self.take(ask(requests, namespace, self.place.1));
     }
 
-    /// Takes the kernel's answer. An error leaves what was known.
+    /// Records the kernel's answer. An error keeps the previous state.
     fn take(&mut self, answer: io::Result<Option<Found>>) {
         let answer = match answer {
-            // The number is nobody's: the namespace is gone.
+            // Nobody has the number: the namespace is gone.
             Err(error) if self.is_elsewhere() && error.raw_os_error() == Some(libc::EINVAL) => {
                 Ok(None)
             }
@@ -97,9 +97,7 @@ impl Watched {
             Err(error) => {
                 if !self.is_open {
                     let index = self.place.1;
-                    log::warn!(
-                        "interface {index}: MTU and Ethernet address are asked for again: {error}"
-                    );
+                    log::warn!("interface {index}: asking again for MTU and MAC address: {error}");
                 }
                 self.is_open = true;
             }
@@ -138,7 +136,7 @@ mod tests {
             after(Way::Home, error(libc::EINVAL)),
             (Some(1500), true, true)
         );
-        // At home it may come back, elsewhere the number may come to mean something else.
+        // At home it may return; elsewhere the number may get another meaning.
         assert_eq!(after(Way::Home, Ok(None)), (None, false, true));
         assert_eq!(after(Way::Numbered(3), Ok(None)), (None, false, false));
         assert_eq!(

@@ -28,7 +28,7 @@ pub(crate) enum Reader {
 }
 
 impl FlowTable {
-    /// Enters what another table knows and this one does not, as far as there is room. `active` of
+    /// Enters what another table knows and this one does not, if there is room. `active` of
     /// this table's sets are in use, or all if that is `None`. Returns `false` for tables of
     /// different types, which have nothing in common.
     ///

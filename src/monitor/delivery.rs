@@ -1,5 +1,5 @@
-//! From the ring buffer to wherever events are to go: the thread of a monitor. It is started when all that
-//! may fail has been done, and ends when the monitor does.
+//! From the ring buffer to the destination of events: a monitor's thread. It starts when everything
+//! that may fail is done, and ends with the monitor.
 
 use std::any::Any;
 use std::mem;
@@ -41,22 +41,21 @@ use crate::sys::tenure::Tenure;
 const HEAD: usize = 24;
 const _: () = assert!(size_of::<types::event>() == HEAD + MOST_BYTES as usize);
 
-/// How often the thread looks whether it is to stop.
+/// How often the thread checks whether to stop.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// How often it is asked what time of the day it is.
+/// How often the wall clock is read.
 const CLOCK_PERIOD: Duration = Duration::from_secs(1);
 
-/// Starts of monitors, which [`Katran`](crate::Katran) offers.
+/// Starts monitors, for [`Katran`](crate::Katran).
 pub(crate) struct Start<'a> {
     pub(crate) options: MonitorOptions,
     pub(crate) switch: &'a Arc<Switch>,
     pub(crate) events: &'a MapHandle,
-    /// As long as the thread has it, no other monitor begins.
+    /// While the thread has it, no other monitor begins.
     pub(crate) turn: Turn,
 }
 
-/// Where events go.
 enum Sink {
     Callback(Box<dyn FnMut(&Event) + Send>),
     Files(Files),
@@ -91,7 +90,7 @@ impl Start<'_> {
 
     fn run(self, sink: Sink) -> Result<Monitor> {
         let failed = |error| kernel_error("listen to", "events", error);
-        // Nobody else reads the buffer.
+        // Nothing else reads the buffer.
         let tenure = self.switch.tenure();
         let _permit = tenure.permit()?;
         let events = numbered(|| MapHandle::try_from(self.events)).map_err(failed)?;
@@ -121,7 +120,7 @@ impl Start<'_> {
             .name("katran-monitor".to_owned())
             .spawn(move || {
                 listen(&buffer, &of_thread, &its_tenure);
-                // In this order, so that the next one does not come before this one is gone.
+                // In this order, so that the next one does not begin before this one is gone.
                 drop((buffer, events));
                 drop(turn);
             })
@@ -136,15 +135,15 @@ impl Start<'_> {
     }
 }
 
-/// Delivers until it is told to stop, and then what is left. Nothing that a packet has handed over is lost and
-/// nothing comes to the next monitor: the owner makes the program stop (`set_events`) before it sets `stop`, whose
-/// load here sees both; a packet that read the old word is one that was under way then, and has handed over
-/// what it will when the grace period ends; what lies in the buffer after that is delivered, and the
-/// turn is given up after the buffer, so no other monitor has begun. A callback that stops its own monitor is on this
-/// thread: it comes back here and sees `stop`.
+/// Delivers until it is stopped, and then the rest. No event is lost and none reaches the next
+/// monitor: the owner stops the program's events (`set_events`) before it sets `stop`, whose load
+/// here sees both. A packet that read the old word was under way then, and has sent its events when
+/// the grace period ends. The events in the buffer after that are delivered, and the turn is given
+/// up after the buffer, so no other monitor has begun. A callback that stops its own monitor is on
+/// this thread: it returns here and sees `stop`.
 ///
-/// If the balancer is handed over, the buffer is another process's from then on: what it has not read by then
-/// is for the monitor there.
+/// If the balancer is handed over, the buffer is another process's from then on: unread events are
+/// for the monitor there.
 fn listen(buffer: &RingBuffer<'_>, shared: &Shared, tenure: &Tenure) {
     while !shared.stop.load(Ordering::Acquire) {
         let _permit = match tenure.permit() {
@@ -154,12 +153,12 @@ fn listen(buffer: &RingBuffer<'_>, shared: &Shared, tenure: &Tenure) {
                 return;
             }
         };
-        // Interrupted or not, it goes on; but not in circles.
+        // Interrupted or not, it continues, without spinning.
         if buffer.poll(PERIOD).is_err() {
             thread::sleep(PERIOD);
         }
     }
-    // A packet that was under way when the program was told to stop may still hand something over.
+    // A packet under way when events were switched off may still send one.
     if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
         log::warn!("the last events may be missing: {error}");
     }
@@ -168,7 +167,8 @@ fn listen(buffer: &RingBuffer<'_>, shared: &Shared, tenure: &Tenure) {
     }
 }
 
-/// When the kernel's monotonic clock stood at 0, by the clock of the day, which may be set meanwhile.
+/// The wall-clock time at which the kernel's monotonic clock was 0; the wall clock may be set
+/// meanwhile.
 struct Clock {
     boot: SystemTime,
     asked: Instant,
@@ -199,11 +199,10 @@ impl Clock {
 fn unreadable(bytes: &[u8]) -> Error {
     Error::Unsupported {
         what: format!("an event of {} bytes", bytes.len()),
-        reason: "the program that runs writes others: it is not the one of this build",
+        reason: "the running program writes others: it is not of this build",
     }
 }
 
-/// The thread's side.
 struct Delivery {
     shared: Arc<Shared>,
     switch: Arc<Switch>,
@@ -214,8 +213,8 @@ struct Delivery {
 }
 
 impl Delivery {
-    /// What libbpf calls with each event. A panic must not get there: its frames cannot be unwound, so
-    /// the process would end.
+    /// libbpf calls this with each event. A panic must not get there: its frames cannot be unwound,
+    /// so the process would end.
     fn take(&mut self, bytes: &[u8]) {
         if !self.shared.listening.load(Ordering::Acquire) {
             return;
@@ -230,12 +229,12 @@ impl Delivery {
         }));
         if let Err(panic) = delivered {
             self.give_up(&*panic);
-            // What a panic has left may itself panic when it is dropped.
+            // A panic's payload may itself panic when dropped.
             mem::forget(panic);
         }
     }
 
-    /// The callback is in no known state, so it is not called again.
+    /// The callback is in an unknown state, so it is not called again.
     fn give_up(&mut self, panic: &(dyn Any + Send)) {
         self.shared.listening.store(false, Ordering::Release);
         self.switch.set(0, 0);
@@ -247,7 +246,7 @@ impl Delivery {
         ));
     }
 
-    /// `None`: no program of ours has written this.
+    /// `None`: none of the library's programs has written this.
     fn parse(&mut self, bytes: &[u8]) -> Option<Event> {
         let (head, data) = bytes.split_at_checked(HEAD)?;
         let word = |at: usize| -> Option<u32> {
@@ -405,7 +404,8 @@ mod tests {
         });
     }
 
-    /// What a file has got is a capture that another reader reads to its end, whatever was in the ring.
+    /// A file's contents are a capture that another reader reads to its end, whatever was in the
+    /// ring.
     #[test]
     #[cfg_attr(miri, ignore = "a map")]
     fn files_stay_captures() {

@@ -1,5 +1,5 @@
-//! Events: noteworthy packets, which the program hands over with their first bytes through a ring buffer
-//! (Linux, Documentation/bpf/ringbuf.rst), to a callback, to pcap files or to a list.
+//! Events: packets worth a look. The program sends them with their first bytes through a ring
+//! buffer (Linux, Documentation/bpf/ringbuf.rst), for a callback, pcap files or a list.
 
 mod delivery;
 mod pcap;
@@ -31,20 +31,20 @@ use crate::sys::process::Owner;
 /// The most bytes of a packet that an event holds.
 const MOST_BYTES: u32 = 128;
 
-/// What happened to a packet.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum EventKind {
-    /// A TCP packet other than a SYN belongs to a flow that no table knows: most likely its
-    /// connection came by another host or CPU before, or its entry has been pushed out.
+    /// A TCP packet other than a SYN, of a flow that no table knows: most likely its connection
+    /// used another host or CPU before, or lost its entry.
     #[doc(alias = "TCP_NONSYN_LRUMISS")]
     TcpNonSynMiss,
-    /// A frame above `max_frame`.
+    /// A frame longer than `max_frame`.
     #[doc(alias = "PACKET_TOOBIG")]
     PacketTooBig,
-    /// A QUIC connection id names a server whose real is just going.
+    /// A QUIC connection id names a server whose real is being removed.
     #[doc(alias = "QUIC_PACKET_DROP_NO_REAL")]
     QuicRealGone,
 }
@@ -83,7 +83,7 @@ impl fmt::Display for EventKind {
 impl FromStr for EventKind {
     type Err = Error;
 
-    /// Its [`name`](Self::name), hyphens for underscores allowed.
+    /// Reads a [`name`](Self::name), with hyphens or underscores.
     fn from_str(text: &str) -> Result<Self> {
         let name = text.replace('-', "_");
         let mut kinds = Self::ALL.into_iter();
@@ -102,19 +102,19 @@ impl FromStr for EventKind {
 pub struct Event {
     /// What happened.
     pub kind: EventKind,
-    /// When, to the precision of the kernel's monotonic clock; as the clock of the day tells it, which
-    /// is asked again every second.
+    /// The time, to the precision of the kernel's monotonic clock, converted to wall-clock time by
+    /// an offset that is refreshed every second.
     pub time: SystemTime,
     /// The index of the interface that the frame came in on.
     pub interface: u32,
-    /// Bytes of the whole frame, without VLAN tags; of one that came in a tunnel which ended here, of
-    /// what was in it, with an Ethernet header.
+    /// Bytes of the whole frame, without VLAN tags. For a frame in a tunnel that ended here: of the
+    /// inner packet with an Ethernet header.
     pub length: u32,
-    /// The first bytes of the same frame, from its Ethernet header on.
+    /// The first bytes of that frame, from its Ethernet header on.
     pub packet: Vec<u8>,
 }
 
-/// What to listen to, and how much of it.
+/// Which events to listen to, and how many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "nothing is listened to until a monitor is started"]
 pub struct MonitorOptions {
@@ -147,8 +147,8 @@ impl MonitorOptions {
         self
     }
 
-    /// The most events of each kind, of each CPU, in a second; the program leaves out, and counts,
-    /// those beyond. A flood of one kind leaves the others their share.
+    /// The most events per second of each kind on each CPU; the program leaves out further ones,
+    /// and counts them. A flood of one kind does not affect the others.
     ///
     /// Default: 1000. Range: from 1.
     pub fn rate_limit(mut self, events: u32) -> Self {
@@ -156,15 +156,15 @@ impl MonitorOptions {
         self
     }
 
-    /// Bytes to keep of each packet. Default and largest: 128. Range: from 14, an Ethernet header.
+    /// Bytes of each packet to keep. Default and largest: 128. Range: from 14, an Ethernet header.
     #[doc(alias = "snapLen")]
     pub fn snap_length(mut self, bytes: u32) -> Self {
         self.snap_length = bytes;
         self
     }
 
-    /// The most packets to deliver of each kind; those beyond are counted, so the program goes on
-    /// handing them over, up to the rate limit. Default: no limit.
+    /// The most packets of each kind to deliver. Further ones are counted, for which the program
+    /// still sends them, up to the rate limit. Default: no limit.
     #[doc(alias = "pcktLimit")]
     pub fn packet_limit(mut self, packets: u64) -> Self {
         self.packet_limit = Some(packets);
@@ -197,7 +197,7 @@ impl MonitorOptions {
     }
 }
 
-/// What a monitor has done.
+/// A monitor's counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -206,19 +206,18 @@ pub struct MonitorStats {
     pub delivered: u64,
     /// Events beyond the packet limit.
     pub over_limit: u64,
-    /// Events that were thrown away because the list was full, oldest first.
+    /// Events discarded because the list was full, oldest first.
     pub overwritten: u64,
-    /// Events that could not be read, or not be written to their file.
+    /// Events that could not be read or written to their file.
     pub failed: u64,
-    /// Why the last one could not; or that the callback has panicked, and nothing has been delivered
-    /// since.
+    /// The cause of the last failure; or that the callback has panicked, since when nothing is
+    /// delivered.
     pub failure: Option<String>,
 }
 
-/// What the thread and the handle share.
 #[derive(Default)]
 struct Shared {
-    /// Whether what comes is delivered: not what was there before, nor after a panic.
+    /// Whether events are delivered: not those from before the start, nor after a panic.
     listening: AtomicBool,
     stop: AtomicBool,
     state: Mutex<State>,
@@ -236,13 +235,13 @@ impl Shared {
     }
 }
 
-/// Listens to events until it is stopped or dropped, even if its balancer is dropped before. If that is pinned, events are the
-/// next handle's from then on, and [`MonitorStats::failure`] says that the handle was dropped.
+/// Listens to events until it is stopped or dropped, even if the balancer is dropped first. If that
+/// is pinned, later events go to the next handle, and [`MonitorStats::failure`] reports the drop.
 ///
-/// Stopping and dropping wait for the callback to return. Whoever does so while holding a lock that the
-/// callback waits for waits for ever. The callback itself may do it: nobody waits then, what is under way
-/// is delivered after it has returned, and the balancer [is monitored](crate::events::Events::is_running) until
-/// then.
+/// Stopping and dropping wait for the callback to return, so stopping a monitor while holding a
+/// lock that its callback needs deadlocks. The callback itself may stop its monitor without
+/// waiting: events under way are delivered after it returns, and the balancer [is
+/// monitored](crate::events::Events::is_running) until then.
 #[must_use = "a monitor ends when its handle is dropped"]
 pub struct Monitor {
     shared: Arc<Shared>,
@@ -260,25 +259,25 @@ impl fmt::Debug for Monitor {
 }
 
 impl Monitor {
-    /// What it has done so far. What the program has left out is among
-    /// [`Stats::events`](crate::stats::Stats::events).
+    /// The counters so far. [`Stats::events`](crate::stats::Stats::events) counts what the program
+    /// has left out.
     pub fn stats(&self) -> MonitorStats {
         self.shared.lock().stats.clone()
     }
 
-    /// Takes the events that wait in the list of
-    /// [`Events::to_list`](crate::events::Events::to_list), oldest first.
+    /// Takes the events out of the list of [`Events::to_list`](crate::events::Events::to_list),
+    /// oldest first.
     pub fn take(&self) -> Vec<Event> {
         self.shared.lock().list.drain(..).collect()
     }
 
-    /// Stops listening, delivers what is under way, and tells what was done.
+    /// Stops listening, delivers the events under way, and returns the counters.
     pub fn stop(mut self) -> MonitorStats {
         self.end();
         self.stats()
     }
 
-    /// Once: when the thread has ended, events are those of the next monitor.
+    /// Takes effect once: after the thread has ended, events are the next monitor's.
     fn end(&mut self) {
         let Some(thread) = self.thread.take() else {
             return;
@@ -291,7 +290,7 @@ impl Monitor {
         self.switch.set(0, 0);
         self.shared.stop.store(true, Ordering::Release);
         if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-            log::error!("what the callback of a monitor owned has panicked when it went");
+            log::error!("a value of a monitor's callback has panicked when it was dropped");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Events as pcap files (draft-ietf-opsawg-pcap), one for each kind. A packet is written as a whole or, if
-//! the disk is full, not at all, so that what is in a file can be read at any time.
+//! Events as pcap files (draft-ietf-opsawg-pcap), one for each kind. A packet is written whole or,
+//! if the disk is full, not at all, so that a file can be read at any time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,14 +24,13 @@ use super::EventKind;
 use crate::error::Error;
 use crate::error::Result;
 
-/// Bytes of a file's header.
 const HEADER_BYTES: usize = 24;
 
 /// A file for each kind of event.
 pub(super) struct Files(BTreeMap<EventKind, Capture>);
 
 impl Files {
-    /// Makes `KIND.pcap` for each kind in a directory, or none: files that are there already stay.
+    /// Makes `KIND.pcap` for each kind in a directory, or none if a file exists.
     pub(super) fn create(directory: &Path, kinds: &[EventKind], snap_length: u32) -> Result<Self> {
         let mut files = Self(BTreeMap::new());
         for kind in kinds {
@@ -52,7 +51,6 @@ impl Files {
         Ok(files)
     }
 
-    /// Where they are.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.0.values().map(|file| file.path.clone()).collect()
     }
@@ -66,7 +64,7 @@ impl Files {
     }
 }
 
-/// Removes a file that was made a moment ago, unless something has been written to it. If that fails, an
+/// Removes a file that was just made, unless something has been written to it. If that fails, an
 /// empty capture stays.
 pub(super) fn remove_empty(path: &Path) {
     if fs::metadata(path).is_ok_and(|of| of.len() <= HEADER_BYTES as u64) {
@@ -74,12 +72,11 @@ pub(super) fn remove_empty(path: &Path) {
     }
 }
 
-/// One file.
 struct Capture {
     path: PathBuf,
     file: File,
     snap_length: u32,
-    /// Where the next packet goes: the end of the last one that was written as a whole.
+    /// Where the next packet goes: the end of the last whole one.
     end: u64,
 }
 
@@ -124,7 +121,7 @@ impl Capture {
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all_at(bytes, self.end) {
-            // A part may have been written. If it cannot be cut off, the next packet goes over it.
+            // A part may have been written. If it cannot be cut off, the next packet overwrites it.
             let _ = self.file.set_len(self.end);
             return Err(error);
         }

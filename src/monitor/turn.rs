@@ -1,4 +1,4 @@
-//! Whose turn it is to listen: a balancer's ring buffer has one reader; and what switches events on.
+//! The turn to listen, because a balancer's ring buffer has one reader; and the switch for events.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use crate::maps::Live;
 use crate::sys::tenure::Tenure;
 
-/// Switches events on and off, for the packets of whatever programs the balancer has by now.
+/// Switches events on and off, for whatever programs the balancer has at the time.
 #[derive(Debug)]
 pub(crate) struct Switch(Mutex<Arc<Live>>);
 
@@ -25,12 +25,13 @@ impl Switch {
         live.tenure().while_ours(|| live.set_events(kinds, limit));
     }
 
-    /// For how long this process may listen.
+    /// The time for which this process may listen.
     pub(crate) fn tenure(&self) -> Arc<Tenure> {
         Arc::clone(self.lock().tenure())
     }
 
-    /// From now on other programs are the balancer's, which make the events that those before have made.
+    /// Other programs are the balancer's from now on: they make the events that the earlier ones
+    /// made.
     pub(crate) fn move_to(&self, live: &Arc<Live>) {
         let mut present = self.lock();
         let (kinds, limit) = present.events();
@@ -48,13 +49,13 @@ impl Switch {
 pub(crate) struct Turn(Arc<AtomicBool>);
 
 impl Turn {
-    /// Takes the turn; `None`: another monitor has it. Of several threads that try at once one gets it.
+    /// Takes the turn; `None`: another monitor has it. Of several threads that try at once one gets
+    /// it.
     pub(crate) fn take(taken: &Arc<AtomicBool>) -> Option<Self> {
         let swapped = taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
         swapped.is_ok().then(|| Self(Arc::clone(taken)))
     }
 
-    /// Whether a monitor has it.
     pub(crate) fn is_taken(taken: &AtomicBool) -> bool {
         taken.load(Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
-//! What the follower's thread and its owner share: what is known, and the memory that packets read. No system
-//! call is made under its lock, and nobody waits under it but on the condition variable, which gives it up. A
-//! finding takes nanoseconds there, so tens of thousands at once take a millisecond: getters do not take the lock.
-//! They read the list that was published last.
+//! State shared by the follower's thread and its owner: what is known, and the memory that packets
+//! read. No system call is made under its lock, and nobody waits under it except on the condition
+//! variable. Recording a finding takes nanoseconds, and tens of thousands at once a millisecond, so
+//! getters do not take the lock: they read the last published list.
 
 use std::mem;
 use std::net::IpAddr;
@@ -34,7 +34,7 @@ use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::NextHops;
 
-/// How often, a millisecond apart, a lock is tried that nobody may be left to give up.
+/// How often, a millisecond apart, to try a lock whose holder may be gone.
 const MOST_TRIES: u32 = 100;
 
 /// What packets read.
@@ -45,12 +45,13 @@ pub(crate) struct Cells {
 }
 
 pub(super) struct Board {
-    /// Of IPv4 and of IPv6: the six bytes of an address, or 0.
+    /// For IPv4 and IPv6: the six bytes of an address, or 0.
     gateways: ByFamily<AtomicU64>,
     posted: Mutex<Posted>,
-    /// What getters read; the lock is held to take or to change a pointer, last of all locks.
+    /// The list for getters. Its lock is held only to take or change a pointer, and is the last of
+    /// all locks.
     shown: Mutex<NextHopList>,
-    /// What the owner has asked for is done, or the gateways are known.
+    /// Signals that the owner's command is done, or that the gateways are known.
     changed: Condvar,
 }
 
@@ -61,9 +62,9 @@ struct Posted {
     reals: Pages<Followed>,
     gateways: ByFamily<Hop>,
     names: Arc<Names>,
-    /// The last ticket that was given out.
+    /// The last ticket given out.
     tickets: Ticket,
-    /// The last command, and the last that is done.
+    /// The last command, and the last one that is done.
     asked: u64,
     done: u64,
     news: News,
@@ -73,38 +74,38 @@ struct Posted {
     left: bool,
 }
 
-/// How it stands with the gateways.
+/// The state of the gateways.
 #[derive(Clone, Debug, Default)]
 pub(super) struct News {
-    /// One may answer in a moment.
+    /// One may still answer.
     pub(super) waiting: bool,
     /// Why no packet can leave.
     pub(super) missing: Option<String>,
 }
 
-/// Whether packets are sent to reals that get numbers.
+/// Whether packets already go to reals that get numbers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Entering {
     /// Not yet.
     New,
-    /// They are, and what they read stays.
+    /// They do, and what they read stays.
     InUse,
 }
 
-/// What became of findings.
+/// What the board did with findings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
     All,
-    /// Hops are left out: something else is wanted by now.
+    /// Hops were dropped, because something else is wanted now.
     NoHops,
 }
 
-/// What the thread has found out since it last told.
+/// What the thread found since its last report.
 pub(super) struct Findings<'a> {
     pub(super) reals: Vec<(u16, Ticket, Hop)>,
     pub(super) gateways: &'a ByFamily<Hop>,
     pub(super) wish: Ticket,
-    /// If they have changed.
+    /// If they changed.
     pub(super) names: Option<Names>,
     pub(super) news: News,
     /// Commands up to this one are done; `None`: no more than before.
@@ -140,7 +141,7 @@ impl Board {
     }
 
     fn lock(&self) -> MutexGuard<'_, Posted> {
-        // Each change is whole before anything could panic.
+        // Each change is complete before anything could panic.
         self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -148,12 +149,13 @@ impl Board {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the locks can be had: not in a child made by fork(2) if another thread had one at that moment.
+    /// Whether the locks are available: not in a child of fork(2) if another thread held one at the
+    /// time.
     pub(super) fn is_usable(&self) -> bool {
         is_free(&self.posted) && is_free(&self.shown)
     }
 
-    /// Shows getters what is known now: each change of the list or of the gateways ends so.
+    /// Publishes the current state for getters; ends each change of the list or the gateways.
     fn publish(&self, posted: &Posted) {
         let known = Known {
             wanted: posted.wanted,
@@ -170,7 +172,7 @@ impl Board {
         drop(before);
     }
 
-    /// What is known now.
+    /// The current list.
     pub(super) fn list(&self) -> NextHopList {
         self.lock_shown().clone()
     }
@@ -192,14 +194,14 @@ impl Board {
         }
     }
 
-    /// The Ethernet address of a family's gateway.
+    /// The MAC address of a family's gateway.
     pub(super) fn gateway(&self, family: Family) -> Option<MacAddr> {
         let word = self.gateways[family].load(Ordering::Relaxed);
         let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
         Some(MacAddr::new([a, b, c, d, e, f])).filter(|_| word != 0)
     }
 
-    /// Counts a command, which `send` hands over in the order of these numbers.
+    /// Counts a command; `send` hands commands over in the order of their numbers.
     pub(super) fn ask(&self, send: impl FnOnce(u64)) -> u64 {
         let mut posted = self.lock();
         posted.asked += 1;
@@ -207,14 +209,14 @@ impl Board {
         posted.asked
     }
 
-    /// Waits until a command is done; not for longer than `patience`.
+    /// Waits up to `patience` until a command is done.
     pub(super) fn wait_done(&self, asked: u64, patience: Duration) {
         let posted = self.lock();
         let open = |posted: &mut Posted| posted.done < asked && !posted.ended;
         drop(self.changed.wait_timeout_while(posted, patience, open));
     }
 
-    /// Waits until no gateway may answer any more. Why no packet can leave, if none can.
+    /// Waits until no gateway may still answer; returns why no packet can leave, if none can.
     pub(super) fn wait_known(&self, patience: Duration) -> Option<String> {
         let posted = self.lock();
         let open = |posted: &mut Posted| posted.news.waiting && !posted.ended;
@@ -228,8 +230,8 @@ impl Board {
         posted.news.missing.clone().or_else(ended)
     }
 
-    /// Gives numbers to reals that are new. Until more is known packets go to the address that was given;
-    /// of a real that has its number already, nothing changes.
+    /// Gives numbers to new reals. Until more is known, packets go to the configured address; reals
+    /// that already have their number do not change.
     pub(super) fn add(
         &self,
         reals: impl Iterator<Item = (u16, IpAddr)>,
@@ -237,7 +239,7 @@ impl Board {
         self.enter(reals, Entering::New)
     }
 
-    /// The same for reals that packets are sent to: they go on to where they go until more is known.
+    /// The same for reals that packets already go to: these keep their hops until more is known.
     pub(super) fn take_over(
         &self,
         reals: impl Iterator<Item = (u16, IpAddr)>,
@@ -290,8 +292,7 @@ impl Board {
         self.publish(&posted);
     }
 
-    /// Something else is wanted. From now on nothing that was found out for what was wanted before gets
-    /// to packets.
+    /// Something else is wanted. From now on, findings for the previous wish do not reach packets.
     pub(super) fn set_wanted(&self, wanted: Wanted) -> Ticket {
         let mut posted = self.lock();
         posted.gateways = gateways_from(&posted.wanted, &wanted, posted.gateways);
@@ -316,7 +317,7 @@ impl Board {
         self.lock().cells.probes.clone()
     }
 
-    /// Tells what was found out, to those who ask and to packets.
+    /// Tells getters and packets what was found.
     pub(super) fn tell(&self, findings: Findings<'_>) -> Told {
         let mut posted = self.lock();
         let told = match findings.wish == posted.wish {
@@ -328,7 +329,7 @@ impl Board {
             has_changed = !findings.reals.is_empty();
             for (number, ticket, hop) in findings.reals {
                 let real = posted.reals.get(number).copied();
-                // The number may have got another owner meanwhile.
+                // The number may have another owner now.
                 if let Some(real) = real.filter(|real| real.ticket == ticket) {
                     posted.write(number, &hop);
                     posted.reals.set(number, Some(Followed { hop, ..real }));
@@ -354,8 +355,8 @@ impl Board {
         told
     }
 
-    /// Nothing is known any more of the gateways and these reals, for they are followed elsewhere from now on.
-    /// What packets read of them stays until more is known.
+    /// Forgets the gateways and these reals, because they are followed elsewhere from now on. What
+    /// packets read of them stays until more is known.
     pub(super) fn start_over(&self, numbers: impl Iterator<Item = u16>) {
         let mut posted = self.lock();
         for number in numbers {
@@ -371,7 +372,7 @@ impl Board {
         self.publish(&posted);
     }
 
-    /// Nothing is followed any more, and nothing known. What packets read stays.
+    /// Nothing is followed or known any more. What packets read stays.
     pub(super) fn leave(&self) {
         let mut posted = self.lock();
         posted.gateways = ByFamily::default();
@@ -387,7 +388,7 @@ impl Board {
     }
 }
 
-/// Whether a lock that is held for a millisecond at most is ever free.
+/// Whether a lock that is held for at most a millisecond is ever free.
 fn is_free<T>(mutex: &Mutex<T>) -> bool {
     (0..MOST_TRIES).any(|_| {
         let is_free = !matches!(mutex.try_lock(), Err(TryLockError::WouldBlock));

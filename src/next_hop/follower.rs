@@ -1,42 +1,45 @@
-//! The follower: a thread that finds out next hops and follows them (its rounds are in `thread`), and the handle by
-//! which a balancer speaks to it.
+//! The follower: a thread that resolves next hops and follows their changes (its rounds are in
+//! `thread`), and the balancer's handle to it.
 //!
-//! # Who owns what
-//! The thread owns the [`Resolver`] and both netlink sockets: nobody else asks the kernel for next hops, and no
-//! lock of this module is held while it does. It and its owner share three things: the [`Board`], a channel of commands, and an
-//! eventfd that wakes the thread. The board's lock is never held over a system call, and getters do not take it:
-//! the board publishes lists, and who asks takes the last one; the gateways' addresses take no lock at all.
+//! # Ownership
+//! The thread owns the [`Resolver`] and both netlink sockets. Nobody else asks the kernel for next
+//! hops, and no lock of this module is held meanwhile. Thread and owner share the [`Board`], a
+//! channel of commands, and an eventfd that wakes the thread. The board's lock is never held over a
+//! system call. Getters do not take it: they take the last list that the board published, and the
+//! gateways' addresses need no lock at all.
 //!
 //! # Messages
-//! Down go commands, numbered in the order of the channel under the board's lock. Up goes what was found
-//! out (`Board::tell`), with the number of the last command that is done. A caller that needs the outcome
-//! waits for that number, three seconds at most; then it goes on, and the thread catches up. The thread
-//! looks for commands after every few questions, so that they do not wait for thousands of others.
+//! The owner sends commands, numbered in the order of the channel under the board's lock. The
+//! thread reports findings (`Board::tell`) with the number of the last command that is done. A
+//! caller that needs the outcome waits for that number, up to three seconds; then it continues, and
+//! the thread catches up. The thread looks for commands after every few questions, so that they do
+//! not wait behind thousands.
 //!
-//! # Who writes what packets read
-//! Both sides do, under the board's lock. The owner writes what is right from this moment on: that a number
-//! has another owner ([`Watcher::add`]), or that another gateway is wanted. Each of these draws a ticket. The
-//! thread hands in its findings with the tickets that they were made for, and the board drops those of
-//! others: a finding for a real that is gone does not reach the next owner of its number, however late it
-//! is. The owner alone clears hops that nobody follows, when no packet reads them any more.
+//! # Writers of what packets read
+//! Both sides write, under the board's lock. The owner writes what holds immediately: a number's
+//! new owner ([`Watcher::add`]), or another wanted gateway. Each of these draws a ticket. The
+//! thread reports findings with the tickets they were made for, and the board drops findings with
+//! other tickets: a late finding for a removed real never reaches the next owner of its number.
+//! Only the owner clears hops that nobody follows, when no packet reads them any more.
 //!
-//! # Moving on
-//! When links have changed, and from time to time, the thread asks its [`Guide`] whether it is still wanted where it
-//! is. If it is wanted in another network namespace, it goes there: with other sockets and a resolver that knows
-//! nothing yet; the board stays, and the commands. If it is wanted nowhere, it ends and says so on the board.
-//! A guide has what it looks at under a lock of its own, and asks the kernel under it (`katran/ground.rs`): calls that
-//! change attachments or gateways wait for that, no getter does.
+//! # Moving
+//! When links change, and from time to time, the thread asks its [`Guide`] whether it is still
+//! wanted where it is. If it is wanted in another network namespace, it goes there with new sockets
+//! and an empty resolver; board and commands stay. If it is wanted nowhere, it ends and tells the
+//! board. A guide has its own lock and asks the kernel under it (`katran/ground.rs`): calls that
+//! change attachments or gateways wait for that, getters do not.
 //!
 //! # Stop, panics, fork
-//! To stop is to set a flag, to wake the thread, and to join it, which takes some tens of the kernel's answers
-//! at most; one of them may be a list of all routes (a second with 200,000), which is asked for when a default
-//! route is needed and may have changed. A stopped follower writes nothing. A thread that panics tells the board on its way out: callers
-//! stop waiting for it, what was known stays, and given addresses go on to be written. In a child made by
-//! fork(2) the thread is not there: the handle knows ([`Owner`]), asks nothing of it, and does not join
-//! it; getters tell what was known. If the thread had a lock of the board at the moment of the fork, nobody gives it
-//! up there: the child tries for a tenth of a second, and then has an empty list and changes nothing; the
-//! gateways' addresses take no lock. (The memory that packets read is shared with the parent, as are the
-//! sockets: a child that goes on to change its copy of the balancer changes the parent's.)
+//! Stopping sets a flag, wakes the thread and joins it, which takes at most some tens of the
+//! kernel's answers. One may be a list of all routes (a second with 200,000), for a default route
+//! that may have changed. A stopped follower writes nothing. A thread that panics tells the board:
+//! callers stop waiting, known hops stay, and configured addresses are still written.
+//!
+//! A child of fork(2) has no such thread: the handle knows ([`Owner`]), asks nothing of it and does
+//! not join it, and getters return the last state. If the thread held a lock of the board at the
+//! fork, nobody will release it in the child: the child tries for a tenth of a second, then has an
+//! empty list and changes nothing. (The memory that packets read and the sockets are shared with
+//! the parent: a child that changes its copy of the balancer changes the parent's.)
 
 use std::io;
 use std::mem;
@@ -77,19 +80,19 @@ use crate::types::MacAddr;
 /// How long attaching waits for a gateway's address, and any caller for the thread.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Finds out next hops and follows them, until it is dropped.
+/// Resolves and follows next hops until dropped.
 pub(crate) struct Watcher {
     board: Arc<Board>,
     commands: Sender<(u64, Command)>,
     signals: Arc<Signals>,
     thread: Option<JoinHandle<Option<Sockets>>>,
-    /// The process that the thread is in.
+    /// The process of the thread.
     owner: Owner,
 }
 
 impl Watcher {
-    /// Starts, in the calling thread's network namespace; where nothing is redirected that of the sockets
-    /// will do.
+    /// Starts in the calling thread's network namespace; if nothing is redirected, that of the
+    /// sockets will do.
     pub(crate) fn start(
         site: Site,
         guide: Box<dyn Guide>,
@@ -103,7 +106,7 @@ impl Watcher {
         } = site.sockets;
         let listening = notices.listen();
         listening.map_err(|error| kernel_error("listen to", "notices of changes", error))?;
-        // Notices from now on are looked at, so that no change is missed.
+        // Notices from now on are read, so no change is missed.
         notices.take();
         let tenure = Arc::clone(cells.live.tenure());
         let board = Arc::new(Board::new(wanted, cells));
@@ -158,7 +161,7 @@ impl Watcher {
         })
     }
 
-    /// Ends it; the sockets are left, and hear nothing.
+    /// Ends it; returns the sockets, which no longer receive notices.
     pub(crate) fn stop(mut self) -> Option<Sockets> {
         self.join()
     }
@@ -176,29 +179,29 @@ impl Watcher {
         Some(sockets)
     }
 
-    /// Its thread has ended by itself: it has panicked, or was wanted nowhere.
+    /// Its thread has ended without being stopped: it panicked, or was wanted nowhere.
     pub(crate) fn has_ended(&self) -> bool {
         self.owner.is_here() && self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// The process is the one that the thread is in.
+    /// This is the process of the thread.
     pub(crate) fn is_here(&self) -> bool {
         self.owner.is_here()
     }
 
-    /// The board; `None`: in a child made by fork(2) nobody is left who would give up its lock.
+    /// The board; `None` in a child of fork(2) in which nobody would release its lock.
     fn board(&self) -> Option<&Board> {
         let usable = self.owner.is_here() || self.board.is_usable();
         usable.then_some(&*self.board)
     }
 
-    /// Hands a command over; its number, by which to wait for it.
+    /// Sends a command; returns its number, to wait for it.
     fn send(&self, command: Command) -> Option<u64> {
         if !self.owner.is_here() {
-            // Nobody takes it.
+            // Nobody receives it.
             return None;
         }
-        // If the thread has ended nobody takes it, and nobody waits.
+        // If the thread has ended, nobody receives it and nobody waits.
         let asked = self
             .board
             .ask(|asked| drop(self.commands.send((asked, command))));
@@ -213,18 +216,18 @@ impl Watcher {
         }
     }
 
-    /// Waits until the gateways' addresses are known, if they have to be found out.
+    /// Waits until the gateways' addresses are known, if they must be resolved.
     ///
     /// # Errors
     /// [`Error::NoNextHop`] after three seconds, if neither family has one.
     pub(crate) fn wait(&self) -> Result<()> {
         let began = Instant::now();
         self.ask(Command::Look);
-        // The thread may have been long about other work.
+        // The thread may have been busy with other work.
         let left = PATIENCE.saturating_sub(began.elapsed());
         let reason = match self.board() {
             Some(board) => board.wait_known(left),
-            None => Some("it is looked for by the process before the fork".to_owned()),
+            None => Some("only the process before the fork looks for it".to_owned()),
         };
         match reason {
             Some(reason) => Err(Error::NoNextHop { reason }),
@@ -232,13 +235,13 @@ impl Watcher {
         }
     }
 
-    /// The balancer is attached to these interfaces from now on.
+    /// The balancer is now attached to these interfaces.
     pub(crate) fn set_attached(&self, interfaces: Vec<u32>) {
         self.ask(Command::Attached(interfaces));
     }
 
-    /// Another gateway from now on. An address that was given until now serves until one is found, for which
-    /// [`wait`](Self::wait) waits.
+    /// Another gateway is wanted. A configured address serves until one is resolved;
+    /// [`wait`](Self::wait) waits for that.
     pub(crate) fn set_wanted(&self, wanted: Wanted) {
         if let Some(board) = self.board() {
             let wish = board.set_wanted(wanted);
@@ -246,7 +249,7 @@ impl Watcher {
         }
     }
 
-    /// The path of health checks reads gateways here, too.
+    /// The healthcheck program reads gateways here too.
     pub(crate) fn set_probes(&self, probes: Arc<ProbeCells>) {
         if let Some(board) = self.board() {
             board.set_probes(probes);
@@ -254,12 +257,12 @@ impl Watcher {
         }
     }
 
-    /// Finds the way of probes to a real, which is told to the path of health checks.
+    /// Finds the path of probes to a real, for the healthcheck program.
     pub(crate) fn find_way(&self, real: IpAddr) {
         self.ask(Command::Probe(real));
     }
 
-    /// Packets will be sent to these reals.
+    /// Packets will go to these reals.
     pub(crate) fn add(&self, reals: impl IntoIterator<Item = (u16, IpAddr)>) {
         let board = self.board();
         let added = board.map_or_else(Vec::new, |board| board.add(reals.into_iter()));
@@ -268,22 +271,22 @@ impl Watcher {
         }
     }
 
-    /// No more packets are sent to these. What packets under way read of them stays.
+    /// No new packets go to these. What packets in flight read of them stays.
     pub(crate) fn remove(&self, numbers: impl IntoIterator<Item = u16>) {
         let numbers: Vec<_> = numbers.into_iter().collect();
         if let Some(board) = self.board() {
             board.remove(&numbers);
         }
-        // Nobody waits for what follows from it.
+        // Nobody waits for the effects.
         self.send(Command::Remove(numbers));
     }
 
-    /// What is known now.
+    /// The current list.
     pub(crate) fn list(&self) -> NextHopList {
         self.board().map(Board::list).unwrap_or_default()
     }
 
-    /// The Ethernet address of a family's gateway.
+    /// The MAC address of a family's gateway.
     pub(crate) fn gateway(&self, family: Family) -> Option<MacAddr> {
         self.board.gateway(family)
     }
@@ -295,14 +298,14 @@ impl Drop for Watcher {
     }
 }
 
-/// Tells the board that the thread has ended, however it does.
+/// Tells the board when the thread ends, however it ends.
 struct Ending(Arc<Board>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
         if thread::panicking() {
             log::error!(
-                "the thread that follows next hops has panicked: what is known stays in use"
+                "the thread that follows next hops panicked: the known next hops stay in use"
             );
         }
         self.0.end();

@@ -1,5 +1,5 @@
-//! What becomes of a next hop, out of what the user has said, what the kernel's tables say, and what was
-//! known before. Nothing here asks the kernel.
+//! Computes a next hop from the configuration, the kernel's tables, and what was known before. Asks
+//! the kernel nothing.
 
 use std::net::IpAddr;
 
@@ -13,28 +13,28 @@ use crate::types::NextHops;
 /// An address on an interface's segment.
 pub(super) type Neighbour = (u32, IpAddr);
 
-/// A next hop and what is known of it.
+/// A next hop and its state.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Hop {
     pub(super) address: Option<IpAddr>,
-    /// The interface that leads to the address.
+    /// The interface towards the address.
     pub(super) interface: u32,
     pub(super) mac: Option<MacAddr>,
-    /// The interface that `mac` is behind: another one while the address has not answered yet.
+    /// The interface that `mac` is behind: another one until the address answers.
     pub(super) mac_interface: u32,
     pub(super) port: u16,
-    /// The address does not answer: `mac` is the last one that was known, or the one that was given.
+    /// The address does not answer: `mac` is the last known one, or the configured one.
     pub(super) lost: bool,
-    /// `mac` is one that the user has given, now or until something better is known.
+    /// `mac` is configured, for good or until something better is known.
     pub(super) given: bool,
     /// The real is an address of this host.
     pub(super) here: bool,
 }
 
-/// What tells one owner of a real's number from the next, and one wish from the next.
+/// Distinguishes successive owners of a real's number, and successive wishes.
 pub(super) type Ticket = u64;
 
-/// A real that is followed.
+/// A followed real.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Followed {
     pub(super) ticket: Ticket,
@@ -43,17 +43,17 @@ pub(super) struct Followed {
 }
 
 impl Hop {
-    /// Whether somebody could still answer.
+    /// Whether it could still answer.
     pub(super) fn is_open(&self) -> bool {
         self.address.is_some() && (self.lost || self.mac.is_none())
     }
 
-    /// The address that was found out.
+    /// The resolved address.
     pub(super) fn found(&self) -> Option<MacAddr> {
         self.mac.filter(|_| !self.given)
     }
 
-    /// Behind a neighbour that has this Ethernet address, if that is known; else the last one serves.
+    /// Behind a neighbour with this MAC address if known; else the last one serves.
     fn behind((interface, address): Neighbour, found: Option<MacAddr>, before: &Self) -> Self {
         let mut hop = Self {
             address: Some(address),
@@ -72,8 +72,8 @@ impl Hop {
         hop
     }
 
-    /// The same if it has an Ethernet address; else with the one that the user gives, or with the one that
-    /// was given until now, which serves until another is known.
+    /// The same if it has a MAC address; else with the configured one, or the previously configured
+    /// one, which serves until another is known.
     pub(super) fn or_given(mut self, fixed: Option<MacAddr>, before: &Self) -> Self {
         let kept = before.mac.filter(|_| before.given && !self.here);
         if let (None, Some(mac)) = (self.mac, fixed.or(kept)) {
@@ -85,9 +85,7 @@ impl Hop {
     }
 
     pub(super) fn text(&self) -> String {
-        let mac = self
-            .mac
-            .map_or("not known".to_owned(), |mac| mac.to_string());
+        let mac = self.mac.map_or("unknown".to_owned(), |mac| mac.to_string());
         match self.address {
             Some(address) => format!("{address}, {mac}"),
             None => mac,
@@ -95,14 +93,14 @@ impl Hop {
     }
 }
 
-/// Whose Ethernet address has to be known for packets to a real; `None`: nobody's.
+/// The neighbour whose MAC address is needed for packets to a real; `None` if there is none.
 pub(super) fn neighbour_of_real(
     wanted: &Wanted,
     real: IpAddr,
     route: Option<&Route>,
 ) -> Option<Neighbour> {
     let route = route.filter(|route| !route.local)?;
-    // The address that was given is that of the routers.
+    // The configured address is that of the routers.
     let given = wanted.mode == NextHops::PerReal && wanted.fixed(Family::of(real)).is_some();
     match route.gateway {
         Some(_) if given => None,
@@ -110,7 +108,7 @@ pub(super) fn neighbour_of_real(
     }
 }
 
-/// The next hop of a real, but for the address that serves if nothing is found ([`Hop::or_given`]).
+/// The next hop of a real, without the address that serves if nothing is found ([`Hop::or_given`]).
 pub(super) fn of_real(
     wanted: &Wanted,
     real: IpAddr,
@@ -136,7 +134,7 @@ pub(super) fn of_real(
     }
 }
 
-/// The gateway of a family: the last one that was known serves until this one answers.
+/// The gateway of a family; the last known one serves until this one answers.
 pub(super) fn of_gateway(
     neighbour: Option<Neighbour>,
     found: Option<MacAddr>,
@@ -144,7 +142,7 @@ pub(super) fn of_gateway(
 ) -> Hop {
     let hop = match neighbour {
         Some(neighbour) => Hop::behind(neighbour, found, before),
-        // Packets may still find their way.
+        // Packets may still arrive.
         None => Hop {
             mac: before.found(),
             mac_interface: before.mac_interface,
@@ -160,7 +158,7 @@ pub(super) fn of_gateway(
     }
 }
 
-/// The gateways when the user says something else: an address that was given until now serves until
+/// The gateways after a change of the configuration: a previously configured address serves until
 /// another is known.
 pub(super) fn gateways_from(
     before: &Wanted,
@@ -182,8 +180,8 @@ pub(super) fn gateways_from(
     })
 }
 
-/// The Ethernet address that packets of a family are sent to, of the two gateways. If none was ever known,
-/// the other family's is most likely the same router.
+/// The MAC address for packets of a family. If none was ever known, the other family's gateway is
+/// most likely the same router.
 pub(super) fn gateway(
     wanted: &Wanted,
     gateways: &ByFamily<Hop>,
@@ -191,14 +189,15 @@ pub(super) fn gateway(
 ) -> Option<MacAddr> {
     let own = &gateways[family];
     let other = &gateways[family.other()];
-    // One that was given serves while this family's own may still answer, and where nobody is known.
+    // A configured one serves while this family's own may still answer, and if nothing is known.
     let may_answer = own.mac.filter(|_| own.address.is_some());
     let fixed = wanted.fixed(family);
     let known = fixed.or(own.found()).or(may_answer).or(other.found());
     known.or(own.mac)
 }
 
-/// Why no packet can leave, if the gateway is to be found out and is not; for reals of these families.
+/// Why no packet can leave, if the gateway must be resolved and is not; for reals of these
+/// families.
 pub(super) fn missing(
     wanted: &Wanted,
     gateways: &ByFamily<Hop>,
@@ -211,7 +210,7 @@ pub(super) fn missing(
     }
     let gateway = gateways.iter().find_map(|(_, hop)| hop.address);
     Some(match gateway {
-        Some(gateway) => format!("{gateway} does not answer with its Ethernet address"),
+        Some(gateway) => format!("{gateway} does not answer with its MAC address"),
         None => "no real is behind a router, and there is no default route".to_owned(),
     })
 }
@@ -260,7 +259,7 @@ mod tests {
             };
             let first = step(&given, None, &Hop::default());
             assert_eq!((first.mac, first.given), (Some(GIVEN), true));
-            // Another one is given, and then none.
+            // Another one is configured, and then none.
             let other = wanted(Gateway::Mac(OTHER), NextHops::PerReal);
             let second = step(&other, None, &first);
             assert_eq!(second.mac, Some(OTHER));
@@ -273,7 +272,7 @@ mod tests {
                 (found.mac, found.given, found.lost),
                 (Some(FOUND), false, false)
             );
-            // What was found serves when it does not answer any more, and where routes change.
+            // A resolved address serves when it stops answering, and when routes change.
             let lost = step(&auto, None, &found);
             assert_eq!(
                 (lost.mac, lost.lost, lost.given),
@@ -293,13 +292,13 @@ mod tests {
         assert!(missing(&auto, &gateways, ByFamily::of(|_| true)).is_some());
         let neighbour = |address: &str| Some((3, address.parse().unwrap()));
         let [v4, v6] = ["192.0.2.1", "2001:db8::1"].map(neighbour);
-        // IPv4 is found while IPv6 may still answer.
+        // IPv4 is resolved while IPv6 may still answer.
         gateways.v4 = of_gateway(v4, Some(FOUND), &gateways.v4);
         gateways.v6 = of_gateway(v6, None, &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND), Some(GIVEN)]);
         assert_eq!(missing(&auto, &gateways, ByFamily::of(|_| true)), None);
         assert!(gateways.v6.is_open());
-        // There is no way for IPv6 at all.
+        // IPv6 has no route at all.
         gateways.v6 = of_gateway(None, None, &gateways.v6);
         assert_eq!(both(&gateways), [Some(FOUND); 2]);
         gateways.v6 = of_gateway(v6, Some(OTHER), &gateways.v6);
@@ -338,8 +337,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is known and comes: an address that is in use is only taken away where there is no
-        /// route or the real is this host, and one that is found is used.
+        /// An address in use goes away only if there is no route or the real is this host, and a
+        /// found address is used, whatever happens.
         #[test]
         fn no_hop_loses_its_address_to_nothing(
             before in any_hop(),

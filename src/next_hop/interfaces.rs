@@ -1,12 +1,12 @@
-//! How interfaces lie on each other: VLANs on links, links in bonds, bridges and VRFs. A copy of the kernel's
-//! list, which notices keep up to date.
+//! How interfaces are stacked: VLANs on links, links in bonds, bridges and VRFs. A copy of the
+//! kernel's list that notices keep current.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use crate::rtnetlink::Interface;
 
-/// VLANs on VLANs on bonds: no interface lies on more than these.
+/// VLANs on VLANs on bonds: the largest number of layers.
 const MOST_LAYERS: usize = 8;
 
 /// Interfaces by their index.
@@ -18,7 +18,7 @@ impl Interfaces {
         self.0 = all;
     }
 
-    /// This is an interface now; `None`: there is none. What it was.
+    /// Sets an interface (`None` removes it) and returns the previous one.
     pub(super) fn set(&mut self, index: u32, now: Option<Interface>) -> Option<Interface> {
         match now {
             Some(now) => self.0.insert(index, now),
@@ -42,7 +42,7 @@ impl Interfaces {
         )
     }
 
-    /// The link that an interface puts its tags on; itself if it is no VLAN.
+    /// The link on which an interface adds its tags; itself if it is no VLAN.
     pub(super) fn below_vlans(&self, mut index: u32) -> u32 {
         for _ in 0..MOST_LAYERS {
             match self.get(index) {
@@ -57,8 +57,8 @@ impl Interfaces {
         index
     }
 
-    /// Whether what leaves by one of `attached` comes to the segment of an interface: it is one of them,
-    /// lies on one, or is the bond or bridge of one. True if that cannot be told.
+    /// Whether frames that leave through one of `attached` reach the segment of an interface: it is
+    /// one of them, is on top of one, or is the bond or bridge of one. True if unknown.
     pub(super) fn reach(&self, attached: &[u32], mut index: u32) -> bool {
         if attached.is_empty() || index == 0 {
             return true;
@@ -80,8 +80,8 @@ impl Interfaces {
         self.get(index).and_then(|of| of.controller)
     }
 
-    /// Those by which routes may lead that packets from `attached` can take: themselves, the bonds, bridges
-    /// and VRFs that they are members of, and what lies on them, with theirs.
+    /// The interfaces of routes that packets from `attached` can take: those themselves, their
+    /// bonds, bridges and VRFs, and what is on top of them, with its own.
     pub(super) fn above(&self, attached: &[u32]) -> Vec<u32> {
         let mut above = attached.to_vec();
         let mut known: BTreeSet<_> = attached.iter().copied().collect();

@@ -1,5 +1,5 @@
-//! The list of next hops as the public has it: a snapshot that takes no time to make, however many reals there
-//! are. It shares what is known with the board, and is put together by those who read it.
+//! The public list of next hops: a snapshot that takes constant time to make. It shares data with
+//! the board, and its reader assembles it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,47 +19,46 @@ use crate::types::Family;
 use crate::types::MacAddr;
 use crate::types::NextHops;
 
-/// Interfaces by their index: names, and whether packets from where the balancer is attached come there.
+/// Interfaces by index: names, and whether packets from the balancer's interfaces reach them.
 pub(super) type Names = BTreeMap<u32, (Arc<str>, bool)>;
 
-/// Where packets go next, and what is known of that.
+/// A next hop and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NextHop {
-    /// The real; `None`: all reals of the address's family.
+    /// The real; `None` for all reals of the address's family.
     pub real: Option<IpAddr>,
-    /// The router, or the real itself if it is on this host's segment; `None`: there is no route.
+    /// The router, or the real itself if it is on this host's segment; `None` without a route.
     pub address: Option<IpAddr>,
-    /// The interface that leads there, if there is a route.
+    /// The interface towards it, if there is a route.
     pub interface: Option<Arc<str>>,
-    /// The Ethernet address in use; `None`: not known, packets are dropped.
+    /// The MAC address in use; `None` if unknown, and then packets are dropped.
     pub mac: Option<MacAddr>,
-    /// The address answers for itself, or its Ethernet address was given. If it does not, `mac` is the
-    /// last one that was known.
+    /// The address answers, or its MAC address is configured. If not, `mac` is the last known one.
     pub answers: bool,
-    /// Packets come to the interface from where the balancer is attached: to it, to the link that it
-    /// lies on, or to a member of it. True as well if that cannot be told, and with
-    /// [`NextHops::Redirect`], which sends them there.
+    /// Packets from the balancer's interfaces reach `interface`: the balancer is attached to it, to
+    /// the link below it, or to a member of it. Also true if unknown, and with
+    /// [`NextHops::Redirect`].
     pub attached: bool,
     /// The real is an address of this host.
     pub here: bool,
 }
 
 impl NextHop {
-    /// Whether there is no way to it, or it does not answer: packets to it are dropped, or go to the Ethernet address that
-    /// was known last.
+    /// Whether it has no route or does not answer: packets to it are dropped, or go to the last
+    /// known MAC address.
     pub fn is_silent(&self) -> bool {
-        // Without an address the Ethernet address was given.
+        // Without an address, the MAC address is configured.
         !self.here && !self.answers && (self.mac.is_none() || self.address.is_some())
     }
 }
 
-/// All next hops and what was known of them at one moment: [`Gateways::next_hops`](crate::attachments::Gateways::next_hops).
+/// All next hops at one moment: [`Gateways::next_hops`](crate::attachments::Gateways::next_hops).
 ///
-/// A slice of [`NextHop`]s, in the order of the reals' numbers, that does not change any more. To ask for a list,
-/// or to clone one, takes below a microsecond whatever the number of reals. The list is put together when it is
-/// first looked into, once for all its clones: 65,535 reals take some milliseconds then, of the thread that
-/// looks; whoever asks for another list meanwhile does not wait.
+/// An immutable slice of [`NextHop`]s, in the order of the reals' numbers. Getting or cloning a
+/// list takes less than a microsecond for any number of reals. The first access assembles it, once
+/// for all clones: for 65,535 reals that takes some milliseconds of the accessing thread, and
+/// delays nobody else.
 ///
 /// ```no_run
 /// # fn example(katran: &katran::Katran) {
@@ -73,12 +72,12 @@ pub struct NextHopList(Arc<Snapshot>);
 
 #[derive(Default)]
 struct Snapshot {
-    /// `None`: nothing is followed.
+    /// `None` if nothing is followed.
     known: Option<Known>,
     list: OnceLock<Vec<NextHop>>,
 }
 
-/// What a list is put together from.
+/// The data to assemble a list from.
 pub(super) struct Known {
     pub(super) wanted: Wanted,
     pub(super) gateways: ByFamily<Hop>,
@@ -132,7 +131,7 @@ impl PartialEq for NextHopList {
 
 impl Eq for NextHopList {}
 
-/// What is known, as the public has it.
+/// The known next hops in the public form.
 pub(super) fn list(
     wanted: &Wanted,
     gateways: &ByFamily<Hop>,

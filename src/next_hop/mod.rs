@@ -1,9 +1,9 @@
-//! Where encapsulated packets go next: the Ethernet addresses of gateways, or of each real, found out
-//! from the kernel's routing and neighbour tables and followed as they change.
+//! Resolves where encapsulated packets go next: the MAC addresses of gateways or of each real, from
+//! the kernel's routing and neighbour tables, and follows their changes.
 //!
-//! A thread of its own (`follower`, `thread`) hears of changes and asks again for what they touch (`resolver`,
-//! `touched`); what it finds (`hop`) goes onto a board that getters read and into memory that packets read
-//! (`board`). Balancers whose gateway's address is given have no such thread.
+//! A thread (`follower`, `thread`) receives notices of changes and asks again for what they touch
+//! (`resolver`, `touched`). Its findings (`hop`) go onto a board for getters and into memory that
+//! packets read (`board`). A balancer with a configured gateway address has no such thread.
 
 mod board;
 mod follower;
@@ -39,8 +39,8 @@ pub(crate) use probes::probe_way;
 use resolver::Resolver;
 pub(crate) use wanted::Wanted;
 
-/// What the tables say of next hops now, without asking any neighbour: what a balancer would begin with
-/// that is attached to these interfaces, but is not yet.
+/// What the tables say about next hops now, without asking neighbours: the first state of a
+/// balancer that will be attached to these interfaces.
 pub(crate) fn preview(
     wanted: Wanted,
     attached: Vec<u32>,
@@ -54,19 +54,20 @@ pub(crate) fn preview(
     }
     while resolver.step() {}
     let mut list = resolver.list();
-    // A family without a way of its own takes the other's.
+    // A family without its own gateway uses the other's.
     list.retain(|hop| hop.real.is_some() || hop.address.is_some());
     Ok(list)
 }
 
-/// What the kernel is asked by, and told by while a [`Watcher`] has them; of the network namespace in which they were opened.
+/// The sockets for requests and, while a [`Watcher`] has them, notices; of the network namespace in
+/// which they were opened.
 pub(crate) struct Sockets {
     requests: Requests,
     notices: Notices,
 }
 
 impl Sockets {
-    /// Of the calling thread's network namespace.
+    /// Opens them in the calling thread's network namespace.
     pub(crate) fn open() -> Result<Self> {
         let failed = |error| kernel_error("open", "a netlink socket", error);
         Ok(Self {

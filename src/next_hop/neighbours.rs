@@ -1,4 +1,4 @@
-//! The neighbours that next hops are behind: each is asked for once, however many reals it leads to.
+//! The neighbours of next hops: each is asked for once, however many reals are behind it.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use crate::rtnetlink;
 use crate::types::Family;
 use crate::types::MacAddr;
 
-/// What is behind a neighbour.
+/// A user of a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum User {
     /// The gateway of a family; true: IPv6.
@@ -17,7 +17,7 @@ pub(super) enum User {
     Real(u16),
 }
 
-/// What is known of a neighbour, and who is behind it.
+/// A neighbour's state, and its users.
 #[derive(Debug, Default)]
 struct Known {
     found: Option<rtnetlink::Neighbour>,
@@ -31,7 +31,7 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// A user is behind this neighbour from now on, or behind none. True if nobody was behind it before.
+    /// Puts a user behind a neighbour or none. True if nobody was behind it before.
     pub(super) fn assign(&mut self, user: User, neighbour: Option<Neighbour>) -> bool {
         let before = self.of_users.get(&user).copied();
         if before == neighbour {
@@ -59,20 +59,20 @@ impl Neighbours {
         self.known.contains_key(neighbour)
     }
 
-    /// The Ethernet address of the neighbour that a user is behind.
+    /// The MAC address of a user's neighbour.
     pub(super) fn found(&self, user: User) -> Option<MacAddr> {
         let neighbour = self.of_users.get(&user)?;
         let found = self.known.get(neighbour)?.found?;
         Some(found.mac)
     }
 
-    /// Whether somebody has to be asked for it, or asked to confirm it.
+    /// Whether somebody needs it to be resolved or confirmed.
     pub(super) fn is_asked(&self, neighbour: &Neighbour) -> bool {
         let known = self.known.get(neighbour);
         known.is_some_and(|known| !known.found.is_some_and(|found| found.is_fixed))
     }
 
-    /// This is known of a neighbour now. What was known before.
+    /// Records a neighbour's state and returns the previous one.
     pub(super) fn learn(
         &mut self,
         neighbour: &Neighbour,
@@ -91,7 +91,7 @@ impl Neighbours {
         self.known.keys().copied()
     }
 
-    /// Those whose Ethernet address is not known.
+    /// Neighbours without a known MAC address.
     pub(super) fn unknown(&self) -> impl Iterator<Item = Neighbour> + '_ {
         let unknown = self.known.iter().filter(|(_, known)| known.found.is_none());
         unknown.map(|(neighbour, _)| *neighbour)
@@ -124,10 +124,10 @@ mod tests {
         assert!(!neighbours.contains(&one));
         assert_eq!(neighbours.learn(&one, Some(found)), None);
         assert_eq!(neighbours.all().collect::<Vec<_>>(), [two]);
-        // What is known is asked for again when somebody comes again.
+        // A known address is asked for again when a new user comes.
         assert!(neighbours.assign(User::Real(2), Some(one)));
         assert_eq!(neighbours.found(User::Real(2)), None);
-        // Nobody asks for what an operator has entered.
+        // Nobody asks for a permanent entry of an operator.
         let fixed = rtnetlink::Neighbour {
             is_fixed: true,
             ..found

@@ -1,4 +1,4 @@
-//! A list by numbers that is copied in no time: pages of it are shared until one of the copies changes them.
+//! A list by number that is copied in constant time: copies share pages until one changes them.
 
 use std::sync::Arc;
 

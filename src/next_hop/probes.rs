@@ -1,6 +1,6 @@
-//! How this host's own probes reach a real that has a next hop of its own: as clients' packets do.
-//! The kernel sends them by its neighbour table, so it is enough to know by which interface, and
-//! whether the gateway's address was given.
+//! How this host's probes reach a real with its own next hop, on the path of clients' packets. The
+//! kernel sends them by its neighbour table, so the interface is enough, and whether the gateway's
+//! address is configured.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::rtnetlink::Route;
 use crate::types::Family;
 use crate::types::NextHops;
 
-/// The way of probes to a real, by the main table's routes of now: for as long as no follower knows better.
+/// The path of probes to a real by the current main routing table, while no follower knows better.
 pub(crate) fn probe_way(
     requests: &mut Requests,
     wanted: &Wanted,
@@ -21,7 +21,7 @@ pub(crate) fn probe_way(
     Ok(way_of_probes(wanted, real, requests.route(real)?))
 }
 
-/// The way of probes to a real that a route leads to, if one does.
+/// The path of probes to a real with this route, if there is one.
 pub(super) fn way_of_probes(wanted: &Wanted, real: IpAddr, route: Option<Route>) -> ProbeWay {
     let route = route.filter(|route| !route.local);
     match wanted.mode {
@@ -29,7 +29,7 @@ pub(super) fn way_of_probes(wanted: &Wanted, real: IpAddr, route: Option<Route>)
             interface: route.map_or(0, |route| route.interface),
             by_gateway: false,
         },
-        // The address that was given is that of the routers.
+        // The configured address is that of the routers.
         _ => ProbeWay {
             interface: 0,
             by_gateway: wanted.fixed(Family::of(real)).is_some()

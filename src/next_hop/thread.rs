@@ -1,5 +1,5 @@
-//! What the follower's thread does, round by round: it takes commands and notices, asks some questions, tells what
-//! it has found out, and sleeps. The handle and the reasons for all of this are in `follower`.
+//! The follower's thread: in each round it takes commands and notices, asks some questions, reports
+//! findings, and sleeps. `follower` has the handle and the reasons.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -27,78 +27,78 @@ use super::wanted::Wanted;
 use crate::rtnetlink::Notices;
 use crate::sys::tenure::Tenure;
 
-/// After a change more tend to follow.
+/// After a change, more tend to follow.
 const SETTLING: Duration = Duration::from_millis(20);
-/// Between two attempts to find out an address that is not known.
+/// The time between attempts to resolve an unknown address.
 const RETRY: Duration = Duration::from_secs(1);
-/// Between two confirmations of addresses that are known: the kernel does not see that packets are
-/// sent there, so it would not look after them.
+/// The time between confirmations of known addresses: the kernel does not see the packets sent
+/// there, so it does not confirm them itself.
 const REFRESH: Duration = Duration::from_secs(15);
-/// The same where few are known, so that one that is silent is told of within a minute: the kernel believes an address for
-/// up to 45 s, and asks for 8 s more.
+/// The same for few addresses, so that a silent one is noticed within a minute: the kernel trusts
+/// an address for up to 45 s, and asks for 8 s more.
 const REFRESH_FEW: Duration = Duration::from_secs(5);
-/// What notices have given to do is followed by so many times as long without looking at more of them,
-/// so that notices that do not end take a fifth of a CPU at most...
+/// After handling notices, the thread ignores further ones for this many times as long, so that an
+/// endless stream takes at most a fifth of a CPU...
 const REST: u32 = 4;
-/// ... but never by more than this.
+/// ... but never longer than this.
 const MOST_REST: Duration = Duration::from_secs(1);
-/// When it is first asked whether the thread is wanted where it is.
+/// When to ask for the first time whether the thread is wanted where it is.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 
-/// What the handle wants.
+/// A command of the handle.
 pub(super) enum Command {
     Wanted(Wanted, Ticket),
     Attached(Vec<u32>),
     Add(Vec<(u16, IpAddr, Ticket)>),
     Remove(Vec<u16>),
-    /// There is a path of probes.
+    /// There is a healthcheck program.
     Probes,
-    /// The path of probes needs the way to this real.
+    /// The healthcheck program needs the path to this real.
     Probe(IpAddr),
     /// Look at the gateways.
     Look,
 }
 
-/// What wakes the thread.
+/// Wakes the thread.
 pub(super) struct Signals {
     pub(super) stop: AtomicBool,
-    /// There are commands, or it is to stop.
+    /// There are commands, or it should stop.
     pub(super) wake: EventFd,
 }
 
 impl Signals {
     pub(super) fn wake(&self) {
-        // It can only fail if 2^64 - 2 were not seen: then the thread is awake.
+        // It fails only after 2^64 - 2 unread events; then the thread is awake.
         let _ = self.wake.write(1);
     }
 }
 
-/// What the thread has.
+/// The thread's data.
 pub(super) struct Follower {
     pub(super) signals: Arc<Signals>,
     pub(super) commands: Receiver<(u64, Command)>,
     pub(super) guide: Box<dyn Guide>,
     pub(super) notices: Notices,
     pub(super) resolver: Resolver,
-    /// The last command that was taken.
+    /// The last command taken.
     pub(super) done: u64,
     pub(super) tenure: Arc<Tenure>,
 }
 
-/// Why a thread has ended.
+/// Why the thread ended.
 pub(super) enum Ended {
     Told,
     Unwanted,
 }
 
 impl Follower {
-    /// Follows, until it is told to stop, or is wanted nowhere.
+    /// Follows until told to stop, or wanted nowhere.
     pub(super) fn follow(&mut self) -> Ended {
         let mut confirmed = Instant::now();
         let mut tried = confirmed;
         let mut poked = confirmed;
         let mut look = confirmed + FIRST_LOOK;
-        // When notices are taken that have come, and from when on they are waited for.
+        // When to take notices, and from when to wait for them.
         let mut settled: Option<Instant> = None;
         let mut rested = confirmed;
         let mut busy = Duration::ZERO;
@@ -156,15 +156,15 @@ impl Follower {
         Ended::Told
     }
 
-    /// Follows next hops in another network namespace from now on.
+    /// Continues in another network namespace.
     fn move_on(&mut self, site: Site) {
-        log::info!("next hops are followed in the next network namespace with an attachment");
+        log::info!("following next hops in the next network namespace with an attachment");
         let Sockets {
             requests,
             mut notices,
         } = site.sockets;
         if let Err(error) = notices.listen() {
-            // What is confirmed from time to time is.
+            // What is confirmed periodically still is.
             log::error!("cannot listen to notices of changes: {error}");
         }
         notices.take();
@@ -173,7 +173,7 @@ impl Follower {
         self.resolver.set_attached(site.attached);
     }
 
-    /// Sleeps until there is something to do; whether that is a command.
+    /// Sleeps until there is something to do; returns whether that is a command.
     fn sleep(
         &self,
         settled: &mut Option<Instant>,
@@ -188,14 +188,14 @@ impl Follower {
         }
         until = until.min(settled.unwrap_or(until));
         let left = until.saturating_duration_since(Instant::now());
-        // Rounded up, so that it is not too early when the time has come.
+        // Rounded up, so as not to wake too early.
         let left = left + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         let mut events = vec![PollFd::new(self.signals.wake.as_fd(), PollFlags::POLLIN)];
         if settled.is_none() {
             events.push(PollFd::new(self.notices.as_fd(), PollFlags::POLLIN));
         }
-        // Interrupted or not: what there is to do is found out below.
+        // Interrupted or not, what follows finds the work.
         let _ = poll(&mut events, timeout);
         let is_ready = |event: Option<&PollFd<'_>>| event.and_then(PollFd::any).unwrap_or(false);
         if is_ready(events.get(1)) {
@@ -231,7 +231,7 @@ impl Follower {
         }
     }
 
-    /// Whether links have changed.
+    /// Whether links changed.
     fn take_notices(&mut self) -> bool {
         let mut touched = Touched::default();
         for notice in self.notices.take() {

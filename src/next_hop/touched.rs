@@ -1,5 +1,5 @@
-//! What notices of the kernel touch: which questions have to be asked again after them, and which not.
-//! Nothing here asks the kernel.
+//! Decides which questions notices of the kernel make it necessary to ask again. Asks the kernel
+//! nothing.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,30 +13,30 @@ use crate::rtnetlink::Notice;
 use crate::types::ByFamily;
 use crate::types::Family;
 
-/// More prefixes than these are taken for all addresses.
+/// More prefixes than these count as all addresses.
 const MOST_PREFIXES: usize = 256;
 
-/// What is to be asked again. Changes of one entry are one, however many notices tell of them.
+/// What to ask again. Changes of one entry count once, however many notices report them.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Touched {
-    /// Rules have changed, or notices were lost.
+    /// Rules changed, or notices were lost.
     pub(super) everything: bool,
-    /// All addresses of IPv4, or of IPv6, may take another way.
+    /// All IPv4 or IPv6 addresses may have another route.
     pub(super) families: ByFamily<bool>,
-    /// Addresses that may take another way.
+    /// Addresses that may have another route.
     pub(super) prefixes: BTreeSet<(IpAddr, u8)>,
     pub(super) neighbours: BTreeSet<Neighbour>,
     pub(super) links: BTreeSet<u32>,
 }
 
 impl Touched {
-    /// Takes note of what a notice touches, for someone who knows which neighbours are in use.
+    /// Records what a notice touches; `in_use` tells which neighbours matter.
     pub(super) fn note(&mut self, notice: Notice, in_use: impl FnOnce(&Neighbour) -> bool) {
         match notice {
             Notice::Route { length: 0, prefix } => self.family(Family::of(prefix)),
             Notice::Route { prefix, length } => {
                 self.prefixes.insert((prefix, length));
-                // More of them are not worth telling apart.
+                // More are not worth distinguishing.
                 if self.prefixes.len() > MOST_PREFIXES {
                     let prefixes = std::mem::take(&mut self.prefixes);
                     for (prefix, _) in prefixes {
@@ -62,7 +62,7 @@ impl Touched {
         self.families[family] = true;
     }
 
-    /// The addresses that may take another way.
+    /// The addresses that may have another route.
     pub(super) fn ranges(&self) -> Vec<RangeInclusive<IpAddr>> {
         let families = Family::ALL.into_iter();
         let families = families.filter(|family| self.everything || self.families[*family]);
@@ -97,20 +97,21 @@ fn range(prefix: IpAddr, length: u8) -> RangeInclusive<IpAddr> {
 /// What a change of an interface touches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum LinkChange {
-    /// No way and no neighbour: at most its name, or what nobody here asks for.
+    /// No route and no neighbour: at most a name, or something that nobody needs.
     Nothing,
-    /// Its own Ethernet address, which packets that are redirected there bear.
+    /// Its own MAC address, the source of frames that are redirected there.
     Address,
-    /// Ways by the interface, which the kernel takes away without notice.
+    /// Routes through the interface, which the kernel removes without notice.
     OwnWays,
-    /// It carries packets again, and with it routes that were there all the time; or it belongs to others.
+    /// It carries packets again, and so do routes that existed all the time; or it belongs to
+    /// others now.
     AllWays,
 }
 
-/// What has come of an interface that was `before` and is `now`; `None`: there is none.
+/// The effect of a change of an interface from `before` to `now`; `None`: it does not exist.
 pub(super) fn link_change(before: Option<&Interface>, now: Option<&Interface>) -> LinkChange {
     let (before, now) = match (before, now) {
-        // Routes by it come after it, with notices of their own.
+        // Routes through it come later, with their own notices.
         (None, _) => return LinkChange::Nothing,
         (Some(_), None) => return LinkChange::OwnWays,
         (Some(before), Some(now)) => (before, now),
@@ -253,10 +254,10 @@ mod tests {
     }
 
     proptest! {
-        /// A range holds an address exactly if the prefix does.
+        /// A range contains exactly the addresses with the prefix.
         #[test]
         fn ranges_are_prefixes(bits in any::<u128>(), other in any::<u128>(), length in 0u8..=128) {
-            // Addresses that share some bits, so that both cases come.
+            // Addresses with some common bits, so that both cases occur.
             let near = bits ^ other.checked_shr(u32::from(length) & 0x7f).unwrap_or(0);
             let [a, b] = [bits, near].map(|bits| IpAddr::from(Ipv6Addr::from_bits(bits)));
             let same = length == 0 || (bits ^ near) >> (128 - u32::from(length)) == 0;

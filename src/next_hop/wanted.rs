@@ -1,21 +1,21 @@
-//! What the user has said of next hops; the rest is found out.
+//! The configuration of next hops; everything else is resolved.
 
 use crate::types::Family;
 use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::NextHops;
 
-/// What the user has said.
+/// The configuration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Wanted {
     pub(crate) gateway: Gateway,
-    /// For reals with IPv6 addresses, if it is another one.
+    /// For IPv6 reals, if it differs.
     pub(crate) gateway_v6: Option<MacAddr>,
     pub(crate) mode: NextHops,
 }
 
 impl Wanted {
-    /// The address that the user has given for a family.
+    /// The configured address of a family.
     pub(crate) fn fixed(&self, family: Family) -> Option<MacAddr> {
         let of_family = self.gateway_v6.filter(|_| family == Family::V6);
         of_family.or(match self.gateway {
@@ -24,12 +24,12 @@ impl Wanted {
         })
     }
 
-    /// Whether anything has to be found out.
+    /// Whether anything must be resolved.
     pub(crate) fn needs_watching(&self) -> bool {
         self.gateway == Gateway::Auto || self.mode != NextHops::Gateway
     }
 
-    /// Whether the gateways have to be found out.
+    /// Whether the gateways must be resolved.
     pub(super) fn finds_gateway(&self) -> bool {
         self.mode == NextHops::Gateway && self.gateway == Gateway::Auto
     }

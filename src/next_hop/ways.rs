@@ -1,5 +1,5 @@
-//! Which way packets take that leave where the balancer is attached: by the main table, or by the rules and
-//! tables that the kernel has for those interfaces (VRFs, policy routing).
+//! The routes of packets that leave the balancer's interfaces: by the main table, or by the rules
+//! and tables that the kernel has for those interfaces (VRFs, policy routing).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,8 +13,7 @@ use crate::types::NextHops;
 
 /// The kernel's routing tables.
 pub(super) trait Tables {
-    /// Where packets for each of some addresses go, if they have to leave by an interface, or by one of a VRF:
-    /// there.
+    /// The routes to some addresses, for packets that leave through an interface, or one of a VRF.
     fn routes(
         &mut self,
         addresses: &[IpAddr],
@@ -32,11 +31,11 @@ impl Tables for Requests {
     }
 }
 
-/// By which interfaces it is asked besides, after the main question; the first answer counts.
+/// The interfaces to ask for after the main question; the first answer counts.
 enum Besides {
     Nothing,
     Each(Vec<u32>),
-    /// The first one that leads where packets that leave where the balancer is attached come.
+    /// The first one whose route leads where the balancer's packets can go.
     EachThatReaches(Vec<u32>),
 }
 
@@ -52,9 +51,9 @@ impl Besides {
 /// Where packets start.
 #[derive(Debug, Default)]
 pub(super) struct Ways {
-    /// The indexes of the interfaces that the balancer is attached to, if that is known.
+    /// The indices of the balancer's interfaces, if known.
     attached: Vec<u32>,
-    /// With those that packets from there may leave by.
+    /// Those, and others through which packets from there may leave.
     above: Vec<u32>,
     /// VRFs among them, with their tables.
     vrfs: Vec<(u32, u32)>,
@@ -62,13 +61,13 @@ pub(super) struct Ways {
     mode: NextHops,
 }
 
-/// What the kernel has of rules for packets that leave by some interface.
+/// The kernel's rules for packets that leave through some interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Rules {
-    /// None: it tells the way without the interface.
+    /// None: the route does not depend on the interface.
     #[default]
     Plain,
-    /// Some, or that cannot be told: it has to be asked by the interface.
+    /// Some, or unknown: ask for the interface.
     ByInterface,
 }
 
@@ -80,7 +79,7 @@ impl Ways {
         }
     }
 
-    /// Whether the balancer is attached elsewhere than before.
+    /// Sets the balancer's interfaces; returns whether they changed.
     pub(super) fn attach(&mut self, attached: Vec<u32>, interfaces: &Interfaces) -> bool {
         let changed = self.attached != attached;
         self.attached = attached;
@@ -88,12 +87,12 @@ impl Ways {
         changed
     }
 
-    /// The interfaces that the balancer is attached to, if that is known; some may be gone.
+    /// The balancer's interfaces, if known; some may be gone.
     pub(super) fn attached(&self) -> &[u32] {
         &self.attached
     }
 
-    /// Interfaces have changed.
+    /// Interfaces changed.
     pub(super) fn renew(&mut self, interfaces: &Interfaces) {
         self.above = interfaces.above(&self.attached);
         self.vrfs = interfaces.vrfs(&self.above);
@@ -103,12 +102,12 @@ impl Ways {
         self.rules = rules;
     }
 
-    /// Whether packets that leave where the balancer is attached come to the segment of an interface.
+    /// Whether packets that leave the balancer's interfaces reach the segment of an interface.
     pub(super) fn reach(&self, interfaces: &Interfaces, index: u32) -> bool {
         interfaces.reach(&self.attached, index)
     }
 
-    /// The way to an address; `None`: there is none.
+    /// The route to an address; `None` without one.
     pub(super) fn route(
         &self,
         tables: &mut impl Tables,
@@ -119,7 +118,7 @@ impl Ways {
         routes.pop().unwrap_or(Ok(None))
     }
 
-    /// The ways to several addresses, which takes the kernel's attention once for all of them.
+    /// The routes to several addresses, with one request for all.
     pub(super) fn routes(
         &self,
         tables: &mut impl Tables,
@@ -127,7 +126,7 @@ impl Ways {
         addresses: &[IpAddr],
     ) -> io::Result<Vec<io::Result<Option<Route>>>> {
         let mut routes = tables.routes(addresses, None)?;
-        // Positions of those whose way may be another one, by what is asked for them next.
+        // Positions of those that may have another route, by the next question.
         let mut open: BTreeMap<u32, Vec<(usize, usize)>> = BTreeMap::new();
         let besides = routes.iter().map(|plain| match plain {
             Ok(plain) => self.besides(interfaces, plain.as_ref()),
@@ -142,7 +141,7 @@ impl Ways {
         (0..addresses.len()).for_each(|position| ask(&mut open, position, 0));
         while let Some((interface, asked)) = open.pop_first() {
             let of_these: Vec<_> = asked.iter().map(|(at, _)| addresses[*at]).collect();
-            // A refusal is as good as no answer: there is the plain one.
+            // A refusal counts as no answer: the plain one is there.
             let answers = tables
                 .routes(&of_these, Some(interface))
                 .unwrap_or_default();
@@ -162,12 +161,12 @@ impl Ways {
         Ok(routes)
     }
 
-    /// What is asked besides, where the main question has this answer.
+    /// What else to ask, given this answer to the main question.
     fn besides(&self, interfaces: &Interfaces, plain: Option<&Route>) -> Besides {
         if self.attached.is_empty() || plain.is_some_and(|route| route.local) {
             return Besides::Nothing;
         }
-        // Packets leave by whatever interface leads to their real.
+        // Packets leave through whatever interface leads to their real.
         if self.mode == NextHops::Redirect {
             return Besides::Each(self.vrfs.iter().map(|(vrf, _)| *vrf).collect());
         }
@@ -183,8 +182,8 @@ impl Ways {
         }
     }
 
-    /// The best default route by a router: by where the balancer is attached, if there is one.
-    /// Default routes come with their tables' numbers, the best of each table first.
+    /// The best default route through a router, preferring the balancer's interfaces. Default
+    /// routes come with their tables' numbers, the best of each table first.
     pub(super) fn default_route(
         &self,
         defaults: &[(u32, Route)],
@@ -209,7 +208,7 @@ mod tests {
     use super::*;
     use crate::rtnetlink::Interface;
 
-    /// Routes by what is asked: `None` for the plain question.
+    /// Routes by question: `None` for the plain one.
     #[derive(Default)]
     struct Kernel {
         routes: BTreeMap<Option<u32>, Route>,
@@ -289,7 +288,7 @@ mod tests {
     fn the_interface_of_the_attachment_is_asked_for() {
         let plain = |interface| (None, by(interface, 1));
         for (attached, rules, mode, routes, expected) in [
-            // The main table leads where the balancer is attached, or to a VLAN there.
+            // The main table leads to the balancer's interface, or to a VLAN on it.
             (
                 2,
                 Rules::Plain,
@@ -304,7 +303,7 @@ mod tests {
                 &[plain(3), (Some(2), by(2, 9))],
                 Some((3, 1)),
             ),
-            // There is a rule for packets that leave there.
+            // A rule exists for packets that leave there.
             (
                 2,
                 Rules::ByInterface,
@@ -349,7 +348,7 @@ mod tests {
                 Some((4, 1)),
             ),
             (2, Rules::Plain, NextHops::PerReal, &[], None),
-            // In a VRF that table counts.
+            // In a VRF, its table counts.
             (
                 1,
                 Rules::ByInterface,
@@ -378,7 +377,7 @@ mod tests {
                 &[plain(4)],
                 Some((4, 1)),
             ),
-            // What is redirected leaves by any interface.
+            // Redirected packets leave through any interface.
             (
                 2,
                 Rules::ByInterface,
@@ -390,7 +389,7 @@ mod tests {
             let ways = ways(&[attached], rules, mode);
             assert_eq!(way(&ways, routes), expected, "{attached} {routes:?}");
         }
-        // An address of this host is one wherever it is; and nobody knows where an embedder attaches.
+        // An address of this host is local everywhere; and nobody knows where an embedder attaches.
         let local = Route {
             local: true,
             gateway: None,

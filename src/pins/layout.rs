@@ -55,6 +55,7 @@ impl Part {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
 
@@ -63,11 +64,11 @@ mod tests {
 
     #[test]
     fn every_map_is_of_a_part_or_made_anew() {
-        let anew: Vec<_> = MapRow::names()
+        let new: Vec<_> = MapRow::names()
             .filter(|name| Part::of(name).is_none())
             .collect();
         assert_eq!(
-            anew,
+            new,
             ["explanations", "rodata", "special_programs", "events"]
         );
     }
@@ -123,9 +124,11 @@ mod tests {
                 "flood_window",
                 "active_sets",
                 "event_window",
+                "id_query",
+                "rare_frame",
                 "scratch",
             ],
-            0xd9dd_dc92,
+            0x1bda_687e,
         ),
         (
             Part::Probes,
@@ -150,6 +153,37 @@ mod tests {
         }
         let fields = code.split(';').map(str::trim);
         Some(fields.map(str::to_owned).collect())
+    }
+
+    /// A field of another record changes with it.
+    #[test]
+    fn records_inside_records_are_watched_too() {
+        let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bpf/shared.h");
+        let header = fs::read_to_string(header).unwrap();
+        let listed: BTreeSet<_> = RECORDS
+            .iter()
+            .flat_map(|(_, records, _)| *records)
+            .copied()
+            .collect();
+        let mut inside = BTreeSet::new();
+        for name in &listed {
+            for field in record(&header, name).expect(name) {
+                let Some(field) = field.strip_prefix("struct ") else {
+                    continue;
+                };
+                if let Some((kind, rest)) = field.split_once(' ')
+                    && !rest.starts_with('*')
+                {
+                    inside.insert(kind.to_owned());
+                }
+            }
+        }
+        assert!(inside.contains("rare_frame"), "{inside:?}");
+        let missing: Vec<_> = inside
+            .iter()
+            .filter(|kind| !listed.contains(kind.as_str()))
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]

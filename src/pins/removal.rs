@@ -25,8 +25,8 @@ use crate::sys::rcu::GracePeriod;
 /// Removes the [`Katran`](crate::Katran), [`Decap`](crate::Decap) or
 /// [`ServerIdOption`](crate::ServerIdOption) that is pinned in a directory: from its interfaces,
 /// root entries or cgroups, and all its pins. Use it for what a process has left behind; with a
-/// handle, use [`Katran::remove`](crate::Katran::remove) and the like. The directory goes too,
-/// unless it contains something else.
+/// handle, use its own `remove`, such as [`Katran::remove`](crate::Katran::remove). The directory
+/// goes too, unless it contains something else.
 ///
 /// Call it in the mount namespace with the BPF file system. It finds a clsact filter only if a
 /// mount, or a process that this one may inspect, is in the filter's network namespace. It blocks

@@ -1,4 +1,4 @@
-//! What is pinned beside the array of a root program: its parts, and what keeps attachments.
+//! The pins beside a root program's array: its parts and its attachments.
 
 use std::fs;
 use std::io;
@@ -26,11 +26,11 @@ use crate::sys::link::PinnedXdp;
 use crate::sys::map;
 use crate::sys::pin;
 use crate::sys::program;
-/// For so long an attachment is waited for that another process is just making. It takes two calls of the kernel.
+/// How long to wait for an attachment that another process is making, which takes two system calls.
 const MOMENT: Duration = Duration::from_millis(500);
 
-/// What is pinned beside an array, when no attachment of this program is being made any more, or its maker has had time
-/// enough.
+/// The pins beside an array, once no attachment of this program is being made any more, or its
+/// maker has had enough time.
 pub(super) fn files_when_made(path: &Path, program: &OwnedFd) -> Result<Vec<(PathBuf, String)>> {
     let begun = Instant::now();
     loop {
@@ -47,8 +47,8 @@ pub(super) fn files_when_made(path: &Path, program: &OwnedFd) -> Result<Vec<(Pat
     }
 }
 
-/// Ends an attachment whose process was killed while it pinned it: nobody was told of it. One that lives nevertheless has
-/// made it before, or finds that it cannot.
+/// Ends an attachment whose process was killed while pinning it, before any caller heard of it. A
+/// live one has pinned it earlier, or finds that it cannot.
 pub(super) fn end_unfinished(pin: &Path, program: &OwnedFd) -> io::Result<()> {
     if attachment_of(pin, program)?.is_none() {
         return Ok(());
@@ -70,7 +70,7 @@ pub(super) fn end_unfinished(pin: &Path, program: &OwnedFd) -> io::Result<()> {
 /// The attachment of a program that a pin keeps, if it does.
 fn attachment_of(pin: &Path, program: &OwnedFd) -> io::Result<Option<PinnedXdp>> {
     let attachment = match PinnedXdp::open(pin) {
-        // Gone since it was listed.
+        // Removed since it was listed.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
@@ -78,7 +78,6 @@ fn attachment_of(pin: &Path, program: &OwnedFd) -> io::Result<Option<PinnedXdp>>
     Ok(attachment.filter(|of| of.program == own))
 }
 
-/// Undoes pins.
 pub(super) fn unpin(paths: &[PathBuf]) {
     for path in paths {
         if let Err(error) = pin::remove(path) {
@@ -87,7 +86,7 @@ pub(super) fn unpin(paths: &[PathBuf]) {
     }
 }
 
-/// The pins beside an array that are of the root program with this array: its program, and the map that uses.
+/// The pins beside an array that belong to its root program: the program and its map.
 pub(super) fn own_parts(path: &Path, array: u32) -> Result<Vec<PathBuf>> {
     let [program, passed] = [PROGRAM, PASSED].map(|name| beside(path, name));
     let failed = |path: &Path, error| kernel_error("look at", &path.display().to_string(), error);
@@ -117,7 +116,7 @@ pub(super) fn own_parts(path: &Path, array: u32) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The pinned attachments of the root program that uses the array with this number, pinned at `path`.
+/// The pinned attachments of the root program that uses the array of this number, pinned at `path`.
 pub(super) fn pinned_attachments(path: &Path, array: u32) -> Result<Vec<(PathBuf, PinnedXdp)>> {
     let mut found = Vec::new();
     for (pin, _) in files_beside(path).map_err(|error| unlisted(path, error))? {
@@ -125,7 +124,7 @@ pub(super) fn pinned_attachments(path: &Path, array: u32) -> Result<Vec<(PathBuf
         let attachment = match PinnedXdp::open(&pin) {
             Ok(Some(attachment)) => attachment,
             Ok(None) => continue,
-            // Gone since it was listed.
+            // Removed since it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(kernel_error("open", &text, error)),
         };

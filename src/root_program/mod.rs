@@ -1,4 +1,4 @@
-//! A root program: what is attached to an interface that several XDP programs share. It hands each frame
+//! A root program: the program on an interface that several XDP programs share. It gives each frame
 //! to the first of its entries that is set, and passes it if none is.
 
 mod beside;
@@ -63,13 +63,13 @@ impl Default for RootProgramBuilder {
 }
 
 impl RootProgramBuilder {
-    /// How many programs can share the interface. Default: 3. Range: 1 to 16.
+    /// The number of programs that can share the interface. Default: 3. Range: 1 to 16.
     pub fn entries(mut self, entries: u32) -> Self {
         self.entries = entries;
         self
     }
 
-    /// Whether frames may come in several buffers; all programs of the entries must have the same
+    /// Whether frames may come in several buffers; the programs of all entries must have the same
     /// setting ([`Builder::frags`](crate::Builder::frags)). Default: off.
     pub fn frags(mut self, on: bool) -> Self {
         self.frags = on;
@@ -122,16 +122,16 @@ impl RootProgramBuilder {
     }
 }
 
-/// What is pinned beside the array: the program, and the map in which it counts.
+/// Pinned beside the array: the program, and the map of its counters.
 const PROGRAM: &str = "program";
 const PASSED: &str = "passed";
 
-/// A loaded root program. Dropping it detaches it, unless it has been pinned.
+/// A loaded root program. Dropping it detaches it, unless it is pinned.
 ///
-/// The programs that share an interface are entries of its array, which is pinned so that they find it:
-/// a balancer by [`Katran::attach_shared`](crate::Katran::attach_shared), others by
-/// [`SharedEntries`]. Pinned, it outlives the process that has made it, and every program in it; the next one goes on with
-/// it by [`adopt`](Self::adopt).
+/// The programs that share an interface are entries of its array, and find it by its pin: a
+/// balancer by [`Katran::attach_shared`](crate::Katran::attach_shared), others by
+/// [`SharedEntries`]. A pinned root program outlives its process and every program in it; the next
+/// process continues with it by [`adopt`](Self::adopt).
 ///
 /// ```no_run
 /// use katran::RootProgram;
@@ -160,35 +160,36 @@ impl RootProgram {
         RootProgramBuilder::default()
     }
 
-    /// Attaches to an interface of the calling thread's network namespace; one that has been pinned is
-    /// pinned there, too. It takes the place of an attachment to a former interface of that name that is
-    /// gone.
+    /// Attaches to an interface of the calling thread's network namespace; if the root program is
+    /// pinned, pins the attachment, too. It replaces an attachment to an earlier interface of that
+    /// name that is gone.
     ///
     /// # Errors
-    /// As [`Katran::attach`](crate::Katran::attach), and as [`pin`](Self::pin).
+    /// As [`Katran::attach`](crate::Katran::attach) and [`pin`](Self::pin).
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         let target = self.attachments.check(interface)?;
         let mut new = XdpLink::new(self.program.as_fd(), target, mode, Onward::Sent)?;
         if let Some(path) = &self.pinned {
-            // Dropping the new one detaches it.
+            // Dropping the new attachment detaches it.
             new.keep_beside(path)?;
         }
         Ok(self.attachments.add_new(new))
     }
 
-    /// Attaches again what is gone ([`AttachmentState::Gone`]), wherever there is an interface of
-    /// that name again in the calling thread's network namespace; and puts the program back where somebody has put another in
-    /// its place.
+    /// Attaches again what is gone ([`AttachmentState::Gone`]), where the calling thread's network
+    /// namespace has an interface of that name again, and where another program has replaced this
+    /// one.
     ///
     /// # Errors
-    /// As [`attach`](Self::attach): the first failure, after all have been tried.
+    /// As [`attach`](Self::attach): the first failure, after the library has tried all.
     pub fn reattach(&mut self) -> Result<()> {
         let lost = self.attachments.lost().into_iter();
         let again = put_back(lost.map(|(name, mode)| self.attach(&name, mode).map(drop)));
         again.and(self.attachments.take_back())
     }
 
-    /// Where it was attached, in the order of attaching, and what the kernel says of that now.
+    /// The interfaces it was attached to, in the order of attaching, each with what the kernel
+    /// reports about it.
     pub fn interfaces(&self) -> Vec<Attachment> {
         self.attachments.list()
     }
@@ -198,7 +199,7 @@ impl RootProgram {
         &self.entries
     }
 
-    /// Frames that no entry has taken.
+    /// Frames that no entry took.
     ///
     /// # Errors
     /// [`Error::Kernel`].
@@ -208,12 +209,14 @@ impl RootProgram {
         Ok(counts.iter().sum())
     }
 
-    /// Pins the array of programs at `path`, on a BPF file system, and the program and each attachment beside it, under
-    /// names that begin with `path_`: from then on all of it stays when this handle is dropped or the process ends.
+    /// Pins the array of programs at `path`, in a BPF file system, and the program and each
+    /// attachment beside it, under names that begin with `path_`. From then on they stay when this
+    /// handle is dropped or the process ends.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] if something is there, or it is pinned already ([`adopt`](Self::adopt) goes on with it);
-    /// [`Error::InvalidConfig`] if the directory does not exist or is on no BPF file system; [`Error::Kernel`]. Nothing is
+    /// [`Error::AlreadyExists`] if something is pinned there, or this root program is pinned
+    /// already (to continue with it, use [`adopt`](Self::adopt)); [`Error::InvalidConfig`] if the
+    /// directory does not exist or is not in a BPF file system; [`Error::Kernel`]. Nothing is
     /// pinned then.
     pub fn pin(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
@@ -226,7 +229,7 @@ impl RootProgram {
         let array = self.entries.as_fd().try_clone_to_owned();
         let array = array.map_err(|error| pin_error(path, error))?;
         let entries = SharedEntries::of(path, array)?;
-        // The array first, by which the rest is found.
+        // The array first: it leads to the rest.
         let mut done = Vec::new();
         for (path, object) in [
             (path.to_owned(), entries.as_fd()),
@@ -257,19 +260,20 @@ impl RootProgram {
         Ok(())
     }
 
-    /// Goes on with the root program that is pinned at a path, whoever has pinned it: to see where it is attached,
+    /// Continues with the root program that is pinned at a path: to see where it is attached and
     /// what it has [passed](Self::passed), and to attach it elsewhere or [again](Self::reattach).
     ///
-    /// Several processes may do so at the same time, for nothing of it is kept by the library: the kernel lets one of them
-    /// attach to an interface. For an attachment that another process is about to pin it waits, half a second at most; one
-    /// whose process has died there is ended. The program is that which was pinned, by whatever version of the crate: it is a loop over the
-    /// entries. For another number of entries, or another setting of frames in several buffers, [`remove`](Self::remove) it
-    /// and load a new one.
+    /// Several processes may do so at once, because the library keeps no state of its own: the
+    /// kernel lets one of them attach to an interface. If another process is about to pin an
+    /// attachment, the call waits for it, at most half a second; it ends an attachment whose
+    /// process died before pinning it. The program stays the one that was pinned, by whatever
+    /// version of the crate: it is a loop over the entries. To change the number of entries or
+    /// `frags`, [`remove`](Self::remove) it and load a new one.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nothing is pinned there, or not all of a root program, as when its process was killed while it
-    /// pinned: then [`remove`](Self::remove) what there is; [`Error::InvalidConfig`] if it is something else;
-    /// [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`].
+    /// [`Error::NotFound`] if nothing is pinned there, or only a part, because a process was killed
+    /// while pinning: then [`remove`](Self::remove) the rest; [`Error::InvalidConfig`] if it is
+    /// something else; [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`].
     pub fn adopt(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let entries = SharedEntries::open(path)?;
@@ -278,7 +282,7 @@ impl RootProgram {
             pin::open(&part).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => Error::NotFound {
                     what: format!(
-                        "{} (what is pinned at {} is no whole root program: remove it), which",
+                        "{} (what is pinned at {} is not a complete root program: remove it), which",
                         part.display(),
                         path.display()
                     ),
@@ -286,7 +290,7 @@ impl RootProgram {
                 _ => kernel_error("open", &part.display().to_string(), error),
             })
         };
-        let failed = |error| kernel_error("go on with", &path.display().to_string(), error);
+        let failed = |error| kernel_error("continue with", &path.display().to_string(), error);
         let (program, passed) = (open(PROGRAM)?, open(PASSED)?);
         let mut attachments = Attachments::default();
         for (pin, rest) in files_when_made(path, &program)? {
@@ -296,7 +300,7 @@ impl RootProgram {
             }
             match XdpLink::kept_beside(&pin, &rest, &[program.as_fd()]) {
                 Ok(link) => link.into_iter().for_each(|link| attachments.resume(link)),
-                // Another process has put it back, or removes it all.
+                // Another process has put it back, or is removing everything.
                 Err(_) if !pin.exists() => {}
                 Err(error) => return Err(error),
             }
@@ -311,17 +315,16 @@ impl RootProgram {
         })
     }
 
-    /// Removes a pinned root program, whoever has pinned it: takes it off its interfaces, and
-    /// removes the pins of its attachments, of its array and of what balancers in it have pinned.
-    /// Programs in it end with it, unless another process still has the array open. Other pins are
-    /// left alone, whatever their names.
+    /// Removes a pinned root program: detaches it, and removes the pins of its attachments, of its
+    /// array and of balancers in it. The programs in it end with it, unless another process has the
+    /// array open. Other pins stay, whatever their names.
     ///
-    /// To see whose program an attachment has takes `CAP_SYS_ADMIN`.
+    /// Identifying an attachment's program takes `CAP_SYS_ADMIN`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nothing is pinned there; [`Error::InvalidConfig`] if it is something else;
-    /// [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. Nothing was removed then, but for a
-    /// file that could not be.
+    /// [`Error::NotFound`] if nothing is pinned there; [`Error::InvalidConfig`] if it is something
+    /// else; [`Error::Privilege`]; [`Error::Kernel`]; [`Error::File`]. Nothing is removed then,
+    /// unless a file could not be removed.
     pub fn remove(path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let array = SharedEntries::open(path)?;
@@ -329,7 +332,7 @@ impl RootProgram {
         let unlink = |path: &Path| pin::remove(path).map_err(|error| unpinned(path, error));
         let attachments = pinned_attachments(path, array.id())?;
         let of_entries = special_pins(path, None).map_err(|error| unlisted(path, error))?;
-        // Unlinking alone would leave the detaching to the kernel, which does it later.
+        // After unlinking alone the kernel would detach later.
         for (pin, attachment) in attachments {
             drop(Link::from(attachment));
             unlink(&pin)?;
@@ -338,7 +341,7 @@ impl RootProgram {
         for pin in own_parts(path, array.id())? {
             unlink(&pin)?;
         }
-        // Last: the rest is found by it.
+        // Last: it leads to the rest.
         unlink(path)
     }
 }

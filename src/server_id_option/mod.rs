@@ -1,7 +1,5 @@
-//! The ends of TCP connections that are routed by server id: a sockops program that puts the id into
-//! an option of the packets, so that it needs no change of servers and clients.
-
-mod pinned;
+//! The ends of TCP connections that are routed by server id: a sockops program that puts the id
+//! into an option of the packets, so that servers and clients need no change.
 
 use std::fmt;
 use std::io;
@@ -35,22 +33,23 @@ use crate::sys::object;
 use crate::sys::object::numbered;
 use crate::types::check_server_id;
 
-/// Puts server ids into TCP packets, for [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID)
-/// of the balancer: a program for the sockets of a cgroup. Dropping it detaches it, unless it is
-/// [pinned](Self::pin); connections go on without the option then.
+/// Puts server ids into TCP packets, for the balancer's
+/// [`Features::TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID): a program for the sockets of a
+/// cgroup. Dropping it detaches it, unless it is [pinned](Self::pin); connections then continue
+/// without the option.
 ///
-/// A server's end writes its id into the packets of the connections that it accepts, from the SYN-ACK
-/// on (for sockets that listened before it was attached: from the next packet on), until the client
-/// has sent it back once. A client's end repeats the id that it hears in all of its packets of that
-/// connection: 6 bytes, 8 with padding, of the 40 that TCP has for options; a packet without room for
-/// them goes without. Balancers route by what the client sends, so both ends are needed: the second
-/// one in clients, or in the proxies that connect in their place.
+/// A server's end writes its id into the packets of the connections that it accepts, from the
+/// SYN-ACK on, until the client has sent it back once. (For sockets that listened before it was
+/// attached, it begins with the next packet.) A client's end repeats the id that it received in all
+/// packets of that connection. The option takes 6 bytes, 8 with padding, of TCP's 40; packets
+/// without room for it go without. Balancers route by what the client sends, so both ends are
+/// needed: the second in clients, or in the proxies that connect for them.
 ///
-/// What a server writes has the option kind 0xB6, what a client writes 0xB7, as the ends of Katran have since
-/// 2023; both have the length 6, and the id follows, little-endian. Balancers read 0xB7.
+/// A server writes option kind 0xB6 and a client 0xB7, as Katran's ends have since 2023; both have
+/// length 6, followed by the id, little-endian. Balancers read 0xB7.
 ///
-/// Several servers on one host each have a `ServerIdOption` with an id of their own, attached to the cgroup of
-/// each.
+/// Several servers on one host each need a `ServerIdOption` with a different id, attached to the
+/// server's cgroup.
 ///
 /// ```no_run
 /// use katran::ServerIdOption;
@@ -68,34 +67,35 @@ pub struct ServerIdOption {
     /// The id in that map.
     own_id: Mapping,
     program: OwnedFd,
-    /// Where it is pinned; given up last.
+    /// Where it is pinned. Last, because dropping it admits the next owner.
     home: Option<Home>,
 }
 
-/// What a [`ServerIdOption`] has done since it was loaded.
+/// The counters of a [`ServerIdOption`] since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ServerIdOptionCounters {
     /// Connections that a server's end has accepted.
     pub served: u64,
-    /// Connections whose client's end has heard an id.
+    /// Connections whose client's end has received an id.
     pub heard: u64,
-    /// Packets that the option was written into; those that are segmented later count once.
+    /// Packets that the option was written into; one that is segmented later counts once.
     pub written: u64,
 }
 
+/// # Loading, ids and cgroups
 impl ServerIdOption {
     /// Loads a server's end, which writes this id: 1 to 4,294,967,295, as in
-    /// [`ServerId`](crate::ServerId). It is a client's end, too, for connections that the same sockets'
+    /// [`ServerId`](crate::ServerId). It is also a client's end, for connections that the same
     /// cgroup opens.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) for id 0;
     /// [`Error::KernelTooOld`](crate::Error::KernelTooOld),
-    /// [`Error::BpfUnavailable`](crate::Error::BpfUnavailable), [`Error::Privilege`](crate::Error::Privilege);
-    /// [`Error::Verifier`](crate::Error::Verifier) if the kernel rejects the program;
-    /// [`Error::Kernel`](crate::Error::Kernel).
+    /// [`Error::BpfUnavailable`](crate::Error::BpfUnavailable),
+    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Verifier`](crate::Error::Verifier)
+    /// if the kernel rejects the program; [`Error::Kernel`](crate::Error::Kernel).
     pub fn server(id: u32) -> Result<Self> {
         check_server_id(id)?;
         Self::load(id)
@@ -115,7 +115,7 @@ impl ServerIdOption {
         Ok(option)
     }
 
-    /// Loads the program, with maps that there are already: a map's descriptor, by its name.
+    /// Loads the program over existing maps: a map's descriptor, by its name.
     fn load_over(there: impl Fn(&str) -> Result<Option<OwnedFd>>) -> Result<Self> {
         environment::check_kernel()?;
         let mut storage = MaybeUninit::uninit();
@@ -146,12 +146,13 @@ impl ServerIdOption {
         take_over().map_err(|error| kernel_error("take over", "server_id", error))
     }
 
-    /// Gives the server another id, 1 to 4,294,967,295: connections that it accepts from now on carry it.
-    /// Those that there are keep the one that they have told their clients; so leave the old id in the
-    /// balancers' tables until they have ended. A client's end becomes a server's, too.
+    /// Changes the server's id, 1 to 4,294,967,295: connections that it accepts from now on carry
+    /// it. Open connections keep the old one, so leave that in the balancers' tables until they
+    /// have ended. A client's end becomes a server's, too.
     ///
-    /// A [`Decap`](crate::Decap) on this host does not learn of it: it counts packets with the new id as those of
-    /// another server until it is loaded with it ([`DecapBuilder::server_id`](crate::DecapBuilder::server_id)).
+    /// A [`Decap`](crate::Decap) on this host is not told: it counts packets with the new id as
+    /// another server's until you reload it with that id
+    /// ([`DecapBuilder::server_id`](crate::DecapBuilder::server_id)).
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) for id 0.
@@ -162,7 +163,7 @@ impl ServerIdOption {
         Ok(())
     }
 
-    /// The id that the server's end writes; `None`: it is a client's end only.
+    /// The id that the server's end writes; `None`: it is only a client's end.
     pub fn id(&self) -> Option<u32> {
         let [word] = self.own_id.u32s() else {
             return None;
@@ -170,12 +171,12 @@ impl ServerIdOption {
         Some(word.load(Ordering::Relaxed)).filter(|id| *id != 0)
     }
 
-    /// The id that a client's socket has learned from its server and repeats. `None` if it has learned none,
-    /// and for the socket of a server's end, which learns nothing. For TCP sockets of the cgroups that this
-    /// is attached to.
+    /// The id that a client's TCP socket has learned from its server and repeats. `None` if it has
+    /// learned none, for the socket of a server's end, and for sockets outside the attached
+    /// cgroups.
     ///
     /// # Errors
-    /// [`Error::Kernel`](crate::Error::Kernel), also if it is no socket.
+    /// [`Error::Kernel`](crate::Error::Kernel), also if it is not a socket.
     pub fn learned_id(&self, socket: impl AsFd) -> Result<Option<u32>> {
         let descriptor = socket.as_fd().as_raw_fd().unsigned_abs();
         let kept = self.connections.lookup(&descriptor);
@@ -189,27 +190,28 @@ impl ServerIdOption {
         }
     }
 
-    /// Attaches to a cgroup (version 2) by the path of its directory: for the sockets that its
-    /// processes, and those of the cgroups below it, make. Programs of others there stay. It takes the place of an
-    /// attachment to a former cgroup of that path that is gone.
+    /// Attaches to a cgroup (version 2) by the path of its directory: for sockets that its
+    /// processes, and those of cgroups below it, create. Other programs there stay. It replaces an
+    /// attachment to an earlier cgroup of that path that is gone.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`](crate::Error::AlreadyExists) if it is attached there;
-    /// [`Error::Unsupported`](crate::Error::Unsupported) if the path is no cgroup of version 2;
-    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Kernel`](crate::Error::Kernel), also if there is no
-    /// such directory.
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if the path is not a cgroup of version 2;
+    /// [`Error::Privilege`](crate::Error::Privilege); [`Error::Kernel`](crate::Error::Kernel), also
+    /// if there is no such directory.
     pub fn attach(&mut self, cgroup: impl AsRef<Path>) -> Result<()> {
         let keep_in = self.home.as_ref().map(Home::attached);
         self.attachments
             .attach(cgroup.as_ref(), self.program.as_fd(), keep_in)
     }
 
-    /// Attaches again what is gone ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), wherever there
-    /// is a cgroup of that path again: one that was removed takes its attachment with it, such as that of a service
-    /// which is started again.
+    /// Attaches again what is gone
+    /// ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), where a cgroup of
+    /// that path exists again: removing a cgroup, as restarting a service does, removes its
+    /// attachment.
     ///
     /// # Errors
-    /// As [`attach`](Self::attach): the first failure, after all have been tried.
+    /// As [`attach`](Self::attach): the first failure, after the library has tried all.
     pub fn reattach(&mut self) -> Result<()> {
         let lost = self.attachments.lost().into_iter();
         put_back(lost.map(|path| self.attach(path)))
@@ -224,12 +226,13 @@ impl ServerIdOption {
         self.attachments.detach(cgroup.as_ref())
     }
 
-    /// Where it was attached, in the order of attaching, and what the kernel says of that now.
+    /// The cgroups it was attached to, in the order of attaching, each with what the kernel reports
+    /// about it.
     pub fn cgroups(&self) -> Vec<CgroupAttachment> {
         self.attachments.list()
     }
 
-    /// What it has done since it was loaded.
+    /// The counters since it was loaded.
     ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel).
@@ -247,6 +250,9 @@ impl ServerIdOption {
         Ok(sum)
     }
 }
+
+// Here, so that its methods follow these in the documentation.
+mod pinned;
 
 impl fmt::Debug for ServerIdOption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,5 @@
-//! A [`ServerIdOption`] that outlives its process: all that sockets meet is pinned in a directory of a BPF file system.
+//! A [`ServerIdOption`] that outlives its process: everything that sockets use is pinned in a
+//! directory of a BPF file system.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -18,22 +19,24 @@ use crate::pins::Part;
 use crate::pins::Tenant;
 use crate::pins::remove_if_there;
 
-/// Names of maps.
 const COUNTERS: &str = "server_id_counters";
 const CONNECTIONS: &str = "connections";
 const OWN: &str = ".data.own";
 
+/// # Outliving the process
 impl ServerIdOption {
-    /// Pins it in a directory, so that it outlives the handle and the process: what it writes and repeats it goes on
-    /// writing and repeating, until [`remove`](Self::remove) or [`katran::remove`](crate::remove).
+    /// Pins it in a directory, so that it outlives the handle and the process. It keeps writing and
+    /// repeating ids until [`remove`](Self::remove) or [`katran::remove`](crate::remove).
     ///
-    /// The directory is one as for [`Builder::pin`](crate::Builder::pin), of its own: one process at a time has it.
+    /// The rules for the directory are those of [`Builder::pin`](crate::Builder::pin); each option
+    /// needs its own, and one process at a time owns it.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] if it is pinned already, or something is pinned there ([`adopt`](Self::adopt) goes on with
-    /// it); [`Error::InvalidConfig`] for a directory that is none of its own; [`Error::Busy`]; [`Error::File`];
-    /// [`Error::Privilege`]; [`Error::Exhausted`] if the process has 64 pinned things already; [`Error::Kernel`]. Nothing is
-    /// pinned then, and all works on.
+    /// [`Error::AlreadyExists`] if this option is pinned already, or something is pinned there (to
+    /// continue with it, use [`adopt`](Self::adopt)); [`Error::InvalidConfig`] for an unsuitable
+    /// directory; [`Error::Busy`]; [`Error::File`]; [`Error::Privilege`]; [`Error::Exhausted`] if
+    /// the process already has 64 pinned objects; [`Error::Kernel`]. Nothing is pinned then, and
+    /// the option keeps working.
     pub fn pin(&mut self, directory: impl AsRef<Path>) -> Result<()> {
         if let Some(home) = &self.home {
             return Err(Error::AlreadyExists {
@@ -46,7 +49,7 @@ impl ServerIdOption {
             attached.try_for_each(|attached| attached.keep_in(home.attached()))
         });
         if let Err(error) = pinned {
-            // They work on, and end with this again.
+            // They keep working, and end with this handle again.
             for attached in self.attachments.iter_mut() {
                 if let Err(error) = attached.unpin() {
                     log::warn!("a pin stays: {error}");
@@ -60,17 +63,18 @@ impl ServerIdOption {
         Ok(())
     }
 
-    /// Goes on with what is pinned in a directory and whose process is gone: its id, its cgroups, what connections have
-    /// learned, and its counters. The program of this version takes the place of the one that is attached, at once.
+    /// Continues with what is pinned in a directory and whose process is gone: its id, its cgroups,
+    /// the ids that connections have learned, and its counters. This version's program replaces the
+    /// attached one at once.
     ///
-    /// A cgroup that was removed meanwhile has taken its attachment with it: [`cgroups`](Self::cgroups) says so, and
-    /// [`reattach`](Self::reattach) puts it back where there is one of that path again.
+    /// A cgroup that was removed meanwhile has lost its attachment: [`cgroups`](Self::cgroups)
+    /// reports it, and [`reattach`](Self::reattach) attaches again where that path exists again.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nothing whole is pinned there; [`Error::InvalidConfig`] if it is something else;
-    /// [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate has pinned ids in a form that this one cannot
-    /// read (counters in another form begin at 0), or arranged the directory in another way; otherwise as
-    /// [`server`](Self::server). What is there works on.
+    /// [`Error::NotFound`] if nothing complete is pinned there; [`Error::InvalidConfig`] if it is
+    /// something else; [`Error::Busy`]; [`Error::Unsupported`] if another version of the crate uses
+    /// a layout of the ids or the directory that this one cannot read (counters in another layout
+    /// begin at 0); otherwise as [`server`](Self::server). The pinned program keeps working.
     pub fn adopt(directory: impl AsRef<Path>) -> Result<Self> {
         let directory = directory.as_ref();
         let adopted = Self::adopt_whole(directory)?;
@@ -79,11 +83,11 @@ impl ServerIdOption {
             .ok_or_else(|| Tenant::ServerIdOption.missing(directory))
     }
 
-    /// [Adopts](Self::adopt) what is pinned in a directory; if nothing is, loads a [client's end](Self::client) and pins it
-    /// there. [`set_id`](Self::set_id) makes either a server's.
+    /// [Adopts](Self::adopt) what is pinned in a directory; if nothing is, loads a [client's
+    /// end](Self::client) and pins it there. [`set_id`](Self::set_id) makes either a server's end.
     ///
     /// # Errors
-    /// As these, and as [`pin`](Self::pin).
+    /// Those of both, and of [`pin`](Self::pin).
     pub fn adopt_or_load(directory: impl AsRef<Path>) -> Result<(Self, Start)> {
         let directory = directory.as_ref();
         if let Some(adopted) = Self::adopt_whole(directory)? {
@@ -104,7 +108,7 @@ impl ServerIdOption {
         let knows_counters = contents.knows(Part::Counters);
         if !knows_counters {
             log::warn!(
-                "counters of katran {} have another form: they begin at 0",
+                "the counters of katran {} have another layout: they begin at 0",
                 contents.version()
             );
         }
@@ -112,12 +116,12 @@ impl ServerIdOption {
             true => home.set().map(name).map(Some),
             false => Ok(None),
         })?;
-        // That of an adoption that was cut off may be there as well.
+        // That of an adoption that was cut off may exist as well.
         let programs = home.programs(MAIN)?;
         let programs: Vec<_> = programs.iter().map(AsFd::as_fd).collect();
         for path in home.attachments()? {
             if made_for(&path).is_some() {
-                // Nobody was told of it.
+                // No caller ever heard of it.
                 home.end_leftover(&path)?;
             } else if let Some(link) = CgroupLink::kept_at(&path, &programs)? {
                 option.attachments.resume_kept(link);
@@ -137,24 +141,25 @@ impl ServerIdOption {
         )))
     }
 
-    /// Puts the program of this handle in the place of those that are attached.
+    /// Replaces the attached programs with this handle's.
     fn put_in_place(&mut self, home: &Home) -> Result<()> {
         home.stage_next(&self.content())?;
         let switched = (self.attachments).switch_then(self.program.as_fd(), || {
             home.commit_next().map_err(|error| (error, false))
         });
-        // What sockets may still meet stays pinned, by which the next owner knows it.
+        // What sockets may still meet stays pinned, so that the next owner knows it.
         if !matches!(&switched, Err((_, true))) {
             home.unstage_next();
         }
         switched.map_err(|(error, _)| error)
     }
 
-    /// Takes it away, pinned or not: from its cgroups, and all that is pinned. To drop the handle of one that is not
-    /// pinned does the same.
+    /// Removes it, pinned or not: detaches it, and removes its pins. If it is not pinned, dropping
+    /// it does the same.
     ///
     /// # Errors
-    /// As [`katran::remove`](crate::remove), which goes on where this has ended; [`Error::Busy`] in a child made by fork(2).
+    /// As [`katran::remove`](crate::remove), which you can call to continue after an error;
+    /// [`Error::Busy`] in a child made by fork(2).
     pub fn remove(mut self) -> Result<()> {
         let home = self.home.take();
         if let Some(home) = &home {
@@ -164,7 +169,7 @@ impl ServerIdOption {
         home.map_or(Ok(()), |mut home| home.remove())
     }
 
-    /// Where it is pinned, if it is.
+    /// The directory in which it is pinned, if it is.
     pub fn pinned_in(&self) -> Option<&Path> {
         self.home.as_ref().map(Home::path)
     }

@@ -12,8 +12,8 @@ pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<String> {
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
-/// Decodes the escapes of /proc's mount lists: a backslash and three octal digits for blanks and
-/// the like.
+/// Decodes the escapes of /proc's mount lists: a backslash and three octal digits for blanks,
+/// line ends and backslashes.
 pub(crate) fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut bytes = text.iter().copied();
     let mut plain = Vec::new();

@@ -1,6 +1,5 @@
-//! Which addresses can be a host on the other side of a router.
-//!
-//! VIPs, reals and tunnel sources share most of the rule; each adds its own.
+//! Which addresses can be a host beyond a router. VIPs, reals and tunnel sources share most of the
+//! rule; each adds its own.
 
 use std::net::IpAddr;
 
@@ -22,8 +21,8 @@ pub(crate) fn check_host(address: IpAddr) -> Result<(), Error> {
     Err(Error::InvalidAddress { address, reason })
 }
 
-/// Refuses what cannot be a real: what no packet can be routed to, and IPv6 link-local
-/// addresses, which no gateway forwards to.
+/// Refuses what cannot be a real: an address that no packet can be routed to, or an IPv6 link-local
+/// address, which no gateway forwards to.
 ///
 /// # Errors
 /// [`Error::InvalidAddress`].

@@ -1,17 +1,17 @@
-//! What becomes of packets in tunnels that end at the balancer.
+//! What happens to packets in tunnels that end at the balancer.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::Error;
 
-/// What becomes of a packet that came through a tunnel to one of the addresses of
+/// What happens to a packet that came through a tunnel to an address of
 /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DecapMode {
     /// It is balanced like any other packet: another site's balancer has forwarded it.
     Inline,
-    /// It goes back out of the interface it came in on: a backend's answer on its way to the client.
+    /// It goes back out by the interface it came in on: a backend's answer to a client.
     Egress,
 }
 

@@ -18,7 +18,7 @@ impl Family {
     /// Both.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// That of an address.
+    /// An address's family.
     ///
     /// ```
     /// use katran::Family;
@@ -32,7 +32,7 @@ impl Family {
         }
     }
 
-    /// The length of its fixed header; bytes.
+    /// The length of its fixed header, in bytes.
     pub(crate) const fn header_bytes(self) -> u32 {
         match self {
             Self::V4 => 20,
@@ -40,7 +40,7 @@ impl Family {
         }
     }
 
-    /// Its number in IP headers, and in our maps' keys.
+    /// Its number in IP headers, and in the maps' keys.
     pub(crate) const fn number(self) -> u8 {
         match self {
             Self::V4 => 4,
@@ -48,7 +48,6 @@ impl Family {
         }
     }
 
-    /// The other one.
     pub(crate) const fn other(self) -> Self {
         match self {
             Self::V4 => Self::V6,
@@ -56,7 +55,7 @@ impl Family {
         }
     }
 
-    /// The length of an address; bits.
+    /// The length of an address, in bits.
     pub(crate) const fn bits(self) -> u8 {
         match self {
             Self::V4 => 32,
@@ -73,7 +72,7 @@ pub(crate) struct ByFamily<T> {
 }
 
 impl<T> ByFamily<T> {
-    /// What `make` makes of each.
+    /// The values that `make` returns for each.
     pub(crate) fn of(mut make: impl FnMut(Family) -> T) -> Self {
         Self {
             v4: make(Family::V4),

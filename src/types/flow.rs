@@ -1,4 +1,4 @@
-//! Flows: what the balancer keeps together.
+//! Flows: packets that the balancer keeps together.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -55,7 +55,7 @@ impl FromStr for Protocol {
 pub struct Flow {
     /// The client's address and port.
     pub source: SocketAddr,
-    /// The VIP's address and the port the client talks to.
+    /// The VIP's address and the port the client connects to.
     pub destination: SocketAddr,
     /// The transport protocol.
     pub protocol: Protocol,
@@ -80,10 +80,10 @@ impl Flow {
         }
     }
 
-    /// The flow as its packets say it.
+    /// The flow with the addresses that its packets have.
     ///
-    /// An IPv4-mapped address is the IPv4 address, unless the other end's is of IPv6 only: then the packets
-    /// are IPv6, and their header says it like this.
+    /// An IPv4-mapped address is the IPv4 address, unless the other end's is a true IPv6 address:
+    /// then the packets are IPv6, with the mapped address in their header.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if no packet can have both addresses.
@@ -119,7 +119,7 @@ impl fmt::Display for Flow {
     }
 }
 
-/// The 16 bytes under which the program keeps an address: IPv4 in the first four, the rest zero.
+/// The 16 bytes by which the program knows an address: IPv4 in the first four, the rest zero.
 pub(crate) fn address_bytes(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => {

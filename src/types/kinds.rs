@@ -1,4 +1,4 @@
-//! Choices: how packets are wrapped, how flows are remembered, to whom frames go, how a tc program is attached.
+//! Choices: encapsulation, flow tables, next hops, and the hooks of tc programs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,20 +7,21 @@ use super::Family;
 use super::MacAddr;
 use crate::error::Error;
 
-/// How packets travel to the reals.
+/// How packets are wrapped for the reals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encapsulation {
     /// IP in IP (RFC 2003, RFC 2473, RFC 4213). The default.
     #[default]
     Ipip,
-    /// Generic UDP encapsulation, variant 1 (draft-ietf-intarea-gue-09, section 4): UDP, then the
-    /// inner packet at once. It needs an outer source address of each family that reals have.
+    /// Generic UDP encapsulation, variant 1 (draft-ietf-intarea-gue-09, section 4): UDP, directly
+    /// followed by the inner packet. It needs an outer source address of each family that reals
+    /// have.
     Gue,
 }
 
 impl Encapsulation {
-    /// Bytes that come around a packet on its way to a real of a family.
+    /// The bytes that a packet gains on its way to a real of a family.
     pub(crate) fn overhead(self, outer: Family) -> u32 {
         let udp = match self {
             Self::Ipip => 0,
@@ -59,12 +60,12 @@ impl FromStr for Encapsulation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MaxFrame {
-    /// What the interfaces that the balancer is attached to can send, less what the encapsulation adds: by the
-    /// smallest MTU, as it changes. The default. It is 1,514 bytes while nothing is attached, and for
-    /// packets of root programs and of those who attach the program by other means.
+    /// What the attached interfaces can send, less the encapsulation: follows their smallest MTU.
+    /// The default. It is 1,514 bytes while nothing is attached, for packets of root programs, and
+    /// where you attach the program yourself.
     #[default]
     Auto,
-    /// So many bytes, Ethernet header included and before encapsulation.
+    /// A number of bytes, with the Ethernet header and before encapsulation.
     Bytes(u32),
 }
 
@@ -83,21 +84,21 @@ impl fmt::Display for MaxFrame {
     }
 }
 
-/// Whether the IPv4 packets around clients' packets may be fragmented on their way to the reals.
+/// Whether routers may fragment the outer IPv4 packets on their way to the reals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OuterDontFragment {
-    /// They always may, as in Katran: the DF bit is clear, the identification 0. The default.
+    /// Always, as in Katran: the DF bit is clear and the identification is 0. The default.
     ///
-    /// For networks in which nothing is fragmented, because there is room: fragments of packets with one
-    /// identification can be put together wrongly.
+    /// For networks with room for the outer header, where nothing is fragmented: fragments of
+    /// packets with the same identification can be reassembled wrongly.
     #[default]
     Clear,
-    /// As the packets inside: the DF bit is theirs, and that of IPv6 is taken to be set. Where it is clear the
-    /// identification of packets differs.
+    /// As the inner packet: the outer packet takes its DF bit. An IPv6 packet counts as having it
+    /// set. If it is clear, identifications differ between packets.
     ///
-    /// A router drops what is too long for its next link then, if DF is set. Its ICMP error goes to the outer
-    /// source, where with IP in IP nobody is, so `max_frame` has to be right.
+    /// With DF set a router drops packets that are too long for its next link. Its ICMP error goes
+    /// to the outer source, where with IP in IP there is no host, so `max_frame` must be right.
     Inherit,
 }
 
@@ -120,7 +121,7 @@ impl FromStr for OuterDontFragment {
             "inherit" => Ok(Self::Inherit),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "what becomes of the DF bit, `clear` or `inherit`",
+                expected: "a treatment of the DF bit, `clear` or `inherit`",
             }),
         }
     }
@@ -130,16 +131,17 @@ impl FromStr for OuterDontFragment {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FlowTracking {
-    /// All of them, as in Katran: each packet asks the flow table.
+    /// All, as in Katran: each packet looks into the flow table.
     All,
-    /// Those that are not where the ring leads them: packets ask the flow table only in slots of a ring
-    /// that have changed hands since some flow in them may have begun.
+    /// Only those that are not where the ring leads: packets look into the flow table only in slots
+    /// that changed hands since one of their flows may have begun (unsettled slots).
     ///
-    /// A flow without an entry belongs to the real that its slot had before it changed, while that real is there: so
-    /// connections survive a table that is too small for all flows.
-    /// VIPs whose flows something else than the ring may place (`QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU`,
-    /// `UDP_FLOW_MIGRATION`, and TCP while [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on) have all of
-    /// theirs remembered all the same.
+    /// A flow without an entry belongs to the base, the real that its slot had before the change,
+    /// while that real exists: so connections survive a table that is too small for all flows. VIPs
+    /// whose flows something other than the ring may place (`QUIC`, `UDP_STABLE_ROUTING`,
+    /// `SRC_ROUTING`, `GLOBAL_LRU`, `UDP_FLOW_MIGRATION`, and TCP while
+    /// [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on) have all their flows remembered all
+    /// the same.
     #[default]
     Changed,
 }
@@ -163,37 +165,36 @@ impl FromStr for FlowTracking {
             "changed" => Ok(Self::Changed),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "which flows are remembered, `all` or `changed`",
+                expected: "which flows to remember, `all` or `changed`",
             }),
         }
     }
 }
 
-/// How the flow table is built.
+/// The flow table type.
 ///
-/// Both kinds have one table for each forwarding CPU on that CPU's NUMA node, and one small table
-/// that all other CPUs share.
+/// Both types have one table for each forwarding CPU, on that CPU's NUMA node, and a small fallback
+/// table that all other CPUs share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FlowTableKind {
     /// Sets of eight entries in a plain array, without locks: 32 bytes a flow. The default.
     ///
-    /// Every flow belongs to one set, chosen by a hash whose keys are drawn at load; in a set the
-    /// entry unused for longest (to a tick of the kernel's clock, 1 to 10 ms) makes room. There
-    /// are two entries for each flow of
-    /// [`flow_table_size`](crate::Builder::flow_table_size), so that a set is seldom full while
-    /// the table is not.
+    /// A hash with random keys, drawn at load, assigns every flow to one set. In a full set a new
+    /// flow replaces the least recently used entry (to a tick of the kernel's clock, 1 to 10 ms).
+    /// There are two entries for each flow of [`flow_table_size`](crate::Builder::flow_table_size),
+    /// so that few sets are full while the table is not.
     ///
-    /// An entry holds a fingerprint of its flow, the real, and when it was last used. It can tell
-    /// whether a given flow is known, to which real it goes and how old it is; it cannot tell
-    /// which flow, or which VIP, it is of, so entries cannot be listed by address.
+    /// An entry holds a fingerprint of its flow, the real, and the time of its last use. It answers
+    /// questions about a given flow, but does not reveal the flow's addresses or VIP, so entries
+    /// cannot be listed.
     #[default]
     SetAssociative,
-    /// An LRU hash map of the kernel: 112 to 128 bytes a flow.
+    /// The kernel's LRU hash map: 112 to 128 bytes a flow.
     ///
-    /// The kernel evicts in an order near to least recently used over the whole table, and takes
+    /// The kernel evicts approximately the least recently used entry of the whole table, and takes
     /// a lock to insert. An entry holds the flow's addresses and ports, so entries can be listed;
-    /// of TCP flows it does not tell when they were last used.
+    /// for TCP flows it lacks the time of their last use.
     KernelLru,
 }
 
@@ -216,20 +217,20 @@ impl FromStr for FlowTableKind {
             "kernel-lru" => Ok(Self::KernelLru),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "a kind of flow table, `set-associative` or `kernel-lru`",
+                expected: "a flow table type, `set-associative` or `kernel-lru`",
             }),
         }
     }
 }
 
-/// The router that encapsulated frames are sent to.
+/// The router that encapsulated frames go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gateway {
-    /// The station with this Ethernet address.
+    /// The station with this MAC address.
     Mac(MacAddr),
-    /// Found out from the kernel's routing and neighbour tables, for each address family, and
-    /// followed as they change: the router that leads to the first real behind one; where there is
-    /// none, that of the default route. A family without one uses the other's.
+    /// Discovered in the kernel's routing and neighbour tables, for each address family, and
+    /// followed as they change: the router that leads to the first real behind one, or else that of
+    /// the default route. A family without one uses the other's.
     Auto,
 }
 
@@ -263,7 +264,7 @@ impl FromStr for Gateway {
     }
 }
 
-/// What is known of a real's health, for a VIP.
+/// A real's health, for a VIP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
     Up,
@@ -277,21 +278,21 @@ impl Health {
     }
 }
 
-/// To whom encapsulated frames are sent.
+/// Where encapsulated frames go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NextHops {
-    /// To one router for all reals of a family, out of the interface that the packet came in on. The
+    /// To one router for all reals of a family, by the interface that the packet came in on. The
     /// default.
     #[default]
     Gateway,
-    /// To each real's own next hop, as the kernel's routing and neighbour tables have it, out of the
-    /// interface that the packet came in on: reals on the same segment get their packets at their
-    /// own Ethernet address, the others by their routers. For networks without a router in between.
+    /// To each real's own next hop in the kernel's routing and neighbour tables, by the interface
+    /// that the packet came in on: reals on the same segment get frames at their own MAC address,
+    /// others through their routers. For networks without a router between balancer and reals.
     PerReal,
-    /// The same, out of the interface that leads to the real, if it is another one. An interface that
-    /// packets leave by needs native XDP, and some drivers an XDP program of their own on it
-    /// before they send (veth: on its peer).
+    /// As `PerReal`, but by the interface that leads to the real. An interface that packets leave
+    /// by needs native XDP, and some drivers send only with an XDP program of their own (veth: on
+    /// its peer).
     Redirect,
 }
 
@@ -320,16 +321,16 @@ impl FromStr for NextHops {
     }
 }
 
-/// Where probes come from to the reals, with IP in IP. (GUE comes from the host's own addresses in any case.)
+/// The outer sources of probes with IP in IP. (GUE always uses the host's own addresses.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProbeSource {
     /// The host's own addresses, [`Builder::source_v4`](crate::Builder::source_v4) and
-    /// [`source_v6`](crate::Builder::source_v6), as with Katran.
+    /// [`source_v6`](crate::Builder::source_v6), as in Katran.
     #[default]
     Own,
-    /// Addresses made up for each flow, as those of clients' packets: what keeps these from a real keeps
-    /// its probes from it, too.
+    /// Addresses made up for each flow, as for clients' packets: a network that blocks those
+    /// packets blocks the probes, too.
     MadeUp,
 }
 
@@ -357,22 +358,22 @@ impl FromStr for ProbeSource {
     }
 }
 
-/// By what mechanism a tc program is attached.
+/// How a tc program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TcHook {
     /// [`Tcx`](Self::Tcx) where the kernel has it, else [`Clsact`](Self::Clsact).
     #[default]
     Auto,
-    /// A tcx link, from Linux 6.6 on: it ends with the process. It comes after the programs that are
-    /// attached this way already, and before all filters.
+    /// A tcx link, which ends with the process. It runs after the tcx programs attached earlier,
+    /// and before all filters. Needs Linux 6.6.
     Tcx,
-    /// A filter of the clsact queueing discipline, which is made if there is none. For hosts whose other
-    /// tc programs have to come first, by a lower number of priority.
+    /// A filter of the clsact queueing discipline, which the library adds if it is missing. For
+    /// hosts with tc programs that must run first, by a lower priority number.
     ///
-    /// A process that is killed leaves the filter, and the discipline if it has made it. The next one takes
-    /// the filter over by the program's name, which does not tell the dead from the living: of two processes
-    /// at one place the second has it.
+    /// A process that is killed leaves the filter, and the discipline if it added that. The next
+    /// process takes over the filter by the program's name, which does not show whether an owner
+    /// lives: of two processes at one place the second has it.
     Clsact,
 }
 

@@ -1,7 +1,7 @@
 //! The vocabulary of the crate: VIPs, reals, flows, MAC addresses.
 //!
-//! Each is parsed once, on the way in; whoever takes one of these types cannot get a malformed
-//! one. Nothing here needs a kernel.
+//! Each is parsed once, on the way in; a function that takes one of these types cannot get a
+//! malformed one. Nothing here needs a kernel.
 
 mod address;
 mod decap_mode;

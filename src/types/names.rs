@@ -15,7 +15,6 @@ pub(crate) fn flag_names<F: Flags>(flags: &F) -> Vec<String> {
     flags.iter_names().map(|(name, _)| kebab(name)).collect()
 }
 
-/// The constant with this name.
 pub(crate) fn flag_by_name<F: Flags>(text: &str) -> Option<F> {
     F::FLAGS
         .iter()
@@ -41,7 +40,7 @@ where
     }
 }
 
-/// Reads a set; the error names the part that is no flag.
+/// Reads a set; the error names the unknown part.
 pub(crate) fn read_set<F: Flags>(text: &str, expected: &'static str) -> Result<F, Error> {
     let mut set = F::empty();
     if matches!(text.trim(), "" | "none") {

@@ -21,12 +21,12 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// The addresses whose first `length` bits are those of `address`: 0 to 32 of an IPv4 address, 0
-    /// to 128 of an IPv6 address. A prefix of IPv4-mapped IPv6 addresses is the IPv4 prefix.
+    /// The addresses whose first `length` bits are those of `address`: 0 to 32 for IPv4, 0 to 128
+    /// for IPv6. A prefix of IPv4-mapped IPv6 addresses is the IPv4 prefix.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] if `length` is longer than the address, or if the address has bits
-    /// set behind the prefix.
+    /// set beyond the prefix.
     pub fn new(address: IpAddr, length: u8) -> Result<Self, Error> {
         check_prefix(address, length)?;
         Ok(match (address, address.to_canonical()) {
@@ -43,18 +43,18 @@ impl Prefix {
         self.address
     }
 
-    /// How many bits its addresses have in common.
+    /// The number of bits that its addresses share.
     pub fn length(&self) -> u8 {
         self.length
     }
 
-    /// Whether an address belongs to it; one of another family does not.
+    /// Whether it contains an address; one of another family it does not.
     pub fn covers(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.address.is_ipv4() == address.is_ipv4() && mask(address, self.length) == self.address
     }
 
-    /// Every prefix that covers an address, the longest first.
+    /// Every prefix that contains an address, longest first.
     pub(crate) fn all_of(address: IpAddr) -> impl Iterator<Item = Self> {
         (0..=full_length(address)).rev().map(move |length| Self {
             address: mask(address, length),
@@ -91,7 +91,7 @@ impl FromStr for Prefix {
     }
 }
 
-/// Refuses what is no prefix.
+/// Refuses an invalid prefix.
 ///
 /// # Errors
 /// [`Error::InvalidConfig`].
@@ -110,7 +110,7 @@ pub(super) fn check_prefix(address: IpAddr, length: u8) -> Result<(), Error> {
     match mask(address, length) {
         first if first == address => Ok(()),
         first => refuse(format!(
-            "bits behind the prefix are set; the prefix would be {first}/{length}"
+            "bits beyond the prefix are set; the prefix would be {first}/{length}"
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! Reals: the backend servers.
+//! Reals: the backends as the balancer knows them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,20 +9,21 @@ bitflags! {
     /// Properties of a real, the same for every VIP that uses it.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct RealFlags: u8 {
-        /// The real has an IPv6 address. Set by the library; setting it yourself has no effect.
+        /// The real has an IPv6 address. The library sets it; setting it yourself has no effect.
         const IPV6 = 1 << 0;
-        /// The real is this very host: packets of a VIP with
-        /// [`VipFlags::LOCAL_VIP`](crate::VipFlags::LOCAL_VIP) go to the local stack.
+        /// The real is this host: packets of a VIP with
+        /// [`VipFlags::LOCAL_VIP`](crate::VipFlags::LOCAL_VIP) go to its network stack.
         const LOCAL_REAL = 1 << 1;
-        /// Bits 2 to 7: the application's own; kept and reported, never interpreted.
+        /// Bits 2 to 7 belong to the application: the library keeps and reports them, and never
+        /// interprets them.
         const APPLICATION = 0b1111_1100;
     }
 }
 
-/// The number under which the program knows a real: 1 to `max_reals`.
+/// The program's number for a real: 1 to `max_reals`.
 ///
-/// A number stays with its address as long as anything names the address, and is given to
-/// another one only after that.
+/// A number stays with its address while anything names the address, and may be given to another
+/// afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RealNumber(pub(crate) u16);
 
@@ -39,7 +40,7 @@ impl fmt::Display for RealNumber {
     }
 }
 
-/// A backend server of one VIP: its address and its share of the VIP's new flows.
+/// A backend of one VIP: its address and its share of the VIP's new flows.
 ///
 /// ```
 /// use katran::Real;
@@ -58,8 +59,8 @@ pub struct Real {
 impl Real {
     /// A real at `address`, of weight 1.
     ///
-    /// An IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291, 2.5.5.2) is the IPv4 real:
-    /// such an address is not allowed on the wire.
+    /// An IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291, 2.5.5.2) means the IPv4 real,
+    /// because such an address is not allowed on the wire.
     pub fn new(address: IpAddr) -> Self {
         Self {
             address: address.to_canonical(),
@@ -70,17 +71,18 @@ impl Real {
 
     /// Sets the weight: the real's share of new flows, relative to the VIP's other reals.
     ///
-    /// Range: all of `u32`; default 1. Weight 0 drains: no new flows, and those in the flow
-    /// table stay, with a SYN that comes within five seconds of their last packet. No datagram says that it is a flow's first: with
-    /// [`FlowTracking::Changed`](crate::FlowTracking::Changed) UDP flows that begin within `udp_timeout` of the change, in slots
-    /// that were the real's, still join it.
+    /// Range: all of `u32`; default 1. Weight 0 drains: the real gets no new flows and keeps those
+    /// in the flow table, including a SYN within five seconds of their last packet. No datagram
+    /// reveals that it is a flow's first, so with
+    /// [`FlowTracking::Changed`](crate::FlowTracking::Changed) UDP flows that begin within
+    /// `udp_timeout` of the change, in slots that were the real's, still join it.
     pub fn weight(mut self, weight: u32) -> Self {
         self.weight = weight;
         self
     }
 
-    /// Sets the real's flags, for all VIPs that use it. Without this call they stay what they
-    /// are, none for a real that is new.
+    /// Sets the real's flags, for all VIPs that use it. Without this call a known real keeps its
+    /// flags, and a new one has none.
     pub fn flags(mut self, flags: RealFlags) -> Self {
         self.flags = Some(flags);
         self
@@ -96,7 +98,7 @@ impl Real {
         self.weight
     }
 
-    /// The flags, if they were given.
+    /// The flags, if they were set.
     pub fn get_flags(&self) -> Option<RealFlags> {
         self.flags
     }

@@ -1,11 +1,12 @@
-//! Numbers that lead packets to a real: server ids, which a server puts into packets so that they find back to it, and marks.
+//! Numbers that lead packets to a real: server ids, which a server puts into packets, and marks.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::error::Error;
 
-/// A number that names a real in packets: QUIC connection ids, a TCP option, stable UDP routing.
+/// A number in packets that names a real: in QUIC connection ids, a TCP option or stable UDP
+/// routing.
 ///
 /// QUIC connection ids of version 1 hold 16 bits of it, those of version 2 and stable UDP routing
 /// 24, those of version 3 and the TCP option all 32.
@@ -17,7 +18,7 @@ pub struct ServerId {
 }
 
 impl ServerId {
-    /// The real at `real` is named by `id`: 1 to 4,294,967,295. Several ids may name one real.
+    /// Names the real at `real` by `id`: 1 to 4,294,967,295. Several ids may name one real.
     pub fn new(id: u32, real: IpAddr) -> Self {
         Self {
             id,
@@ -43,19 +44,19 @@ impl fmt::Display for ServerId {
     }
 }
 
-/// Refuses what is no server id.
+/// Refuses 0, which is not a server id.
 pub(crate) fn check_server_id(id: u32) -> Result<(), Error> {
     match id {
         0 => Err(Error::InvalidConfig {
             setting: "server_id",
             value: "0".to_owned(),
-            reason: "0 stands for no id in packets: take 1 to 4294967295".to_owned(),
+            reason: "0 means no id: use 1 to 4294967295".to_owned(),
         }),
         _ => Ok(()),
     }
 }
 
-/// Refuses what is no mark of packets.
+/// Refuses 0, which is not a mark.
 pub(crate) fn check_mark(mark: u32) -> Result<(), Error> {
     match mark {
         0 => Err(Error::InvalidConfig {

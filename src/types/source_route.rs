@@ -1,11 +1,11 @@
-//! Source routes: reals for clients of a prefix.
+//! Source routes: reals for clients in a prefix.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use super::Prefix;
 
-/// New flows of clients in a prefix go to a real.
+/// A real for new flows of clients in a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[doc(alias = "SrcRoutingRule")]
 pub struct SourceRoute {
@@ -14,7 +14,7 @@ pub struct SourceRoute {
 }
 
 impl SourceRoute {
-    /// Clients in `prefix` go to the real at `real`, of either family.
+    /// Sends clients in `prefix` to the real at `real`, of either family.
     pub fn new(prefix: Prefix, real: IpAddr) -> Self {
         Self {
             prefix,

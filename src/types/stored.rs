@@ -1,5 +1,5 @@
-//! Forms of the vocabulary for what is kept beyond the process: plain numbers, whose meaning is that of a layout, not of a
-//! version of this crate. What cannot be is refused as it is read.
+//! Stored forms of the vocabulary: plain numbers, whose meaning belongs to a layout and not to a
+//! version of this crate. Reading refuses impossible values.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use super::Prefix;
 use super::Protocol;
 use super::Vip;
 
-/// What was read makes no sense.
+/// A stored value that makes no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Nonsense(pub(crate) &'static str);
 
@@ -34,10 +34,10 @@ impl TryFrom<StoredVip> for Vip {
         let StoredVip(address, length, port, protocol) = stored;
         let protocols = [Protocol::Tcp, Protocol::Udp].into_iter();
         let protocol = protocols.into_iter().find(|of| of.number() == protocol);
-        let protocol = protocol.ok_or(Nonsense("a VIP has a protocol that there is not"))?;
+        let protocol = protocol.ok_or(Nonsense("a VIP has an unknown protocol"))?;
         let vip = Self::new((canonical(address)?, port).into(), protocol);
         vip.with_prefix(length)
-            .map_err(|_| Nonsense("a VIP has bits behind its prefix"))
+            .map_err(|_| Nonsense("a VIP has bits beyond its prefix"))
     }
 }
 
@@ -55,15 +55,15 @@ impl TryFrom<StoredPrefix> for Prefix {
     type Error = Nonsense;
 
     fn try_from(stored: StoredPrefix) -> Result<Self, Nonsense> {
-        Self::new(stored.0, stored.1).map_err(|_| Nonsense("bits behind a prefix are set"))
+        Self::new(stored.0, stored.1).map_err(|_| Nonsense("bits beyond a prefix are set"))
     }
 }
 
-/// An address that is written in one way only.
+/// Requires the only form in which an address is stored.
 pub(crate) fn canonical(address: IpAddr) -> Result<IpAddr, Nonsense> {
     match address.to_canonical() == address {
         true => Ok(address),
-        false => Err(Nonsense("an IPv4 address is written as one of IPv6")),
+        false => Err(Nonsense("an IPv4 address is stored as an IPv6 address")),
     }
 }
 
@@ -79,7 +79,7 @@ impl HashFunction {
         match number {
             1 => Ok(Self::Maglev),
             2 => Ok(Self::MaglevV2),
-            _ => Err(Nonsense("a VIP has a hash function that there is not")),
+            _ => Err(Nonsense("a VIP has an unknown hash function")),
         }
     }
 }
@@ -96,7 +96,7 @@ impl DecapMode {
         match number {
             1 => Ok(Self::Inline),
             2 => Ok(Self::Egress),
-            _ => Err(Nonsense("a decap address has a mode that there is not")),
+            _ => Err(Nonsense("a decap address has an unknown mode")),
         }
     }
 }

@@ -36,19 +36,19 @@ pub struct Vip {
 }
 
 impl Vip {
-    /// A TCP service at `address`; port 0 stands for every port that has no VIP of its own.
+    /// A TCP service at `address`; port 0 means every port without a VIP of its own.
     pub fn tcp(address: SocketAddr) -> Self {
         Self::new(address, Protocol::Tcp)
     }
 
-    /// A UDP service at `address`; port 0 stands for every port that has no VIP of its own.
+    /// A UDP service at `address`; port 0 means every port without a VIP of its own.
     pub fn udp(address: SocketAddr) -> Self {
         Self::new(address, Protocol::Udp)
     }
 
     /// A service of the given protocol at `address`.
     ///
-    /// An IPv4-mapped IPv6 address stands for the IPv4 address.
+    /// An IPv4-mapped IPv6 address means the IPv4 address.
     pub fn new(address: SocketAddr, protocol: Protocol) -> Self {
         let ip = address.ip().to_canonical();
         Self {
@@ -59,15 +59,14 @@ impl Vip {
         }
     }
 
-    /// Makes it a prefix VIP: the service answers at every address of the prefix that has no
-    /// more specific VIP.
+    /// Makes it a prefix VIP: it covers every address of the prefix that has no more specific VIP.
     ///
-    /// `length` counts bits, 0 to 32 for IPv4 and 0 to 128 for IPv6; the full length is the
-    /// plain VIP.
+    /// `length` counts bits, 0 to 32 for IPv4 and 0 to 128 for IPv6; the full length is a plain
+    /// VIP.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if `length` is longer than the address, or if the address has
-    /// bits set behind the prefix.
+    /// [`Error::InvalidConfig`] if `length` is longer than the address, or if the address has bits
+    /// set beyond the prefix.
     pub fn with_prefix(mut self, length: u8) -> Result<Self, Error> {
         check_prefix(self.address, length)?;
         self.prefix_length = length;
@@ -89,7 +88,7 @@ impl Vip {
         self.prefix_length != full_length(self.address)
     }
 
-    /// The port; 0 stands for any.
+    /// The port; 0 means any.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -99,7 +98,7 @@ impl Vip {
         self.protocol
     }
 
-    /// Whether `address` belongs to this VIP's address or prefix; the port is not looked at.
+    /// Whether this VIP's address or prefix contains `address`, whatever the port.
     pub fn covers(&self, address: IpAddr) -> bool {
         self.address.is_ipv4() == address.is_ipv4()
             && mask(address, self.prefix_length) == self.address
@@ -155,10 +154,11 @@ impl FromStr for Vip {
 }
 
 bitflags! {
-    /// How a VIP's packets are routed. A flag that belongs to a feature does nothing without it.
+    /// How a VIP's packets are routed. A flag that belongs to a feature does nothing while the
+    /// feature is off.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct VipFlags: u32 {
-        /// The client's port does not count: one client goes to one real.
+        /// Ignore the client's port: each client goes to one real.
         #[doc(alias = "F_HASH_NO_SRC_PORT")]
         const NO_SRC_PORT = vip_flag::VIP_NO_SRC_PORT.0;
         /// Neither look into the flow table nor write it.
@@ -167,30 +167,31 @@ bitflags! {
         /// Route by QUIC connection id; UDP only.
         #[doc(alias = "F_QUIC_VIP")]
         const QUIC = vip_flag::VIP_QUIC.0;
-        /// Only the destination port counts (VoIP-like services).
+        /// Hash only the destination port (VoIP-like services).
         #[doc(alias = "F_HASH_DPORT_ONLY")]
         const DPORT_HASH = vip_flag::VIP_DPORT_HASH.0;
-        /// The client's prefix may choose the real; with
+        /// Choose reals by the client's prefix; with
         /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING).
         #[doc(alias = "F_SRC_ROUTING")]
         const SRC_ROUTING = vip_flag::VIP_SRC_ROUTING.0;
-        /// Allow delivery to the local stack, for reals with
-        /// [`RealFlags::LOCAL_REAL`](crate::RealFlags::LOCAL_REAL).
+        /// Pass packets for local reals to this host's network stack.
+        ///
+        /// Local reals have the flag [`RealFlags::LOCAL_REAL`](crate::RealFlags::LOCAL_REAL).
         #[doc(alias = "F_LOCAL_VIP")]
         const LOCAL_VIP = vip_flag::VIP_LOCAL.0;
         /// Look into the global flow table; with
         /// [`Features::GLOBAL_FLOW_TABLE`](crate::Features::GLOBAL_FLOW_TABLE).
         #[doc(alias = "F_GLOBAL_LRU")]
         const GLOBAL_LRU = vip_flag::VIP_GLOBAL_LRU.0;
-        /// Keep both ports, also on an any-port VIP.
+        /// Hash both ports, also on an any-port VIP.
         #[doc(alias = "F_HASH_SRC_DST_PORT")]
         const SRC_DST_PORT = vip_flag::VIP_SRC_DST_PORT.0;
         /// Route by the id in the datagram; with
         /// [`Features::UDP_STABLE_ROUTING`](crate::Features::UDP_STABLE_ROUTING).
         #[doc(alias = "F_UDP_STABLE_ROUTING_VIP")]
         const UDP_STABLE_ROUTING = vip_flag::VIP_UDP_STABLE_ROUTING.0;
-        /// Datagrams whose flow leaves a real that is [down](crate::Katran::mark_down) are counted, and
-        /// under flood none leaves; for users of Katran. Flows leave such a real with any flags.
+        /// Count datagrams whose flow leaves a real that is [down](crate::Katran::mark_down), and
+        /// let none leave under flood; for users of Katran. Flows leave such a real with any flags.
         #[doc(alias = "F_UDP_FLOW_MIGRATION")]
         const UDP_FLOW_MIGRATION = vip_flag::VIP_UDP_FLOW_MIGRATION.0;
     }
@@ -198,9 +199,9 @@ bitflags! {
 
 super::text_form!(VipFlags, "a VIP flag such as no-src-port");
 
-/// Refuses flags that the protocol cannot have, and bits that are no flag.
+/// Refuses flags that the protocol cannot have, and unknown bits.
 ///
-/// No combination of the others is refused: where one makes another moot (`DPORT_HASH` beside
+/// It allows all combinations of the others. Where one flag makes another moot (`DPORT_HASH` beside
 /// `NO_SRC_PORT`, `SRC_DST_PORT` on a VIP with a port), Katran accepts both, and so must a host
 /// that shares its configuration.
 pub(crate) fn check_vip_flags(vip: &Vip, flags: VipFlags) -> Result<(), Error> {
@@ -213,22 +214,23 @@ pub(crate) fn check_vip_flags(vip: &Vip, flags: VipFlags) -> Result<(), Error> {
         return Err(invalid("QUIC runs over UDP: leave quic out for a TCP VIP"));
     }
     if !flags.difference(VipFlags::all()).is_empty() {
-        return Err(invalid("bits that are no flag are set"));
+        return Err(invalid("it has bits that are not flags"));
     }
     Ok(())
 }
 
-/// The number under which the program knows a VIP: 0 to `max_vips` - 1.
+/// The program's number for a VIP: 0 to `max_vips` - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct VipNumber(pub(crate) u16);
 
-/// How a VIP's ring is filled.
+/// The function that fills a VIP's ring: two variants of Maglev hashing (Eisenbud et al., NSDI
+/// 2016, section 3.4) with different treatment of weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HashFunction {
-    /// Katran's default, for fleets that are mixed with Katran hosts: weights are claimed in
-    /// the first round only, so on a large ring they have almost no effect.
+    /// Katran's default, for fleets shared with Katran hosts: weights count in the first round
+    /// only, so on a large ring they have almost no effect.
     Maglev,
-    /// Shares of the ring are proportional to weights. The default.
+    /// Gives reals shares of the ring in proportion to their weights. The default.
     #[default]
     MaglevV2,
 }

@@ -173,7 +173,7 @@ fn numbers_that_packets_have_met_mean_nothing_else_later() {
             assert_eq!(tree(&directory), before.1);
             assert_eq!(programs(&links), programs_before);
         }
-        // What packets were counted for is told, by the one that went on.
+        // The handle that went on reports what was counted.
         let counted = |of| katran.stats().vip(vip(of)).unwrap().forwarded.packets;
         if !strays || adopted {
             assert_eq!([FIRST, SECOND].map(counted), [u64::from(FLOWS); 2]);

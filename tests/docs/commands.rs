@@ -1,5 +1,6 @@
 //! Commands that pages and comments quote exist: targets of the Makefile, of Cargo, and what the examples take.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
@@ -14,7 +15,7 @@ use crate::none_of;
 /// Languages of blocks that have commands.
 const SHELL: [&str; 5] = ["", "console", "ini", "sh", "text"];
 /// What stands before a command on its line.
-const BEFORE: [&str; 6] = ["$", "#", "env", "exec", "setpriv", "sudo"];
+const BEFORE: [&str; 7] = ["$", "#", "env", "exec", "ip", "setpriv", "sudo"];
 /// Options that others have: those of Cargo, the shell's tools, the kernel's tools and systemd.
 const FOREIGN: [&str; 1] = ["--help"];
 
@@ -27,6 +28,8 @@ struct Known {
     helps: BTreeMap<String, String>,
     /// Options of all examples, and of benches and scripts.
     options: BTreeSet<String>,
+    /// The commands that were looked at.
+    called: RefCell<BTreeSet<String>>,
 }
 
 impl Known {
@@ -57,6 +60,7 @@ impl Known {
             ]),
             helps,
             options,
+            called: RefCell::default(),
         }
     }
 
@@ -65,12 +69,15 @@ impl Known {
         let mut found = Vec::new();
         for words in commands(line) {
             let mut words = words.iter().map(String::as_str).peekable();
-            let is_before = |word: &&str| {
-                let is_set = word.contains('=') && !word.starts_with("Exec");
-                is_set || BEFORE.contains(word)
-            };
-            while words.next_if(is_before).is_some() {}
-            let words: Vec<&str> = words.collect();
+            let is_set = |word: &&str| word.contains('=') && !word.starts_with("Exec");
+            while words.next_if(is_set).is_some() {}
+            let mut words: Vec<&str> = words.collect();
+            let is_before = words.first().is_some_and(|word| BEFORE.contains(word));
+            if let Some(at) = words.iter().position(|word| self.is_program(word))
+                && is_before
+            {
+                words.drain(..at);
+            }
             let Some((program, arguments)) = words.split_first() else {
                 continue;
             };
@@ -95,6 +102,11 @@ impl Known {
             }
         }
         found
+    }
+
+    fn is_program(&self, word: &str) -> bool {
+        let name = word.rsplit('/').next().unwrap_or_default();
+        ["make", "cargo"].contains(&name) || self.helps.contains_key(name)
     }
 
     fn wrong_target(&self, arguments: &[&str]) -> Vec<String> {
@@ -136,6 +148,7 @@ impl Known {
             arguments.next();
         }
         let help = &self.helps[&call];
+        self.called.borrow_mut().insert(call.clone());
         let mut found = Vec::new();
         if let Some(next) = arguments.peek() {
             let is_word = next.chars().all(|c| c.is_ascii_lowercase());
@@ -211,7 +224,7 @@ fn commands_that_are_quoted_exist() {
         }
     };
     for (path, page) in markdown::pages() {
-        // It tells of what there was, too.
+        // It names what there was, too.
         if path != "CHANGELOG.md" {
             look(&path, 0, &page);
         }
@@ -224,6 +237,22 @@ fn commands_that_are_quoted_exist() {
         }
     }
     assert!(seen > 2000, "{seen}");
+    let called = known.called.borrow();
+    for name in [
+        "run",
+        "check",
+        "decap",
+        "drain",
+        "monitor",
+        "remove",
+        "root attach",
+        "status",
+    ] {
+        assert!(
+            called.contains(&format!("katran {name}")),
+            "{name}: {called:?}"
+        );
+    }
     none_of(&found, "commands that do not exist");
 }
 
@@ -250,6 +279,14 @@ fn commands_that_do_not_exist_are_seen() {
         (
             "decap --interface eth0 --backwards",
             "decap has no option --backwards",
+        ),
+        (
+            "ip netns exec balancer katran run --backwards",
+            "no option --backwards",
+        ),
+        (
+            "ExecStart=/usr/local/sbin/katran run --backwards",
+            "no option --backwards",
         ),
         ("--backwards", "nothing has the option --backwards"),
     ] {

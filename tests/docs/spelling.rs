@@ -10,6 +10,7 @@ use std::process::Stdio;
 use crate::files;
 use crate::none_of;
 use crate::texts;
+use crate::weeded;
 
 const LIST: &str = "tests/docs/words.txt";
 
@@ -38,13 +39,14 @@ fn words_are_spelled_as_in_the_dictionary_or_in_the_list() {
         .collect();
     none_of(&wrong, &format!("not in the dictionary, and not in {LIST}"));
     let used: BTreeSet<String> = unknown.iter().map(|word| word.to_lowercase()).collect();
-    let unused = listed
-        .iter()
-        .filter(|word| !used.contains(&word.to_lowercase()));
-    let unused: Vec<String> = unused.map(|word| (*word).to_owned()).collect();
-    none_of(
-        &unused,
-        &format!("words of {LIST} that no text has, or the dictionary has, too"),
+    let is_used = |word: &&&str| used.contains(&word.to_lowercase());
+    weeded(
+        &listed
+            .iter()
+            .filter(|word| !is_used(word))
+            .copied()
+            .collect(),
+        LIST,
     );
 }
 

@@ -338,7 +338,7 @@ fn troubles_of_the_way_to_reals_are_found() {
         &found,
         Severity::Note,
         Subject::Gateway,
-        "is asked when",
+        "is resolved when",
         "ping 10.0.0.1",
     );
     host.ip("route del default").unwrap();
@@ -419,7 +419,7 @@ fn a_vip_whose_reals_are_all_down_or_drained_is_found() {
     site.katran.mark_up(vip, reals[0].address()).unwrap();
     let found = diagnose(&site);
     let both = format!("({} down, 1 drained)", reals.len() - 1);
-    finds(&found, Severity::Warning, Subject::Vips, &both, "weights");
+    finds(&found, Severity::Warning, Subject::Vips, &both, "a weight");
 
     // One that takes flows is enough.
     site.katran.add_real(vip, reals[0]).unwrap();
@@ -446,7 +446,7 @@ fn troubles_of_a_backend_are_found() {
         &found,
         Severity::Note,
         Subject::Arp,
-        "speaks by ARP",
+        "answers ARP requests",
         "arp_ignore=1",
     );
 
@@ -494,7 +494,7 @@ fn troubles_of_a_backend_are_found() {
         &found,
         Severity::Problem,
         Subject::VipOnLoopback,
-        "thrown away",
+        "discarded",
         &advice,
     );
     assert!(!found.works());
@@ -504,7 +504,7 @@ fn troubles_of_a_backend_are_found() {
         &diagnose(),
         Severity::Warning,
         Subject::Mtu,
-        "of IP in IP come around",
+        "IP in IP adds up to",
         "advmss 1400",
     );
     // Clients are asked for shorter ones by the MSS.

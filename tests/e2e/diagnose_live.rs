@@ -77,7 +77,7 @@ fn an_interface_that_was_made_anew_is_not_called_attached() {
             &found,
             Severity::Problem,
             Subject::Program,
-            "another interface than the one that was attached to",
+            "is a new interface",
             "attach again",
         );
     }
@@ -91,7 +91,7 @@ fn an_interface_that_was_made_anew_is_not_called_attached() {
         &backend(&decap),
         Severity::Problem,
         Subject::Program,
-        "another interface than the one that was attached to",
+        "is a new interface",
         "attach again",
     );
 }
@@ -124,7 +124,7 @@ fn the_drivers_refusal_is_told() {
         Severity::Warning,
         Subject::Mode,
         "generic",
-        "asked for",
+        "was requested",
     );
     assert!(!found.to_string().contains("refused native"), "{found}");
 }
@@ -168,14 +168,14 @@ fn few_privileges_make_no_false_problems() {
         &found,
         Severity::Note,
         Subject::Program,
-        "an entry of the root program, if that is XDP program",
+        "an entry of the root program, if XDP program",
         "bpftool",
     );
     finds(
         &found,
         Severity::Warning,
         Subject::Privileges,
-        "cannot be taken over",
+        "cannot take over",
         "CAP_SYS_ADMIN",
     );
     // One that shares nothing needs no more, and cannot tell whose program is in its way.
@@ -185,7 +185,7 @@ fn few_privileges_make_no_false_problems() {
         &found,
         Severity::Warning,
         Subject::Program,
-        "only those with CAP_SYS_ADMIN learn the name",
+        "whose name only CAP_SYS_ADMIN may read",
         "bpftool prog show id",
     );
     let found = host.run(|| alone.diagnose("eth0").unwrap());
@@ -380,7 +380,7 @@ fn backends_are_judged_by_the_families_of_their_vips() {
         &diagnose(&[v6]),
         Severity::Warning,
         Subject::WayBack,
-        "where other routes lead",
+        "that other routes lead to",
         "elsewhere",
     );
     // IPv6 alone, and nothing of IPv4.
@@ -414,7 +414,7 @@ fn backends_are_judged_by_the_families_of_their_vips() {
         &found,
         Severity::Note,
         Subject::Mtu,
-        "up to 28 of GUE",
+        "GUE adds up to 28",
         "mtu 1528",
     );
     // A VIP of a family that is switched off is a finding, not an error.
@@ -447,7 +447,7 @@ fn other_programs_on_a_backend_are_found() {
         Severity::Warning,
         Subject::Mode,
         "generic",
-        "asked for",
+        "was requested",
     );
     finds(
         &diagnose(&decap),

@@ -366,7 +366,7 @@ fn what_cannot_be_is_refused() {
     assert!(
         found
             .to_string()
-            .contains("path of health checks is not attached"),
+            .contains("healthcheck program is not attached"),
         "{found}"
     );
     drop(plain);

@@ -212,7 +212,7 @@ fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
         .map_mark(1, v4(11).into())
         .unwrap();
     network.katran.probes_mut().map_mark(2, behind).unwrap();
-    // Nobody has the address of the beginning; who is on the segment is found without.
+    // No host has the first address; a service on the segment is found without.
     assert_eq!(probe(host, service, 1, None).unwrap(), "backend0");
     assert!(probe(host, service, 2, None).is_err());
     network.katran.gateways_mut().set_mac(mac).unwrap();

@@ -18,7 +18,9 @@ use crate::site::PORT;
 
 /// The commands of docs/operations.md, in which names stand for addresses: those of `ip`, without that word.
 fn commands(guide: &str) -> Vec<&str> {
-    let (_, section) = guide.split_once("### Without our decapsulator").unwrap();
+    let (_, section) = guide
+        .split_once("### Backends without katran decap")
+        .unwrap();
     let (_, block) = section.split_once("```sh\n").unwrap();
     let (block, _) = block.split_once("```").unwrap();
     let lines = block

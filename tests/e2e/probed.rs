@@ -235,7 +235,7 @@ fn reals_come_and_go_and_the_last_ones_stay() {
     probed.says("drained ones serve");
     probed.until(&["backend0"]);
     let _second = probed.serve(1);
-    probed.says("drained reals serve no more");
+    probed.says("drained reals no longer serve");
     probed.until(&["backend1"]);
 }
 
@@ -380,7 +380,7 @@ fn a_checker_that_is_cut_off_changes_nothing() {
         .ip("route add blackhole 10.0.0.2/32")
         .unwrap();
     let line = probed.says("is down");
-    assert!(line.contains("no whole answer within 0.3 s"), "{line}");
+    assert!(line.contains("no complete answer within 0.3 s"), "{line}");
     probed.says("too few reals answer");
     assert!(probed.down().is_empty());
     assert_eq!(probed.names(), names(&["backend0", "backend1"]));
@@ -512,7 +512,7 @@ fn a_real_that_a_router_calls_unreachable_is_down() {
     let [own, routers] = unreachable.map(found);
     assert_eq!(own.status, Status::Unknown, "{own:?}");
     assert!(own.last_unsent && own.last_result.unwrap().starts_with("not sent: "));
-    probed.says("whether real 198.18.0.66 answers is not known: probe not sent: ");
+    probed.says("real 198.18.0.66: probe not sent: ");
     assert!(!routers.last_unsent);
     assert_eq!(routers.status, Status::Down, "{routers:?}");
     let why = routers.last_result.unwrap();

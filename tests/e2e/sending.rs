@@ -162,7 +162,7 @@ fn gro_alone_does_not_make_the_other_end_take_frames() {
         &found,
         Severity::Problem,
         Subject::Sending,
-        "lies there until something else wakes it",
+        "waits there until other traffic wakes it",
         "generic",
     );
 }

@@ -109,7 +109,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
         }
         let after = site.katran.stats().tcp_server_id().unwrap();
         assert!(after.sid_routed > before.sid_routed);
-        // The id, and not luck: who does not repeat it has lost the server.
+        // The id, and not luck: a client that does not repeat it has lost the server.
         assert!(plain.ask("who").is_err());
 
         // An id that is not valid leads nowhere.

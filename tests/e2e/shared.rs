@@ -422,7 +422,7 @@ fn what_cannot_be_is_refused() {
         katran
             .attach_shared(pins.0.join("root_program"), 0)
             .unwrap_err(),
-        "pinned program array",
+        "root program's pinned array",
     );
     katran.attach_shared(pins.path(), 2).unwrap();
     let error = katran.attach_shared(pins.path(), 1).unwrap_err();

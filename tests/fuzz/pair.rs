@@ -150,7 +150,7 @@ impl Pair {
         own.unwrap_or_else(|| self.katran.map_fd("fallback_flows").unwrap())
     }
 
-    /// Found out by making an entry older: the library says how old it is.
+    /// Measured by making an entry older: the library says how old it is.
     fn ticks_a_second(&mut self) -> u64 {
         const TICKS: u32 = 100_000;
         self.reset();

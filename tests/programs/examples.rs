@@ -116,7 +116,7 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
         file.write(&broken);
         balancer.process.signal(SIGHUP).unwrap();
         balancer.says(complaint);
-        balancer.says("the old configuration stays in force");
+        balancer.says("the current configuration stays");
         assert_eq!(both(&lab), ["backend1", "backend1"]);
     }
 

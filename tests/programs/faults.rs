@@ -219,7 +219,7 @@ fn faults_of_the_place_are_told() {
         "gateway",
         &[
             "the gateway: 10.0.0.1 does not answer",
-            "is it up, and in this segment and VLAN? ping 10.0.0.1",
+            "check that it is up, in this segment and VLAN: ping 10.0.0.1",
         ],
     );
     site.tells("gateway silent", &silent);
@@ -263,7 +263,7 @@ fn faults_of_the_place_are_told() {
         "interface",
         &[
             "eth0, which was attached to, does not exist any more",
-            "make it again",
+            "create it again",
         ],
     );
     site.tells("interface gone", &gone);
@@ -295,7 +295,7 @@ fn faults_of_backends_are_told() {
         "health",
         &[
             "real 198.51.100.2 does not answer probes of 203.0.113.1:53/udp and 1 more VIP",
-            "no whole answer within 1 s",
+            "no complete answer within 1 s",
             "decap --interface eth0 --check --vip 203.0.113.1",
         ],
     );
@@ -378,7 +378,7 @@ fn faults_of_the_document_are_told() {
         &[
             "too small: ",
             "of the places for 64 flows",
-            "flow_table_size of 256 or more",
+            "flow_table_size = 256 or more",
         ],
     );
     site.tells("table too small", &small);
@@ -392,7 +392,7 @@ fn faults_of_the_document_are_told() {
     site.tells("CPU without table", &cpu);
 
     site.apply(own, "{ address = \"10.0.0.2\" }");
-    let itself = problem("vips", &["real 10.0.0.2 is this host", "or take it out"]);
+    let itself = problem("vips", &["real 10.0.0.2 is this host", "or remove it"]);
     site.tells("real is self", &itself);
 }
 

@@ -159,14 +159,11 @@ impl Terminal {
     }
 }
 
-/// The files of the guide: units, settings and the configuration.
+/// The files of the guide: units, settings, the configuration and the script that it installs.
 fn write_files(guide: &Guide, terminal: &mut Terminal) {
     for (language, block) in &guide.0 {
         let path = match (language.as_str(), block.split_once('\n')) {
             ("toml", _) => "/etc/katran.toml",
-            ("sh", Some((_, rest))) if block.starts_with("#!") => {
-                rest.lines().next().unwrap().trim_start_matches("# ")
-            }
             ("ini", Some((name, _))) => name.trim_start_matches("# "),
             _ => continue,
         };
@@ -174,6 +171,8 @@ fn write_files(guide: &Guide, terminal: &mut Terminal) {
         let block = block.replace("forwarding_cpus = [0, 1, 2, 3]", "forwarding_cpus = [0]");
         terminal.write(path, &block);
     }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/katran-nic");
+    terminal.run(&format!("cp -p {} /usr/local/sbin/", script.display()));
 }
 
 #[test]
@@ -199,12 +198,12 @@ fn commands_of_the_guide_do_as_they_say() {
         });
     };
 
-    // 1. Build
+    // Install
     for distribution in ["cargo-web", "rustup default stable"] {
         guide.leave(distribution, "it installs compilers: `scripts/setup` does");
     }
     guide.leave(
-        "scp katran",
+        "scp target",
         "it builds a release, and copies it to hosts that are not there",
     );
     let block = guide.take("katran completions bash");
@@ -215,7 +214,7 @@ fn commands_of_the_guide_do_as_they_say() {
         assert!(made.contains("katran-run.1"), "{made}");
     }
 
-    // 2. The backends
+    // Network and backends
     let address = guide.take("arp_ignore=1 net.ipv4.conf.eth0.arp_announce=2");
     let longer = guide.take("ip link set eth0 mtu 1600          #");
     let route = guide.take("dev eth0 mtu 1500");
@@ -235,13 +234,12 @@ fn commands_of_the_guide_do_as_they_say() {
         "it takes modules: `make kernels`, job `tunnels`",
     );
 
-    // 3. The balancer's network card
-    guide.leave("#!/bin/sh", "the next one runs it");
-    balancer.run(&guide.take("chmod 755 /usr/local/sbin/katran-nic"));
+    // The balancer's network card
+    balancer.run(&guide.take("\nkatran-nic "));
     balancer.run(&guide.take("systemctl enable --now katran-nic"));
     balancer.run(&longer);
 
-    // 5. Check, start
+    // Start, and share an interface
     balancer.run_until_ended(
         &guide.take("katran run --config /etc/katran.toml --interface eth0\n"),
         "balancing on eth0",
@@ -262,7 +260,7 @@ fn commands_of_the_guide_do_as_they_say() {
     balancer.run("ip addr del 203.0.113.1/32 dev lo; ip route del unreachable 203.0.113.1/32");
     answers("as started again");
 
-    // 6. See that it works
+    // Watch
     let see = guide.take("katran status --json | head -c 300");
     assert!(see.contains("\nkatran top "));
     let text = balancer.run(&see.replace("\nkatran top ", "\n: "));
@@ -280,10 +278,10 @@ fn commands_of_the_guide_do_as_they_say() {
         "tcpdump waits for packets, and is no package that tests need",
     );
 
-    // 8. Upgrade, roll back, remove
+    // Upgrade, roll back, remove
     let text = balancer.run(&guide.take("install -m 0755 /root/new/katran ."));
     assert!(
-        text.contains("goes on with the balancer in /sys/fs/bpf/katran"),
+        text.contains("continuing with the balancer in /sys/fs/bpf/katran"),
         "{text}"
     );
     answers("as upgraded");
@@ -300,7 +298,7 @@ fn commands_of_the_guide_do_as_they_say() {
     balancer.run(&guide.take("systemctl disable --now katran\n"));
     balancer.has_no_pins();
 
-    // 9. When something is wrong, and the end of a backend
+    // When it does not forward, and the end of a backend
     let text = backends[0].run(&guide.take("# on the backend\n"));
     assert!(text.contains("0 problems"), "{text}");
     let ends = guide.take("systemctl stop katran-decap\nkatran remove");

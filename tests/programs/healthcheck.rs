@@ -205,7 +205,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     drop(servers.remove(0));
     running
         .balancer
-        .says("203.0.113.1:80/tcp: too few reals answer: those in use stay so");
+        .says("203.0.113.1:80/tcp: too few reals answer: no more are taken out");
     status(host, &running, &["TOO FEW REALS ANSWER"]);
     let mut servers = lab.serve_tcp(80).unwrap();
     running
@@ -269,7 +269,7 @@ fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
     assert_eq!(names(&lab, web), BTreeSet::from(["backend1".to_owned()]));
 
     let mut next = start();
-    next.says("goes on with the balancer in");
+    next.says("continuing with the balancer in");
     next.says("no changes");
     next.says("balancing on eth0 in native mode");
     assert_eq!(names(&lab, web), BTreeSet::from(["backend1".to_owned()]));
@@ -282,7 +282,7 @@ fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
     // Of all three.
     let sent = next.says("packets of probes sent");
     assert!(!sent.starts_with("0 "), "{sent}");
-    next.says("balancing on without this program");
+    next.says("balancing continues without this program");
     until(&lab, web, &["backend0", "backend1"]);
     katran::remove(&directory).unwrap();
     drop((servers, decaps));
@@ -342,9 +342,9 @@ fn a_checker_that_is_cut_off_changes_nothing() {
     until(&lab, vip, &["backend0", "backend1"]);
     // Answers to the checker are lost, those to clients are not.
     lab.router.ip("route add blackhole 10.0.0.2/32").unwrap();
-    let is_told = |line: &str| line.contains("those in use stay so") || line.contains("applied");
+    let is_told = |line: &str| line.contains("no more are taken out") || line.contains("applied");
     let line = checker.line("either", is_told);
-    let kept = "203.0.113.1:80/tcp: too few reals answer: those in use stay so";
+    let kept = "203.0.113.1:80/tcp: too few reals answer: no more are taken out";
     assert_eq!(line, kept);
     until(&lab, vip, &["backend0", "backend1"]);
     lab.router.ip("route del blackhole 10.0.0.2/32").unwrap();
@@ -382,7 +382,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     host.ip(&format!("route add {vip}/32 dev other")).unwrap();
     let line = checker.says("203.0.113.1:80/tcp: probes do not go through the tunnel");
     assert!(
-        line.contains("no packet left by eth0 (no whole answer within 0.5 s)"),
+        line.contains("no packet left through eth0 (no complete answer within 0.5 s)"),
         "{line}"
     );
     host.ip(&format!("route del {vip}/32 dev other")).unwrap();
@@ -414,7 +414,7 @@ fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
     file.write(&format!("{SETTINGS}max_reals = 1\n{HEALTH}{other}"));
     checker.process.signal(SIGHUP).unwrap();
     checker.says("max_reals");
-    checker.says("nothing was changed: the old configuration stays in force");
+    checker.says("nothing was changed: the current configuration stays");
     drop(servers.remove(0));
     checker.says("203.0.113.1:80/tcp: real 198.51.100.1 gets no flows");
     checker.says("applied: 1 real's health changed");
@@ -504,7 +504,7 @@ fn what_cannot_be_checked_is_refused_at_the_start() {
     };
     let unsaid = service(80, "tcp") + "health = { check = \"udp\" }\n";
     file.write(&format!("{SETTINGS}{unsaid}"));
-    let place = "healthcheck-refused.toml:11:20: check = \"udp\": it has to be said what is asked";
+    let place = "healthcheck-refused.toml:11:20: check = \"udp\": this check needs more keys";
     refused(&["--interface", "lo"], place);
     let pem = "{ kind = \"https\", authorities = \"/nowhere/ca.pem\" }";
     file.write(&format!("{SETTINGS}[health]\ntcp_check = {pem}\n"));
@@ -693,7 +693,7 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
             service(80, "tcp")
         );
         let refused = post(&document);
-        let why = format!("takes authorities of {path}, as the document in force does not");
+        let why = format!("has authorities of {path}, which the current document does not");
         assert!(
             refused.contains(" 422 ") && refused.contains(&why),
             "{refused}"
@@ -741,7 +741,7 @@ fn a_real_is_drained_whatever_has_become_of_certificates() {
         let (worked, text) = running.say(host, "drain", options);
         assert!(worked, "{weight}: {text}");
     }
-    let probed = status(host, &running, &["no whole answer"]);
+    let probed = status(host, &running, &["no complete answer"]);
     assert!(!probed.contains("drained"), "{probed}");
     running.balancer.end(SIGTERM);
 }
@@ -762,11 +762,13 @@ fn checks_that_cannot_be_made_are_found() {
     let well = status(host, &running, &["; up"]);
     assert!(!well.contains("cannot be sent"), "{well}");
     std::fs::remove_file(&program.0).unwrap();
-    running
-        .balancer
-        .says("answers is not known: probe not sent: No such file");
-    let found = status(host, &running, &["and of 1 more, as probes cannot be sent"]);
-    let line = "warning  health: nothing is known of real 198.51.100.1 of 203.0.113.1:80/tcp, and of 1 more, as \
+    running.balancer.says(": probe not sent: No such file");
+    let found = status(
+        host,
+        &running,
+        &["and 1 more is unknown: probes cannot be sent"],
+    );
+    let line = "warning  health: the health of real 198.51.100.1 of 203.0.113.1:80/tcp and 1 more is unknown: \
                 probes cannot be sent (not sent: No such file";
     assert!(found.contains(line), "{found}");
     program.write("#!/bin/sh\nexit 0\n");

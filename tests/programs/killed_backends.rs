@@ -1,5 +1,5 @@
-//! What backends run, killed: tunnels are stripped and ids written on, the next process goes on with it, and whatever it
-//! was doing, all of it is taken away afterwards.
+//! What backends run, killed: tunnels are stripped and ids written on, the next process adopts what it
+//! finds, and whatever was being done, all of it is taken away afterwards.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -229,7 +229,7 @@ fn connections_go_on_when_the_decapsulator_is_killed() {
         takes_connections(lab);
         assert_eq!(connection.ask("who").unwrap(), "backend0");
         let mut next = Running::start(host, place.start());
-        next.says("goes on with the decapsulator in");
+        next.says("continuing with the decapsulator in");
         next.says("stripping tunnels on eth0");
         // Counters go on: frames of both families.
         next.counts(1);
@@ -248,7 +248,7 @@ fn connections_go_on_when_the_decapsulator_is_killed() {
         next.says("stripping tunnels on eth0");
         assert_eq!(connection.ask("who").unwrap(), "backend0");
         next.end(SIGTERM);
-        next.says("stripping on without this program");
+        next.says("stripping continues without this program");
         assert_eq!(connection.ask("who").unwrap(), "backend0");
         place.remove();
     }
@@ -320,7 +320,7 @@ fn ids_are_written_when_the_process_is_killed() {
         let mut client = TcpClient::connect(&lab.client, to).unwrap();
         assert_eq!(client.ask("who?").unwrap(), "backend0");
         let mut next = Running::start(host, place.start());
-        next.says("goes on with the server id option in");
+        next.says("continuing with the server id option in");
         next.says("writing server id 1000 for");
         // Accepted and written while there was no process.
         next.counts(0);
@@ -334,10 +334,10 @@ fn ids_are_written_when_the_process_is_killed() {
         let text = String::from_utf8(refused.stderr).unwrap();
         assert!(text.contains("writes server id 1000"), "{text}");
         let mut next = Running::start(host, place.start());
-        next.says("goes on with the server id option in");
+        next.says("continuing with the server id option in");
         next.says("writing server id 1000 for");
         next.end(SIGTERM);
-        next.says("working on without this program");
+        next.says("working continues without this program");
         place.remove();
     });
 }

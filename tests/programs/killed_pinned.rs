@@ -52,7 +52,7 @@ fn connections_go_on_when_the_process_is_killed() {
     assert_eq!(connection.ask("who").unwrap(), "backend0");
     // The next process adopts it.
     let mut next = Running::start(place.host(), place.balancer(&[]));
-    next.says("goes on with the balancer in");
+    next.says("continuing with the balancer in");
     next.says("no changes");
     next.says("balancing on eth0 in native mode");
     assert_eq!(connection.ask("who").unwrap(), "backend0");
@@ -62,7 +62,7 @@ fn connections_go_on_when_the_process_is_killed() {
     // One that is told to end leaves it, too.
     let mut stopped = place.start(&[]);
     stopped.end(SIGTERM);
-    stopped.says("balancing on without this program");
+    stopped.says("balancing continues without this program");
     let mut new = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
     assert_eq!(new.ask("who").unwrap(), "backend0");
     place.remove();
@@ -274,7 +274,7 @@ fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call
         works();
         // The next one goes on as before it, and brings it about.
         let mut next = Running::start(place.host(), place.balancer(&[]));
-        next.says("goes on with the balancer in");
+        next.says("continuing with the balancer in");
         // On its interface, or as an entry.
         next.says("balancing ");
         works();

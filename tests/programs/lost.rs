@@ -84,7 +84,7 @@ fn what_is_taken_off_replaced_or_removed_is_put_back() {
         assert_eq!(program(&host), own);
 
         take_off(&host);
-        running.says("gone: the program on eth0: the program was taken off eth0");
+        running.says("gone: the program on eth0: the program was removed from eth0");
         running.says("put back: the program on eth0");
         assert_eq!(program(&host), own);
 
@@ -120,7 +120,7 @@ fn with_exit_it_ends_and_says_who_has_the_interface() {
     take_off(&host);
     ends(
         running,
-        "gone: the program on eth0: the program was taken off eth0",
+        "gone: the program on eth0: the program was removed from eth0",
     );
 
     let running = start(&host, "decap", &file, &exit);

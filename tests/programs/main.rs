@@ -41,4 +41,5 @@ mod traced;
 #[allow(dead_code, reason = "each test binary uses a part")]
 #[path = "../common/traffic.rs"]
 mod traffic;
+mod tutorial;
 mod upgraded;

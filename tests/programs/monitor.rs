@@ -112,7 +112,9 @@ fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
     let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
     assert!(ping.is_ok(), "{ping:?}");
     monitor.end(SIGINT);
-    monitor.says("2 events delivered; left out: 0 by the rate limit, 0 for want of room, 3 by");
+    monitor.says(
+        "2 events delivered; left out: 0 by the rate limit, 0 because buffers were full, 3 by",
+    );
     assert_eq!(directory.files(), ["packet_too_big.pcap"]);
     let mut tshark = Command::new("tshark");
     tshark.arg("-n").arg("-r");

@@ -286,6 +286,29 @@ fn scrapes_are_answered_while_a_command_takes_long() {
     assert!(answered >= 5, "{answered} rounds");
 }
 
+/// Clients that connect and say nothing take a bounded number of descriptors, and give them back.
+#[test]
+fn silent_connections_keep_nobody_out() {
+    require_root();
+    let lab = Lab::new(LabConfig::default()).unwrap();
+    let host = &lab.balancers[0].host;
+    let (_file, balancer) = start("page_silent", &lab, &configuration(&lab), &[]);
+    let descriptors = || {
+        let directory = format!("/proc/{}/fd", balancer.balancer.process.id());
+        std::fs::read_dir(directory).unwrap().count()
+    };
+    let before = descriptors();
+    let silent: Vec<_> = (0..200)
+        .map(|_| host.run(|| TcpStream::connect(PAGE)).unwrap())
+        .collect();
+    assert_eq!(get(host, "/healthz"), (200, "ok".to_owned()));
+    let held = descriptors() - before;
+    assert!((32..=100).contains(&held), "{held} descriptors");
+    // After 10 s of silence the others are closed as well.
+    eventually("all are closed", || descriptors() <= before + 1);
+    drop(silent);
+}
+
 /// The page as a browser has it after so many seconds.
 fn browse(host: &Host, options: &[&str], fragment: &str) -> String {
     let profile = Scratch::new("page_profile");

@@ -371,7 +371,7 @@ fn captures_that_are_none_are_refused() {
 
     complaint("in.pcap: No such file");
     fs::write(&capture, [0x0a, 0x0d, 0x0d, 0x0a].repeat(10)).unwrap();
-    complaint("pcapng: convert it");
+    complaint("convert pcapng");
     let mut cooked = header(Endianness::Little, TsResolution::MicroSecond);
     cooked.datalink = DataLink::LINUX_SLL;
     write(&capture, cooked, &[]);
@@ -384,7 +384,7 @@ fn captures_that_are_none_are_refused() {
     write(&capture, whole, &[packet(0, &frame), packet(1, &frame)]);
     let content = fs::read(&capture).unwrap();
     fs::write(&capture, &content[..content.len() - 10]).unwrap();
-    complaint("breaks off; whole frames before that: 1");
+    complaint("ends within a frame, after 1 whole ones");
     assert_eq!(scratch.report().len(), 2);
     assert_eq!(read(&scratch.path("out.pcap")).1.len(), 1);
 
@@ -392,6 +392,6 @@ fn captures_that_are_none_are_refused() {
     let before = fs::read(&capture).unwrap();
     fs::remove_file(scratch.path("out.pcap")).unwrap();
     fs::hard_link(&capture, scratch.path("out.pcap")).unwrap();
-    complaint("it is being read");
+    complaint("it is the input");
     assert_eq!(fs::read(&capture).unwrap(), before);
 }

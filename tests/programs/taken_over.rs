@@ -84,7 +84,7 @@ fn nothing_is_lost_from_one_process_to_the_next() {
                 command = place.listening(&["--take-over", "--listen"], &socket);
             }
             let mut next = Running::start(place.host(), command);
-            next.says("goes on with the balancer in");
+            next.says("continuing with the balancer in");
             next.says("balancing on eth0 in native mode");
             if listens {
                 next.says("metrics on http://127.0.0.1:9957/metrics");

@@ -235,10 +235,7 @@ fn top_ends_after_so_many_refreshes() {
     }
     running.balancer.end(SIGTERM);
     let (worked, text) = running.say(&host, "top", &["--once"]);
-    assert!(
-        !worked && text.contains("is `katran run` at work"),
-        "{text}"
-    );
+    assert!(!worked && text.contains("start `katran run`"), "{text}");
 }
 
 fn idle(name: &str) -> (Host, Scratch) {
@@ -308,7 +305,7 @@ fn the_terminal_is_as_before_after_every_end() {
     running.balancer.process.signal(SIGHUP).unwrap();
     top.shows("a document was refused");
     running.balancer.end(SIGTERM);
-    top.shows("no balancer takes commands");
+    top.shows("no balancer");
     let mut top = top;
     top.process.signal(SIGTERM).unwrap();
     top.ended(true);

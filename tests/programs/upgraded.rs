@@ -253,7 +253,7 @@ fn upgraded(next: Next) {
                     place.host(),
                     place.command(name, &[&["--counters"], options].concat()),
                 );
-                let said = next.says("goes on with the balancer in");
+                let said = next.says("continuing with the balancer in");
                 assert!(said.ends_with(&format!(" {made_by}")), "{what}: {said}");
                 next.says("balancing on eth0 in native mode");
                 next

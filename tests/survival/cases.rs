@@ -403,7 +403,7 @@ const CASES: [(&str, Case); 18] = [
                         break error.to_string();
                     }
                 };
-                assert!(refused.contains("write down a change"), "{refused}");
+                assert!(refused.contains("record a change"), "{refused}");
                 assert!(refused.contains("ledger"), "{refused}");
                 // The next owner knows what was made, and goes on when there is room.
                 let state = katran.state();

@@ -1,4 +1,4 @@
-//! `katran apply`: another document for the running balancer.
+//! `katran apply`: applies another document to the running balancer.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,11 +13,11 @@ use crate::socket::Request;
 /// The document.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The document: TOML with [balancer] and [[vip]]. It holds until you give the balancer
-    /// another one, or it reads its own file again, at SIGHUP or when it is started
+    /// The document (TOML). It stays current until you apply another one, or until the balancer
+    /// reads its own file again (at SIGHUP or start)
     #[arg(value_name = "FILE")]
     document: PathBuf,
-    /// Say what it would change, and change nothing
+    /// Print what would change, without changing it
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

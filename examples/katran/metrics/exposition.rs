@@ -1,4 +1,4 @@
-//! How series become text, in the two formats that Prometheus reads.
+//! Turns series into text, in the two formats that Prometheus reads.
 
 use std::fmt;
 
@@ -11,14 +11,14 @@ use prometheus_client::metrics::MetricType;
 /// The two text formats of Prometheus; the values are the same.
 #[derive(Clone, Copy)]
 pub(crate) enum Format {
-    /// OpenMetrics 1.0, which Prometheus asks for.
+    /// OpenMetrics 1.0, which Prometheus requests.
     OpenMetrics,
     /// Version 0.0.4, for everybody else.
     Plain,
 }
 
 impl Format {
-    /// The better one of those that a request accepts.
+    /// The better format that a request accepts.
     pub(crate) fn accepted(accept: &str) -> Self {
         if accept.contains("application/openmetrics-text") {
             Self::OpenMetrics
@@ -35,11 +35,11 @@ impl Format {
     }
 }
 
-/// Names and values of a series' labels.
+/// The names and values of a series' labels.
 type Labels = Vec<(&'static str, String)>;
 
-/// The page that a scrape fills. Names go without the prefix `katran_` and without the `_total` of
-/// counters: the encoder adds both.
+/// The page of one scrape. Names lack the prefix `katran_` and the counters' `_total`: the encoder
+/// adds both.
 pub(crate) struct Page<'a>(DescriptorEncoder<'a>);
 
 impl<'a> Page<'a> {
@@ -47,7 +47,7 @@ impl<'a> Page<'a> {
         Self(encoder)
     }
 
-    /// A counter or gauge of the library's.
+    /// A counter or gauge of the library.
     pub(crate) fn metric(&mut self, metric: &Metric) -> fmt::Result {
         let kind = match metric.kind {
             MetricKind::Counter => MetricType::Counter,
@@ -72,7 +72,7 @@ impl<'a> Page<'a> {
         self.family(MetricType::Gauge, name, help, series)
     }
 
-    /// A gauge whose values are no whole numbers: seconds, and times in seconds since 1970.
+    /// A gauge with fractional values: seconds, and times in seconds since 1970.
     pub(crate) fn seconds(
         &mut self,
         name: &str,
@@ -100,7 +100,7 @@ impl<'a> Page<'a> {
         self.family(MetricType::Counter, name, help, series)
     }
 
-    /// One metric, and its series with the same labels each.
+    /// One metric and its series, all with the same labels.
     fn family(
         &mut self,
         kind: MetricType,
@@ -124,8 +124,8 @@ impl<'a> Page<'a> {
     }
 }
 
-/// OpenMetrics as version 0.0.4 of the text format: there the name of a counter has its `_total` in
-/// the lines that describe it, too, and no end is marked.
+/// Converts OpenMetrics to version 0.0.4 of the text format, in which the descriptions of counters
+/// have `_total` too, and there is no end mark.
 pub(crate) fn plain(open_metrics: &str) -> String {
     let mut page = String::with_capacity(open_metrics.len());
     let mut help = None;

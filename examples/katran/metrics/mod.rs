@@ -1,8 +1,10 @@
-//! `run --listen`: `/metrics` by HTTP for Prometheus, beside the page. Every request takes one snapshot of all counters, or gets the one before
-//! the change that the balancer is busy with; the flow tables' entries are counted now and then beside. `docs/metrics.md`
-//! lists the metrics, and `examples/grafana` has a dashboard for them.
+//! `run --listen`: `/metrics` over HTTP for Prometheus, beside the page. Each request takes one
+//! snapshot of all counters, or gets the previous one while the balancer is busy with a change. The
+//! flow tables' entries are counted separately. `docs/metrics.md` lists the metrics, and
+//! `examples/grafana` has a dashboard.
 
 mod collector;
+mod connections;
 mod exposition;
 mod recount;
 
@@ -28,12 +30,13 @@ use crate::common::with_causes;
 use crate::page;
 use crate::run::Handle;
 
-/// For requests under way when it ends.
+/// How long to wait for requests in progress at the end.
 pub(crate) const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// One thread hears requests; up to four others do what they ask for, one of which a command keeps at most, however long it takes.
+/// One thread accepts requests, and up to four others handle them; a command occupies at most one
+/// of these, however long it takes.
 ///
-/// With a token, clients that send it may give commands, too.
+/// With a token, clients that send it may give commands too.
 pub(crate) fn serve(
     listener: TcpListener,
     handle: Handle,
@@ -53,11 +56,7 @@ pub(crate) fn serve(
         .route("/metrics", get(metrics))
         .merge(page::routes(token))
         .with_state(handle);
-    runtime.spawn(async {
-        if let Err(error) = axum::serve(listener, pages).await {
-            eprintln!("katran run: no metrics any more: {error}");
-        }
-    });
+    runtime.spawn(connections::serve(listener, pages));
     Ok(runtime)
 }
 

@@ -1,5 +1,5 @@
-//! Counts the flow tables' entries now and then, a little at a time: a walk through them takes the longer the more
-//! flows there are, and no scrape is to wait for it.
+//! Counts the flow tables' entries now and then, a little at a time: the more flows there are, the
+//! longer a walk takes, and no scrape should wait for it.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -7,11 +7,11 @@ use std::time::Instant;
 use katran::Katran;
 use katran::flows::FlowCount;
 
-/// For how long requests may have to wait for a part of a count, and how long it leaves them before the next.
+/// How long a part of a count may delay requests, and the pause before the next part.
 const PART: Duration = Duration::from_millis(1);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The last count, and the clock of the next.
+/// The last count, and the time of the next.
 pub(crate) struct Recount {
     count: FlowCount,
     every: Duration,
@@ -31,12 +31,12 @@ impl Recount {
         })
     }
 
-    /// What was last counted.
+    /// The last count.
     pub(crate) fn count(&self) -> &FlowCount {
         &self.count
     }
 
-    /// How long until there is something to do, `most` at most.
+    /// How long until there is something to do, at most `most`.
     pub(crate) fn pause(&self, most: Duration) -> Duration {
         let pause = match self.is_under_way {
             true => PAUSE,
@@ -45,17 +45,17 @@ impl Recount {
         pause.clamp(PAUSE, most)
     }
 
-    /// Goes on with a count, if it is time to.
+    /// Continues a count when it is time.
     pub(crate) fn go_on(&mut self, katran: &Katran) -> katran::Result<()> {
         let now = Instant::now();
         if !self.is_under_way {
             if now < self.next {
                 return Ok(());
             }
-            // From beginning to beginning, unless it takes longer.
+            // From start to start, unless a count takes longer.
             self.next = now + self.every;
         }
-        // One that the kernel refuses is over; the next one comes when it would have.
+        // A count that the kernel refuses ends; the next one comes on time.
         self.is_under_way = false;
         self.is_under_way = !katran.flows().recount(&mut self.count, PART)?;
         Ok(())

@@ -1,4 +1,5 @@
-//! Commands by HTTP: who gives them, how much of them is read, and for how long.
+//! Commands over HTTP: who may give them, how long they may be, and how long they may take to
+//! arrive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,14 +24,14 @@ use crate::socket::By;
 use crate::socket::LONGEST;
 use crate::socket::done;
 
-/// For a request to come, as the socket gives it.
+/// How long a request may take to arrive, as on the socket.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Takes them from those who have the token.
+/// Accepts commands from clients with the token.
 #[derive(Clone)]
 pub(super) struct Commands {
     token: Option<Token>,
-    /// For one at a time: others wait before anything of them is read.
+    /// One at a time: others wait before anything of them is read.
     turn: Arc<Semaphore>,
 }
 
@@ -42,13 +43,13 @@ impl Commands {
         }
     }
 
-    /// The body is a request, as the socket takes one in a line. Clients without the token change nothing, and nothing is read
-    /// of what they send.
+    /// Handles a request, whose body is as on the socket. From clients without the token, nothing
+    /// is read.
     pub(super) async fn answer(self, handle: Handle, request: Request) -> Response {
         let Some(token) = self.token else {
             return refuse(
                 StatusCode::FORBIDDEN,
-                "no commands by HTTP: run with --token-file",
+                "commands over HTTP are off: run with --token-file",
             );
         };
         if !token.is_in(request.headers()) {
@@ -57,12 +58,12 @@ impl Commands {
                 "send the token: Authorization: Bearer TOKEN",
             );
         }
-        let most = format!("a request has at most {LONGEST} bytes");
+        let most = format!("a request may have at most {LONGEST} bytes");
         if request.body().size_hint().lower() > LONGEST as u64 {
             return refuse(StatusCode::PAYLOAD_TOO_LARGE, &most);
         }
         let Ok(turn) = self.turn.acquire_owned().await else {
-            return refuse(StatusCode::SERVICE_UNAVAILABLE, "the balancer ends");
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "the balancer is ending");
         };
         let body = timeout(PATIENCE, to_bytes(request.into_body(), LONGEST));
         let body = match body.await {
@@ -70,16 +71,18 @@ impl Commands {
             // Or the client has gone.
             Ok(Err(_)) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, &most),
             Err(_) => {
-                let why = format!("a request takes at most {} s", PATIENCE.as_secs());
+                let why = format!("the request did not arrive within {} s", PATIENCE.as_secs());
                 return refuse(StatusCode::REQUEST_TIMEOUT, &why);
             }
         };
         let request: socket::Request = match serde_json::from_slice(&body) {
             Ok(request) => request,
-            Err(error) => return refuse(StatusCode::BAD_REQUEST, &format!("no request: {error}")),
+            Err(error) => {
+                return refuse(StatusCode::BAD_REQUEST, &format!("not a request: {error}"));
+            }
         };
         drop(body);
-        // It goes on if the client hangs up, and so does its turn.
+        // It continues if the client hangs up, and so does its turn.
         let done = beside(move || {
             let _turn = turn;
             done(request, &handle, By::Http)

@@ -1,4 +1,4 @@
-//! The page of the running balancer, and the JSON that it shows: no build step, and nothing from other hosts.
+//! The web page of the running balancer and its JSON: no build step, and nothing from other hosts.
 
 mod commands;
 mod token;
@@ -31,11 +31,11 @@ const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Nothing but what comes from here is run, drawn, or asked; and no other page shows this one.
+/// The page may run, draw and request only what comes from here, and no other page may embed it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// With a token, commands as well, which are requests of the socket (`socket.rs`).
+/// With a token, commands too: the requests of the socket (`socket.rs`).
 pub(crate) fn routes(token: Option<Token>) -> Router<Handle> {
     let commands = Commands::new(token);
     let command = move |State(handle): State<Handle>, request: Request| async move {
@@ -68,7 +68,7 @@ fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
     (headers, text)
 }
 
-/// What asks the owner may take a moment: it is done beside the threads that answer others.
+/// Asking the owner may take a moment, so other threads than those that answer requests do it.
 pub(crate) async fn beside<T: Send + 'static>(
     ask: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
@@ -110,7 +110,8 @@ async fn reals(State(handle): State<Handle>, Query(which): Query<Which>) -> Resp
     }
 }
 
-/// Whether traffic should be sent here: attached everywhere, with a real for each VIP. The body says why not.
+/// Whether traffic should come here: attached everywhere, and a real for each VIP. The body says
+/// why not.
 async fn ready(State(handle): State<Handle>) -> Response {
     let report = match report(handle, false).await {
         Ok(report) => report,

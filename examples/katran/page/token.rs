@@ -1,4 +1,4 @@
-//! The secret that commands by HTTP come with.
+//! The secret of commands over HTTP.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,7 @@ const LEAST: usize = 16;
 pub(crate) struct Token(Arc<str>);
 
 impl Token {
-    /// Of a file that others cannot read: its text, without white space around it.
+    /// Reads the token from a file that only its owner can read, without surrounding white space.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let cannot = || format!("--token-file {}", path.display());
         let mode = fs::metadata(path)
@@ -27,7 +27,7 @@ impl Token {
             .mode();
         anyhow::ensure!(
             mode & 0o077 == 0,
-            "{}: others than its owner may read it: chmod 600",
+            "{}: other users can read it: chmod 600",
             cannot()
         );
         let text = fs::read_to_string(path).with_context(cannot)?;
@@ -38,12 +38,12 @@ impl Token {
         let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic());
         anyhow::ensure!(
             text.len() >= LEAST && is_plain,
-            "at least {LEAST} characters of ASCII without blanks, such as those of: openssl rand -hex 16"
+            "needs at least {LEAST} ASCII characters without blanks, for example from: openssl rand -hex 16"
         );
         Ok(Self(text.into()))
     }
 
-    /// Whether a request has it.
+    /// Whether a request has the token.
     pub(super) fn is_in(&self, headers: &HeaderMap) -> bool {
         let given = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
         given
@@ -52,7 +52,7 @@ impl Token {
     }
 }
 
-/// Takes the same time for each that is as long, so that nobody finds it byte by byte.
+/// Compares in constant time, so that nobody finds the token byte by byte.
 fn is_same(given: &[u8], right: &[u8]) -> bool {
     let differing = given.iter().zip(right).fold(0, |sum, (a, b)| sum | (a ^ b));
     given.len() == right.len() && std::hint::black_box(differing) == 0

@@ -1,4 +1,4 @@
-//! What the page shows, as JSON: the report, without the reals of hundreds of VIPs that nobody looks at.
+//! The JSON of the page: the report, without the reals of VIPs that nobody looks at.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,29 +16,29 @@ use crate::report::Transition;
 /// `/api/status`. Counters are those since the balancer was loaded.
 #[derive(Debug, Serialize)]
 pub(super) struct Status<'a> {
-    /// Seconds on the clock that rates go by.
+    /// Seconds on the clock of the rates.
     now: f64,
     version: &'a str,
     vips: Vec<VipRow<'a>>,
     drains: Vec<DrainRow<'a>>,
     drops: Vec<DropRow<'a>>,
     attachments: &'a [Attachment],
-    /// What the diagnosis has found that is not as it should be.
+    /// Findings of the diagnosis except good ones.
     problems: &'a [Problem],
-    /// Flows that no table knew.
+    /// Lookups that found no flow entry.
     new_flows: u64,
 }
 
 #[derive(Debug, Serialize)]
 struct VipRow<'a> {
     vip: &'a str,
-    /// All of them, and those that get new flows.
+    /// All reals, and those that get new flows.
     reals: usize,
     serving: usize,
     packets: u64,
     bytes: u64,
     unsettled: u32,
-    /// For how many seconds the oldest unsettled slot is.
+    /// The age in seconds of the oldest unsettled slot.
     oldest: Option<f64>,
 }
 
@@ -46,7 +46,7 @@ struct VipRow<'a> {
 struct DrainRow<'a> {
     real: IpAddr,
     vip: &'a str,
-    /// Seconds without a packet, if that is known.
+    /// Seconds without a packet, if known.
     silent: Option<f64>,
     done: bool,
 }
@@ -68,12 +68,12 @@ pub(super) struct Reals<'a> {
 struct RealRow<'a> {
     address: IpAddr,
     weight: u32,
-    /// In a word.
+    /// One word.
     health: &'static str,
-    /// What came of the last probe.
+    /// The result of the last probe.
     result: Option<&'a str>,
     history: &'a [Transition],
-    /// Of all VIPs that have this real.
+    /// Over all VIPs of this real.
     packets: u64,
     bytes: u64,
 }
@@ -130,7 +130,7 @@ fn drains(of: &crate::report::Vip) -> impl Iterator<Item = DrainRow<'_>> {
     })
 }
 
-/// `None`: there is no such VIP.
+/// `None` if there is no such VIP.
 pub(super) fn reals<'a>(report: &'a Report, vip: &str) -> Option<Reals<'a>> {
     let vip = report.vips.iter().find(|of| of.vip == vip)?;
     let sent: BTreeMap<IpAddr, Count> = report.reals.iter().map(|of| (of.real, of.sent)).collect();
@@ -162,11 +162,11 @@ fn word(of: &OfVip) -> &'static str {
     }
 }
 
-/// Why traffic should not be sent here, if it should not: a line for each reason.
+/// Why traffic should not come here, one line for each reason; empty if it should.
 pub(super) fn unready(report: &Report) -> Vec<String> {
     let mut why = Vec::new();
     if report.attachments.is_empty() {
-        why.push("it is attached to no interface".to_owned());
+        why.push("not attached to any interface".to_owned());
     }
     let lost = report.attachments.iter().filter(|of| !of.is_there());
     why.extend(lost.map(|of| format!("{}: {}", of.place, of.state)));

@@ -1,5 +1,5 @@
-//! Drains: reals to which a command sends no new flows, whatever weight the document gives them; and for how long no
-//! packet has gone to those that are drained, by whichever of the two.
+//! Drains: reals that a command keeps new flows from, whatever weight the document gives them; and
+//! how long each drained real has been without packets.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -17,15 +17,16 @@ use katran::state::VipState;
 
 use crate::report::Drain;
 
-/// A real to which nothing has gone for so long may be switched off, if what it had is not over before.
+/// A drained real without packets for so long can be switched off, or earlier if its flows are
+/// over.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Those by command. They stay until they are undone or the process ends.
+/// Drains by command, until they are undone or the process ends.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drains(BTreeSet<(Vip, IpAddr)>);
 
 impl Drains {
-    /// Drains a real of a VIP, or of all that have it, or takes that back. Returns which VIPs it is drained for.
+    /// Drains a real of one VIP or of all its VIPs, or undoes it. Returns these VIPs.
     pub(super) fn set(
         &mut self,
         state: &State,
@@ -50,7 +51,8 @@ impl Drains {
         Ok(named)
     }
 
-    /// What a document says, with weight 0 for those that are drained. Drains of what it has no more are forgotten.
+    /// A document's state with weight 0 for drained reals. Forgets drains of what the document does
+    /// not have.
     pub(super) fn applied(&mut self, mut state: State) -> State {
         let mut there = BTreeSet::new();
         for of_vip in &mut state.vips {
@@ -67,25 +69,25 @@ impl Drains {
     }
 }
 
-/// What is known of reals that are drained.
+/// How long drained reals have been without packets.
 #[derive(Default)]
 pub(super) struct Silences {
-    /// Where the library does not know it: packets to the real so far, and since when there were as many.
+    /// If the library does not know: the packets to the real so far, and since when.
     counted: BTreeMap<IpAddr, (u64, Instant)>,
     of: BTreeMap<(Vip, IpAddr), (Option<Duration>, bool)>,
     said: BTreeSet<(Vip, IpAddr)>,
-    /// After how long flows are over: of TCP, of UDP.
+    /// After how long flows are over: TCP, UDP.
     over: [Option<Duration>; 2],
 }
 
 impl Silences {
-    /// The settings may be others.
+    /// Adopts the current settings.
     pub(super) fn follow(&mut self, katran: &Katran) {
         let settings = katran.state().balancer.unwrap_or_default();
         self.over = [settings.flow_idle_timeout, settings.udp_timeout];
     }
 
-    /// Looks at all that are drained, and returns what there is to say: each is said once.
+    /// Looks at all drained reals and returns what to report, each once.
     pub(super) fn look(&mut self, katran: &Katran) -> Vec<String> {
         let [tcp, udp] = self.over;
         let over = |vip: Vip| match vip.protocol() {
@@ -126,7 +128,7 @@ impl Silences {
         let address = real.address();
         match katran.drained(vip, address) {
             Ok(silence) => silence,
-            // Where all flows are remembered it is known of the real, not of the VIP.
+            // With all flows remembered, silence is known for the real, not for the VIP.
             Err(katran::Error::Unsupported { .. }) => {
                 let packets = katran.stats().real(address).ok()?.forwarded.packets;
                 let before = self.counted.get(&address).copied();
@@ -139,7 +141,7 @@ impl Silences {
         }
     }
 
-    /// What is known of one.
+    /// The drain of one real.
     pub(super) fn drain(&self, drains: &Drains, vip: Vip, real: Real) -> Option<Drain> {
         let of = (vip, real.address());
         let (silent, done) = self.of.get(&of).copied().unwrap_or_default();

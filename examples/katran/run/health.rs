@@ -1,4 +1,4 @@
-//! Findings of the probes: which reals do not answer, and where to look for the reason.
+//! Findings of health checks: which reals fail, and where to look for the reason.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,14 +11,14 @@ use crate::report::Health;
 use crate::report::Problem;
 use crate::report::Vip;
 
-const HERE: &str = "on this host: is the check's program there, does a route lead to the reals, may the process have \
-                    more descriptors (`ulimit -n`)? Until then a real that dies stays in use";
+const HERE: &str = "on this host, check that the check's program exists, that a route leads to the reals, and that \
+                    the limit of descriptors is high enough (`ulimit -n`); until then a real that dies stays in use";
 
-/// What is found: how bad, and of how many.
+/// One finding.
 struct Found<'a> {
     severity: Severity,
     message: String,
-    /// A VIP of which it is so.
+    /// A VIP that it is about.
     vip: &'a Vip,
     place: Place,
 }
@@ -30,7 +30,7 @@ enum Place {
     Here,
 }
 
-/// What probes have found that is not as it should be.
+/// The findings of health checks.
 pub(super) fn findings(vips: &[Vip]) -> Vec<Problem> {
     let findings = found(vips).into_iter().map(|found| Problem {
         severity: found.severity.to_string(),
@@ -45,7 +45,7 @@ pub(super) fn findings(vips: &[Vip]) -> Vec<Problem> {
     findings.collect()
 }
 
-/// How many there are, none included.
+/// Their number by severity, 0 included.
 pub(super) fn counts(vips: &[Vip]) -> BTreeMap<(Subject, Severity), u64> {
     let found = found(vips);
     let counts = [Severity::Warning, Severity::Problem].map(|severity| {
@@ -55,7 +55,8 @@ pub(super) fn counts(vips: &[Vip]) -> BTreeMap<(Subject, Severity), u64> {
     counts.into()
 }
 
-/// VIPs of which no real answers, as one finding, and all reals whose probes are not sent, as another; and one for each other real that does not, with all its VIPs.
+/// One finding for all VIPs without a working real, one for all reals whose probes are not sent,
+/// and one for each other failing real with all its VIPs.
 fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
     let is_down = |of: &&crate::report::OfVip| of.health == Health::Down;
     let is_dead = |vip: &&Vip| !vip.reals.is_empty() && vip.reals.iter().all(|of| is_down(&of));
@@ -63,7 +64,7 @@ fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
     let mut found = Vec::new();
     if let Some(vip) = dead.first() {
         let message = format!(
-            "no real of {} answers probes: those in use stay so, for it may be the probes that do not get through",
+            "no real of {} answers probes: they stay in use, because the probes may be at fault",
             and_more(&vip.vip, dead.len() - 1, "VIP")
         );
         found.push(Found {
@@ -82,10 +83,10 @@ fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
     if let Some((vip, real, check)) = unsent.next() {
         let more = match unsent.count() {
             0 => String::new(),
-            more => format!(", and of {more} more"),
+            more => format!(" and {more} more"),
         };
         let message = format!(
-            "nothing is known of real {real} of {}{more}, as probes cannot be sent ({})",
+            "the health of real {real} of {}{more} is unknown: probes cannot be sent ({})",
             vip.vip, check.result
         );
         found.push(Found {
@@ -106,7 +107,7 @@ fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
         let (vip, check) = of[0];
         let why = check.map_or(String::new(), |check| format!(" ({})", check.result));
         let message = format!(
-            "real {real} does not answer probes of {}{why}, and gets no flows of it while others answer",
+            "real {real} does not answer probes of {}{why}, and gets none of its flows while others answer",
             and_more(&vip.vip, of.len() - 1, "VIP")
         );
         Found {
@@ -127,12 +128,12 @@ fn and_more(first: &str, more: usize, what: &str) -> String {
     }
 }
 
-/// The backend knows best.
+/// The backend can tell more.
 fn advice(vip: &Vip) -> String {
     let address = vip.vip.parse::<katran::Vip>().map(|vip| vip.address());
     let address = address.map_or(String::new(), |address| format!(" --vip {address}"));
     format!(
-        "on the backend: `katran decap --interface eth0 --check{address}` tells of its VIP, rp_filter, MTU and way back; is \
-         its server running?"
+        "run `katran decap --interface eth0 --check{address}` on the backend, which checks VIP, rp_filter, MTU and way \
+         back; check that its server runs"
     )
 }

@@ -1,4 +1,4 @@
-//! `run --counters`: a line every second, and at the end what went to every VIP and real, and why frames were dropped.
+//! `run --counters`: a line of counters every second, and a summary at the end.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -29,7 +29,7 @@ impl Lines {
         Ok(Self { last, number: 0 })
     }
 
-    /// Prints one more.
+    /// Prints the next line.
     pub(super) fn next(&mut self, katran: &Katran) -> Result<()> {
         let now = Snapshot::take(katran)?;
         if self.number.is_multiple_of(PAGE) {
@@ -42,7 +42,7 @@ impl Lines {
     }
 }
 
-/// What a line is made of. `Katran::counters` would have it all, but it walks the flow tables.
+/// The figures of a line. `Katran::counters` has them all, but walks the flow tables.
 struct Snapshot {
     time: Instant,
     totals: Totals,
@@ -76,12 +76,12 @@ impl Snapshot {
     }
 }
 
-/// Packets to any VIP: for which the flow table was asked, and for which it was not.
+/// Packets to any VIP, with or without a lookup in the flow table.
 fn to_vips(flow_table: &FlowTableCounters) -> u64 {
     flow_table.packets + flow_table.settled
 }
 
-/// What went to every VIP and real, and why frames were dropped: printed at the end.
+/// The summary: packets to each VIP and real, and reasons of drops.
 pub(super) fn summary(katran: &Katran) -> Result<()> {
     say(format!(
         "{:<48} {:>12} {:>15}",

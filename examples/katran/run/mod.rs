@@ -1,14 +1,16 @@
 //! `katran run`: a load balancer from a configuration file.
 //!
-//! One thread owns the balancer (`owner.rs`): signals and what clients of the socket and of `/metrics` want come to it as
-//! messages, one after the other. The library's health checks lock the balancer for what follows from their probes. Nobody else waits for it longer than a moment: while it applies a
-//! document they get the snapshot that was taken before (`snapshot.rs`). Documents are read by other threads.
+//! One thread owns the balancer (`owner.rs`) and receives signals and clients' requests as
+//! messages, one after the other. The library's health checks lock the balancer to apply results.
+//! Others never wait long: while a document is applied they get the previous snapshot
+//! (`snapshot.rs`). Other threads read documents.
 //!
-//! SIGHUP applies the file again and prints what changed; a file that is not valid is reported and changes nothing.
-//! SIGUSR1 prints what keeps the balancer from working. An interface that is removed and made again is attached to again. It
-//! prints `drained: ...` when nothing has gone to a drained real for a minute. SIGINT and SIGTERM detach and end it. With
-//! `--pin` it forwards on, whatever ends the program, until `katran remove`; the next one goes on with it, with `--take-over`
-//! also while this one runs, which ends then. `RUST_LOG=info` shows more of what the library does.
+//! SIGHUP applies the file again and prints the changes; an invalid file is reported and changes
+//! nothing. SIGUSR1 prints a diagnosis. The program attaches again to an interface that is removed
+//! and created again. It prints `drained: ...` when a drained real has had no packet for a minute.
+//! SIGINT and SIGTERM detach and end it. With `--pin` the balancer forwards on without the program,
+//! until `katran remove`; the next start adopts it, with `--take-over` even while this program
+//! runs, which then ends. `RUST_LOG=info` logs more of the library's work.
 
 mod drains;
 mod health;
@@ -50,36 +52,37 @@ use crate::options;
 use crate::page;
 use crate::socket;
 
-/// Until a former process has ended that has let go.
+/// How long to wait for the end of a previous process that let go.
 const FORMER: Duration = Duration::from_secs(10);
 
-/// What to balance, and what else to do.
+/// The options of `run`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) options: options::Options,
-    /// Print a line of counters every second, and a summary at the end
+    /// Print counters every second, and a summary at the end
     #[arg(long)]
     counters: bool,
-    /// Where `status`, `apply`, `drain`, `top` and `monitor` find it
+    /// The socket for `status`, `apply`, `drain`, `top` and `monitor`
     #[arg(long, value_name = "PATH", default_value = socket::PATH)]
     socket: PathBuf,
-    /// Take no commands by a socket
+    /// Do not listen on a socket
     #[arg(long, conflicts_with = "socket")]
     no_socket: bool,
-    /// Serve a page, JSON and /metrics, there or on 127.0.0.1:9957; anybody who reaches it can read it
+    /// Serve a web page, JSON and /metrics over HTTP, by default on 127.0.0.1:9957, to everybody
+    /// who can connect
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9957")]
     listen: Option<SocketAddr>,
-    /// Take commands by HTTP, too, from clients that send the token in this file
+    /// Also take commands over HTTP from clients that send the token in this file
     #[arg(long, value_name = "FILE", requires = "listen")]
     token_file: Option<PathBuf>,
-    /// Count the new flows of this VIP for each real, such as 203.0.113.1:443/tcp
+    /// Count new flows to each real of this VIP, such as 203.0.113.1:443/tcp
     #[arg(long, value_name = "VIP")]
     watch_misses: Option<Vip>,
-    /// Seconds from one count of the flow tables' entries to the next: 1 to 86400
+    /// Seconds between counts of the flow tables' entries: 1 to 86400
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     recount: Duration,
-    /// Probe the reals, also if the document has no key `health`: TCP services by a connection
+    /// Probe reals even if the document has no key `health`: TCP VIPs by connecting
     #[arg(long)]
     pub(crate) probe: bool,
 }
@@ -91,10 +94,10 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What the thread that owns the balancer is told.
+/// A message to the thread that owns the balancer.
 pub(crate) enum Message {
     Signal(i32),
-    /// A client's wish.
+    /// A client's request.
     Do(Box<dyn FnOnce(&mut Owner) + Send>),
 }
 
@@ -102,10 +105,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     let token = arguments.token_file.as_deref().map(page::Token::read);
     let token = token.transpose()?;
     let (sender, messages) = mpsc::channel();
-    // First, so that no signal from now on ends the process halfway.
+    // First, so that no later signal ends the process halfway.
     forward_signals(sender.clone())?;
-    // Before any packet is touched: an address in use is no reason to interrupt traffic. Only, a process that is to let go
-    // has it until it ends.
+    // Before any packet is touched: an address in use must not interrupt traffic. A process that is
+    // to let go keeps the address until it ends.
     let doors = match arguments.options.take_over {
         true => None,
         false => Some(Doors::open(&arguments, Duration::ZERO)?),
@@ -136,7 +139,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
     owner.stop()
 }
 
-/// Where others come in.
+/// The ways for clients to connect.
 struct Doors {
     metrics: Option<TcpListener>,
     socket: Option<socket::Bound>,
@@ -154,7 +157,7 @@ impl Doors {
     }
 }
 
-/// An address that is in use is tried again for some time.
+/// Binds an address; retries for some time if it is in use.
 fn listen(address: SocketAddr, patience: Duration) -> Result<TcpListener> {
     let end = Instant::now() + patience;
     loop {
@@ -167,7 +170,7 @@ fn listen(address: SocketAddr, patience: Duration) -> Result<TcpListener> {
     }
 }
 
-/// Does what there is to do until a signal ends it, or another process has the balancer.
+/// Works until a signal, or until another process takes the balancer.
 fn work(owner: &mut Owner, messages: &Receiver<Message>) -> Result<()> {
     loop {
         let wait = owner.go_on()?;

@@ -1,4 +1,4 @@
-//! The thread that owns the balancer: all that changes it, and its clocks.
+//! The thread that owns the balancer: everything that changes it, and its clocks.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -38,6 +38,7 @@ use super::lines::Lines;
 use super::past::Past;
 use super::snapshot::Handle;
 use super::snapshot::Snapshot;
+use crate::common::complain;
 use crate::common::keeper::Keeper;
 use crate::common::keeper::ROUND;
 use crate::common::say;
@@ -48,35 +49,35 @@ use crate::options::described;
 use crate::options::placed;
 use crate::report::Applied;
 
-/// For the first answers of reals before the balancer is attached: as long as they may take, and no longer than this.
+/// The longest wait for reals' first answers before attaching; shorter if their checks are.
 const FIRST_ROUND: Duration = Duration::from_secs(5);
 
-/// For probes that are on their way in the end.
+/// How long to wait for probes in flight at the end.
 const LAST_PROBES: Duration = Duration::from_secs(5);
 
 /// The balancer, and what is known of it.
 pub(crate) struct Owner {
     pub(super) arguments: Arguments,
-    /// What probes reals, if anything does. It is gone before the balancer is.
+    /// The health checks, if any. They end before the balancer does.
     pub(super) health: Option<Health>,
     katran: Arc<Mutex<Katran>>,
     pub(super) began: Instant,
     handle: Handle,
-    /// The document that was applied last, without drains by command.
+    /// The last applied document, without drains by command.
     wanted: Wanted,
     pub(super) drains: Drains,
     pub(super) silences: Silences,
     pub(super) recount: Recount,
     lines: Option<Lines>,
     keeper: Keeper,
-    /// The features before a monitor had introspection switched on.
+    /// The features before a monitor switched introspection on.
     monitored: Option<Features>,
     pub(super) last_apply: Option<Applied>,
     pub(super) refused: Option<Applied>,
     pub(super) past: Past,
     /// When to look around next.
     next: Instant,
-    /// Of the reading of a file that counts.
+    /// The number of the reading that counts.
     readings: u64,
 }
 
@@ -101,7 +102,7 @@ impl Owner {
         let changes = changes.map_err(|error| placed(&document, error))?;
         say(described(&changes, "applied"));
         if let Some(health) = &health {
-            // No client's packet meets a dead real then.
+            // So that no client's packet meets a dead real.
             let _ = health.wait(FIRST_ROUND);
         }
         let mut katran = lock(&shared);
@@ -140,48 +141,48 @@ impl Owner {
         Ok(owner)
     }
 
-    /// The balancer. The checks wait for it, so nothing is asked of them while it is held.
+    /// The balancer. Ask the checks nothing while holding it: they wait for it.
     pub(super) fn katran(&self) -> MutexGuard<'_, Katran> {
         lock(&self.katran)
     }
 
-    /// For those who want something of it.
+    /// A handle for clients.
     pub(super) fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Does what is due. Returns for how long there is nothing to do.
+    /// Does what is due; returns how long there is nothing to do.
     pub(super) fn go_on(&mut self) -> Result<Duration> {
         let mut katran = lock(&self.katran);
         self.keeper.keep(&mut *katran)?;
         if let Err(error) = self.recount.go_on(&katran) {
-            eprintln!("{}", with_causes(&error.into()));
+            complain(with_causes(&error.into()));
         }
         if self.next <= Instant::now() {
             self.silences.look(&katran).into_iter().for_each(say);
             self.past.look(&katran);
-            // Packets flow all the same.
+            // Packets flow regardless.
             if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&katran)) {
-                eprintln!("{}", with_causes(&error));
+                complain(with_causes(&error));
             }
-            // A process that was stopped for a while does not catch up.
+            // After a pause, a process does not catch up.
             self.next = (self.next + ROUND).max(Instant::now());
         }
         let wait = self.next.saturating_duration_since(Instant::now());
         Ok(wait.min(self.recount.pause(ROUND)))
     }
 
-    /// Takes what is true now, for those who ask while it is busy.
+    /// Publishes a snapshot, for those who ask during a change.
     fn publish(&self) {
         match Snapshot::diagnosed(self) {
             Ok(snapshot) => {
                 let _ = self.handle.publish(snapshot);
             }
-            Err(error) => eprintln!("{}", with_causes(&error)),
+            Err(error) => complain(with_causes(&error)),
         }
     }
 
-    /// Reads the file again, on another thread, and applies it then; only the last time counts.
+    /// Reads the file on another thread and then applies it; only the latest reading counts.
     pub(super) fn read_again(&mut self) {
         self.readings += 1;
         let (reading, handle) = (self.readings, self.handle());
@@ -195,17 +196,17 @@ impl Owner {
                 }
                 match owner.apply_document(read, source) {
                     Ok(changes) => say(described(&changes, "applied")),
-                    Err(error) => eprintln!(
-                        "{}\nnothing was changed: the old configuration stays in force",
+                    Err(error) => complain(format!(
+                        "{}\nnothing was changed: the current configuration stays",
                         with_causes(&error)
-                    ),
+                    )),
                 }
             });
         });
     }
 
-    /// Makes the balancer what a document says, but for drains by command. If that fails, or the document could not be
-    /// read, all stays as it is, and it is remembered that one was refused.
+    /// Makes the balancer match a document, except for drains by command. On failure, or if the
+    /// document could not be read, everything stays and the refusal is recorded.
     pub(crate) fn apply_document(
         &mut self,
         read: Result<Document>,
@@ -233,7 +234,7 @@ impl Owner {
         }
         let watched = watch(&mut self.katran(), self.arguments.watch_misses);
         if let Err(error) = watched {
-            eprintln!("{}", with_causes(&error));
+            complain(with_causes(&error));
         }
         changes
     }
@@ -243,13 +244,14 @@ impl Owner {
         self.refused = Some(applied);
     }
 
-    /// Refuses a document of somebody who may not have programs run or files read: those of the current one, and no others.
+    /// Refuses a document over HTTP that names commands or files that the current document does
+    /// not.
     pub(crate) fn check_commands(&self, document: &Document) -> Result<()> {
         let current = self.wanted.settings.iter();
         let files: HashSet<_> = current.clone().flat_map(Settings::authorities).collect();
         if let Some(file) = document.authorities().find(|file| !files.contains(file)) {
             anyhow::bail!(
-                "a check takes authorities of {}, as the document in force does not: by HTTP no files come in; use `katran apply`",
+                "a check has authorities of {}, which the current document does not name: over HTTP that is refused; use `katran apply`",
                 file.display()
             );
         }
@@ -260,7 +262,7 @@ impl Owner {
         match other {
             None => Ok(()),
             Some(command) => anyhow::bail!(
-                "a check runs {} with these arguments, as the document in force does not: by HTTP no commands come in; use `katran apply`",
+                "a check runs {} with arguments that the current document does not have: over HTTP that is refused; use `katran apply`",
                 command.program.display()
             ),
         }
@@ -290,7 +292,7 @@ impl Owner {
             Some(settings) => self.apply_checked(&mut health, &state, settings, checks),
             None => {
                 let changes = self.katran().apply(&state)?;
-                // What the checks have said meanwhile is over as well.
+                // Nor what the checks reported in the meantime.
                 if health.take().is_some() {
                     self.katran().apply(&state)?;
                 }
@@ -306,7 +308,7 @@ impl Owner {
         Ok(changes)
     }
 
-    /// With checks: those that there are go on, and what they know stays.
+    /// With checks: those that run continue and keep their results.
     fn apply_checked(
         &self,
         health: &mut Option<Health>,
@@ -315,8 +317,8 @@ impl Owner {
         checks: Checks,
     ) -> katran::Result<Changes> {
         let before = self.katran().state();
-        // Checks need what the document says, such as the interface that they leave by. Those that have ended still
-        // know which reals are down.
+        // Checks need settings of the document, such as the interface for probes. Ended checks
+        // still know which reals are down.
         let changes = match (&*health, checks) {
             (None, _) => self.katran().apply(state)?,
             (Some(health), Checks::Keep) => health.apply(state)?,
@@ -326,7 +328,7 @@ impl Owner {
         if health.as_ref().is_some_and(goes_on) {
             return Ok(changes);
         }
-        // After a mistake of theirs they begin again.
+        // After a panic, checks start again.
         let started = start_checks(&self.katran, settings.clone());
         let started = started.and_then(|started| {
             started.apply(state)?;
@@ -335,10 +337,12 @@ impl Owner {
         match (started, checks) {
             (Ok(started), _) => *health = Some(started),
             // Packets do not wait for them.
-            (Err(error), Checks::Keep) => eprintln!("checks do not begin again: {error}"),
+            (Err(error), Checks::Keep) => {
+                complain(format!("cannot start the checks again: {error}"))
+            }
             (Err(error), Checks::Read) => {
                 if let Err(other) = self.katran().apply(&before) {
-                    eprintln!("the document before could not be applied again: {other}");
+                    complain(format!("cannot apply the previous document again: {other}"));
                 }
                 return Err(error);
             }
@@ -346,7 +350,7 @@ impl Owner {
         Ok(changes)
     }
 
-    /// Drains a real of a VIP, or of all that have it, or takes that back. Returns the VIPs.
+    /// Drains a real of one VIP or of all its VIPs, or undoes it. Returns these VIPs.
     pub(crate) fn drain(&mut self, vip: Option<Vip>, real: IpAddr, undo: bool) -> Result<Vec<Vip>> {
         let mut drains = self.drains.clone();
         let vips = drains.set(&self.wanted.state, vip, real, undo)?;
@@ -356,7 +360,8 @@ impl Owner {
         Ok(vips)
     }
 
-    /// Listens to events, with introspection on until [`end_monitor`](Self::end_monitor), whatever the document says.
+    /// Listens to events, with introspection on until [`end_monitor`](Self::end_monitor), whatever
+    /// the document says.
     pub(crate) fn monitor(
         &mut self,
         options: MonitorOptions,
@@ -381,12 +386,12 @@ impl Owner {
         }
     }
 
-    /// Events that the program has left out.
+    /// The counts of events that the program left out.
     pub(crate) fn events(&self) -> Result<EventCounters> {
         Ok(self.katran().stats().events()?)
     }
 
-    /// The features are those of the document again.
+    /// Restores the document's features.
     pub(crate) fn end_monitor(&mut self) {
         let Some(before) = self.monitored.take() else {
             return;
@@ -400,11 +405,11 @@ impl Owner {
         self.publish();
         let reloaded = self.katran().reload(of_document.unwrap_or(before));
         if let Err(error) = reloaded {
-            eprintln!("introspection stays on: {error}");
+            complain(format!("introspection stays on: {error}"));
         }
     }
 
-    /// A state with introspection on if there is a monitor that had it switched on.
+    /// The state, with introspection if a monitor switched it on.
     fn introspected(&self, mut state: State) -> State {
         let features = state.balancer.as_mut().and_then(|of| of.features.as_mut());
         if let (Some(features), Some(_)) = (features, self.monitored) {
@@ -413,7 +418,7 @@ impl Owner {
         state
     }
 
-    /// Prints what keeps it from working, or why that is not known.
+    /// Prints the diagnosis, or why there is none.
     pub(super) fn print_diagnosis(&self) {
         let diagnoses = options::diagnose(&self.katran(), &self.arguments.options.interface);
         match diagnoses {
@@ -422,11 +427,11 @@ impl Owner {
                     say(format!("{interface}:\n{diagnosis}"));
                 }
             }
-            Err(error) => eprintln!("{}", with_causes(&error)),
+            Err(error) => complain(with_causes(&error)),
         }
     }
 
-    /// Ends it, if it is not pinned.
+    /// Ends the balancer unless it is pinned.
     pub(super) fn stop(self) -> Result<()> {
         let Self {
             katran: mut shared,
@@ -436,9 +441,9 @@ impl Owner {
         } = self;
         let probed = health.is_some();
         if !health.is_none_or(|health| health.stop(LAST_PROBES)) {
-            eprintln!("probes are still on their way");
+            complain("some probes have not ended yet");
         }
-        // The thread of the checks may have it for another moment.
+        // The checks' thread may hold it a moment longer.
         let katran = loop {
             match Arc::try_unwrap(shared) {
                 Ok(katran) => break katran,
@@ -466,31 +471,31 @@ fn lock(katran: &Mutex<Katran>) -> MutexGuard<'_, Katran> {
     katran.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Checks whose findings are printed.
+/// Starts checks whose events are printed.
 fn start_checks(katran: &Arc<Mutex<Katran>>, settings: Settings) -> katran::Result<Health> {
     Health::start_with(katran, settings, |event| match event {
-        health::Event::Refused { .. } | health::Event::Ended { .. } => eprintln!("{event}"),
+        health::Event::Refused { .. } | health::Event::Ended { .. } => complain(format!("{event}")),
         _ => say(event.to_string()),
     })
 }
 
-/// What becomes of checks when something is applied.
+/// What happens to checks when a document is applied.
 #[derive(Clone, Copy)]
 enum Checks {
-    /// Their settings, and the files with certificates, are read again.
+    /// Read their settings and certificate files again.
     Read,
-    /// They stay as they are, whatever has become of files.
+    /// Leave them as they are, whatever happened to files.
     Keep,
 }
 
-/// What a document says, and options. Where it says that is forgotten.
+/// A document and the options, without places.
 #[derive(Clone, Debug)]
 struct Wanted {
     state: State,
     settings: Option<Settings>,
 }
 
-/// A document with checks if they are asked for, and an interface for them to leave by.
+/// The document, with checks if the options ask for them, and an interface for probes.
 fn prepared(arguments: &Arguments, document: &Document) -> Result<Wanted> {
     let mut wanted = Wanted {
         state: document.state.clone(),
@@ -507,7 +512,7 @@ fn prepared(arguments: &Arguments, document: &Document) -> Result<Wanted> {
         }
         anyhow::ensure!(
             of_probes.is_some(),
-            "probes have no interface to leave by: set healthcheck_interface in [balancer], as --shared names none"
+            "probes have no interface to leave through: with --shared, set healthcheck_interface in [balancer]"
         );
     }
     Ok(wanted)
@@ -518,7 +523,7 @@ pub(super) fn now() -> f64 {
     now.unwrap_or_default().as_secs_f64()
 }
 
-/// How long a change takes, and what comes of it.
+/// Times a change.
 fn timed(change: impl FnOnce() -> katran::Result<Changes>) -> (Result<Changes>, Applied) {
     let began = Instant::now();
     let changes = change().map_err(anyhow::Error::from);
@@ -534,13 +539,14 @@ fn timed(change: impl FnOnce() -> katran::Result<Changes>) -> (Result<Changes>, 
     (changes, applied)
 }
 
-/// Removing the VIP ends the watch, and each watch counts from 0; so only where it has ended.
+/// Removing the VIP ends the watch, and a new watch counts from 0: start one only where it has
+/// ended.
 fn watch(katran: &mut Katran, vip: Option<Vip>) -> Result<()> {
     match vip {
         Some(vip) if katran.stats().watched_vip() != Some(vip) => katran
             .stats_mut()
             .watch_misses(vip)
-            .context("cannot count the misses of --watch-misses"),
+            .context("cannot count new flows for --watch-misses"),
         _ => Ok(()),
     }
 }

@@ -1,5 +1,5 @@
-//! What this process has lived through, for metrics: since when it has the balancer, what has become of documents, and for how
-//! long next hops have been silent.
+//! The history of this process for metrics: since when it has owned the balancer, its documents,
+//! and how long next hops have been silent.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -11,20 +11,20 @@ use katran::attachments::NextHop;
 
 use super::owner::now;
 
-/// Of more next hops only the number is told.
+/// Beyond this many silent next hops, only their number is reported.
 const MOST_SILENT: usize = 100;
 
 /// Times are seconds since 1970.
 #[derive(Clone, Debug)]
 pub(crate) struct Past {
-    /// When this process took the balancer.
+    /// When this process became the owner.
     pub(crate) owned: f64,
     /// When the balancer was loaded.
     pub(crate) loaded: f64,
-    /// Documents and drains that have been applied, and those that have not.
+    /// Documents and drains that were applied, and that were refused.
     pub(crate) applied: u64,
     pub(crate) refused: u64,
-    /// Where the current document is from: a file, or `command`.
+    /// The source of the current document: a file, or `command`.
     pub(crate) source: String,
     silent: BTreeMap<Silent, Instant>,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Past {
 pub(crate) struct Silent {
     /// The real, or `ipv4` or `ipv6` for all of a family.
     pub(crate) real: String,
-    /// Who should answer; `none`: there is no route.
+    /// The address that should answer; `none` without a route.
     pub(crate) address: String,
 }
 
@@ -55,7 +55,7 @@ impl Past {
         }
     }
 
-    /// Looks which next hops are silent now.
+    /// Updates which next hops are silent.
     pub(super) fn look(&mut self, katran: &Katran) {
         let now = Instant::now();
         let before = std::mem::take(&mut self.silent);
@@ -65,7 +65,7 @@ impl Past {
         }
     }
 
-    /// Next hops that are silent, and for how many seconds.
+    /// Silent next hops, and for how many seconds.
     pub(crate) fn silent(&self) -> impl Iterator<Item = (&Silent, f64)> {
         let silent = self.silent.iter();
         silent.map(|(hop, since)| (hop, since.elapsed().as_secs_f64()))

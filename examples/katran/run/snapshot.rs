@@ -1,4 +1,4 @@
-//! What is true at one moment: taken by the thread that owns the balancer, for everybody who asks.
+//! A snapshot of the balancer, taken by its owner for everybody who asks.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -43,17 +43,17 @@ use crate::report::Health;
 use crate::report::NOT_SENT;
 use crate::report::Report;
 
-/// For how long a client waits for a new one; a change takes longer.
+/// How long a client waits for a new snapshot before it gets the last one.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// The label of findings that belong to no interface.
+/// The label of findings about no interface.
 const EVERYWHERE: &str = "all";
-/// For how long somebody waits for what only the owner can do.
+/// How long to wait for something that only the owner can do.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Reals that are probed, each VIP's counted, that have series of their own in a scrape.
+/// The largest number of probed reals with their own series in a scrape.
 const MOST_REALS: usize = 10_000;
 
-/// A way to the thread that owns the balancer.
+/// A way to ask the owner.
 #[derive(Clone)]
 pub(crate) struct Handle {
     sender: Sender<Message>,
@@ -68,7 +68,7 @@ impl Handle {
         }
     }
 
-    /// Makes it the one that others get while the owner is busy. One without a diagnosis has that of the one before.
+    /// Publishes a snapshot for others. Without a diagnosis it keeps the previous one.
     pub(super) fn publish(&self, mut snapshot: Snapshot) -> Arc<Snapshot> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(last) = last.as_ref().filter(|_| snapshot.problems.is_empty()) {
@@ -77,8 +77,8 @@ impl Handle {
         Arc::clone(last.insert(Arc::new(snapshot)))
     }
 
-    /// What is true now, or was before the change that goes on, as others are told; with the owner's findings on its
-    /// interfaces, if they are asked for and it has the time.
+    /// The report of now, or of before the change in progress; with the owner's findings on its
+    /// interfaces if requested and the owner has time.
     pub(crate) fn report(&self, diagnose: bool) -> Result<Report> {
         let mut report = self.snapshot(Snapshot::take)?.report();
         if diagnose {
@@ -91,14 +91,14 @@ impl Handle {
         Ok(report)
     }
 
-    /// The same, with how much is bad.
+    /// The snapshot with the number of findings.
     pub(crate) fn diagnosed(&self) -> Result<Arc<Snapshot>> {
         self.snapshot(Snapshot::diagnosed)
     }
 
     fn snapshot(&self, take: fn(&Owner) -> Result<Snapshot>) -> Result<Arc<Snapshot>> {
         let handle = self.clone();
-        // Though it may come too late for this client: the next one gets it if he does not wait, either.
+        // It may be too late for this client, but the next one gets it.
         let taken = self.ask_for(PATIENCE, move |owner| {
             take(owner).map(|snapshot| handle.publish(snapshot))
         });
@@ -111,7 +111,7 @@ impl Handle {
         }
     }
 
-    /// Has the owner do something, and returns what comes of it.
+    /// Makes the owner do something, and returns the result.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
         wish: impl FnOnce(&mut Owner) -> T + Send + 'static,
@@ -121,7 +121,7 @@ impl Handle {
 
     /// The same, without waiting.
     pub(crate) fn tell(&self, wish: impl FnOnce(&mut Owner) + Send + 'static) {
-        // Nobody is left to do it when the program ends.
+        // At the program's end nobody does it.
         let _ = self.sender.send(Message::Do(Box::new(wish)));
     }
 
@@ -136,7 +136,7 @@ impl Handle {
             let _ = sender.send(wish(owner));
         });
         let answer = answer.recv_timeout(patience);
-        answer.context("the balancer does not answer: it ends, or a change takes long")
+        answer.context("the balancer does not answer: it is ending, or a change takes long")
     }
 }
 
@@ -147,14 +147,14 @@ pub(crate) struct Snapshot {
     running: Duration,
     pub(crate) counters: Counters,
     pub(crate) vips: Vec<OfVip>,
-    /// What the checks tell, if there are any.
+    /// The metrics of the checks, if there are any.
     pub(crate) checks: Vec<Metric>,
     pub(crate) attachments: Vec<Attachment>,
     /// Root programs' arrays, and positions in them.
     pub(crate) shared: Vec<SharedEntry>,
-    /// How much is bad, by interface, if a diagnosis was asked for.
+    /// The number of findings by interface, if a diagnosis was requested.
     pub(crate) problems: Vec<OfInterface>,
-    /// Bytes that the kernel accounts to the maps.
+    /// Kernel memory of the maps, in bytes.
     pub(crate) memory: u64,
     forwarding: Vec<u32>,
     pinned: Option<String>,
@@ -185,14 +185,14 @@ pub(crate) struct OfReal {
 }
 
 impl Snapshot {
-    /// For how many seconds it has been the last one.
+    /// How many seconds ago it was taken.
     pub(crate) fn age(&self) -> f64 {
         self.taken.elapsed().as_secs_f64()
     }
 
-    /// What is true now, but for entries of the flow tables, which have been counted before.
+    /// The current state, with the last count of the flow tables' entries.
     fn take(owner: &Owner) -> Result<Self> {
-        // The checks take the balancer first, so what they know is asked before.
+        // The checks lock the balancer first, so ask them before.
         let found = owner.health.as_ref().map(katran::health::Health::report);
         let checks = found.as_ref().map(|found| found.metrics(MOST_REALS));
         let (found, checks) = (found.unwrap_or_default(), checks.unwrap_or_default());
@@ -223,8 +223,7 @@ impl Snapshot {
             });
         }
         let mut counters = katran.counters_with(owner.recount.count())?;
-        // The mean of the others is what balance is measured by: CPUs that are not meant to forward, and
-        // do not, have no part in it.
+        // Only forwarding CPUs, and others that did forward, count for the mean.
         let forwarding = katran.forwarding_cpus();
         counters
             .cpus
@@ -247,7 +246,7 @@ impl Snapshot {
         })
     }
 
-    /// With a diagnosis, for which the kernel is asked about interfaces, routes and neighbours.
+    /// With a diagnosis, which asks the kernel about interfaces, routes and neighbours.
     pub(super) fn diagnosed(owner: &Owner) -> Result<Self> {
         let mut taken = Self::take(owner)?;
         taken.problems = counted(&owner.katran(), &owner.arguments.options.interface)?;
@@ -257,7 +256,7 @@ impl Snapshot {
         Ok(taken)
     }
 
-    /// As others are told.
+    /// The report for clients.
     fn report(&self) -> Report {
         let count = |count: katran::stats::Count| report::Count {
             packets: count.packets,
@@ -386,7 +385,7 @@ fn health(found: Option<&RealHealth>) -> Health {
     }
 }
 
-/// `None`: nothing was found yet.
+/// `None` without a result.
 fn check(found: &RealHealth) -> Option<Check> {
     let history = found.history.iter().map(|of| report::Transition {
         time: seconds(of.at),
@@ -407,7 +406,8 @@ fn seconds(time: SystemTime) -> f64 {
     since.unwrap_or_default().as_secs_f64()
 }
 
-/// What the diagnosis finds on each interface, gone or not: those that it is attached to, and those that were named.
+/// The findings of each interface, present or not: those with an attachment, and those of the
+/// options.
 fn counted(katran: &Katran, named: &[String]) -> Result<Vec<OfInterface>> {
     let attached = katran.interfaces().into_iter().map(|of| of.interface);
     let names: BTreeSet<_> = attached.chain(named.iter().cloned()).collect();
@@ -418,7 +418,7 @@ fn counted(katran: &Katran, named: &[String]) -> Result<Vec<OfInterface>> {
     counted.collect()
 }
 
-/// What the diagnosis finds that is not as it should be.
+/// The findings except good ones.
 fn problems(owner: &mut Owner) -> Vec<report::Problem> {
     let interfaces = &owner.arguments.options.interface;
     let diagnoses = options::diagnose(&owner.katran(), interfaces);

@@ -28,10 +28,10 @@ use crate::run::Handle;
 
 /// Events that wait for a client; the program counts what is lost.
 const WAITING: usize = 1024;
-/// Between two looks whether a client that listens is still there.
+/// How often to check whether a listening client is still there.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What a client may ask for.
+/// A request of a client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request {
@@ -54,11 +54,11 @@ pub(crate) enum Request {
     Monitor(Listening),
 }
 
-/// What to listen to.
+/// Which events to send.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listening {
-    /// All, if there are none.
+    /// Event types; all if empty.
     #[serde(default)]
     pub(crate) events: Vec<String>,
     pub(crate) rate_limit: u32,
@@ -67,19 +67,19 @@ pub(crate) struct Listening {
     pub(crate) packet_limit: Option<u64>,
 }
 
-/// A packet that somebody listens to.
+/// An event for a client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Heard {
     pub(crate) kind: String,
     /// Microseconds since 1970.
     pub(crate) time: u64,
-    /// Bytes of the whole frame.
+    /// The length of the whole frame, in bytes.
     pub(crate) length: u32,
-    /// Its first bytes, in hexadecimal digits.
+    /// Its first bytes, in hexadecimal.
     pub(crate) packet: String,
 }
 
-/// What has become of events.
+/// The counts of events.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Heeded {
     pub(crate) delivered: u64,
@@ -92,7 +92,7 @@ pub(crate) struct Heeded {
 /// Answers a request.
 pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> Result<()> {
     let done = match serde_json::from_slice(line) {
-        Err(error) => Err(anyhow::anyhow!("no request: {error}")),
+        Err(error) => Err(anyhow::anyhow!("not a request: {error}")),
         Ok(Request::Monitor(listening)) => monitor(handle, listening, stream),
         Ok(request) => done(request, handle, By::Socket),
     };
@@ -104,25 +104,27 @@ pub(super) fn answer(line: &[u8], mut stream: &UnixStream, handle: &Handle) -> R
     Ok(())
 }
 
-/// Where a document is from that no file had.
+/// The source of a document that came without a file.
 const COMMAND: &str = "command";
 
-/// How a request has come.
+/// How a request arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
-    /// From somebody who may do whatever this process may.
+    /// From a client that may do whatever this process may.
     Socket,
-    /// From somebody who has the token.
+    /// From a client with the token.
     Http,
 }
 
-/// Does what one line of an answer tells of: all requests but `monitor`.
+/// Handles a request with a one-line answer: all but `monitor`.
 pub(crate) fn done(request: Request, handle: &Handle, by: By) -> Result<Value> {
     match request {
         Request::Status { diagnose } => Ok(serde_json::to_value(handle.report(diagnose)?)?),
         Request::Apply { document, dry_run } => apply(handle, &document, dry_run, by),
         Request::Drain { real, vip, undo } => drain(handle, real, vip, undo),
-        Request::Monitor(_) => anyhow::bail!("events come by the socket only: katran monitor"),
+        Request::Monitor(_) => {
+            anyhow::bail!("events are available only on the socket: katran monitor")
+        }
     }
 }
 
@@ -155,7 +157,7 @@ fn drain(handle: &Handle, real: IpAddr, vip: Option<String>, undo: bool) -> Resu
     Ok(vips.iter().map(Vip::to_string).collect())
 }
 
-/// Hands events on until the client hangs up, or writes something.
+/// Sends events until the client hangs up or writes something.
 fn monitor(handle: &Handle, listening: Listening, stream: &UnixStream) -> Result<Value> {
     let kinds = listening
         .events
@@ -173,7 +175,7 @@ fn monitor(handle: &Handle, listening: Listening, stream: &UnixStream) -> Result
     }
     let (sender, events) = mpsc::sync_channel(WAITING);
     let started = handle.ask(move |owner| {
-        // It waits for a client that is slow, and the program counts what finds no room meanwhile.
+        // A slow client makes it wait; the program counts what overflows in the meantime.
         owner.monitor(options, move |event| drop(sender.send(heard(event))))
     });
     let (monitor, switched_on) = started??;
@@ -197,7 +199,7 @@ fn monitor(handle: &Handle, listening: Listening, stream: &UnixStream) -> Result
             }
         }
     }
-    // What is under way finds its way out, or nowhere.
+    // Deliver what is in flight, or lose it.
     let left = std::thread::spawn(move || events.into_iter().collect::<Vec<_>>());
     let stats = monitor.stop();
     for event in left.join().unwrap_or_default() {

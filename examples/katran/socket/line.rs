@@ -1,4 +1,4 @@
-//! Lines from a client: bounded in length and in time.
+//! Reads lines from a client, bounded in length and time.
 
 use std::io::ErrorKind;
 use std::io::Read;
@@ -11,18 +11,18 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-/// Of a line that anybody may write at any time.
+/// The length of a line that any client may send at any time.
 const SHORT: usize = 64 << 10;
-/// Of a line with a document in it.
+/// The length of a line with a document.
 pub(crate) const LONGEST: usize = 64 << 20;
 
-/// The client that holds it may write a line above [`SHORT`].
+/// The client that holds it may send a line longer than [`SHORT`].
 pub(super) type Long = Arc<Mutex<()>>;
 
 pub(super) struct Lines<'a> {
     stream: &'a UnixStream,
     long: Long,
-    /// What has come of the next ones.
+    /// The beginning of the next lines.
     rest: Vec<u8>,
 }
 
@@ -35,7 +35,7 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// The next line; `None`: the client has hung up, or has nothing to say for so long.
+    /// The next line; `None` if the client hung up or was silent for so long.
     pub(super) fn next(&mut self, patience: Duration) -> Result<Option<Vec<u8>>> {
         let end = Instant::now() + patience;
         let long = Arc::clone(&self.long);
@@ -53,16 +53,19 @@ impl<'a> Lines<'a> {
                     Ok(permit) => permit,
                     Err(TryLockError::Poisoned(permit)) => permit.into_inner(),
                     Err(TryLockError::WouldBlock) => {
-                        anyhow::bail!("another client sends a long request: try again later")
+                        anyhow::bail!("another client is sending a long request: try again later")
                     }
                 });
             }
-            anyhow::ensure!(looked <= LONGEST, "a request has at most {LONGEST} bytes");
+            anyhow::ensure!(
+                looked <= LONGEST,
+                "a request may have at most {LONGEST} bytes"
+            );
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 anyhow::ensure!(
                     looked == 0,
-                    "a request takes at most {} s",
+                    "the request did not arrive within {} s",
                     patience.as_secs()
                 );
                 return Ok(None);
@@ -70,7 +73,7 @@ impl<'a> Lines<'a> {
             self.stream.set_read_timeout(Some(left))?;
             match self.stream.read(&mut piece) {
                 Ok(0) if looked == 0 => return Ok(None),
-                Ok(0) => anyhow::bail!("a request ends with a new line"),
+                Ok(0) => anyhow::bail!("a request must end with a newline"),
                 Ok(length) => self.rest.extend_from_slice(&piece[..length]),
                 Err(error)
                     if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}

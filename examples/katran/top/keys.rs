@@ -1,4 +1,4 @@
-//! What the keys of `top` do.
+//! The keys of `top`.
 
 use ratatui::crossterm::event::KeyCode;
 use ratatui::crossterm::event::KeyEvent;
@@ -11,7 +11,7 @@ use super::table::Look;
 use super::table::Table;
 use super::view::opened_table;
 
-/// All of them, as they are told.
+/// All keys, with their help.
 pub(crate) const KEYS: &[(&str, &str)] = &[
     ("Up Down PgUp PgDn", "scroll"),
     ("Home End", "first, last"),
@@ -25,7 +25,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("q", "quit; Ctrl-Z suspends"),
 ];
 
-/// What is left to do for whoever owns the terminal.
+/// What is left to do for the owner of the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Redraw,
@@ -33,7 +33,7 @@ pub(crate) enum Outcome {
     Suspend,
 }
 
-/// What somebody looks at closely.
+/// The VIP or real that is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Opened {
     Vip(String),
@@ -48,16 +48,16 @@ impl Opened {
     }
 }
 
-/// What somebody looks at, and how.
+/// What the user looks at, and how.
 pub(crate) struct View {
     pub(crate) focus: Pane,
     /// By [`Pane`].
     pub(crate) looks: [Look; Pane::ALL.len()],
     pub(crate) opened: Option<Opened>,
-    /// At what is opened.
+    /// The view of the open table.
     close: Look,
     pub(crate) is_zoomed: bool,
-    /// The screen has one table: it was small, or is zoomed.
+    /// The screen shows one table: it is small, or zoomed.
     pub(crate) has_one_table: bool,
     pub(crate) is_typing: bool,
     pub(crate) shows_keys: bool,
@@ -77,7 +77,7 @@ impl View {
         }
     }
 
-    /// How the table is looked at that keys are for.
+    /// The view of the table that has the keys.
     pub(crate) fn look(&mut self) -> &mut Look {
         match self.opened {
             Some(_) => &mut self.close,
@@ -85,7 +85,7 @@ impl View {
         }
     }
 
-    /// That table.
+    /// The table that has the keys.
     pub(crate) fn table(&self, rates: &Rates) -> Table {
         match &self.opened {
             Some(opened) => opened_table(opened, rates),
@@ -100,7 +100,7 @@ impl View {
         }
     }
 
-    /// The tables that Tab goes through.
+    /// The tables that Tab cycles through.
     fn panes(&self) -> &'static [Pane] {
         match self.has_one_table {
             true => &Pane::ALL,
@@ -108,7 +108,7 @@ impl View {
         }
     }
 
-    /// Away from a table that has no keys where many are shown.
+    /// Moves the focus from a table that cannot have it while several are shown.
     pub(crate) fn focus_on_many(&mut self) {
         if !self.panes().contains(&self.focus) {
             self.focus = Pane::Vips;
@@ -122,7 +122,7 @@ impl View {
         panes[(at.unwrap_or(0) + step) % panes.len()]
     }
 
-    /// What can be done now, the most important first.
+    /// The keys that are useful now, most important first.
     pub(crate) fn hints(&self) -> Vec<(&'static str, &'static str)> {
         let mut hints = vec![("q", "quit"), ("?", "keys")];
         match self.opened {
@@ -143,7 +143,7 @@ impl View {
 
     pub(crate) fn press(&mut self, key: KeyEvent, rates: &Rates) -> Outcome {
         if key.modifiers.contains(KeyModifiers::CONTROL) {
-            // In raw mode they make no signals.
+            // Raw mode turns these keys into no signals.
             return match key.code {
                 KeyCode::Char('c') => Outcome::Quit,
                 KeyCode::Char('z') => Outcome::Suspend,
@@ -205,7 +205,7 @@ impl View {
         }
     }
 
-    /// From what was opened, or from the filter.
+    /// Goes back from an open table, or clears the filter.
     fn back(&mut self) {
         match self.opened.take() {
             Some(_) => self.close = Look::default(),
@@ -213,7 +213,7 @@ impl View {
         }
     }
 
-    /// A VIP's reals, or a real's VIPs; from there on from one to the other.
+    /// Opens a VIP's reals or a real's VIPs, and from there the others.
     fn open(&mut self, rates: &Rates) {
         let table = self.table(rates);
         let Some(row) = self.look().selected(&table) else {

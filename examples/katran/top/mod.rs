@@ -1,10 +1,10 @@
-//! `katran top`: a live view of the running balancer: VIPs and reals by packets and bits per second, the flow table's hit
-//! rate, packets by settled slots, bases and entries, VIPs with unsettled slots and their entries in the flow tables, drops by
-//! reason, and how evenly the CPUs are loaded; the reals of a VIP with weights and health, the VIPs of a real.
+//! `katran top`: a live view of the running balancer: VIPs and reals by traffic, the flow table's
+//! hit rate, packets by what chose their real, unsettled slots, drops by reason, and the load of
+//! CPUs; the reals of a VIP with weights and health, and the VIPs of a real.
 //!
-//! The last line of the screen names keys, `?` all of them: tables are scrolled, sorted by any column and filtered by name.
-//! `q` and Ctrl-C end it, as signals do; the balancer goes on. With `--plain` or `--once`, and where standard output is no
-//! terminal, it prints text instead.
+//! The last line of the screen shows keys, `?` all of them: tables can be scrolled, sorted and
+//! filtered. `q`, Ctrl-C and signals end it; the balancer continues. With `--plain` or `--once`, or
+//! if standard output is not a terminal, it prints text.
 
 mod keys;
 mod panes;
@@ -47,19 +47,19 @@ use crate::common::with_causes;
 use crate::report;
 use crate::report::Report;
 
-/// How often, and where to.
+/// The options of `top`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Seconds from one refresh to the next: 0.1 to 3600
+    /// Seconds between refreshes: 0.1 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     interval: Duration,
-    /// End after so many refreshes
+    /// Exit after so many refreshes
     #[arg(long, value_name = "NUMBER")]
     refreshes: Option<u64>,
-    /// Print text, also to a terminal
+    /// Print plain text even to a terminal
     #[arg(long)]
     plain: bool,
-    /// Print text once, after one interval
+    /// Print plain text once, after one interval
     #[arg(long, conflicts_with = "refreshes")]
     once: bool,
     #[command(flatten)]
@@ -70,14 +70,14 @@ fn interval(text: &str) -> Result<Duration, String> {
     common::seconds(text, 0.1..=3600.0)
 }
 
-/// What a refresh may be interrupted by.
+/// What may interrupt a refresh.
 enum News {
-    /// To end.
+    /// Exit.
     Signal,
-    /// To stop for a while.
+    /// Suspend.
     Suspend,
     Wish(Wish),
-    /// A line of a log, which would otherwise be written across the screen.
+    /// A line of the log, which must not be written across the screen.
     Log(String),
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     log.init();
     let result = top(arguments, live, sender, &news);
-    // What no screen has shown.
+    // Lines that no screen has shown.
     for unseen in news.try_iter() {
         if let News::Log(line) = unseen {
             eprintln!("{line}");
@@ -120,7 +120,7 @@ fn top(
             })
         })
     });
-    // Nobody there is told on the terminal as it was.
+    // Reports a missing balancer before the terminal changes.
     let first = arguments.to.report(false)?;
     let mut output = if live {
         screen::listen(sender, News::Wish);
@@ -135,14 +135,14 @@ fn top(
     refresh(arguments, first, &mut output, news)
 }
 
-/// Refreshes until somebody wants it to end.
+/// Refreshes until the user exits.
 fn refresh(
     arguments: &Arguments,
     mut last: Report,
     output: &mut Output,
     news: &Receiver<News>,
 ) -> Result<()> {
-    // The names, before there are figures.
+    // Names, before there are figures.
     let mut rates = Rates::between(&last, &last);
     let mut next = Instant::now() + arguments.interval;
     let mut left = match arguments.once {
@@ -177,14 +177,14 @@ fn refresh(
                         output.show(&rates)?;
                     }
                     Err(error) if arguments.once => return Err(error),
-                    // It may be started again.
+                    // It may have been restarted.
                     Err(error) => {
                         output.note(with_causes(&error));
                         output.redraw(&rates)?;
                     }
                 }
                 left = left.map(|left| left - 1);
-                // A process that was stopped for a while does not catch up.
+                // After a pause, a process does not catch up.
                 next = (next + arguments.interval).max(Instant::now());
             }
         }
@@ -212,7 +212,7 @@ enum Output {
 }
 
 impl Output {
-    /// New figures.
+    /// Shows new figures.
     fn show(&mut self, rates: &Rates) -> Result<()> {
         if let Self::Plain = self {
             say(view::text(rates));
@@ -220,7 +220,7 @@ impl Output {
         self.redraw(rates)
     }
 
-    /// The same figures; text is not printed again.
+    /// Shows the same figures again; text is not printed again.
     fn redraw(&mut self, rates: &Rates) -> Result<()> {
         if let Self::Live(screen, status, view) = self {
             screen.draw(|frame| view::draw(frame, status, view, rates))?;
@@ -242,7 +242,7 @@ impl Output {
         self.redraw(rates)
     }
 
-    /// It may be attached to something less, or again; and it answers.
+    /// Attachments may have changed, and the balancer answers.
     fn title(&mut self, report: &Report) {
         if let Self::Live(_, status, _) = self {
             status.title = title(report);
@@ -251,7 +251,7 @@ impl Output {
                 (false, Some(refused)) => format!("a document was refused: {}", refused.result),
                 (false, None) => String::new(),
             }
-            // An error of TOML has several lines.
+            // A TOML error has several lines.
             .replace('\n', " ");
         }
     }
@@ -264,7 +264,7 @@ impl Output {
     }
 }
 
-/// The log, as messages a line.
+/// The log, one message for each line.
 struct Log(Sender<News>);
 
 impl Write for Log {

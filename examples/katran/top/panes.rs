@@ -1,5 +1,5 @@
-//! What `top` shows, as tables: VIPs, reals, what was dropped, CPUs, traffic, the flow tables; and what belongs to one VIP or
-//! one real.
+//! The tables of `top`: VIPs, reals, drops, CPUs, traffic and flow tables; and those of an open VIP
+//! or real.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,10 +17,10 @@ use super::table::Row;
 use super::table::Table;
 use super::table::Tone;
 
-/// A CPU that forwards everything has as many signs.
+/// The bar of a CPU that forwards everything has so many characters.
 const BAR: usize = 5;
 
-/// Of the widest rate that is written with a prefix, such as `999.9 k`.
+/// The width of the widest rate with a prefix, such as `999.9 k`.
 const FIGURE: u16 = 7;
 
 const fn column(heading: &'static str, width: u16, rank: u8) -> Column {
@@ -50,7 +50,7 @@ const REAL_COLUMNS: &[Column] = &[
     column("packets", FIGURE, 3),
     column("down", 7, 1),
 ];
-/// Of a real that a VIP has: a weight, and what share of all that is.
+/// A real of a VIP: its weight, and its share of all weights.
 const PAIR_COLUMNS: &[Column] = &[
     column("weight", 6, 0),
     column("flows", FIGURE, 4),
@@ -69,12 +69,12 @@ const CPU_COLUMNS: &[Column] = &[
 ];
 const FLOW_COLUMNS: &[Column] = &[column("", 9, 0)];
 
-/// Seconds beyond which it does not matter how many there are.
+/// Beyond so many seconds, the exact number does not matter.
 const LONG: f64 = 999_999_999.0;
-/// Weights that have all their digits.
+/// Weights below this show all digits.
 const LONG_WEIGHT: f64 = 1e6;
 
-/// How a number is written.
+/// How to write a number.
 pub(crate) type Number = fn(f64) -> String;
 
 /// As text for programs.
@@ -82,7 +82,7 @@ pub(crate) fn plain(number: f64) -> String {
     format!("{number:.0}")
 }
 
-/// One of the tables beside and below each other.
+/// One of the tables on the screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pane {
     Vips,
@@ -94,7 +94,7 @@ pub(crate) enum Pane {
 }
 
 impl Pane {
-    /// In the order in which one comes to them.
+    /// In the order of Tab.
     pub(crate) const ALL: [Self; 6] = [
         Self::Vips,
         Self::Reals,
@@ -115,7 +115,7 @@ impl Pane {
         }
     }
 
-    /// By which column it is sorted at first.
+    /// The first sort column.
     pub(crate) fn sort(self) -> Option<usize> {
         matches!(self, Self::Vips | Self::Reals | Self::Drops).then_some(0)
     }
@@ -148,7 +148,7 @@ fn figure(shown: impl Into<String>, number: f64) -> Figure {
     }
 }
 
-/// One that there may be no number for.
+/// A figure that may be missing.
 fn some(number: Option<f64>, shown: impl Fn(f64) -> String) -> Figure {
     match number {
         Some(number) => figure(shown(number), number),
@@ -160,7 +160,7 @@ pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// A VIP or a real among others: rates, its share of them, packets so far.
+/// A VIP or a real: rates, its share of them, packets so far.
 fn rates_of(traffic: &Traffic, all: f64, number: Number) -> Vec<Figure> {
     let Rate { packets, bits } = traffic.rate;
     vec![
@@ -175,7 +175,7 @@ fn sum(traffic: &[Traffic]) -> f64 {
     traffic.iter().map(|row| row.rate.packets).sum()
 }
 
-/// With the slots of their rings, for how long the oldest of the unsettled ones has been, and with their entries in the
+/// With the slots of their rings, the age of the oldest unsettled slot, and their entries in the
 /// flow tables.
 fn vips(rates: &Rates, number: Number) -> Table {
     let all = sum(&rates.vips);
@@ -231,7 +231,7 @@ fn reals(rates: &Rates, number: Number) -> Table {
     }
 }
 
-/// The reals of a VIP. What they get is for all VIPs that have them.
+/// The reals of a VIP. Their traffic is that of all their VIPs.
 pub(crate) fn reals_of(rates: &Rates, vip: &Traffic, number: Number) -> Table {
     let weights = weights(vip);
     let all = rates.reals.iter();
@@ -248,7 +248,7 @@ pub(crate) fn reals_of(rates: &Rates, vip: &Traffic, number: Number) -> Table {
     }
 }
 
-/// The VIPs that have a real. What they get is for all their reals.
+/// The VIPs of a real. Their traffic is that of all their reals.
 pub(crate) fn vips_of(rates: &Rates, real: &str, number: Number) -> Table {
     let address = real.parse::<IpAddr>().ok();
     let rows = rates.vips.iter().filter_map(|vip| {
@@ -265,7 +265,7 @@ pub(crate) fn vips_of(rates: &Rates, real: &str, number: Number) -> Table {
     }
 }
 
-/// Of the reals that get flows.
+/// The sum over reals that get flows.
 fn weights(vip: &Traffic) -> f64 {
     let up = vip.reals.iter().filter(|of| !of.down);
     up.map(|of| f64::from(of.weight)).sum()

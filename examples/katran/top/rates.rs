@@ -1,4 +1,4 @@
-//! Rates: what two reports say about the time between them.
+//! Rates from two reports.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,18 +15,18 @@ use super::report::rated;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Traffic {
     pub(crate) name: String,
-    /// Among all VIPs, or all reals, in the order of their addresses.
+    /// Its index among all VIPs, or all reals, by address.
     pub(crate) place: usize,
     pub(crate) rate: Rate,
     /// Packets so far.
     pub(crate) packets: u64,
-    /// Of a real that VIPs have: for how many it is down, and how many there are.
+    /// For a real: the VIPs for which it is down, and all its VIPs.
     pub(crate) down: Option<(usize, usize)>,
-    /// Of a VIP.
+    /// For a VIP.
     pub(crate) reals: Vec<OfVip>,
-    /// Of a VIP: the slots of its ring.
+    /// For a VIP: its ring's slots.
     pub(crate) slots: Option<Slots>,
-    /// Of a VIP: its entries in the flow tables, if they have been counted since it was added.
+    /// For a VIP: its entries in the flow tables, if they were counted since it was added.
     pub(crate) entries: Option<u64>,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Traffic {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Drops {
     pub(crate) reason: String,
-    /// In a second.
+    /// Per second.
     pub(crate) rate: f64,
     /// So far.
     pub(crate) frames: u64,
@@ -43,14 +43,14 @@ pub(crate) struct Drops {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cpu {
     pub(crate) cpu: u32,
-    /// Packets forwarded in a second.
+    /// Packets forwarded per second.
     pub(crate) packets: f64,
-    /// Of all that were forwarded meanwhile: 0 to 1.
+    /// Its share of all forwarded packets, 0 to 1.
     pub(crate) share: f64,
     pub(crate) under_flood: bool,
 }
 
-/// What went on between two samples, the busiest first.
+/// The traffic between two samples, busiest first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Rates {
     /// Frames with their Ethernet headers.
@@ -58,24 +58,24 @@ pub(crate) struct Rates {
     pub(crate) sent: Rate,
     pub(crate) passed: Rate,
     pub(crate) dropped: Rate,
-    /// Packets to VIPs in a second.
+    /// Packets to VIPs per second.
     pub(crate) to_vips: f64,
-    /// Those of them in settled slots, for which the flow table is not asked.
+    /// Those in settled slots, which need no lookup in the flow table.
     pub(crate) settled: f64,
-    /// Those in unsettled slots that went to the slot's base, and those that an entry led.
+    /// Those in unsettled slots that went to the slot's base, and those with an entry.
     pub(crate) by_base: f64,
     pub(crate) by_entry: f64,
-    /// New flows in a second.
+    /// New flows per second.
     pub(crate) new_flows: f64,
-    /// Packets in a second on CPUs without a flow table.
+    /// Packets per second on CPUs without a flow table.
     pub(crate) fallback: f64,
-    /// Of the packets for which the flow table was asked: the share whose flow was not new; `None` without any.
+    /// The share of lookups in the flow table that found an entry; `None` without lookups.
     pub(crate) hit_rate: Option<f64>,
     pub(crate) vips: Vec<Traffic>,
     pub(crate) reals: Vec<Traffic>,
-    /// Reasons for which a frame has been dropped.
+    /// Reasons with dropped frames.
     pub(crate) drops: Vec<Drops>,
-    /// CPUs that are meant to forward, and others that have.
+    /// Forwarding CPUs, and others that forwarded.
     pub(crate) cpus: Vec<Cpu>,
 }
 
@@ -137,14 +137,14 @@ impl Rates {
         self.reals.iter().find(|real| real.name == name)
     }
 
-    /// How many times the mean of these CPUs the busiest one forwards: 1 is an even spread.
+    /// The busiest CPU's packets, divided by the mean: 1 is an even spread.
     pub(crate) fn imbalance(&self) -> Option<f64> {
         let busiest = self.cpus.iter().map(|cpu| cpu.share).fold(0.0, f64::max);
         (busiest > 0.0).then_some(busiest * self.cpus.len() as f64)
     }
 }
 
-/// Those as busy as each other by name.
+/// By traffic, then by name.
 fn busiest_first(rows: impl Iterator<Item = Traffic>) -> Vec<Traffic> {
     let mut rows: Vec<_> = rows.collect();
     rows.sort_by(|a, b| {
@@ -154,7 +154,7 @@ fn busiest_first(rows: impl Iterator<Item = Traffic>) -> Vec<Traffic> {
     rows
 }
 
-/// By address: VIPs for which the real is down, and all that have it.
+/// By address: the VIPs for which the real is down, and all its VIPs.
 fn down(now: &Report) -> BTreeMap<IpAddr, (usize, usize)> {
     let mut down = BTreeMap::<IpAddr, (usize, usize)>::new();
     for of in now.vips.iter().flat_map(|vip| &vip.reals) {
@@ -180,7 +180,7 @@ fn drops(now: &Report, before: &Report, per_second: impl Fn(u64, u64) -> f64) ->
     drops
 }
 
-/// In the order of their numbers: a bar that stays in its place is easier to watch.
+/// In the order of their numbers: bars that stay in place are easier to watch.
 fn cpus(now: &Report, before: &Report, per_second: impl Fn(u64, u64) -> f64) -> Vec<Cpu> {
     let earlier = |cpu: &CpuReport| {
         let same = before.cpus.iter().find(|other| other.cpu == cpu.cpu);

@@ -1,4 +1,4 @@
-//! The terminal while `top` draws on it: put back as it was at the end, whatever the end is.
+//! The terminal while `top` draws on it; it is restored however `top` ends.
 
 use std::io::Result;
 use std::sync::mpsc::Sender;
@@ -13,23 +13,23 @@ use ratatui::crossterm::event::KeyEventKind;
 use signal_hook::consts::SIGTSTP;
 use signal_hook::low_level::emulate_default_handler;
 
-/// What comes from the terminal.
+/// Input from the terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     Key(KeyEvent),
-    /// The terminal has another size.
+    /// The terminal was resized.
     Redraw,
-    /// No keys can be read.
+    /// Keys cannot be read.
     Deaf(String),
 }
 
-/// The terminal's alternate screen, in raw mode. Dropping it leaves both; a panic does so first, so
-/// that its message can be read.
+/// The terminal's alternate screen in raw mode. Dropping it leaves both; so does a panic, before
+/// its message is printed.
 pub(crate) struct Screen(DefaultTerminal);
 
 impl Screen {
     pub(crate) fn enter() -> Result<Self> {
-        // It sets the hook for panics.
+        // This sets the panic hook.
         ratatui::try_init().map(Self)
     }
 
@@ -37,7 +37,7 @@ impl Screen {
         self.0.draw(draw).map(|_| ())
     }
 
-    /// Stops the process with the terminal as it was, until somebody has it go on.
+    /// Restores the terminal, and stops the process until it is continued.
     pub(crate) fn suspend(&mut self) -> Result<()> {
         self.0.show_cursor()?;
         ratatui::restore();
@@ -53,7 +53,7 @@ impl Drop for Screen {
     }
 }
 
-/// Reads the keyboard until nobody listens any more.
+/// Reads the keyboard until nobody receives any more.
 pub(crate) fn listen<T: Send + 'static>(wishes: Sender<T>, wrap: fn(Wish) -> T) {
     thread::spawn(move || {
         loop {
@@ -61,7 +61,7 @@ pub(crate) fn listen<T: Send + 'static>(wishes: Sender<T>, wrap: fn(Wish) -> T) 
                 Ok(Event::Resize(..)) => (Wish::Redraw, false),
                 Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => (Wish::Key(key), false),
                 Ok(_) => continue,
-                Err(error) => (Wish::Deaf(format!("no keys can be read: {error}")), true),
+                Err(error) => (Wish::Deaf(format!("cannot read keys: {error}")), true),
             };
             if wishes.send(wrap(wish)).is_err() || is_last {
                 return;

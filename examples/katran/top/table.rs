@@ -1,5 +1,5 @@
-//! A table of many rows on few lines: sorted by one of its columns, filtered by name, scrolled, with those columns for
-//! which there is room. No figure is ever cut: a column that does not fit is left out.
+//! A table of many rows on few lines: sorted by a column, filtered by name, scrolled, with the
+//! columns that fit. A figure is never cut: a column that does not fit is left out.
 
 use std::cmp::Ordering;
 
@@ -17,25 +17,25 @@ use ratatui::widgets::Scrollbar;
 use ratatui::widgets::ScrollbarOrientation;
 use ratatui::widgets::ScrollbarState;
 
-/// Lines above rows: a title in a rule, and the headings.
+/// Lines above the rows: a title in a rule, and the headings.
 pub(crate) const ABOVE: u16 = 2;
-/// What a name is left with before another column goes without a place.
+/// Names keep this width before another column loses its place.
 const SHORTEST_NAME: usize = 12;
-/// From this width on a space stands before a scroll bar.
+/// From this width on, a space precedes the scroll bar.
 const ROOMY: u16 = 60;
-/// Between columns where there is much room: more would tear rows apart.
+/// The widest gap between columns; wider ones would tear rows apart.
 const WIDEST_GAP: usize = 3;
 
 /// A column of figures.
 pub(crate) struct Column {
     pub(crate) heading: &'static str,
-    /// Of the widest figure, and of the heading.
+    /// The width of the widest figure, and of the heading.
     pub(crate) width: u16,
-    /// Those with a lower one take room first; with 0 before names.
+    /// Lower ranks get room first; rank 0 comes before names.
     pub(crate) rank: u8,
 }
 
-/// What stands in a column, and what it is sorted by.
+/// The text of a cell, and the value to sort by.
 #[derive(Clone, Debug)]
 pub(crate) struct Figure {
     pub(crate) shown: String,
@@ -46,9 +46,9 @@ pub(crate) struct Figure {
 pub(crate) enum Tone {
     #[default]
     Plain,
-    /// Somebody has to see to it.
+    /// Needs attention.
     Bad,
-    /// It takes no part.
+    /// Takes no part.
     Faint,
 }
 
@@ -57,30 +57,30 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) figures: Vec<Figure>,
     pub(crate) tone: Tone,
-    /// Among names: addresses and numbers have an order that their text has not.
+    /// The order among names: addresses and numbers do not sort as text.
     pub(crate) place: usize,
 }
 
-/// Names, and a figure for each of these columns.
+/// Names, with a figure for each column.
 pub(crate) struct Table {
     pub(crate) title: String,
     pub(crate) columns: &'static [Column],
     pub(crate) rows: Vec<Row>,
 }
 
-/// How somebody looks at a table.
+/// How the user looks at a table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Look {
-    /// By which column; `None`: by name.
+    /// The sort column; `None` for names.
     pub(crate) sort: Option<usize>,
     pub(crate) is_reversed: bool,
-    /// Only names that have this in them, in any case.
+    /// Show only names that contain this, in upper or lower case.
     pub(crate) filter: String,
-    /// The row with this name: it stays selected where it goes. `None`: the first row, whichever it is.
+    /// The name of the selected row, which stays selected when it moves. `None`: the first row.
     pub(crate) selected: Option<String>,
-    /// Where it was last: there the selection stays if the name goes.
+    /// Its last place, where the selection stays if the name goes.
     at: usize,
-    /// The first row that is shown, and how many there is room for.
+    /// The first visible row, and how many fit.
     offset: usize,
     page: usize,
 }
@@ -93,7 +93,7 @@ impl Look {
         }
     }
 
-    /// The rows in the order in which they are shown.
+    /// The rows in display order.
     fn rows<'t>(&self, table: &'t Table) -> Vec<&'t Row> {
         let wanted = self.filter.to_lowercase();
         let rows = table.rows.iter();
@@ -103,7 +103,7 @@ impl Look {
         let by_name = |a: &Row, b: &Row| a.place.cmp(&b.place).then_with(|| a.name.cmp(&b.name));
         rows.sort_by(|a, b| match self.sort {
             None => self.turned(by_name(a, b)),
-            // The largest first.
+            // Largest first.
             Some(column) => {
                 let [a_number, b_number] = [a, b].map(|row| row.figures[column].number);
                 let by_number = self.turned(b_number.total_cmp(&a_number));
@@ -120,7 +120,7 @@ impl Look {
         }
     }
 
-    /// The selected row among these.
+    /// The position of the selected row among these.
     fn place(&self, rows: &[&Row]) -> usize {
         let Some(selected) = &self.selected else {
             return 0;
@@ -134,7 +134,7 @@ impl Look {
         rows.get(self.place(&rows)).copied()
     }
 
-    /// By so many rows.
+    /// Moves by so many rows.
     pub(crate) fn step(&mut self, table: &Table, rows: isize) {
         let shown = self.rows(table);
         let last = shown.len().saturating_sub(1);
@@ -142,13 +142,13 @@ impl Look {
         self.selected = shown.get(self.at).map(|row| row.name.clone());
     }
 
-    /// By so many times what is shown at once.
+    /// Moves by so many pages.
     pub(crate) fn turn(&mut self, table: &Table, pages: isize) {
         let rows = isize::try_from(self.page.max(1)).unwrap_or(1);
         self.step(table, pages * rows);
     }
 
-    /// To the first row, whichever that will be.
+    /// Moves to the first row, whichever it is then.
     pub(crate) fn top(&mut self) {
         (self.selected, self.at) = (None, 0);
     }
@@ -157,7 +157,7 @@ impl Look {
         self.step(table, isize::MAX);
     }
 
-    /// By the next column, or the one before; names are one, too.
+    /// Sorts by the next or previous column; names count as one.
     pub(crate) fn sort_by_next(&mut self, table: &Table, forward: bool) {
         let columns = table.columns.len() + 1;
         let now = self.sort.map_or(0, |column| column + 1);
@@ -169,7 +169,7 @@ impl Look {
         self.is_reversed = false;
     }
 
-    /// Draws it; `name_heading` stands over the names.
+    /// Draws the table; `name_heading` is above the names.
     pub(crate) fn draw(&mut self, frame: &mut Frame<'_>, area: Rect, table: &Table, focus: bool) {
         let rows = self.rows(table);
         self.page = usize::from(area.height.saturating_sub(ABOVE));
@@ -245,7 +245,7 @@ impl Look {
             let bar = Scrollbar::new(ScrollbarOrientation::VerticalRight)
                 .begin_symbol(None)
                 .end_symbol(None);
-            // Right behind the last column.
+            // Directly after the last column.
             let columns = room.columns.iter();
             let columns = columns.map(|column| table.columns[*column].width + room.gap);
             let taken = room.name as u16 + columns.sum::<u16>() + beside as u16;
@@ -259,7 +259,7 @@ impl Look {
         }
     }
 
-    /// What it is, how many of it are shown, what they are filtered and sorted by: as much of it as there is room for.
+    /// What the table is, how many rows are visible, filter and sort order; as much as fits.
     fn title(&self, table: &Table, rows: &[&Row], width: usize, focus: bool) -> String {
         let mut parts = vec![table.title.clone()];
         if !self.filter.is_empty() {
@@ -276,7 +276,7 @@ impl Look {
         if rows.len() > 1 && (focus || self.sort.is_some()) {
             parts.push(format!("by {by} {}", if falls { "▼" } else { "▲" }));
         }
-        // The rule begins again behind a space.
+        // A space separates it from the rule.
         let title = fitting(&parts, ", ", width.saturating_sub(1));
         match title.is_empty() {
             true => title,
@@ -285,7 +285,7 @@ impl Look {
     }
 }
 
-/// The columns that a row has room for, in their order, and the columns of a terminal that its name has.
+/// The columns that fit, in order, and the width of names.
 struct Room {
     columns: Vec<usize>,
     name: usize,
@@ -296,7 +296,7 @@ impl Room {
     fn new(table: &Table, rows: &[&Row], width: usize, sort: Option<usize>) -> Self {
         let longest = rows.iter().map(|row| row.name.chars().count());
         let longest = longest.max().unwrap_or(0);
-        // What somebody sorts by is to be seen, and what says nothing is not.
+        // The sort column must be visible; an empty column need not be.
         let says_nothing = |column: usize| {
             let mut figures = rows.iter().map(|row| &row.figures[column]);
             !rows.is_empty() && figures.all(|figure| figure.number < 0.0)
@@ -336,7 +336,7 @@ impl Room {
     }
 }
 
-/// As many of these as have room beside each other, the first of them shortened if it has none.
+/// As many of these as fit side by side; the first one is shortened if needed.
 pub(crate) fn fitting(parts: &[String], between: &str, room: usize) -> String {
     let mut all = String::new();
     for part in parts {
@@ -352,8 +352,8 @@ pub(crate) fn fitting(parts: &[String], between: &str, room: usize) -> String {
     all
 }
 
-/// A name in so many columns. One that is too long loses what comes behind its first quarter: addresses of one network
-/// begin alike, and the port and protocol stand at the end.
+/// A name shortened to a width. It loses the part after its first quarter, because addresses of a
+/// network begin alike, and port and protocol are at the end.
 pub(crate) fn shortened(name: &str, room: usize) -> String {
     let length = name.chars().count();
     if length <= room {
@@ -368,7 +368,7 @@ pub(crate) fn shortened(name: &str, room: usize) -> String {
     format!("{first}…{last}")
 }
 
-/// A name, and figures that end below each other.
+/// A name, and figures aligned to the right.
 fn cells(
     name: String,
     figures: impl Iterator<Item = String>,

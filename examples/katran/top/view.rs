@@ -1,7 +1,6 @@
-//! Where on the screen the tables of `top` stand; and the same as text.
+//! The layout of `top` on the screen, and the same as text.
 //!
-//! With much room everything is beside and below each other, else one table has the screen; so has what belongs to one VIP
-//! or one real.
+//! A large screen shows everything; a small one shows one table, as does an open VIP or real.
 
 use ratatui::Frame;
 use ratatui::layout::Constraint;
@@ -32,28 +31,28 @@ use super::table::Table;
 use super::table::fitting;
 use super::table::shortened;
 
-/// From this size on several tables are shown.
+/// From this size on, several tables are visible.
 const MANY: (u16, u16) = (72, 20);
-/// From this width on VIPs and reals stand beside each other.
+/// From this width on, VIPs and reals are side by side.
 const WIDE: u16 = 160;
-/// Traffic by verdict has so many.
+/// The lines of traffic by verdict.
 const TRAFFIC_LINES: u16 = 4;
-/// Traffic by verdict, and the flow table, with names and figures.
+/// The width of traffic by verdict, and of the flow table, with names and figures.
 const TRAFFIC: u16 = 37;
 const FLOWS: u16 = 41;
-/// Lines of messages at most.
+/// The largest number of message lines.
 const MESSAGE: usize = 3;
 
-/// What stands around the figures.
+/// The text around the figures.
 #[derive(Default)]
 pub(crate) struct Status {
     /// The interfaces with their modes.
     pub(crate) title: String,
-    /// The last thing that happened: a reload, a warning.
+    /// The last event: a reload, a warning.
     pub(crate) message: String,
 }
 
-/// All tables as text, with plain numbers that other programs can read.
+/// All tables as text, with plain numbers for other programs.
 pub(crate) fn text(rates: &Rates) -> String {
     let mut text = String::new();
     for pane in [
@@ -85,7 +84,7 @@ fn line<'a>(name: &str, values: impl Iterator<Item = &'a str>) -> String {
 /// The whole screen.
 pub(crate) fn draw(frame: &mut Frame<'_>, status: &Status, view: &mut View, rates: &Rates) {
     let Rect { width, height, .. } = frame.area();
-    // Keys need all the lines that there are.
+    // The help needs all lines.
     let message = match view.shows_keys {
         true => Vec::new(),
         false => lines(&status.message, usize::from(width)),
@@ -105,7 +104,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, status: &Status, view: &mut View, rate
     } else if view.has_one_table {
         one_table(frame, body, view, rates);
     } else {
-        // Traffic and the flow table are always in sight here.
+        // Traffic and the flow table are always visible here.
         view.focus_on_many();
         many_tables(frame, body, view, rates);
     }
@@ -117,7 +116,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, status: &Status, view: &mut View, rate
     }
 }
 
-/// Text in lines of so many columns; what has no room is left out.
+/// Text in lines of a width; what does not fit is left out.
 fn lines(text: &str, width: usize) -> Vec<String> {
     if width == 0 {
         return Vec::new();
@@ -134,7 +133,7 @@ fn lines(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The keys for which there is room, or what somebody types.
+/// The keys that fit, or what the user types.
 fn bottom(view: &View, width: usize) -> Line<'static> {
     if view.is_typing {
         let parts = [
@@ -177,7 +176,7 @@ fn all_keys(frame: &mut Frame<'_>, body: Rect) {
         Constraint::Max(width + border),
         Constraint::Max(height + border),
     );
-    // Nothing is left of what is beside it.
+    // Clears what is below it.
     frame.render_widget(Clear, if has_room { area } else { body });
     frame.render_widget(Paragraph::new(lines).block(block), area);
 }
@@ -280,7 +279,7 @@ fn many_tables(frame: &mut Frame<'_>, body: Rect, view: &mut View, rates: &Rates
         },
         rates,
     );
-    // Each has half of the lines, and what the other one leaves.
+    // Each gets half of the lines, and what the other does not need.
     let half = main.height / 2;
     let needed = |rows: usize| {
         u16::try_from(rows)
@@ -313,7 +312,7 @@ fn pane(frame: &mut Frame<'_>, area: Rect, view: &mut View, pane: Pane, rates: &
     view.looks[pane as usize].draw(frame, area, &table, focus);
 }
 
-/// Traffic by verdict, and beside it the flow table, with its hit rate as a gauge.
+/// Traffic by verdict and, beside it, the flow table with its hit rate as a gauge.
 fn summary(frame: &mut Frame<'_>, traffic: Rect, flows: Rect, rates: &Rates) {
     let fixed = |frame: &mut Frame<'_>, area, table: &Table| {
         Look::default().draw(frame, area, table, false);
@@ -335,7 +334,7 @@ fn summary(frame: &mut Frame<'_>, traffic: Rect, flows: Rect, rates: &Rates) {
     };
     let bar = Gauge::default().ratio(ratio).label(label);
     frame.render_widget(bar.gauge_style(Style::new().fg(Color::Green)), gauge);
-    // The gauge is the first row; the others stand beside each other, by two.
+    // The gauge is the first row; the others are side by side in pairs.
     let rows = table.rows.iter().skip(1);
     let rows: Vec<_> = rows
         .map(|row| {
@@ -350,7 +349,7 @@ fn summary(frame: &mut Frame<'_>, traffic: Rect, flows: Rect, rates: &Rates) {
     }
 }
 
-/// The table that an opened VIP or real has.
+/// The table of an open VIP or real.
 pub(crate) fn opened_table(of: &Opened, rates: &Rates) -> Table {
     match of {
         Opened::Vip(vip) => match rates.vip(vip) {

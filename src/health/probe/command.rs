@@ -1,4 +1,4 @@
-//! Probes by a program of this host.
+//! Probes that run a program on this host.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,18 +14,19 @@ use super::Failure;
 use super::Place;
 use crate::sys::pidfd;
 
-/// So much of what a program writes to standard error is told, in bytes.
+/// How much of a program's standard error is reported, in bytes.
 const MAX_WORDS: usize = 300;
-/// For how long its last words are waited for when it has ended.
+/// How long to wait for the rest of it after the program has exited.
 const LAST_WORDS: Duration = Duration::from_millis(10);
 
-/// A process group that is killed in the end, before its leader is waited for: until then the number is nobody else's.
+/// A process group that is killed before its leader is reaped: until then its number cannot be
+/// reused.
 struct Group(Option<Pid>);
 
 impl Group {
     fn kill(&mut self) {
         if let Some(leader) = self.0.take() {
-            // Nobody but a leader that has ended may be there.
+            // The group may hold only a leader that has exited.
             let _ = killpg(leader, Signal::SIGKILL);
         }
     }
@@ -55,7 +56,7 @@ pub(super) async fn run(command: &Command, place: Place) -> std::result::Result<
         program.env("KATRAN_MARK", mark.to_string());
     }
     let mut child = program.spawn().map_err(Failure::not_sent)?;
-    // Dropped before the child, which is waited for then.
+    // Dropped before the child, which is reaped later.
     let leader = child.id().and_then(|id| i32::try_from(id).ok());
     let mut group = Group(leader.map(Pid::from_raw));
     let ended = group.0.map_or(Err(Errno::ESRCH.into()), pidfd::open);
@@ -75,13 +76,13 @@ pub(super) async fn run(command: &Command, place: Place) -> std::result::Result<
             }
             read = open.read(&mut piece) => match read {
                 Ok(0) | Err(_) => stderr = None,
-                // It may say more than anybody wants to know.
+                // A program may write without end.
                 Ok(length) if words.len() < MAX_WORDS => words.extend_from_slice(&piece[..length]),
                 Ok(_) => {}
             },
         }
     }
-    // What it has left in the background goes as well.
+    // Kills what the program left in the background.
     group.kill();
     if let Some(open) = &mut stderr
         && let Ok(Ok(length)) = tokio::time::timeout(LAST_WORDS, open.read(&mut piece)).await

@@ -6,7 +6,7 @@ use super::Failure;
 use super::Place;
 use super::udp;
 
-/// The longest datagram there is.
+/// The longest datagram.
 const MAX_DATAGRAM: usize = 65_535;
 
 pub(super) async fn ask(question: &Udp, place: Place) -> std::result::Result<(), Failure> {
@@ -24,7 +24,7 @@ pub(super) async fn ask(question: &Udp, place: Place) -> std::result::Result<(),
                 bytes.is_empty() || answer.windows(bytes.len()).any(|window| window == bytes)
             }
         };
-        // Anything else is a late answer to another one, or a stranger's.
+        // Anything else is a late answer to another probe, or somebody else's.
         if fits {
             return Ok(());
         }

@@ -23,7 +23,7 @@ use super::connect;
 use super::udp;
 use crate::types::Protocol;
 
-/// Where the response code is, which the parser has not all names for.
+/// The offset of the response code; the parser does not know all names.
 const CODE: usize = 3;
 
 pub(super) async fn ask(dns: &Dns, place: Place) -> std::result::Result<(), Failure> {
@@ -36,7 +36,7 @@ pub(super) async fn ask(dns: &Dns, place: Place) -> std::result::Result<(), Fail
             let mut answer = vec![0; usize::from(u16::MAX)];
             loop {
                 let length = socket.recv(&mut answer).await?;
-                // A late answer, or a stranger's, is passed over.
+                // Ignore late answers and those from others.
                 if let Some(judged) = judge(dns, id, &answer[..length]) {
                     return judged.map_err(Failure::answer);
                 }
@@ -66,7 +66,7 @@ fn query(dns: &Dns, id: u16) -> simple_dns::Result<Vec<u8>> {
     packet.build_bytes_vec()
 }
 
-/// What is to be thought of an answer; `None`: it is none to this query.
+/// Judges an answer; `None` if it does not belong to this query.
 fn judge(dns: &Dns, id: u16, answer: &[u8]) -> Option<Result<(), String>> {
     let packet = Packet::parse(answer).ok()?;
     let asked = packet.questions.first()?;

@@ -30,11 +30,11 @@ use super::tls;
 use super::tls::Authorities;
 use crate::error::Result;
 
-/// The longest head of an answer, in bytes, and how many headers it may have.
+/// The longest head of an answer in bytes, and the largest number of its headers.
 const MAX_HEAD: usize = 16_384;
 const MAX_HEADERS: usize = 100;
 
-/// A request that is ready to be made.
+/// A request that is ready to send.
 pub(in crate::health) struct HttpProbe {
     http: Http,
     answer_header: Option<(HeaderName, String)>,
@@ -87,7 +87,7 @@ impl HttpProbe {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(failed)?;
-        // It ends with this set.
+        // The connection ends with this set.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         let answer = sender.send_request(self.request(to)?).await;
@@ -111,7 +111,7 @@ impl HttpProbe {
         let body = read(answer.into_body(), self.http.max_body).await?;
         match &self.http.answer_body {
             Some(text) if !find(&body, text.as_bytes()) => Err(Failure::answer(format!(
-                "`{text}` is not in the first {} bytes of the body",
+                "the first {} bytes of the body do not contain `{text}`",
                 body.len()
             ))),
             _ => Ok(()),
@@ -143,7 +143,7 @@ impl HttpProbe {
     }
 }
 
-/// The beginning of a body, up to so many bytes.
+/// The beginning of a body, up to `most` bytes.
 async fn read(mut body: Incoming, most: usize) -> std::result::Result<Vec<u8>, Failure> {
     let mut read = Vec::new();
     while read.len() < most {
@@ -163,7 +163,7 @@ fn find(text: &[u8], part: &[u8]) -> bool {
     part.is_empty() || text.windows(part.len()).any(|window| window == part)
 }
 
-/// An error of the exchange: of the connection below it, or of what came by it.
+/// An error of the exchange, from the connection or from the answer.
 fn failed(error: hyper::Error) -> Failure {
     let mut below = std::error::Error::source(&error);
     let io = std::iter::from_fn(|| {
@@ -181,7 +181,7 @@ fn failed(error: hyper::Error) -> Failure {
     Failure::Failed(cause, format!("HTTP: {}", chain(&error)))
 }
 
-/// An error with what caused it.
+/// An error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {}", chain(cause)),

@@ -33,7 +33,7 @@ use super::outcome::Cause;
 use super::outcome::Outcome;
 use crate::error::Result;
 
-/// A check that is ready to be made.
+/// A check that is ready to run.
 #[derive(Clone)]
 pub(super) enum Probe {
     Tcp,
@@ -46,7 +46,7 @@ pub(super) enum Probe {
 }
 
 impl Probe {
-    /// Reads certificates, if need be.
+    /// Prepares a check, and reads certificates if it needs some.
     pub(super) fn new(check: &Check, authorities: &mut Authorities) -> Result<Self> {
         Ok(match check {
             Check::Tcp => Self::Tcp,
@@ -59,7 +59,7 @@ impl Probe {
         })
     }
 
-    /// Asks a real once, and waits for the whole answer, for as long as it takes.
+    /// Probes a real once and waits for the whole answer, without a limit.
     pub(super) async fn ask(self, place: Place) -> Outcome {
         let asked = match &self {
             Self::Tcp => connect(place).await.map(drop),
@@ -78,32 +78,33 @@ impl Probe {
     }
 }
 
-/// The longest reason that is kept, in characters.
+/// The longest reason to keep, in characters.
 const MAX_REASON: usize = 500;
 
-/// A reason as a line for logs and terminals: servers have a say in it (the closing words of QUIC).
+/// A reason as one line for logs and terminals: servers can choose its text (the closing words of
+/// QUIC).
 fn one_line(reason: &str) -> String {
     let shown = |letter: char| if letter.is_control() { ' ' } else { letter };
     reason.chars().take(MAX_REASON).map(shown).collect()
 }
 
-/// Where a probe goes to.
+/// The target of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) target: Target,
     pub(super) to: SocketAddr,
-    /// By which the packet path knows the real.
+    /// The mark by which the packet path knows the real.
     pub(super) mark: Option<u32>,
 }
 
-/// Why there is no answer.
+/// Why there is no good answer.
 enum Failure {
     Failed(Cause, String),
     NotSent(String),
 }
 
 impl Failure {
-    /// An answer that is not the one that is wanted.
+    /// A wrong answer.
     fn answer(why: impl ToString) -> Self {
         Self::Failed(Cause::Answer, why.to_string())
     }
@@ -112,7 +113,8 @@ impl Failure {
         Self::NotSent(error.to_string())
     }
 
-    /// The kernel's word when a socket is connected: routes of this host are its own trouble, as nothing was sent.
+    /// An error of connecting a socket. Missing routes are this host's own trouble, as nothing was
+    /// sent.
     fn at_once(error: io::Error) -> Self {
         const OWN: [Errno; 7] = [
             Errno::ENETUNREACH,
@@ -131,7 +133,7 @@ impl Failure {
 }
 
 impl From<io::Error> for Failure {
-    /// What was sent came back, or nothing did: only what this process lacks is its own trouble.
+    /// An error after sending. Only a lack of resources is this process's own trouble.
     fn from(error: io::Error) -> Self {
         const OWN: [Errno; 4] = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
         match error.raw_os_error().map(Errno::from_raw) {
@@ -169,7 +171,7 @@ async fn connect(place: Place) -> std::result::Result<TcpStream, Failure> {
     begin(socket(place, Type::STREAM)?, place).await
 }
 
-/// Connects a socket. What routers say of the way comes later than what this host's routes do.
+/// Connects a socket. Errors from routers come later than those of this host's routes.
 async fn begin(socket: Socket, place: Place) -> std::result::Result<TcpStream, Failure> {
     match socket.connect(&place.to.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => {
@@ -185,8 +187,8 @@ async fn begin(socket: Socket, place: Place) -> std::result::Result<TcpStream, F
     }
 }
 
-/// A SYN, and a RST when the SYN-ACK is there. Without quick ACKs the kernel waits for something to send along with its
-/// ACK, up to 200 ms, and a socket that is closed without lingering sends a RST instead.
+/// Sends a SYN, and a RST after the SYN-ACK. Without quick ACKs the kernel delays its ACK up to 200
+/// ms to send data along; closing a socket without lingering sends a RST instead.
 async fn half_open(place: Place) -> std::result::Result<(), Failure> {
     let socket = socket(place, Type::STREAM)?;
     socket.set_tcp_quickack(false).map_err(Failure::not_sent)?;
@@ -195,7 +197,7 @@ async fn half_open(place: Place) -> std::result::Result<(), Failure> {
     Ok(())
 }
 
-/// A socket that takes datagrams from there only.
+/// A socket that accepts datagrams only from there.
 async fn udp(place: Place) -> std::result::Result<UdpSocket, Failure> {
     let socket = UdpSocket::from_std(socket(place, Type::DGRAM)?.into())?;
     let connected = socket.connect(place.to).await;

@@ -22,10 +22,10 @@ use super::tls;
 use super::tls::Authorities;
 use crate::error::Result;
 
-/// For how long the last packet, which closes the connection, may take to be sent.
+/// How long to wait until the packet that closes the connection is sent.
 const GOODBYE: Duration = Duration::from_millis(20);
 
-/// A handshake that is ready to be made.
+/// A handshake that is ready to run.
 pub(in crate::health) struct QuicProbe {
     config: ClientConfig,
     name: Option<String>,

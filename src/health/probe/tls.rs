@@ -1,4 +1,4 @@
-//! TLS of probes: whose certificates are good.
+//! TLS of probes, and which certificates they trust.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -34,7 +34,7 @@ use super::super::check::Trust;
 use super::super::check::invalid;
 use crate::error::Result;
 
-/// Files with certificates are shorter, in bytes.
+/// The largest size of a certificate file, in bytes.
 const MAX_PEM: u64 = 16 << 20;
 
 /// The authorities of this host and of files, read once for all checks.
@@ -64,7 +64,7 @@ impl Authorities {
         if store.is_empty() {
             let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
             let reason = format!(
-                "this host trusts nobody ({}): install its package of CA certificates, or name authorities",
+                "this host has no trusted authorities ({}): install its CA certificates package, or set authorities",
                 errors.join("; ")
             );
             return Err(invalid("authorities", "this host's", reason));
@@ -75,18 +75,18 @@ impl Authorities {
     }
 }
 
-/// The name of a server, if one is given.
+/// The server's name, if there is one.
 pub(super) fn server_name(tls: &Tls) -> Result<Option<ServerName<'static>>> {
     let Some(name) = &tls.server_name else {
         return Ok(None);
     };
     match ServerName::try_from(name.clone()) {
         Ok(name) => Ok(Some(name)),
-        Err(_) => Err(invalid("server_name", name, "a DNS name, or an address")),
+        Err(_) => Err(invalid("server_name", name, "a DNS name or an address")),
     }
 }
 
-/// Each handshake is whole: nothing is resumed, so each probe looks at the certificate.
+/// No session is resumed, so each probe verifies the certificate.
 pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let algorithms = provider.signature_verification_algorithms;
@@ -106,16 +106,17 @@ pub(super) fn client(tls: &Tls, authorities: &mut Authorities) -> Result<ClientC
     Ok(config)
 }
 
-/// The text of a file. What is no file could keep one waiting, be endless, or do something when it is opened, as a watchdog does.
+/// Reads a file. Opening something else than a regular file could block, be endless, or have side
+/// effects (a watchdog).
 fn read(path: &Path) -> Result<String> {
     let read = || {
-        let no_file = || io::Error::other("it is no file");
+        let no_file = || io::Error::other("not a regular file");
         if !fs::metadata(path)?.is_file() {
             return Err(no_file());
         }
         let mut options = File::options();
         let file = options.read(true).custom_flags(O_NONBLOCK).open(path)?;
-        // Another one may have come to be there.
+        // The file may have been replaced in the meantime.
         if !file.metadata()?.is_file() {
             return Err(no_file());
         }
@@ -123,7 +124,7 @@ fn read(path: &Path) -> Result<String> {
         let length = file.take(MAX_PEM).read_to_string(&mut pem)? as u64;
         match length < MAX_PEM {
             true => Ok(pem),
-            false => Err(io::Error::other("it is longer than certificates are")),
+            false => Err(io::Error::other("too long for a certificate file")),
         }
     };
     read().map_err(|error: io::Error| invalid("authorities", path.display(), error.to_string()))
@@ -133,18 +134,18 @@ fn of_pem(pem: &str, whose: impl Display) -> Result<RootCertStore> {
     let bad = |reason: String| invalid("authorities", &whose, reason);
     let mut store = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate = certificate.map_err(|error| bad(format!("no PEM: {error}")))?;
+        let certificate = certificate.map_err(|error| bad(format!("not PEM: {error}")))?;
         store
             .add(certificate)
-            .map_err(|error| bad(format!("no certificate: {error}")))?;
+            .map_err(|error| bad(format!("not a certificate: {error}")))?;
     }
     match store.is_empty() {
-        true => Err(bad("certificates in PEM, at least one".to_owned())),
+        true => Err(bad("needs at least one certificate in PEM".to_owned())),
         false => Ok(store),
     }
 }
 
-/// Takes any certificate whose key the server has.
+/// Accepts any certificate whose key the server has.
 #[derive(Debug)]
 struct Anybody(WebPkiSupportedAlgorithms);
 

@@ -1,5 +1,5 @@
-//! Signs of life while a balancer is adopted: programs that the verifier looks at, maps that are filled and gateways that do not
-//! answer may take longer than an `orphan_limit`.
+//! Signs of life during adoption: verifying programs, filling maps and waiting for a gateway may
+//! take longer than an `orphan_limit`.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -22,18 +22,19 @@ use crate::pins::Part;
 use crate::pins::PinnedSet;
 use crate::sys::ticks::ticks;
 
-/// Between two signs, and before the first: an adoption that fails at once, again and again, gives none.
+/// The interval of signs, also before the first: an adoption that fails at once, again and again,
+/// gives none.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// A thread that gives them until this is dropped: the keeper does (`katran/keeper.rs`) once the balancer has one. None where
-/// packets do not go by signs of life.
+/// A thread that gives signs until this is dropped; then the keeper does (`katran/keeper.rs`). None
+/// where packets do not depend on signs of life.
 pub(super) struct Pulse {
     lives: Arc<Mutex<Vec<Arc<Live>>>>,
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Pulse {
-    /// Starts it, for all that packets may read now.
+    /// Starts it, for all that packets may read at present.
     pub(super) fn start(home: &Home, config: &Config) -> Result<Self> {
         let mut pulse = Self {
             lives: Arc::default(),
@@ -63,7 +64,7 @@ impl Pulse {
         Ok(pulse)
     }
 
-    /// What packets are about to read gets them, too.
+    /// Gives them to what packets are about to read, too.
     pub(super) fn also(&self, live: &Arc<Live>) {
         let mut lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
         lives.push(Arc::clone(live));
@@ -82,14 +83,14 @@ impl Drop for Pulse {
     }
 }
 
-/// What packets read of a set, if this version knows its form.
+/// What packets read of a set, if this version knows its layout.
 fn live_of(set: &PinnedSet) -> Result<Option<Live>> {
     let contents = set.contents()?;
     if !contents.is_some_and(|of| of.knows(Part::State)) {
         return Ok(None);
     }
     let map = match set.map(".data.live") {
-        // It was not filled to the end; if it counts, to go on with it will tell.
+        // It was not filled; if it is the current set, adopting it will report that.
         Err(Error::NotFound { .. }) => return Ok(None),
         map => map?,
     };

@@ -1,7 +1,7 @@
-//! Goes on with a balancer whose set has another layout. A set of this version's is made beside it, of what the ledger has
-//! kept and of those maps that mean the same in both, and takes its place as in a replacement (`katran/replace.rs`): whenever
-//! the process ends, the next owner finds one of the two, whole. The ledger of the one before stays as it is, but for numbers that
-//! packets have met (`relaid/place.rs`).
+//! Adopts a balancer whose set has another layout. The library makes a set of this version beside
+//! it, from the ledger and from those maps that mean the same in both, and replaces it as in
+//! `katran/replace.rs`: whenever the process ends, the next owner finds one of the two, whole. The
+//! old ledger stays unchanged, except for numbers that packets have met (`relaid/place.rs`).
 
 mod place;
 
@@ -57,7 +57,7 @@ use crate::table::RealRecord;
 use crate::types::Family;
 use crate::types::NextHops;
 
-/// Which maps of the other set are this one's, too.
+/// The maps of the other set that this one shares.
 struct Shared {
     state: bool,
     flows: bool,
@@ -66,8 +66,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// `in_steps`: an `apply` was cut off, whose steps are to be undone where the next owner of the other set sees
-    /// nothing of it.
+    /// `in_steps`: an `apply` was cut off, whose steps must be undone where the other set's next
+    /// owner sees nothing of it.
     fn of(contents: &Contents, in_steps: bool) -> Self {
         Self {
             state: contents.knows(Part::State) && !in_steps,
@@ -77,7 +77,7 @@ impl Shared {
         }
     }
 
-    /// Whether flow tables are those of both: how much of them is in use is said beside the counters of each CPU.
+    /// Whether flow tables are shared: the extent in use is in the record of each CPU's counters.
     fn has_tables(&self) -> bool {
         self.flows && self.counters
     }
@@ -96,7 +96,7 @@ impl Shared {
 
     fn tell(&self, contents: &Contents) {
         log::info!(
-            "the balancer has layout {} of katran {}: one of this version takes its place",
+            "the balancer has layout {} of katran {}: replacing it with one of this version",
             contents.layout(),
             contents.version()
         );
@@ -107,7 +107,7 @@ impl Shared {
         let parts = [
             (
                 self.state,
-                "rings are made again: flows that no table knows go where they lead",
+                "rings are made again: flows that no table knows follow them",
             ),
             (
                 self.flows,
@@ -121,7 +121,7 @@ impl Shared {
     }
 }
 
-/// `ledger`: the set's own, with what was read of it.
+/// `ledger`: the set's own, with its contents as read.
 pub(super) fn adopt(
     home: Home,
     contents: &Contents,
@@ -144,7 +144,7 @@ pub(super) fn adopt(
     let mut former = Former {
         ledger,
         table: kept.table.clone(),
-        // Those whose entries are entered one by one.
+        // Those whose entries are copied one by one.
         flows: match shared.flows && !shared.has_tables() {
             true => Some(flow_tables_in(&set, &kept.config)?),
             false => None,
@@ -174,7 +174,7 @@ pub(super) fn adopt(
     let lost = katran.resume_attachments(&home)?;
     match home.next_set().is_there() {
         true => katran.go_back_to(&home, &mut former)?,
-        // An adoption that failed may have removed it: no packets are to be handed back.
+        // A failed adoption may have removed it: no packets are handed back.
         false => katran.catch_up(None)?,
     }
     if let Some(checks) = &mut katran.healthchecks {
@@ -189,7 +189,7 @@ pub(super) fn adopt(
     if let Some(flows) = &former.flows
         && let Err(error) = katran.enter_flows(flows, Reader::Packets)
     {
-        log::warn!("some flows of the last moment are not known: {error}");
+        log::warn!("some flows of the last moment are lost: {error}");
     }
     drop(held);
     katran.shared.remove_leftovers();
@@ -197,15 +197,15 @@ pub(super) fn adopt(
         katran.unstage_set();
     }
     katran.note_attached();
-    // First: to attach may take the seconds in which a gateway is looked for.
+    // First, because attaching may wait seconds for a gateway.
     katran.keep_house()?;
     drop(pulse);
     katran.put_back_what_is_gone(lost);
     Ok(katran)
 }
 
-/// Loads this version's programs over those maps of the set that are shared, with others for the rest. `flows`: those
-/// that are to be entered.
+/// Loads this version's programs over the shared maps, with new ones for the rest. `flows`: tables
+/// to be copied.
 fn load(home: &Home, kept: &Kept, shared: &Shared, flows: Option<&FlowTables>) -> Result<Katran> {
     let config = &kept.config;
     let set = home.set();
@@ -255,7 +255,7 @@ fn load(home: &Home, kept: &Kept, shared: &Shared, flows: Option<&FlowTables>) -
     Ok(katran)
 }
 
-/// Those maps of the set that are this balancer's, but for those of health checks and those inside others.
+/// The set's maps that this balancer shares, except those of health checks and inner ones.
 fn shared_maps(
     set: &PinnedSet,
     config: &Config,
@@ -272,7 +272,7 @@ fn shared_maps(
     names.map(|name| Ok((name, set.map(name)?))).collect()
 }
 
-/// The longest frame that packets go by, if that is kept: a new balancer begins with that of no interface.
+/// The longest frame for packets, if that is kept: a new balancer begins with that of no interface.
 fn longest_frame(maps: &[(&'static str, OwnedFd)]) -> std::io::Result<Option<u32>> {
     let Some((_, live)) = maps.iter().find(|(name, _)| *name == ".data.live") else {
         return Ok(None);
@@ -281,7 +281,7 @@ fn longest_frame(maps: &[(&'static str, OwnedFd)]) -> std::io::Result<Option<u32
     Ok(Some(live.max_frame()))
 }
 
-/// What was drawn; drawn again where this version takes other keys, for what is not shared.
+/// The random values; new ones where this version takes other keys, for what is not shared.
 fn drawn_for(drawn: &Drawn, config: &Config, shared: &Shared) -> Result<Drawn> {
     let failed = |error| kernel_error("draw random keys for", "the maps", error);
     let mut drawn = drawn.clone();
@@ -296,7 +296,7 @@ fn drawn_for(drawn: &Drawn, config: &Config, shared: &Shared) -> Result<Drawn> {
     Ok(drawn)
 }
 
-/// How many sets of flow tables are in use, by what is in them.
+/// The number of sets in use in flow tables, by their contents.
 fn sets_in_use(flows: &FlowTables) -> Result<u32> {
     let failed = |error| kernel_error("read", "flow_tables", error);
     let mut used = flows.of_cpus.iter().map(|(_, table)| table.sets_in_use());
@@ -310,7 +310,8 @@ fn carrier_of_cpus(set: &PinnedSet, katran: &Katran) -> Result<Option<Carrier>> 
 }
 
 impl Katran {
-    /// Takes over what the ledger has kept, and what packets see of it as far as that is shared; the rest is written.
+    /// Takes over what the ledger has kept, and what packets see where that is shared; writes the
+    /// rest.
     fn take_state(&mut self, kept: Kept, shared: &Shared) -> Result<Small> {
         if shared.state {
             let resumed = self.maps.server_ids.resume(&self.maps.live);
@@ -335,7 +336,7 @@ impl Katran {
         Ok(small)
     }
 
-    /// Has packets see what the table says.
+    /// Makes packets see the table's records.
     fn write_state(&mut self, shared: &Shared) -> Result<()> {
         let reals = self.table.reals();
         let reals: Vec<_> = reals
@@ -359,7 +360,7 @@ impl Katran {
         }
     }
 
-    /// The same of health checks, if there is a path for them.
+    /// The same for health checks, if there is a path for them.
     fn take_probes(&mut self, small: Small, set: &PinnedSet, shared: &Shared) -> Result<()> {
         if set.probe()?.is_none() {
             return match self.config.healthcheck_interface {
@@ -395,7 +396,7 @@ impl Katran {
         registered.try_for_each(|vip| probes.register(vip))
     }
 
-    /// What packets know of gateways is known to probes, until it is found out again.
+    /// Probes use the gateways that packets know, until they are discovered again.
     fn tell_probes_gateways(&self) {
         for family in Family::ALL {
             if let (Some(mac), Some(probes)) =
@@ -411,7 +412,7 @@ impl Katran {
 mod tests {
     use super::*;
 
-    /// Also where it is not for another form.
+    /// Also where that is not for want of the same layout.
     #[test]
     fn rings_that_are_made_again_are_told() {
         let mut shared = Shared {

@@ -1,4 +1,5 @@
-//! What the calls of a loaded balancer write down: whatever was called, the next owner knows what this one does.
+//! What the calls of a loaded balancer record: after any of them the next owner knows what this one
+//! does.
 
 pub(in super::super) mod calls;
 mod full;
@@ -112,8 +113,8 @@ fn the_next_owner_knows_what_every_call_has_made() {
     );
 }
 
-/// Wherever a call is cut off: the next owner knows the state before it, with nothing under way or with what makes of it
-/// the state after it, or that one.
+/// Wherever a call is cut off, the next owner knows the state before it, with nothing under way or
+/// with what leads to the state after it; or the state after it.
 #[test]
 fn a_call_that_is_cut_off_is_known_whole() {
     let mut katran = loaded();
@@ -130,7 +131,7 @@ fn a_call_that_is_cut_off_is_known_whole() {
                 before: began,
             } = read(&heap);
             if let Some(began) = began {
-                // A change of many steps: there is the way back.
+                // A change of many steps has a way back.
                 assert_eq!(began.state, before, "{name} after {stores}");
                 assert_eq!(began.watched, watched, "{name} after {stores}");
             } else if let Some(intent) = under_way {
@@ -150,7 +151,7 @@ fn a_call_that_is_cut_off_is_known_whole() {
             if let Some(vip) = watched {
                 katran.stats_mut().watch_misses(vip).unwrap();
             }
-            // Many stores are those of one record.
+            // Many stores belong to one record.
             stores += if stores < 8 { 1 } else { 1 + stores / 8 };
         }
         let after = katran.state();
@@ -160,7 +161,7 @@ fn a_call_that_is_cut_off_is_known_whole() {
     }
 }
 
-/// Documents at random, and calls between them.
+/// Random documents, with calls between them.
 #[test]
 fn the_next_owner_knows_any_state() {
     let (mut katran, heap) = kept();
@@ -216,8 +217,8 @@ fn some_state(katran: &Katran, rng: &mut Rng) -> State {
     state
 }
 
-/// A change that there is no room to write down is refused before anything of it is made; one that cannot be refused is
-/// made.
+/// A change that cannot be recorded for want of room is refused before any of it is made; one that
+/// cannot be refused is made.
 #[test]
 fn a_change_that_cannot_be_written_down_is_not_made() {
     let mut katran = loaded();
@@ -233,7 +234,7 @@ fn a_change_that_cannot_be_written_down_is_not_made() {
         for address in (1..13).map(address) {
             let before = katran.state();
             if let Err(error) = katran.probes_mut().map_mark(u32::MAX - mark, address) {
-                assert!(error.to_string().contains("write down"), "{error}");
+                assert!(error.to_string().contains("record"), "{error}");
                 assert_eq!(katran.state(), before);
                 refused += 1;
             }
@@ -244,7 +245,7 @@ fn a_change_that_cannot_be_written_down_is_not_made() {
             .collect();
         let before = katran.state();
         if let Err(error) = katran.source_routes_mut().add(&prefixes, address(1)) {
-            assert!(error.to_string().contains("write down"), "{error}");
+            assert!(error.to_string().contains("record"), "{error}");
             assert_eq!(katran.state(), before);
             refused += 1;
         }
@@ -262,10 +263,10 @@ fn a_change_that_cannot_be_written_down_is_not_made() {
     }
     assert!(ids_refused > 0);
     assert!(refused > 5, "{refused}");
-    // It is made, written down or not.
+    // It is made, recorded or not.
     katran.stats_mut().unwatch_misses();
     assert_eq!(katran.stats().watched_vip(), None);
-    // When there is memory again, so is it known.
+    // With memory again, it is recorded.
     let heap = heap.limited(usize::MAX);
     katran.source_routes_mut().clear().unwrap();
     assert_known(&katran, &heap, "what has gone");
@@ -291,7 +292,7 @@ fn seeds_and_keys_are_taken_over() {
     assert!(Fixed::restored(&short, &kept.config, tick, possible_cpus).is_err());
 }
 
-/// The fields of a balancer that are no kernel objects.
+/// The fields of a balancer that are not kernel objects.
 #[test]
 fn another_balancer_takes_over_what_was_kept() {
     let (mut katran, heap) = kept();
@@ -320,13 +321,13 @@ fn another_balancer_takes_over_what_was_kept() {
     let mut settled = next.table.clone();
     settled.settle(taken);
     assert_eq!(next.table, settled);
-    // Its own changes are known in the same place.
+    // Its own changes are recorded in the same place.
     next.server_ids_mut().remove(&[7]).unwrap();
     assert_eq!(read(&found).kept.server_ids, next.server_ids);
     assert_ne!(read(&heap).kept.server_ids, next.server_ids);
 }
 
-/// What a process leaves that ends without a word.
+/// What a process leaves that is killed.
 #[test]
 fn a_pinned_balancer_leaves_its_ledger() {
     let directory = private_bpf_fs().unwrap().join("katran");
@@ -349,7 +350,7 @@ fn a_pinned_balancer_leaves_its_ledger() {
     assert!(!directory.exists());
 }
 
-/// Where frames to every VIP go that there may be: answers, and the chosen reals.
+/// Where frames to every possible VIP go: answers, and the chosen reals.
 fn ways(katran: &Katran) -> Vec<String> {
     let vips = katran.vips().into_iter();
     let flows = vips.flat_map(|vip| {
@@ -375,11 +376,12 @@ fn ways(katran: &Katran) -> Vec<String> {
         .collect()
 }
 
-/// All of a call has been made in the kernel, and its process ends before it says so: the next owner undoes it whole.
+/// The kernel has all of a call's change, and the process ends before recording that: the next
+/// owner undoes it whole.
 #[test]
 fn a_call_that_is_cut_off_at_its_end_is_undone_by_the_next_owner() {
     let directory = private_bpf_fs().unwrap().join("katran");
-    // A balancer that knows what slots were before leads flows elsewhere than one that was loaded just now.
+    // A balancer with a history of slots leads flows elsewhere than a fresh one.
     let all = FlowTracking::All;
     let with_probes = || builder().healthcheck_interface("lo").flow_tracking(all);
     let mut katran = with_probes().pin(&directory).load().unwrap();
@@ -409,7 +411,7 @@ fn a_call_that_is_cut_off_at_its_end_is_undone_by_the_next_owner() {
     katran.remove().unwrap();
 }
 
-/// A state that was being applied is undone, and with the VIP that it has not comes its watch.
+/// A state that was being applied is undone, and the VIP that comes back has its watch again.
 #[test]
 fn a_watch_comes_back_with_its_vip() {
     let directory = private_bpf_fs().unwrap().join("katran");

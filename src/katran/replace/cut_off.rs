@@ -1,5 +1,5 @@
-//! After a replacement that was cut off: there are two sets, and packets may have gone by either. What the one that does not
-//! count has counted and remembered comes to the other, and it goes.
+//! After a replacement that was cut off there are two sets, and packets may have used either. Gives
+//! what the other set has counted and remembered to the current one, and removes it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -21,8 +21,8 @@ use crate::pins::Part;
 use crate::pins::PinnedSet;
 
 impl Katran {
-    /// Ends a replacement that the owner before has begun, in favour of the set that counts: all attachments have its
-    /// programs.
+    /// Ends a replacement that the previous owner began, in favour of the current set: all
+    /// attachments have its programs.
     pub(in crate::katran) fn end_replacement(&mut self) -> Result<()> {
         let Some(other) = self.home.as_ref().map(|home| home.next_set()) else {
             return Ok(());
@@ -30,7 +30,7 @@ impl Katran {
         if !other.is_there() {
             return self.catch_up(None);
         }
-        log::info!("a replacement of the balancer was cut off: what is left of it goes");
+        log::info!("a replacement of the balancer was cut off: removing what is left of it");
         if let Some(checks) = &mut self.healthchecks {
             let switched = checks.switch_to_own();
             let _for_good = switched.map_err(|(error, _)| error)?;
@@ -50,7 +50,7 @@ impl Katran {
                 self.carry_counters();
             }
             Err(error) => {
-                log::warn!("what was counted in the meantime waits for the next owner: {error}");
+                log::warn!("counts of the meantime wait for the next owner: {error}");
                 return Ok(());
             }
         }
@@ -60,9 +60,9 @@ impl Katran {
         Ok(())
     }
 
-    /// The same where the set that counts is none of this version's, and another one is still to take its place: what the
-    /// one that does not has counted comes to that set. Attachments have its programs. The other one is still there.
-    /// `kept`: of that.
+    /// The same where the current set is not of this version and yet another will replace it: gives
+    /// the counts of the other set to the current one. Attachments have the current set's programs.
+    /// The other one still exists; `kept` is its state.
     pub(in crate::katran) fn end_replacement_of(
         &mut self,
         home: &Home,
@@ -76,7 +76,8 @@ impl Katran {
         Self::carry_back(home)
     }
 
-    /// Carries what the next set has counted to the set that counts, where both count in this version's form.
+    /// Carries the next set's counts over to the current set, where both count in this version's
+    /// layout.
     pub(in crate::katran) fn carry_back(home: &Home) -> Result<()> {
         let (set, other) = (home.set(), home.next_set());
         let contents = set.contents()?;
@@ -104,7 +105,8 @@ impl Katran {
         }
     }
 
-    /// What the packets that went by another set have been told to remember, but for what means nothing here.
+    /// Takes over the flow entries made by packets in another set, except those that mean nothing
+    /// here.
     fn take_flows_of(&mut self, other: &PinnedSet, kept: Option<Kept>) {
         let flows = match &kept {
             Some(kept) => flows_of(other, &kept.config),
@@ -116,7 +118,7 @@ impl Katran {
         };
         let entered = self.catch_up(flows.as_ref());
         if let Err(error) = unread.and(entered) {
-            log::warn!("some flows of the meantime are not known: {error}");
+            log::warn!("some flows of the meantime are lost: {error}");
         }
         if let Some(kept) = kept {
             self.void_entries_of(&kept.table);
@@ -124,7 +126,7 @@ impl Katran {
     }
 }
 
-/// Maps that count what packets do.
+/// Maps that count packets.
 const COUNTING: [&str; 5] = [
     "cpus",
     "vip_counters",
@@ -145,7 +147,7 @@ fn counting_map(set: &PinnedSet, name: &str) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// What carries the counters of a set's maps to others of their names, where those are others.
+/// Carries the counters of a set's maps over to others of the same names, where those differ.
 fn carriers_from<'a>(
     set: &PinnedSet,
     maps: impl Iterator<Item = (&'static str, BorrowedFd<'a>)>,
@@ -159,7 +161,7 @@ fn carriers_from<'a>(
         let Some(part) = Part::of(name) else {
             continue;
         };
-        // Where it was not filled to the end no packet was in it.
+        // It was not filled, so no packet was in it.
         let Some(from) = counting_map(set, name)? else {
             continue;
         };
@@ -169,9 +171,9 @@ fn carriers_from<'a>(
         };
         match carrier {
             Ok(carrier) => carriers.extend(carrier),
-            // No owner could ever carry it, and a whole balancer's memory would wait for one.
+            // No owner could ever carry it over, and a whole balancer's memory would wait for one.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
-                "what was counted in {name} in the meantime is lost: katran {} counts in another form",
+                "counts of the meantime in {name} are lost: katran {} has another layout of counters",
                 contents.version()
             ),
             Err(error) => return Err(failed(error)),
@@ -180,23 +182,24 @@ fn carriers_from<'a>(
     Ok(carriers)
 }
 
-/// What the ledger of a set has kept; `None`: the set was not filled to the end, so no packet has met it, or what it has cannot
-/// be read, which the log tells.
+/// The kept state of a set's ledger; `None`: the set was not filled, so no packet has met it, or
+/// the ledger cannot be read, which is logged.
 fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     let ground = set.ground();
     let ground = ground.map_err(|error| kernel_error("open", "the ledger", error))?;
     let read = ground.map(Ledger::read).transpose();
     if let Err(refused) = &read {
         log::error!(
-            "a replacement was cut off, and of that one {refused}: connections that packets have led by it may stay where \
-             they are, and meet what is added under its numbers; packets go by what is known here"
+            "the record of a replacement that was cut off cannot be used: {refused}: connections \
+            that began by it may stay on its reals, and move to others that get their numbers; \
+            packets follow the present balancer"
         );
     }
     let read = read.ok().flatten();
     Ok(read.map(|(_, replayed)| replayed.kept))
 }
 
-/// The flow tables of a set; `None`: they have another form.
+/// The flow tables of a set; `None`: they have another layout.
 fn flows_of(set: &PinnedSet, config: &Config) -> Result<Option<FlowTables>> {
     match set.contents()?.is_some_and(|of| of.knows(Part::Flows)) {
         true => flow_tables_in(set, config).map(Some),

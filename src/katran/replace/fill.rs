@@ -1,5 +1,5 @@
-//! A balancer that takes the place of another one comes to know all that this one knows, under the same numbers: packets are
-//! not on it yet.
+//! Fills a balancer that will replace another with everything that one knows, under the same
+//! numbers, before packets are on it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,10 +23,11 @@ use crate::types::Family;
 use crate::types::FlowTracking;
 use crate::types::Vip;
 
-/// The records of a balancer under other limits.
+/// A balancer's records under other limits.
 ///
 /// # Errors
-/// [`Error::InUse`] if there is more than these settings have room for, or a number that lies beyond.
+/// [`Error::InUse`] if there is more than these settings have room for, or a number too large for
+/// them.
 pub(super) fn table_for(before: &Katran, config: &Config) -> Result<Table> {
     let too_few = |setting: &str, value: u16, by| Error::InUse {
         what: format!("room for more than {setting} = {value}"),
@@ -38,25 +39,26 @@ pub(super) fn table_for(before: &Katran, config: &Config) -> Result<Table> {
         return Err(too_few(
             "max_vips",
             vips,
-            "VIPs, or the number of one: remove VIPs first; one whose number lies beyond gets another when it is \
-             removed and added again",
+            "VIPs, or the number of one: remove VIPs first; if a number is too large, remove that \
+            VIP and add it again",
         ));
     }
     table.with_room(vips, reals).ok_or_else(|| {
         too_few(
             "max_reals",
             reals,
-            "reals, or the number of one: remove reals first; one whose number lies beyond \
-             gets another when it is removed and added again",
+            "reals, or the number of one: remove reals first; if a number is too large, remove \
+            that real and add it again",
         )
     })
 }
 
 impl Katran {
-    /// Takes over all that another balancer knows.
+    /// Takes over everything that another balancer knows.
     ///
     /// # Errors
-    /// [`Error::InUse`] and [`Error::Exhausted`] if there is more than there is room for, and refusals of the kernel.
+    /// [`Error::InUse`] and [`Error::Exhausted`] if there is no room for it all, and the kernel's
+    /// refusals.
     pub(super) fn fill_from(&mut self, before: &Self, table: Table) -> Result<()> {
         self.table = table;
         self.take_names(before)?;
@@ -72,13 +74,13 @@ impl Katran {
             .live
             .set_watched_vip(watched.map(|entry| entry.number.0));
         self.enter_global_flows(before)?;
-        // What packets change all the while comes last.
+        // What packets keep changing comes last.
         self.enter_flows(&before.maps.flows, Reader::Nobody)?;
         for (vip, entry) in &vips {
             self.take_ring(before, vip, entry)?;
         }
         if !self.has_slots_of(before) {
-            // All that tables know of flows counts.
+            // Everything that tables know of flows counts.
             self.ask_tables(&vips)?;
         }
         let found = before.maps.voids.found();
@@ -86,7 +88,7 @@ impl Katran {
         self.void_again(&found)
     }
 
-    /// Has packets find the VIPs that there are, which have no rings yet.
+    /// Makes packets find the present VIPs, which have no rings yet.
     pub(in crate::katran) fn enter_vips(&mut self) -> Result<Vec<(Vip, VipEntry)>> {
         let vips = self.table.vips();
         let vips: Vec<(Vip, VipEntry)> = vips.map(|(vip, entry)| (*vip, entry.clone())).collect();
@@ -151,7 +153,7 @@ impl Katran {
         Ok(())
     }
 
-    /// Has packets know what names reals.
+    /// Tells packets what names reals.
     pub(in crate::katran) fn write_names(&mut self) -> Result<()> {
         let id_of = |real| {
             let address = self.table.address_of(real)?;
@@ -176,7 +178,7 @@ impl Katran {
             .try_for_each(|(address, mode)| self.write_decap(*address, Some(*mode)))
     }
 
-    /// Whether flows are in the same slots of rings as in the other balancer.
+    /// Whether flows have the same ring slots as in the other balancer.
     fn has_slots_of(&self, before: &Self) -> bool {
         self.fixed.hasher == before.fixed.hasher
             && self.config.flow_tracking == before.config.flow_tracking
@@ -193,7 +195,7 @@ impl Katran {
         Ok(())
     }
 
-    /// Gives a VIP that has no ring the one that the records say.
+    /// Gives a VIP without a ring the one that the records describe.
     pub(in crate::katran) fn make_ring(&mut self, vip: &Vip, entry: &VipEntry) -> Result<()> {
         let place = usize::from(entry.number.0);
         let endpoints = self.table.endpoints(entry);
@@ -203,7 +205,7 @@ impl Katran {
         Ok(())
     }
 
-    /// All that flow tables know of these VIPs counts.
+    /// Everything that flow tables know of these VIPs counts.
     pub(in crate::katran) fn ask_tables(&mut self, vips: &[(Vip, VipEntry)]) -> Result<()> {
         if self.config.flow_tracking == FlowTracking::All {
             return Ok(());
@@ -216,7 +218,7 @@ impl Katran {
         Ok(())
     }
 
-    /// Enters the flows that another balancer knows, where tables are not the same ones.
+    /// Copies another balancer's flow entries, where the tables are not shared.
     pub(in crate::katran) fn enter_flows(&self, its: &FlowTables, reader: Reader) -> Result<()> {
         let records = self.per_cpu()?;
         let own = &self.maps.flows;
@@ -241,8 +243,8 @@ impl Katran {
                 .check("enter flows into", "flow_tables", entered)?
             {
                 log::warn!(
-                    "another kind of flow table: of connections it knows none, so those that are not where their \
-                     rings lead them move there"
+                    "another flow table type begins empty: connections that are not where their \
+                    rings lead move there"
                 );
                 return Ok(());
             }
@@ -271,7 +273,6 @@ impl Katran {
     }
 }
 
-/// Entries that are read at a time.
 const A_STEP: u32 = 4096;
 
 fn copy(from: &Typed<types::flow_key, u32>, into: &Typed<types::flow_key, u32>) -> io::Result<()> {

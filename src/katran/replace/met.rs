@@ -1,5 +1,5 @@
-//! What is to be done about a balancer that packets have met, and that has not taken this one's place: flow tables are those of
-//! both, or what the other's know has been entered here, so their entries name its VIPs and reals by numbers that mean nothing here yet.
+//! After a failed replacement whose balancer packets have met: shared flow tables, or entries
+//! copied here, name its VIPs and reals by numbers that mean nothing here yet.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::table::VipEntry;
 use crate::types::Vip;
 
 impl Katran {
-    /// Lets another balancer go, which has not taken this one's place. `met`: packets may have been on it; `strays`: some still
-    /// get there.
+    /// Lets go of a balancer that has not replaced this one. `met`: packets may have been on it;
+    /// `strays`: some still get there.
     pub(super) fn outlive(&mut self, next: Self, met: bool, strays: bool) {
         if met {
             match next.carriers_to(self) {
                 Ok(carriers) => self.carriers.extend(carriers),
-                Err(error) => log::warn!("what was counted in the meantime is not: {error}"),
+                Err(error) => log::warn!("counts of the meantime are lost: {error}"),
             }
         }
         let Self {
@@ -44,7 +44,7 @@ impl Katran {
         if met {
             self.burn_numbers_of(&table);
             if let Err(error) = self.enter_flows(&maps.flows, Reader::Packets) {
-                log::warn!("flows of the meantime are not known: {error}");
+                log::warn!("flows of the meantime are lost: {error}");
             }
             self.void_entries_of(&table);
         }
@@ -54,7 +54,8 @@ impl Katran {
         }
     }
 
-    /// Numbers that another balancer alone has are given out late, and under other generations; by the next owner, too.
+    /// Delays numbers that only another balancer has, and gives them other generations; for the
+    /// next owner, too.
     pub(super) fn burn_numbers_of(&mut self, other: &Table) {
         let met = self.table.met_in(other);
         if met.is_empty() {
@@ -68,8 +69,8 @@ impl Katran {
         self.let_go(Left::Nothing, Numbers::GivenBack);
     }
 
-    /// Entries that another balancer, where no packet is any more, has made for reals which their VIP does not have here are
-    /// void.
+    /// Voids entries that another balancer, where no packet is any more, has made for reals that
+    /// their VIP does not have here.
     pub(super) fn void_entries_of(&mut self, other: &Table) {
         for (number, own, ids) in self.entries_of(other) {
             let Some(entry) = own.and_then(|vip| self.table.vip(&vip)) else {
@@ -82,14 +83,15 @@ impl Katran {
             match self.maps.voids.prepare(&self.kernel, number, change) {
                 Ok(prepared) => self.maps.voids.switch(number, cell, Some(prepared)),
                 Err(error) => log::warn!(
-                    "connections that a replacement has led to reals which their VIP does not have may stay there: {error}"
+                    "connections that a replacement sent to reals outside their VIP may stay \
+                    there: {error}"
                 ),
             }
         }
     }
 
-    /// Numbers of VIPs, whose they are here, and the ids of reals that are known here, which a VIP of that number has in the
-    /// other table alone.
+    /// VIP numbers, the VIPs that have them here, and the ids of reals known here that only the
+    /// other table has for a VIP of that number.
     fn entries_of(&self, other: &Table) -> Vec<(u16, Option<Vip>, Vec<u32>)> {
         let own = self.table.vips();
         let own: HashMap<u16, (&Vip, &VipEntry)> = own.map(|of| (of.1.number.0, of)).collect();

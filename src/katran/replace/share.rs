@@ -1,5 +1,5 @@
-//! What a balancer and the one that takes its place have in common: maps that packets alone write, where their sizes are the
-//! same. So flow tables and counters go on, and no memory is needed for them twice.
+//! What a balancer shares with its replacement: maps that packets alone write, where their sizes
+//! are the same. So flow tables and counters continue, and need memory only once.
 
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -29,11 +29,11 @@ use crate::skel::katran::types;
 use crate::sys::map::Typed;
 use crate::types::FlowTableKind;
 
-/// What the settings of two balancers let them share.
+/// What two balancers' settings let them share.
 struct Common<'a> {
     before: &'a Config,
     after: &'a Config,
-    /// Sets of a flow table that are in use, at most.
+    /// The most sets of a flow table in use.
     active: u32,
 }
 
@@ -53,7 +53,8 @@ impl Common<'_> {
                 self.same(|of| (of.flow_table, of.flows_per_cpu, of.placement.clone()))
             }
             "fallback_flows" => self.same(|of| of.flow_table),
-            // Else each program has sets in use that the other's tables do not have, or not yet.
+            // Otherwise each program uses sets that the other's tables lack, for good or for the
+            // moment.
             "cpus" => {
                 self.sets_fit()
                     && (!self.same(|of| of.flow_table) || self.same(|of| of.flows_per_cpu))
@@ -64,10 +65,10 @@ impl Common<'_> {
         }
     }
 
-    /// Whether the record of a CPU says of its table what goes for another one, too.
+    /// Whether what a CPU's record says of its table holds for the other table, too.
     fn sets_fit(&self) -> bool {
         let before = match self.before.flow_table {
-            // They may come into use while packets go from one table to the other.
+            // They may come into use while packets move from one table to the other.
             FlowTableKind::SetAssociative => flow_sets(self.before),
             FlowTableKind::KernelLru => self.active,
         };
@@ -113,7 +114,8 @@ impl Common<'_> {
 }
 
 impl Katran {
-    /// Loads a balancer of other settings that shares what it can with this one; it knows nothing yet.
+    /// Loads a balancer of other settings that shares what it can with this one and is otherwise
+    /// empty.
     ///
     /// # Errors
     /// As [`Builder::load`](crate::Builder::load).
@@ -207,7 +209,6 @@ fn not_taken(error: std::io::Error) -> crate::error::Error {
     kernel_error("take over", "a flow table", error)
 }
 
-/// Whether two descriptors are of one map.
 pub(super) fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> std::io::Result<bool> {
     Ok(crate::sys::map::info(one)?.id == crate::sys::map::info(other)?.id)
 }

@@ -1,4 +1,4 @@
-//! The questions of the resolver, and what it makes of the answers.
+//! The resolver's questions, and what it makes of the answers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::next_hop::touched::link_change;
 use crate::types::Family;
 use crate::types::NextHops;
 
-/// Warnings of one kind between two rounds of confirmation.
+/// The number of warnings of one kind between two rounds of confirmation.
 const MOST_COMPLAINTS: u64 = 20;
 
 impl Resolver {
@@ -36,13 +36,13 @@ impl Resolver {
             self.look_at_probes_interface();
         }
         let change = link_change(before.as_ref(), now.as_ref());
-        // It may have left the network namespace and come back, which costs it its port.
+        // It may have left the network namespace and returned, which costs it its port.
         self.renew_port(index);
         let neighbours = self.neighbours.all().filter(|(of, _)| *of == index);
         let neighbours: Vec<_> = neighbours.collect();
         for family in Family::ALL {
-            // The kernel takes routes away with a link, and brings them back, without notice; it may have gone
-            // and come again since.
+            // The kernel removes routes with a link and restores them, without notice; the link may
+            // have gone and come again since.
             if change == LinkChange::AllWays || self.has_default_by(family, index) {
                 self.forget_defaults(family);
                 self.searches[family].begin();
@@ -75,7 +75,7 @@ impl Resolver {
         }
     }
 
-    /// Asks for the ways to these reals at once.
+    /// Asks for the routes to these reals at once.
     pub(super) fn ask_reals(&mut self, numbers: &[u16]) {
         let asked = numbers.iter().filter_map(|number| {
             let real = self.reals.get(number)?;
@@ -109,7 +109,7 @@ impl Resolver {
         }
     }
 
-    /// Puts together what is known of a real's next hop.
+    /// Computes a real's next hop from what is known.
     pub(super) fn update_real(&mut self, number: u16) {
         let (Some(real), Some(route)) = (self.reals.get(&number), self.routes.get(&number)) else {
             return;
@@ -128,7 +128,7 @@ impl Resolver {
         if wanted.mode == NextHops::Redirect && hop.found().is_some() && self.board.is_some() {
             match self.port(hop.mac_interface) {
                 Some(port) => hop.port = port,
-                // On the segment of the interface that it came in on nobody has this address.
+                // Nobody on the segment of the incoming interface has this address.
                 None => hop.mac = None,
             }
         }
@@ -141,7 +141,7 @@ impl Resolver {
         }
     }
 
-    /// A user is behind this neighbour from now on; one that nobody was behind is asked.
+    /// Puts a user behind this neighbour; asks for a neighbour that had none.
     pub(super) fn assign(&mut self, user: User, neighbour: Option<Neighbour>) {
         if self.neighbours.assign(user, neighbour)
             && let Some(neighbour) = neighbour
@@ -150,7 +150,7 @@ impl Resolver {
         }
     }
 
-    /// What the neighbour table knows, for all who are behind a neighbour.
+    /// Reads the neighbour table, for everything behind a neighbour.
     pub(super) fn ask_neighbour(&mut self, neighbour: Neighbour, ask: Ask) {
         self.look_up(neighbour, ask);
         for user in self.neighbours.users(&neighbour) {
@@ -171,31 +171,31 @@ impl Resolver {
             None
         });
         let before = self.neighbours.learn(&neighbour, found);
-        // Nobody can be asked where the interface is down.
+        // Nobody can be asked while the interface is down.
         let is_up = self.interfaces.get(interface).is_none_or(|of| of.up);
         let is_lost = is_up && before.is_some() && found.is_none();
         if is_lost {
             self.complain(format_args!(
-                "{address} does not answer any more: its last address stays in use"
+                "{address} no longer answers: its last MAC address stays in use"
             ));
         }
-        // The kernel does not look after neighbours that only XDP sends to.
+        // The kernel does not maintain neighbours that only XDP sends to.
         if (ask == Ask::Neighbour || is_lost)
             && is_up
             && self.board.is_some()
             && self.neighbours.is_asked(&neighbour)
             && let Err(error) = self.requests.solicit(interface, address)
         {
-            // The neighbour table is full, if anything.
+            // Most likely the neighbour table is full.
             self.complain(format_args!(
-                "cannot ask {address} for its Ethernet address: {error} (more reals than \
-                 net.ipv4.neigh.default.gc_thresh3, or that of ipv6?)"
+                "cannot ask {address} for its MAC address: {error} (if there are more reals than \
+                     net.ipv4.neigh.default.gc_thresh3, or that of ipv6, raise it)"
             ));
         }
     }
 
-    /// Probes take the way that clients' packets do, by the rules and tables of where the balancer is
-    /// attached.
+    /// Probes take the path of clients' packets, by the rules and tables of the balancer's
+    /// interfaces.
     pub(super) fn ask_probe_way(&mut self, real: IpAddr) {
         let probes = self.board.as_ref().and_then(|board| board.probe_cells());
         let Some(probes) = probes else {
@@ -212,8 +212,8 @@ impl Resolver {
         }
     }
 
-    /// Where the interface is gone that probes leave by, they leave by the next one that the balancer is
-    /// attached to, or by their own.
+    /// If the interface of probes is gone, they leave through the balancer's next one, or their
+    /// own.
     pub(super) fn look_at_probes_interface(&mut self) {
         let probes = self.board.as_ref().and_then(|board| board.probe_cells());
         let Some(probes) = probes else {
@@ -231,11 +231,11 @@ impl Resolver {
         if probes.interface_gone((self.namespace, index), next) {
             let name = next.map(|(index, _)| self.interfaces.name(index));
             let by = name.unwrap_or_else(|| "their own interface".to_owned());
-            log::warn!("the interface that probes left by is gone: they leave by {by}");
+            log::warn!("the interface of probes is gone: they now leave through {by}");
         }
     }
 
-    /// Says what may go wrong for thousands of reals at once, and not too often.
+    /// Logs what may go wrong for thousands of reals at once, but not too often.
     fn complain(&mut self, complaint: fmt::Arguments<'_>) {
         match self.complaints < MOST_COMPLAINTS {
             true => log::warn!("{complaint}"),
@@ -244,17 +244,17 @@ impl Resolver {
         self.complaints += 1;
     }
 
-    /// Complaints are counted from zero.
+    /// Resets the number of warnings.
     pub(super) fn count_complaints(&mut self) {
         let left_out = self.complaints.saturating_sub(MOST_COMPLAINTS);
         if left_out > 0 {
-            log::warn!("next hops: {left_out} more warnings like these (level debug has them)");
+            log::warn!("next hops: {left_out} more warnings like these (see level debug)");
         }
         self.complaints = 0;
     }
 
-    /// A port as it is in the kernel, where an interface that leaves the network namespace loses its own,
-    /// even if it comes back.
+    /// Renews a port. The kernel removes the port of an interface that leaves the network
+    /// namespace, even if it returns.
     pub(super) fn renew_port(&mut self, index: u32) {
         let hops = self.board.as_ref().and_then(|board| board.hop_cells());
         let Some(hops) = hops else {
@@ -270,7 +270,7 @@ impl Resolver {
                 }
             }
             None => {
-                // The interface is gone; its number is free when no hop refers to it any more.
+                // The interface is gone; its number becomes free when no hop refers to it.
                 hops.numbers().forget(index);
                 let refers = self.hops.iter().filter(|(_, hop)| hop.port == port);
                 let refers: Vec<_> = refers.map(|(number, _)| *number).collect();
@@ -279,10 +279,10 @@ impl Resolver {
         }
     }
 
-    /// The number of the port for an interface; a new one, if it has none.
+    /// The number of the interface's port; makes one if needed.
     fn port(&mut self, index: u32) -> Option<u16> {
         let hops = self.board.as_ref().and_then(|board| board.hop_cells())?;
-        // Frames keep the tags that they came with, so the tagged link is what leads there.
+        // Frames keep their tags, so the tagged link is the interface to send through.
         let index = self.interfaces.below_vlans(index);
         let mut numbers = hops.numbers();
         if let Some(port) = numbers.get(index) {
@@ -290,13 +290,13 @@ impl Resolver {
         }
         let name = self.interfaces.name(index);
         let Some(mac) = self.interfaces.get(index)?.mac else {
-            log::error!("{name} has no Ethernet address: reals behind it are not reached");
+            log::error!("{name} has no MAC address: reals behind it cannot be reached");
             return None;
         };
         let port = match numbers.free() {
             Ok(Some(port)) => port,
             Ok(None) => {
-                log::error!("too many interfaces lead to reals: there is no port for {name}");
+                log::error!("too many interfaces lead to reals: no port is left for {name}");
                 return None;
             }
             Err(error) => {

@@ -1,6 +1,6 @@
-//! The search for the gateways: the router of the first real of a family that is behind one, else that of the
-//! default route. It asks one question at a time, and keeps what it has found, so that one more real is
-//! one more question, and commands do not wait for thousands of them.
+//! Searches the gateways: the router of a family's first real behind one, else the router of the
+//! default route. Asks one question at a time and keeps the answers, so that another real costs one
+//! more question, and commands do not wait for thousands.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -12,21 +12,22 @@ use crate::next_hop::neighbours::User;
 use crate::rtnetlink::Route;
 use crate::types::Family;
 
-/// The kernel lists default routes with all others only. Where that is quick it is done again with each
-/// round of confirmation; else only after notices.
+/// The kernel lists default routes only with all other routes. If that takes less than this, repeat
+/// it with each round of confirmation; else only after notices.
 const QUICK: Duration = Duration::from_millis(10);
 
-/// The search among the reals of a family, in the order of their numbers.
+/// The search among a family's reals, in the order of their numbers.
 #[derive(Debug, Default)]
 pub(super) struct Search {
-    /// Reals from this number on are to be looked at; none of those before is behind a router where the
-    /// balancer is attached. `None`: it is over.
+    /// The first real to examine; none before it is behind a router on the balancer's interfaces.
+    /// `None`: the search is over.
     next: Option<u16>,
     /// The owner waits for it.
     urgent: bool,
-    /// A question has failed: it begins again in a moment.
+    /// A question failed: it starts again soon.
     failed: bool,
-    /// The first real behind a router where the balancer is attached, and the first behind another one.
+    /// The first real behind a router on the balancer's interfaces, and the first behind another
+    /// router.
     here: Option<u16>,
     elsewhere: Option<u16>,
 }
@@ -59,7 +60,7 @@ impl Search {
         self.urgent = true;
     }
 
-    /// There is one more real.
+    /// Adds a real.
     pub(super) fn add(&mut self, number: u16) {
         match self.next {
             Some(next) => self.next = Some(next.min(number)),
@@ -71,7 +72,7 @@ impl Search {
         }
     }
 
-    /// A real is gone.
+    /// Removes a real.
     pub(super) fn remove(&mut self, number: u16) {
         if self.here == Some(number) || self.elsewhere == Some(number) {
             self.begin();
@@ -83,7 +84,8 @@ impl Search {
     }
 }
 
-/// The default routes of a family's tables, with the tables' numbers, and how long it took to list them.
+/// The default routes of a family's tables, with the tables' numbers, and how long listing them
+/// took.
 #[derive(Debug)]
 pub(super) struct Defaults {
     routes: Vec<(u32, Route)>,
@@ -91,7 +93,7 @@ pub(super) struct Defaults {
 }
 
 impl Resolver {
-    /// Goes on with an open search, until one question is asked or the gateway is known.
+    /// Continues an open search until it asks one question or knows the gateway.
     pub(super) fn search(&mut self, family: Family) {
         let Some(mut next) = self.searches[family].next else {
             return;
@@ -148,13 +150,13 @@ impl Resolver {
         self.routers[family] = router;
         self.update_gateway(family);
         if let Some(router) = router {
-            // One that was asked just now tends to have answered a moment later.
+            // A neighbour that was just asked has often answered a moment later.
             self.pending.neighbours.entry(router).or_default();
         }
     }
 
-    /// The router, when all reals have been looked at that had to be; routes by an interface that the
-    /// balancer is attached to come first.
+    /// The router, once all necessary reals are examined; routes through the balancer's interfaces
+    /// take precedence.
     fn router(&mut self, family: Family) -> Option<Neighbour> {
         let search = &self.searches[family];
         let of_real = |number: Option<u16>| self.routes.get(&number?).copied().flatten();
@@ -185,19 +187,19 @@ impl Resolver {
         self.ways.default_route(&defaults.routes, &self.interfaces)
     }
 
-    /// Whether a default route is known that leads out of an interface.
+    /// Whether there is a known default route through an interface.
     pub(super) fn has_default_by(&self, family: Family, index: u32) -> bool {
         let defaults = self.defaults[family].as_ref();
         let mut routes = defaults.into_iter().flat_map(|defaults| &defaults.routes);
         routes.any(|(_, route)| route.interface == index)
     }
 
-    /// Default routes may be others now.
+    /// Default routes may have changed.
     pub(super) fn forget_defaults(&mut self, family: Family) {
         self.defaults[family] = None;
     }
 
-    /// Those that are listed quickly are listed again, for there may have been no notice.
+    /// Lists quick ones again, because there may have been no notice.
     pub(super) fn confirm_defaults(&mut self) {
         for family in Family::ALL {
             let defaults = &mut self.defaults[family];
@@ -251,7 +253,7 @@ mod tests {
         search.end();
         search.remove(2);
         assert!(!search.is_open());
-        // All have to be looked at again; nobody waits.
+        // All must be examined again; nobody waits.
         search.remove(12);
         assert_eq!((search.next, search.is_urgent()), (Some(0), false));
         search.begin_now();

@@ -1,6 +1,5 @@
-//! Which Ethernet address each next hop has: asks the kernel's tables, and puts the answers together. It
-//! keeps the answers, and asks again only for what notices touch. Without a board to tell it says what would
-//! be, and asks no neighbour.
+//! Resolves the MAC address of each next hop from the kernel's tables. Keeps the answers, and asks
+//! again only for what notices touch. Without a board it computes a preview and asks no neighbour.
 
 mod asks;
 mod gateways;
@@ -41,10 +40,10 @@ use crate::types::NextHops;
 /// Questions between two looks at commands.
 const QUESTIONS: usize = MOST_QUESTIONS;
 
-/// Of so many neighbours all can be asked for every few seconds.
+/// Up to this many neighbours can all be asked for every few seconds.
 const FEW: usize = 16;
 
-/// Takes so many out as are asked for at once.
+/// Takes out as many as are asked for at once.
 fn some_of(numbers: &mut BTreeSet<u16>) -> Vec<u16> {
     std::iter::from_fn(|| numbers.pop_first())
         .take(QUESTIONS)
@@ -57,27 +56,27 @@ struct Real {
     ticket: Ticket,
 }
 
-/// Who is asked for a neighbour's Ethernet address.
+/// Where a neighbour's MAC address is looked up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Ask {
-    /// The kernel, what its table says.
+    /// The kernel's table.
     #[default]
     Kernel,
-    /// After the kernel the neighbour, too, that the table may be right.
+    /// The kernel, then the neighbour, so that the table becomes right.
     Neighbour,
 }
 
-/// Questions that are open.
+/// Open questions.
 #[derive(Debug, Default)]
 struct Pending {
-    /// The ways to reals that the owner waits for, and to others.
+    /// Routes to reals that the owner waits for, and to others.
     urgent: BTreeSet<u16>,
     reals: BTreeSet<u16>,
-    /// Reals whose ways could not be asked for; they are tried again in a moment.
+    /// Reals whose routes could not be asked for; tried again soon.
     again: BTreeSet<u16>,
     probed_again: BTreeSet<IpAddr>,
     neighbours: BTreeMap<Neighbour, Ask>,
-    /// Reals of probes; the owner waits for the ways to the first.
+    /// Reals of probes; the owner waits for the routes to the first.
     urgent_probed: BTreeSet<IpAddr>,
     probed: BTreeSet<IpAddr>,
 }
@@ -88,13 +87,13 @@ pub(super) struct Resolver {
     namespace: u64,
     wanted: Wanted,
     wish: Ticket,
-    /// `None`: it only looks.
+    /// `None` for a preview.
     board: Option<Arc<Board>>,
     ways: Ways,
     interfaces: Interfaces,
     reals: BTreeMap<u16, Real>,
     by_address: BTreeMap<IpAddr, u16>,
-    /// The ways to reals, as far as they have been asked for.
+    /// The known routes to reals.
     routes: BTreeMap<u16, Option<Route>>,
     hops: BTreeMap<u16, Hop>,
     gateways: ByFamily<Hop>,
@@ -105,7 +104,7 @@ pub(super) struct Resolver {
     complaints: u64,
     neighbours: Neighbours,
     pending: Pending,
-    /// Hops that have changed since they were told.
+    /// Hops that changed since the last report.
     changed: BTreeSet<u16>,
     names_changed: bool,
 }
@@ -117,7 +116,8 @@ impl Resolver {
         wanted: Wanted,
         board: Option<Arc<Board>>,
     ) -> Self {
-        // Hops may still lead to those of a follower before, for which indices may have meant other interfaces.
+        // Hops may refer to the ports of a previous follower, for which indices may have meant
+        // other interfaces.
         let hops = board.as_ref().and_then(|board| board.hop_cells());
         if let Some(hops) = hops {
             hops.numbers().forget_all();
@@ -146,7 +146,7 @@ impl Resolver {
         }
     }
 
-    /// One that knows nothing yet, of another network namespace, for the same reals.
+    /// An empty resolver for another network namespace and the same reals.
     pub(super) fn elsewhere(&self, requests: Requests, namespace: u64) -> Self {
         let mut other = Self::new(requests, namespace, self.wanted, self.board.clone());
         other.wish = self.wish;
@@ -188,7 +188,7 @@ impl Resolver {
         }
     }
 
-    /// The path of probes needs the ways to its reals, and the owner waits for them.
+    /// The healthcheck program needs the routes to its reals, and the owner waits.
     pub(super) fn ask_probed_now(&mut self) {
         let probed = self.probed();
         self.pending.urgent_probed.extend(probed);
@@ -204,7 +204,7 @@ impl Resolver {
         probes.map_or_else(Vec::new, |probes| probes.probed())
     }
 
-    /// Nothing is known of a new real.
+    /// A new real, of which nothing is known.
     pub(super) fn add(&mut self, number: u16, address: IpAddr, ticket: Ticket) {
         self.remove(number);
         self.reals.insert(number, Real { address, ticket });
@@ -233,7 +233,7 @@ impl Resolver {
         self.neighbours.assign(User::Real(number), None);
     }
 
-    /// Looks at the gateways now.
+    /// Searches the gateways now.
     pub(super) fn ask_gateways(&mut self) {
         for family in Family::ALL {
             self.searches[family].begin_now();
@@ -247,7 +247,7 @@ impl Resolver {
         self.neighbours.contains(neighbour)
     }
 
-    /// What notices have touched is asked for again.
+    /// Asks again for what notices touched.
     pub(super) fn touch(&mut self, touched: Touched) {
         if touched.everything {
             self.look_at_everything();
@@ -303,7 +303,7 @@ impl Resolver {
         self.pending.probed.extend(probed);
     }
 
-    /// Everything, and all neighbours are asked to confirm what the kernel knows.
+    /// The same, and asks all neighbours to confirm their addresses.
     pub(super) fn confirm(&mut self) {
         self.count_complaints();
         self.confirm_defaults();
@@ -314,7 +314,7 @@ impl Resolver {
             .extend(all.map(|neighbour| (neighbour, Ask::Neighbour)));
     }
 
-    /// Has neighbours confirmed, if they are few, and nothing else.
+    /// Confirms only neighbours, and only if they are few.
     pub(super) fn confirm_few(&mut self) {
         if self.neighbours.all().count() > FEW {
             return;
@@ -324,7 +324,7 @@ impl Resolver {
         self.pending.neighbours.extend(asked);
     }
 
-    /// Asks once more who has not answered, and what could not be asked.
+    /// Asks again for whatever has not answered or could not be asked.
     pub(super) fn ask_unknown(&mut self) {
         let unknown = self.neighbours.unknown();
         let unknown = unknown.map(|neighbour| (neighbour, Ask::Neighbour));
@@ -339,7 +339,7 @@ impl Resolver {
         }
     }
 
-    /// Whether nobody is left who could still answer.
+    /// Whether nobody could still answer.
     pub(super) fn all_known(&self) -> bool {
         self.neighbours.unknown().next().is_none()
             && self.pending.again.is_empty()
@@ -347,14 +347,14 @@ impl Resolver {
             && !self.searches.iter().any(|(_, search)| search.has_failed())
     }
 
-    /// Whether the owner waits for an answer to an open question.
+    /// Whether the owner waits for an answer.
     pub(super) fn is_urgent(&self) -> bool {
         !self.pending.urgent.is_empty()
             || !self.pending.urgent_probed.is_empty()
             || self.searches.iter().any(|(_, search)| search.is_urgent())
     }
 
-    /// Asks some of the open questions, the urgent ones first; false if none was left.
+    /// Asks some open questions, urgent ones first; false if there was none.
     pub(super) fn step(&mut self) -> bool {
         for _ in 0..QUESTIONS {
             if !self.pending.urgent.is_empty() {
@@ -391,14 +391,14 @@ impl Resolver {
         }
     }
 
-    /// The ways to all reals are to be asked for.
+    /// Makes the routes to all reals open questions.
     fn all_ways(&mut self) {
         let all: Vec<_> = self.reals.keys().copied().collect();
         self.ways_of(&all);
         self.begin_searches();
     }
 
-    /// The ways to these are to be asked for. Gateways need those of some reals only.
+    /// Makes the routes to these open questions. Gateways need those of some reals only.
     fn ways_of(&mut self, numbers: &[u16]) {
         if self.wanted.mode != NextHops::Gateway {
             self.pending.reals.extend(numbers);
@@ -413,7 +413,7 @@ impl Resolver {
         }
     }
 
-    /// Tells what has changed, and up to which command all are done, if the last one is.
+    /// Reports what changed, and up to which command everything is done.
     pub(super) fn tell(&mut self, done: Option<u64>) {
         let Some(board) = self.board.clone() else {
             return;
@@ -472,7 +472,7 @@ impl Resolver {
         }
     }
 
-    /// What is known now.
+    /// The current list.
     pub(super) fn list(&self) -> Vec<NextHop> {
         let reals = self.reals.iter().map(|(number, real)| {
             let hop = self.hops.get(number).copied().unwrap_or_default();

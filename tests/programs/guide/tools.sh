@@ -1,5 +1,5 @@
 # Sets up a host of the guide within a mount and a PID namespace of its own: what the guide's commands write to is memory, and
-# a few tools are played. $KATRAN is the program. Read by a shell that goes on with the guide's commands.
+# a few tools are played. $KATRAN is the program. Read by a shell that then runs the guide's commands.
 mount -t tmpfs none /run
 mkdir -p /run/etc /run/local/sbin /run/local/share /run/root/new /run/tools /run/units
 cp -a /etc/. /run/etc

@@ -1,5 +1,5 @@
-//! How a set of this version's comes to count in the place of one of another layout; and what that one is to know if it does
-//! not.
+//! How a set of this version replaces one of another layout; and what the old one must know if it
+//! does not.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,43 +17,43 @@ use crate::pins::Seat;
 use crate::sys::ticks::ticks;
 use crate::table::Table;
 
-/// The set that counts until then.
+/// The set that is current until then.
 pub(super) struct Former {
     pub(super) ledger: Ledger,
-    /// What that tells of.
+    /// Its records.
     pub(super) table: Table,
-    /// Its flow tables, where they are not those of both.
+    /// Its flow tables, where they are not shared.
     pub(super) flows: Option<FlowTables>,
-    /// What packets see of it is what they see of the one that is to come, too.
+    /// Packets see the same of it as of the coming set.
     pub(super) has_state: bool,
     /// A change was cut off.
     pub(super) is_open: bool,
 }
 
 impl Former {
-    /// Packets have met numbers of another set, in flow tables of both: whoever goes on with this one does not give them out
-    /// as if they were new.
+    /// Packets have met another set's numbers, in shared flow tables: this set's next owner must
+    /// not give them out as new.
     fn meet(&mut self, other: &Table) -> Result<()> {
         let met = self.table.met_in(other);
         if met.is_empty() {
             return Ok(());
         }
         if self.is_open && !self.has_state {
-            // That owner is to undo what packets see of it, for which it has to stay as it is.
+            // That owner must undo what packets see of it, for which it must stay as it is.
             log::warn!(
                 "numbers that packets have met may be given out again if this adoption fails"
             );
             return Ok(());
         }
-        // It is, by now.
+        // It is undone by now.
         self.ledger.undone(true);
         let written = self.ledger.meet(met);
-        written.map_err(|error| kernel_error("write down numbers in", "the ledger", error))
+        written.map_err(|error| kernel_error("record numbers in", "the ledger", error))
     }
 }
 
 impl Katran {
-    /// Ends a replacement that was cut off before: packets go by the set that counts, and the other one goes.
+    /// Ends a replacement that was cut off: packets use the current set, and the other one goes.
     pub(super) fn go_back_to(&mut self, home: &Home, former: &mut Former) -> Result<()> {
         let kept = Self::kept_beside(home)?;
         let set = home.set();
@@ -71,14 +71,15 @@ impl Katran {
             former.meet(&kept.table)?;
         }
         self.end_replacement_of(home, kept)?;
-        // Only this one knows which entries are void: the next owner may go on with the set that counts.
+        // Only this one knows which entries are void; the next owner may continue with the current
+        // set.
         match former.has_state {
             true => Ok(()),
             false => self.maps.voids.remove_now(&self.kernel, None),
         }
     }
 
-    /// What can fail, or takes its time, of what follows attachments, before packets are on this one.
+    /// Does what can fail or takes time after attaching, before packets are on this one.
     pub(super) fn be_ready(&mut self, shared: &Shared) -> Result<()> {
         if shared.state {
             return Ok(());
@@ -86,9 +87,9 @@ impl Katran {
         if self.wanted().needs_watching() {
             let reasons = self.reasons();
             match self.follow_for_all(&reasons) {
-                // The owner before has let go: better one that looks on than none.
+                // The previous owner has let go: better an owner without a gateway than none.
                 Err(error @ Error::NoNextHop { .. }) => {
-                    log::error!("packets are dropped until it answers: {error}")
+                    log::error!("packets are dropped until the gateway answers: {error}")
                 }
                 followed => followed?,
             }
@@ -98,10 +99,10 @@ impl Katran {
         Ok(())
     }
 
-    /// Gives all attachments the programs of this one, and makes its set the one that counts.
+    /// Gives all attachments this one's programs, and makes its set the current one.
     ///
     /// # Errors
-    /// What refuses it; what was there works on.
+    /// What refuses it; the old set works on.
     pub(super) fn take_the_place(
         &mut self,
         home: &Home,
@@ -111,20 +112,21 @@ impl Katran {
         let Err((error, strays)) = self.switch_and_commit(home, seat) else {
             return Ok(());
         };
-        // What packets may still meet stays pinned, by which the next owner knows it.
+        // What packets may still meet stays pinned, so that the next owner knows it.
         if !strays {
             self.outlast(Vec::new());
             match self.give_back(home, former) {
                 Ok(()) => home.unstage_next(),
-                Err(error) => log::warn!(
-                    "what packets have done in the meantime waits for the next owner: {error}"
-                ),
+                Err(error) => {
+                    log::warn!("counts and flows of the meantime wait for the next owner: {error}")
+                }
             }
         }
         Err(error)
     }
 
-    /// What packets have counted and remembered in maps of this one alone comes to the set whose place it has not taken.
+    /// Gives what packets have counted and remembered in this one's own maps to the set that it has
+    /// not replaced.
     fn give_back(&self, home: &Home, former: &mut Former) -> Result<()> {
         former.meet(&self.table)?;
         if let Some(flows) = &former.flows {

@@ -1,4 +1,4 @@
-//! Every call that changes something, with what it takes.
+//! Every call that changes something, with its arguments.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -45,7 +45,7 @@ pub(in super::super::super) fn address(number: u8) -> IpAddr {
 
 pub(super) type Call = fn(&mut Katran) -> Result<()>;
 
-/// Every call that changes something, in an order in which each is possible; and some that are refused.
+/// Every call that changes something, in a possible order; and some that are refused.
 pub(super) const CALLS: &[(&str, Call)] = &[
     ("add a VIP", |katran| {
         katran.add_vip(vip(1), VipFlags::empty())

@@ -1,4 +1,4 @@
-//! An `apply` whose ledger is full and cannot grow, at any moment of it: what is left is the state before.
+//! An `apply` whose ledger is full and cannot grow, at any moment: it leaves the state before.
 
 use super::calls::address;
 use super::calls::some_vip;
@@ -6,7 +6,6 @@ use super::*;
 use crate::document::VipState;
 use crate::types::Vip;
 
-/// A balancer with four VIPs, and names.
 fn filled() -> Katran {
     let mut katran = loaded();
     let mut state = State {
@@ -25,7 +24,7 @@ fn filled() -> Katran {
     katran
 }
 
-/// Most of it is other: many steps, and many back.
+/// Mostly different: many steps, and many back.
 fn another() -> State {
     let ids = 1..9;
     State {
@@ -48,7 +47,6 @@ fn route(nth: u8, real: u8) -> SourceRoute {
     SourceRoute::new(prefix, address(real))
 }
 
-/// How an `apply` has ended.
 #[derive(PartialEq)]
 enum End {
     Applied,
@@ -58,8 +56,8 @@ enum End {
     Undone,
 }
 
-/// Applies `wanted` with a ledger of so many bytes, which refuses to grow after so many steps of it. The next owner knows
-/// what `apply` says.
+/// Applies `wanted` with a ledger of so many bytes, which refuses to grow after so many steps. The
+/// next owner must know the result that `apply` reports.
 fn apply(katran: &mut Katran, wanted: &State, bytes: usize, steps: usize) -> End {
     let what = format!("{bytes} bytes, {steps} steps");
     let heap = keep(katran, Heap::new(bytes));
@@ -69,10 +67,10 @@ fn apply(katran: &mut Katran, wanted: &State, bytes: usize, steps: usize) -> End
         assert_known(katran, &heap, &what);
         return End::Applied;
     };
-    assert!(error.to_string().contains("write down"), "{what}: {error}");
+    assert!(error.to_string().contains("record"), "{what}: {error}");
     assert_eq!(katran.state(), before, "{what}");
     assert_known(katran, &heap, &what);
-    // When there is memory again it goes on.
+    // With memory again it continues.
     heap.refuse_after(usize::MAX);
     let end = match katran.table == table {
         true => End::Refused,
@@ -89,7 +87,7 @@ fn an_apply_that_cannot_be_written_down_leaves_the_state_before() {
     let (mut katran, wanted) = (filled(), another());
     let before = katran.state();
     let (mut refused, mut undone, mut grown) = (0, 0, 0);
-    // Full at one place of it after the other.
+    // Full at each place in turn.
     for bytes in (2200..14_000).step_by(200) {
         for steps in 0.. {
             match apply(&mut katran, &wanted, bytes, steps) {
@@ -108,7 +106,7 @@ fn an_apply_that_cannot_be_written_down_leaves_the_state_before() {
     assert!(refused > 2 && undone > 20 && grown > 10, "{counts}");
 }
 
-/// Killed on the way or on the way back, of which not all can be written down: the next owner goes there.
+/// Killed on the way there or back, which cannot be recorded whole: the next owner goes back.
 #[test]
 fn a_way_back_that_is_cut_off_leads_to_the_state_before() {
     let (mut katran, wanted) = (filled(), another());
@@ -157,7 +155,7 @@ fn a_way_back_that_is_cut_off_leads_to_the_state_before() {
     }
 }
 
-/// The rings that were made for it as well.
+/// So are the rings that were made for it.
 #[test]
 fn an_apply_that_is_refused_gives_the_rings_back() {
     let mut katran = builder().max_vips(4096).max_reals(4096).load().unwrap();
@@ -181,7 +179,7 @@ fn an_apply_that_is_refused_gives_the_rings_back() {
     };
     let (table, chunks) = (katran.table.clone(), katran.maps.rings.chunks().0);
     let error = katran.apply(&wanted).unwrap_err();
-    assert!(error.to_string().contains("write down"), "{error}");
+    assert!(error.to_string().contains("record"), "{error}");
     // Before its first step.
     assert_eq!(katran.table, table);
     assert!(!katran.maps.rings.has_surplus());
