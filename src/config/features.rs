@@ -30,11 +30,11 @@ bitflags! {
         /// name `STRICT_DESTINATION`, too.
         #[doc(alias = "INLINE_DECAP_GENERIC")]
         const INLINE_DECAP = feature::FEATURE_INLINE_DECAP.0;
-        /// Of tunnels to other addresses than those, unwrap only the ones to this host's own source
-        /// address ([`Builder::source_v4`](crate::Builder::source_v4),
-        /// [`Builder::source_v6`](crate::Builder::source_v6)). On by default, without effect unless
-        /// [`INLINE_DECAP`](Self::INLINE_DECAP) is on; as that is off by default, name both to
-        /// switch it on.
+        /// Of tunnels to addresses that were not added with
+        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add), unwrap only those to this
+        /// host's own source address ([`Builder::source_v4`](crate::Builder::source_v4),
+        /// [`Builder::source_v6`](crate::Builder::source_v6)). On by default, but without effect
+        /// unless [`INLINE_DECAP`](Self::INLINE_DECAP) is on. To unwrap tunnels, name both.
         ///
         /// **Without it the program unwraps every tunnel that reaches this host, whatever its
         /// address, and passes the inner packet to the host's network stack**: anybody can make

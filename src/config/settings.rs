@@ -154,7 +154,7 @@ settings! {
         changes: live,
     }
 
-    /// The receivers of encapsulated frames; [`NextHops::Gateway`] is the fastest.
+    /// Where encapsulated frames go; [`NextHops::Gateway`] is the fastest.
     ///
     /// With the other choices, a configured [`gateway_mac`](Self::gateway_mac) is the address of
     /// the routers, and of reals that are not resolved yet. With [`Gateway::Auto`] the program
@@ -196,7 +196,7 @@ settings! {
         ),
     }
 
-    /// Exactly these optional parts of the program are on.
+    /// The optional parts of the program that are on; all others are off.
     ///
     /// With `inline-decap`, name `strict-destination` too. **Without it every tunnel that reaches
     /// this host is unwrapped**: see [`Features::STRICT_DESTINATION`].

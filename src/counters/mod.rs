@@ -167,7 +167,7 @@ pub struct LibraryCounters {
 pub struct SlotStats {
     /// Slots whose live flows all belong to the real that the ring names.
     pub settled: u32,
-    /// Slots with flows that may belong to another real; their packets ask the flow table.
+    /// Slots with flows that may belong to another real; their packets look into the flow table.
     pub unsettled: u32,
     /// How long the oldest of those has been unsettled, accurate to a 64th of the idle time after
     /// which a flow is over; `None` if all slots are settled.
@@ -197,7 +197,7 @@ pub struct Counters {
     pub tcp_server_id: TcpServerIdCounters,
     /// Stable routing of UDP.
     pub stable_udp: StableUdpCounters,
-    /// Packets that asked the global flow tables.
+    /// Packets that looked into the global flow tables.
     pub global_lru: GlobalFlowCounters,
     /// New flows of VIPs with source routing.
     pub source_routing: SourceRoutingCounters,
@@ -414,7 +414,7 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("vip_settled_slots", "slots", "vip"),
-                "Slots of the VIP's ring whose packets ask no flow table; only for VIPs that remember only changed \
+                "Slots of the VIP's ring whose packets need no flow table; only for VIPs that remember only changed \
                  flows.",
                 &["slots.settled"],
                 of(|slots| slots.settled.into()),

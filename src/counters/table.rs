@@ -19,7 +19,7 @@ counters! {
     /// What the flow table did.
     FlowTableCounters from types::counters {
         Counter flow_table_packets, "packets" {
-            /// Packets to any VIP that asked the flow table: all but those in settled slots.
+            /// Packets to any VIP that looked into the flow table: all but those in settled slots.
             packets = sum(flow_packets);
         }
         Counter flow_table_misses, "packets" {
@@ -123,10 +123,10 @@ counters! {
         }
     }
 
-    /// Packets that asked the global flow tables.
+    /// Packets that looked into the global flow tables.
     GlobalFlowCounters from types::counters {
         Counter global_flow_no_table_packets, "packets" {
-            /// Packets on a CPU without a global flow table, which asked the shared one.
+            /// Packets on a CPU without a global flow table, which looked into the shared one.
             no_table = sum(global_no_table);
         }
         Counter global_flow_hit_packets, "packets" {

@@ -107,7 +107,7 @@ sections! {
     VIP = "vip" as "[[vip]]" {
         /// The service's address, or the first one of its prefix.
         address: "address", NEEDED,
-            "an IPv4 or IPv6 address; not unspecified (but of a prefix), multicast, broadcast or loopback";
+            "an IPv4 or IPv6 address; not unspecified (except for a prefix), multicast, broadcast or loopback";
         /// Makes the VIP a prefix; a VIP with a longer prefix takes precedence.
         prefix_length: "bits", Some("32 for IPv4, 128 for IPv6"), "0 to 32 for IPv4, 0 to 128 for IPv6";
         /// The service's port; 0 covers all ports without their own VIP.

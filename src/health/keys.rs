@@ -106,7 +106,7 @@ sections! {
         kind: "choice", NEEDED, "`http`";
     } with HTTP_KEYS
 
-    /// The same over TLS 1.2 or 1.3.
+    /// The same as `http`, over TLS 1.2 or 1.3.
     HTTPS = "https" as "`kind = \"https\"`" {
         /// The word `https`.
         kind: "choice", NEEDED, "`https`";

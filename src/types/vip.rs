@@ -174,8 +174,9 @@ bitflags! {
         /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING).
         #[doc(alias = "F_SRC_ROUTING")]
         const SRC_ROUTING = vip_flag::VIP_SRC_ROUTING.0;
-        /// Pass packets for reals with [`RealFlags::LOCAL_REAL`](crate::RealFlags::LOCAL_REAL) to
-        /// this host's network stack.
+        /// Pass packets for local reals to this host's network stack.
+        ///
+        /// Local reals have the flag [`RealFlags::LOCAL_REAL`](crate::RealFlags::LOCAL_REAL).
         #[doc(alias = "F_LOCAL_VIP")]
         const LOCAL_VIP = vip_flag::VIP_LOCAL.0;
         /// Look into the global flow table; with
