@@ -305,7 +305,7 @@ fn the_terminal_is_as_before_after_every_end() {
     running.balancer.process.signal(SIGHUP).unwrap();
     top.shows("a document was refused");
     running.balancer.end(SIGTERM);
-    top.shows("no balancer listens at");
+    top.shows("no balancer");
     let mut top = top;
     top.process.signal(SIGTERM).unwrap();
     top.ended(true);

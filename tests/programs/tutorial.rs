@@ -157,7 +157,8 @@ fn the_tutorial_shows_what_one_sees() {
         ""
     );
     eventually("its programs end", || {
-        shell.run("ps -A -o comm= | grep -E 'katran|python' || true") == ""
+        let left = shell.run("ps -A -o comm= | grep -E 'katran|python' || true");
+        left.is_empty()
     });
 }
 
