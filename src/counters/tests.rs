@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
 
 use super::rows::code;
 use super::rows::full_name;
@@ -137,6 +139,25 @@ fn documentation_is_current() {
     }
     tables.push(("labels", labels(&counters.metrics())));
     generated::check("docs/metrics.md", &tables);
+}
+
+#[test]
+fn every_drop_reason_is_explained() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, section) = page.split_once("\n### Drop reasons\n").unwrap();
+    let rows = section
+        .split("\n## ")
+        .next()
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"));
+    let explained: BTreeSet<_> = rows
+        .flat_map(|row| row.split(" |").next().unwrap().split(", "))
+        .map(|name| name.trim_matches('`').to_owned())
+        .collect();
+    let names = DropReason::ALL.map(|reason| reason.name().to_owned());
+    assert_eq!(explained, BTreeSet::from(names));
 }
 
 /// Labels whose values are known in advance.

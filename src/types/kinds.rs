@@ -230,7 +230,8 @@ pub enum Gateway {
     Mac(MacAddr),
     /// Discovered in the kernel's routing and neighbour tables, for each address family, and
     /// followed as they change: the router that leads to the first real behind one, or else that of
-    /// the default route. A family without one uses the other's.
+    /// the default route. A family without one uses the other's. Permanent neighbour entries are
+    /// used and left alone.
     Auto,
 }
 

@@ -25,6 +25,7 @@ use katran::attachments::AttachmentState;
 use katran::attachments::TcHook;
 use katran::flows::Verdict;
 use katran_lab::Host;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use nix::errno::Errno;
@@ -107,6 +108,11 @@ impl Scene {
 
     fn has_xdp(&self) -> bool {
         self.host.ip("link show").unwrap().contains("xdp")
+    }
+
+    /// The kernel releases a link that lost its last pin a grace period later.
+    fn loses_xdp(&self) {
+        eventually("the program is off the interface", || !self.has_xdp());
     }
 
     fn attached(&self) -> Vec<String> {
@@ -241,7 +247,7 @@ const CASES: [(&str, Case); 18] = [
         // By hand, as the error says.
         drop(link);
         fs::remove_file(scene.directory().join("attached").join(name)).unwrap();
-        assert!(!scene.has_xdp());
+        scene.loses_xdp();
         let mut katran = scene.adopt().unwrap();
         assert!(katran.interfaces().is_empty());
         let attach = || katran.attach("eth0", XdpMode::Native).unwrap();
@@ -294,7 +300,7 @@ const CASES: [(&str, Case); 18] = [
         assert!(forwards(&program) && scene.has_xdp());
         // It is the last who has it.
         drop(katran);
-        assert!(!scene.has_xdp());
+        scene.loses_xdp();
         let missing = scene.adopt().unwrap_err();
         assert!(!matches!(missing, Error::Kernel { .. }), "{missing}");
     }),
@@ -304,7 +310,7 @@ const CASES: [(&str, Case); 18] = [
             drop(scene.left());
             assert!(scene.has_xdp());
             nix::mount::umount2(&scene.files, MntFlags::MNT_DETACH).unwrap();
-            assert!(!scene.has_xdp());
+            scene.loses_xdp();
             let missing = scene.adopt().unwrap_err();
             assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
             // As after a boot.
@@ -360,7 +366,7 @@ const CASES: [(&str, Case); 18] = [
             fs::remove_file(scene.directory().join(name)).unwrap();
             katran::remove(scene.directory()).unwrap();
             assert!(!scene.directory().exists(), "{name}");
-            assert!(!scene.has_xdp(), "{name}");
+            scene.loses_xdp();
         }
         // By hand as well: whose it was is not known any more.
         drop(scene.left());
@@ -368,7 +374,7 @@ const CASES: [(&str, Case); 18] = [
         let refused = katran::remove(scene.directory()).unwrap_err();
         assert!(refused.to_string().contains("rm -r"), "{refused}");
         fs::remove_dir_all(scene.directory()).unwrap();
-        assert!(!scene.has_xdp());
+        scene.loses_xdp();
         drop(scene.left());
     }),
     ("the pin of an attachment is removed by hand", |scene| {
@@ -377,7 +383,7 @@ const CASES: [(&str, Case); 18] = [
             fs::remove_file(scene.directory().join("attached").join(name)).unwrap();
         }
         // That ends it, as everywhere.
-        assert!(!scene.has_xdp());
+        scene.loses_xdp();
         let mut katran = scene.adopt().unwrap();
         assert!(katran.interfaces().is_empty());
         assert_eq!(katran.probes().attachment(), None);
