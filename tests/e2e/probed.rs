@@ -561,7 +561,7 @@ fn a_refusal_changes_nothing() {
         .marks
         .push(katran::state::MarkState::new(0x6b00_0005, probed.real(0)));
     let error = probed.health().apply(&wrong).unwrap_err().to_string();
-    assert!(error.contains("the health checks have it"), "{error}");
+    assert!(error.contains("the health checks use it"), "{error}");
     let mut twice = probed.wanted([1, 1]);
     twice.vips.push(twice.vips[0].clone());
     let error = probed.health().apply(&twice).unwrap_err().to_string();

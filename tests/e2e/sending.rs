@@ -107,7 +107,7 @@ fn frames_that_the_driver_loses_are_not_told_as_sent() {
         "eth0, has no XDP program: what is sent natively is lost",
         "attach in auto or generic mode",
     );
-    let told = format!("has not sent {FRAMES} frames");
+    let told = format!("has failed to send {FRAMES} frames");
     finds(
         &found,
         Severity::Problem,
