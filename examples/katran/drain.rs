@@ -23,12 +23,12 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What to drain.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The backend. It stays drained until --undo or the balancer's end; for longer, write `weight
-    /// = 0` into the document
+    /// The backend. It stays drained until --undo or until `katran run` ends; to keep it so,
+    /// write `weight = 0` into the document
     real: IpAddr,
     /// Only for this VIP, such as 203.0.113.1:443/tcp; default: all its VIPs
     vip: Option<Vip>,
-    /// Give it the weight of the document again
+    /// Restore its weight from the document
     #[arg(long, conflicts_with = "wait")]
     undo: bool,
     /// Wait until it can be switched off: no packet for a minute, or all flows over

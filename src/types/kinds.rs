@@ -193,8 +193,7 @@ pub enum FlowTableKind {
     /// The kernel's LRU hash map: 112 to 128 bytes a flow.
     ///
     /// The kernel evicts approximately the least recently used entry of the whole table, and takes
-    /// a lock to insert. An entry holds the flow's addresses and ports, so entries can be listed;
-    /// for TCP flows it lacks the time of their last use.
+    /// a lock to insert. An entry holds the flow's addresses and ports, so entries can be listed.
     KernelLru,
 }
 
