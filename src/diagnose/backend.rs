@@ -102,7 +102,7 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
             );
             let advice = "nothing to do if this check only compares with that decapsulator; else stop it \
                           first";
-            found.warn(about, message, advice);
+            found.note(about, message, advice);
         }
         Holder::Other(other) => {
             let message = format!(
@@ -116,10 +116,12 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
         Holder::Nobody if place.ours.elsewhere => {}
         Holder::Nobody if of_kernel(facts, found) => {}
         Holder::Nobody => {
-            let message =
-                format!("no decapsulator is on {name} by XDP, nor one of this process at tc");
-            let advice = "attach one, unless another process decapsulates at tc; or use the kernel's tunnel devices";
-            found.note(about, message, advice);
+            let message = format!(
+                "nothing strips tunnels here: no decapsulator is on {name} by XDP, nor one of this process at tc"
+            );
+            let advice = "attach one (`katran decap` does), unless another process decapsulates at tc; or use the \
+                          kernel's tunnel devices";
+            found.warn(about, message, advice);
             outlook(place, Pages::One, found);
         }
     }

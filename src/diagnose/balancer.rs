@@ -236,7 +236,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
             found.warn(Subject::Program, message, advice);
         }
         Holder::Nobody => {
-            let advice = format!("attach to it first (--interface {name})");
+            let advice = format!("attach the balancer to it: `katran run --interface {name}` does");
             found.note(Subject::Program, format!("not attached to {name}"), advice);
             outlook(place, facts.pages, found);
             if place.native() != Some(false) {
@@ -274,10 +274,12 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         }
         Some(queues) if queues < forwarding && queues < online => {
             let message = format!(
-                "{queues} receive queues: {forwarding} CPUs have a flow table, {queues} get packets"
+                "{queues} receive queues for {forwarding} CPUs with a flow table: some may get no \
+                 packets, or a flow's packets may change CPU and find no entry"
             );
             let advice = format!(
-                "ethtool -L {name} combined {}, or fewer forwarding_cpus",
+                "ethtool -L {name} combined {}, or fewer forwarding_cpus (on veth, one, and \
+                 rps_cpus of its receive queue for that CPU)",
                 forwarding.min(online)
             );
             found.note(Subject::Queues, message, advice);

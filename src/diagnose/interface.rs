@@ -147,7 +147,8 @@ fn why_not_native(facts: &InterfaceFacts, pages: Pages, reason: Option<&NotNativ
     match reason {
         Some(_) => "see the driver's reason in `dmesg` (often too few free queues: ethtool -L)",
         None => {
-            "generic mode was requested: attach in native mode, or see why the driver refuses it"
+            "generic mode was requested, here or for the root program: attach in native mode, or see \
+             why the driver refuses it"
         }
     }
     .to_owned()

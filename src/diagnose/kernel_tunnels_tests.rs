@@ -41,7 +41,7 @@ fn finds_none(facts: &Backend) {
     let message = "no decapsulator";
     finds(
         facts,
-        Severity::Note,
+        Severity::Warning,
         Subject::Program,
         message,
         "attach one",

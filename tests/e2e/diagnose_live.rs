@@ -451,7 +451,7 @@ fn other_programs_on_a_backend_are_found() {
     );
     finds(
         &diagnose(&decap),
-        Severity::Warning,
+        Severity::Note,
         Subject::Program,
         "another process strips tunnels on eth0, in generic mode",
         "stop it first",

@@ -63,9 +63,11 @@ fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
     let (dead, others): (Vec<_>, Vec<_>) = vips.iter().partition(is_dead);
     let mut found = Vec::new();
     if let Some(vip) = dead.first() {
+        let check = vip.reals.iter().find_map(|of| of.check.as_ref());
         let message = format!(
-            "no real of {} answers probes: they stay in use, because the probes may be at fault",
-            and_more(&vip.vip, dead.len() - 1, "VIP")
+            "no real of {} answers probes{}: those in use stay so, because the probes may be at fault",
+            and_more(&vip.vip, dead.len() - 1, "VIP"),
+            why(check)
         );
         found.push(Found {
             severity: Severity::Problem,
@@ -105,10 +107,10 @@ fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
     }
     found.extend(silent.into_iter().map(|(real, of)| {
         let (vip, check) = of[0];
-        let why = check.map_or(String::new(), |check| format!(" ({})", check.result));
         let message = format!(
-            "real {real} does not answer probes of {}{why}, and gets none of its flows while others answer",
-            and_more(&vip.vip, of.len() - 1, "VIP")
+            "real {real} does not answer probes of {}{}, and gets none of its flows while others answer",
+            and_more(&vip.vip, of.len() - 1, "VIP"),
+            why(check)
         );
         Found {
             severity: Severity::Warning,
@@ -118,6 +120,11 @@ fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
         }
     }));
     found
+}
+
+/// Why the last probe failed.
+fn why(check: Option<&Check>) -> String {
+    check.map_or(String::new(), |check| format!(" ({})", check.result))
 }
 
 fn and_more(first: &str, more: usize, what: &str) -> String {
