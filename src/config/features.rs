@@ -26,7 +26,7 @@ bitflags! {
         #[doc(alias = "LPM_SRC_LOOKUP")]
         const SOURCE_ROUTING = feature::FEATURE_SOURCE_ROUTING.0;
         /// Unwrap tunnelled packets for this host; see
-        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add). If you write out a set,
+        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add). If you list features,
         /// name `STRICT_DESTINATION`, too.
         #[doc(alias = "INLINE_DECAP_GENERIC")]
         const INLINE_DECAP = feature::FEATURE_INLINE_DECAP.0;

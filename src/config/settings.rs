@@ -318,7 +318,7 @@ settings! {
         constants: (frags),
     }
 
-    /// The largest number of VIPs. Part of the flow hash.
+    /// The largest number of VIPs. Enters the flow hash.
     ///
     /// **Hosts behind one ECMP group must agree**, Katran's included.
     #[doc(alias = "maxVips")]
@@ -346,7 +346,7 @@ settings! {
         constants: (max_reals),
     }
 
-    /// The number of slots in each VIP's ring. Part of the flow hash.
+    /// The number of slots in each VIP's ring. Enters the flow hash.
     ///
     /// **Hosts behind one ECMP group must agree**, Katran's included. The more slots there are for
     /// each real, the closer shares follow weights; 100 for each is a good rule.

@@ -83,9 +83,9 @@ drop_reasons! {
     EncapV6 = DROP_ENCAP_V6, "encap_v6";
     /// No room for the balancer's ICMP message.
     ReplyFailed = DROP_REPLY_FAILED, "reply_failed";
-    /// The QUIC connection id names a server whose real is just being removed.
+    /// The QUIC connection id names a server whose real is being removed.
     QuicRealGone = DROP_QUIC_REAL_GONE, "quic_real_gone";
-    /// The id of stable UDP routing names a server whose real is just being removed.
+    /// The id of stable UDP routing names a server whose real is being removed.
     StableUdpRealGone = DROP_STABLE_UDP_REAL_GONE, "stable_udp_real_gone";
     /// A tunnelled packet that is longer than the outer packet's contents.
     InnerTruncated = DROP_INNER_TRUNCATED, "inner_truncated";

@@ -119,7 +119,7 @@ pub struct CpuCounters {
     pub cpu: u32,
     /// Packets that it sent to reals, or delivered to this host.
     pub forwarded: u64,
-    /// New flows to remember, in the last one-second window that had any.
+    /// New flows to remember, in the last one-second window with new flows.
     pub new_flows: u64,
     /// Whether the flood guard acts now: the current window has more than `flood_threshold` new
     /// flows, so the program does not remember new ones.
@@ -148,7 +148,7 @@ pub struct LibraryCounters {
     /// [`on_real_removed`](crate::Katran::on_real_removed) that have panicked since load. The
     /// library does not call them again.
     pub panicked_callbacks: u64,
-    /// Grace periods that calls have waited for since load while the kernel put maps into others:
+    /// Grace periods that calls have waited for since load while the kernel put maps into maps:
     /// rings, server ids, and tables of CPUs. Before Linux 6.8 each takes some milliseconds, for up
     /// to 256 maps; later releases wait at most as often.
     pub waits_for_packets: u64,
@@ -452,7 +452,7 @@ impl Counters {
         let of_vips = by_label(
             MetricKind::Gauge,
             ("vip_flow_entries", "entries", "vip"),
-            "Flow table entries of the VIP at the last count; a flow that several CPUs know has several.",
+            "Flow table entries of the VIP at the last count; a flow that several CPUs know has an entry on each.",
             &["flow_entries"],
             self.flow_entries
                 .iter()
@@ -487,7 +487,7 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("cpu_new_flows", "flows", "cpu"),
-                "New flows in the CPU's last one-second window that had any.",
+                "New flows in the CPU's last one-second window with new flows.",
                 &["cpus.new_flows"],
                 of(|cpu| cpu.new_flows),
             ),
@@ -543,7 +543,7 @@ impl Counters {
             single(
                 "waits_for_packets",
                 "grace periods",
-                "Grace periods that calls waited for while the kernel put maps into others.",
+                "Grace periods that calls waited for while the kernel put maps into maps.",
                 "library.waits_for_packets",
                 self.library.waits_for_packets,
             ),

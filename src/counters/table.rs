@@ -137,12 +137,12 @@ counters! {
 
     /// What the program did with events; see [`Katran::events`](crate::Katran::events).
     EventCounters from types::counters {
-        Counter events, "events" by event: "Events sent to a monitor, by kind." {
+        Counter events, "events" by event: "Events sent to a monitor, by type." {
             /// Sent: TCP packets without SYN of flows that no table knew.
             tcp_non_syn_miss = sum(events[event(event_kind::EVENT_TCP_NON_SYN_MISS)]) as "tcp_non_syn_miss";
             /// Sent: frames above `max_frame`.
             packet_too_big = sum(events[event(event_kind::EVENT_TOO_BIG)]) as "packet_too_big";
-            /// Sent: QUIC packets whose real is just being removed.
+            /// Sent: QUIC packets whose real is being removed.
             quic_real_gone = sum(events[event(event_kind::EVENT_QUIC_REAL_GONE)]) as "quic_real_gone";
         }
         Counter events_left_out, "events" by reason:
@@ -213,7 +213,7 @@ counters! {
             cid_routed = sum(quic.routed);
         }
         Counter quic_cid_unknown_real_dropped_packets, "packets" {
-            /// QUIC packets dropped because the real of their server id is just being removed.
+            /// QUIC packets dropped because the real of their server id is being removed.
             cid_unknown_real_dropped = sum(quic.real_gone);
         }
         Counter quic_cid_version_packets, "packets" by version:
@@ -314,11 +314,11 @@ counters! {
         }
     }
 
-    /// What the health check program did.
+    /// What the probe program did.
     #[doc(alias = "HealthCheckProgStats")]
     HealthcheckCounters from probes::probe_totals {
         Counter healthcheck_packets, "packets" by result:
-            "Packets that the health check program saw, by outcome."
+            "Packets that the probe program saw, by outcome."
         {
             /// Probes wrapped and sent.
             processed = sum(processed) as "processed";

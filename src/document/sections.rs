@@ -105,7 +105,7 @@ const MATCH_KEYS: &[Key] = key_rows! {
 sections! {
     /// A service that clients connect to.
     VIP = "vip" as "[[vip]]" {
-        /// The service's address, or the first one of its prefix.
+        /// The service's address, or the first address of its prefix.
         address: "address", NEEDED,
             "an IPv4 or IPv6 address; not unspecified (except for a prefix), multicast, broadcast or loopback";
         /// Makes the VIP a prefix; a VIP with a longer prefix takes precedence.

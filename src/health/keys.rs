@@ -31,7 +31,7 @@ const VIP_KEYS: &[Key] = key_rows! {
     panic_threshold: "percent", Some("0, only if none works"), "0 to 100";
     /// Drained reals that work take flows while all others are down.
     drained_fallback: "boolean", Some("true"), "true or false";
-    /// How long a real's weight climbs after it came back or joined others; needs `maglev-v2`.
+    /// How long a real's weight climbs after it comes back or joins others; needs `maglev-v2`.
     slow_start: "seconds", Some("0, at once"), "0 to 3,600";
     /// The number of steps of that climb.
     slow_start_steps: "steps", Some("8"), "4 to 8";
@@ -53,7 +53,7 @@ const HTTP_KEYS: &[Key] = key_rows! {
     answer_header: "text", Some("none"), "a line such as `X-State: ready`";
     /// Text that the body must contain.
     answer_body: "text", Some("none"), "any text";
-    /// The part of the body to read.
+    /// How much of the body to read.
     max_body: "bytes", Some("65,536"), "0 to 1,048,576";
 };
 
@@ -78,9 +78,9 @@ sections! {
         concurrency: "probes", Some("512"), "1 to 65,536";
         /// The number of probing threads; fixed at start.
         threads: "threads", Some("2"), "1 to 64";
-        /// The number of transitions to remember of each real.
+        /// The number of transitions to remember for each real.
         history: "transitions", Some("16"), "0 to 1,000";
-        /// The least time between two changes of the balancer; results in between become one
+        /// The shortest time between two changes of the balancer; results in between become one
         /// change.
         pause: "seconds", Some("0.1"), "0.01 to 10";
     } with PROBE_KEYS, VIP_KEYS

@@ -52,9 +52,9 @@ pub struct Settings {
     pub concurrency: u32,
     /// The number of threads that probe. Range: 1 to 64; default: 2.
     pub threads: u32,
-    /// The number of transitions to remember of each real. Range: 0 to 1,000; default: 16.
+    /// The number of transitions to remember for each real. Range: 0 to 1,000; default: 16.
     pub history: u32,
-    /// The least time between two changes of the balancer; results in between become one change.
+    /// The shortest time between two changes of the balancer; results in between become one change.
     /// Range: 10 ms to 10 s; default: 100 ms.
     pub pause: Duration,
 }

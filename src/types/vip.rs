@@ -183,7 +183,7 @@ bitflags! {
         /// [`Features::GLOBAL_FLOW_TABLE`](crate::Features::GLOBAL_FLOW_TABLE).
         #[doc(alias = "F_GLOBAL_LRU")]
         const GLOBAL_LRU = vip_flag::VIP_GLOBAL_LRU.0;
-        /// Hash both ports, also on an any-port VIP.
+        /// Hash both ports, even on a VIP with port 0.
         #[doc(alias = "F_HASH_SRC_DST_PORT")]
         const SRC_DST_PORT = vip_flag::VIP_SRC_DST_PORT.0;
         /// Route by the id in the datagram; with

@@ -239,7 +239,7 @@ fn what_others_have_pinned_is_told_apart_and_stays() {
                     let is_named =
                         matches!(error, Error::InvalidConfig { .. } | Error::NotFound { .. });
                     assert!(is_named, "{error}: {path:?} {kind} {of:?}");
-                    assert!(error.to_string().contains("program array"), "{error}");
+                    assert!(error.to_string().contains("pinned array"), "{error}");
                     assert!(katran.attach_shared(&path, 0).is_err());
                 }
             }
