@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let found = Diagnosis::of_pinned(directory);
         say(found.to_string());
         let works = found.worst() < Severity::Warning;
-        anyhow::ensure!(works, "no process owns it");
+        anyhow::ensure!(works, "no living process owns it");
         return Ok(());
     }
     let before = arguments.to.report(false)?;

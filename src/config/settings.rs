@@ -332,9 +332,8 @@ settings! {
         constants: (max_vips),
     }
 
-    /// The largest number of reals over all VIPs; each address counts once.
-    ///
-    /// More than 32,767 need `flow_tracking = "all"`.
+    /// The largest number of reals over all VIPs; each address counts once. More than
+    /// 32,767 need `flow_tracking = "all"`.
     #[doc(alias = "maxReals")]
     max_reals: u32 => u16 {
         set: max_reals(reals: u32) = reals,
@@ -547,7 +546,7 @@ settings! {
         changes: never,
     }
 
-    /// The largest number of pairs of a VIP and a real to count packets for.
+    /// The largest number of pairs of a VIP and a real whose packets are counted.
     ///
     /// [`Stats::vip_reals`](crate::stats::Stats::vip_reals) returns the counts.
     ///

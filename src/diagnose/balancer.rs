@@ -543,11 +543,11 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
             ),
             (down, 0) => (
                 format!(" ({down} down)"),
-                "repair the reals, then mark them up",
+                "repair the reals: health checks bring them back; without checks, mark them up",
             ),
             (down, drained) => (
                 format!(" ({down} down, {drained} drained)"),
-                "repair the reals that are down, or give drained ones a weight",
+                "repair the reals that are down, or give drained ones a weight (`katran drain REAL --undo` does)",
             ),
         };
         let message = format!("{vip} has no real that takes new flows{why}: they are dropped");

@@ -71,7 +71,7 @@ pub struct Changes {
     /// VIPs whose probes are no longer counted.
     pub probes_unregistered: Vec<Vip>,
     /// The keys of changed balancer settings, such as `max_vips` or `gateway_mac`; first those that
-    /// `docs/configuration.md` lists as changed by replacement.
+    /// `docs/configuration.md` does not mark *Live*.
     pub settings_changed: Vec<&'static str>,
 }
 

@@ -138,15 +138,14 @@ impl Builder {
     /// use std::time::Duration;
     ///
     /// use katran::Katran;
-    /// use katran::Start;
     /// use katran::XdpMode;
     ///
-    /// let (mut katran, start) = Katran::builder()
+    /// let (mut katran, _) = Katran::builder()
     ///     .gateway_mac("0a:00:00:00:00:fe".parse()?) // for a new balancer
     ///     .pin("/sys/fs/bpf/katran")
     ///     .take_over(Duration::from_secs(5))
     ///     .adopt_or_load()?;
-    /// if start == Start::Loaded {
+    /// if katran.interfaces().is_empty() {
     ///     katran.attach("eth0", XdpMode::Auto)?;
     /// }
     /// # Ok::<(), katran::Error>(())
