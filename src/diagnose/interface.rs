@@ -40,8 +40,8 @@ pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
                 format!(
                     "{name}, which was attached to, does not exist any more: no packets come in by it"
                 ),
-                "find out why (ip link, dmesg) and create it again, with its driver, bond or VLAN; `reattach` attaches to the \
-                 new one (katran run and katran decap do so by themselves)",
+                "find out why (ip link, dmesg) and create it again, with its driver, bond or VLAN; the control \
+                 plane must then attach to the new one (katran run and katran decap do so by themselves)",
             ),
         };
         found.problem(Subject::Interface, message, advice);
@@ -104,7 +104,7 @@ pub(super) fn holder(facts: &InterfaceFacts) -> Holder<'_> {
 
 /// Reports a lost attachment.
 pub(super) fn lost(message: String, found: &mut Diagnosis) {
-    let advice = "attach again (`reattach`, or restart the program); `bpftool net` and `bpftool link` \
+    let advice = "attach again, or restart the control plane; `bpftool net` and `bpftool link` \
                   show what is there";
     found.problem(Subject::Program, message, advice);
 }

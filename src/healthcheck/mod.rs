@@ -324,8 +324,8 @@ fn way_out(
             continue;
         };
         let mac = interface.mac.ok_or_else(|| Error::Unsupported {
-            what: format!("health checks by {}", interface.name),
-            reason: "it has no Ethernet address",
+            what: format!("probing through {}", interface.name),
+            reason: "it has no Ethernet address: choose an interface that has one",
         })?;
         return Ok((own.namespace, place.index, mac));
     }

@@ -48,8 +48,9 @@ impl Katran {
     /// `attach` or [`reattach`](Self::reattach). A renamed interface keeps its attachment.
     ///
     /// It blocks for 10 to 20 ms on veth; a network card may reset its queues, which takes as long
-    /// as its driver needs. With [`Gateway::Auto`](crate::Gateway::Auto) it waits up to three
-    /// seconds for the gateway.
+    /// as its driver needs. With [`Gateway::Auto`](crate::Gateway::Auto) and
+    /// [`NextHops::Gateway`](crate::NextHops::Gateway) it waits up to three seconds for the
+    /// gateway.
     ///
     /// # Errors
     /// [`Error::NoSuchInterface`]; [`Error::ForeignProgram`] if the interface has another XDP

@@ -88,7 +88,7 @@ impl Katran {
         if frame.len() > LONGEST && !self.config.frags {
             return Err(Error::Unsupported {
                 what: format!("a frame of {} bytes", frame.len()),
-                reason: "without frags the kernel gives the program at most 3,520 bytes",
+                reason: "without frags the kernel gives the program at most 3,520 bytes: set frags = true",
             });
         }
         let _permit = self.maps.live.tenure().permit()?;

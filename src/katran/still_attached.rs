@@ -117,7 +117,7 @@ impl Katran {
         for of in before {
             match after.contains(&of) {
                 false => log::warn!("{} was removed, and is there again: attached to it", of.0),
-                true => log::error!("{} was removed: reattach when it exists again", of.0),
+                true => log::error!("{} was removed: attach again when it exists", of.0),
             }
         }
     }

@@ -167,7 +167,7 @@ impl Pinned {
 pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
     let given = directory.as_ref();
     let missing = || Error::NotFound {
-        what: format!("anything pinned in {}", given.display()),
+        what: format!("a pinned balancer or decapsulator in {}", given.display()),
     };
     if let Ok(false) = given.try_exists() {
         return Err(missing());
