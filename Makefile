@@ -5,9 +5,9 @@ CARGO ?= cargo
 .PHONY: help demo test page limits soak sabotage newest compilers kernels bench lint docs diagrams picture clean
 .DEFAULT_GOAL := help
 
-# The binaries with tests of the loaded program, which run with both kinds of flow table; and their files that
-# run once: without any flow in a table, of what comes before it or after (frames, tunnels, captures), that choose its kind
-# themselves, or about what is around the program: attachments, the path of probes, next hops, diagnosis.
+# LOADED: test binaries that run the loaded program, once with each flow table type. OF_ANY_KIND: their files that run
+# once only, because they choose the type themselves, keep no flow in a table, or test what surrounds the program
+# (attachments, the path of probes, next hops, diagnosis).
 LOADED := control e2e walk
 OF_ANY_KIND := attach attachments captures decap decap_tc diagnose diagnose_live documents ecmp flow_table_model \
 	follow follow_edges following fork handed_over health health_places inline_decap lives loads local losses manners \
@@ -48,7 +48,7 @@ limits: ## the limits that are claimed, in a release build, with what was measur
 	@$(LOCK_FITS)
 	$(CARGO) test --locked --release --all-features --test limits -- --nocapture
 
-# Optimized, for 100,000,000 take half an hour so and more than twice that otherwise; KATRAN_SEED chooses which.
+# Built in release mode: 100,000,000 frames take half an hour then, and more than an hour otherwise. KATRAN_SEED chooses them.
 soak: FRAMES ?= 100_000_000
 soak: ## FRAMES random frames through program and model; 200 kills under traffic, and one after each store (root; five hours)
 	@scripts/setup test

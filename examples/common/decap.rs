@@ -171,7 +171,7 @@ fn check(builder: DecapBuilder, interface: &str, vips: &[IpAddr]) -> Result<()> 
     say(diagnosis.to_string());
     anyhow::ensure!(
         diagnosis.works(),
-        "the decapsulator would not work; see the problems above"
+        "this backend would not answer clients; see the problems above"
     );
     Ok(())
 }

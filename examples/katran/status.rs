@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
     /// Seconds to measure rates over: 0.1 to 60
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     over: Duration,
-    /// Only tell who owns the balancer pinned here, without asking it; exit with status 0 if the
+    /// Only show who owns the balancer pinned here, without asking it; exit with status 0 if the
     /// owner works
     #[arg(long, value_name = "DIR", conflicts_with = "socket")]
     pin: Option<PathBuf>,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Hands rare frames to a separate program, so that others pay nothing for them. Rare is a frame
- * with VLAN tags, or with anything but whole TCP or UDP right behind a plain IP header: ICMP,
+ * Hands rare frames to a separate program, so that others pay nothing for them. A frame is
+ * rare if it has VLAN tags, or anything but whole TCP or UDP right behind a plain IP header: ICMP,
  * fragments, options, extension headers, wrong lengths.
  */
 #pragma once

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /* Stable routing of UDP: by the server id in a header at the start of the datagram. ids.h calls it
- * for VIPs with that flag. */
+ * for VIPs with the flag udp-stable-routing. */
 #pragma once
 
 #include "counters.h"

@@ -163,7 +163,7 @@ impl Builder {
         self.pin_directory().ok_or_else(|| Error::InvalidConfig {
             setting: "pin",
             value: "(none)".to_owned(),
-            reason: "it says which balancer to adopt".to_owned(),
+            reason: "set the directory of the balancer to adopt".to_owned(),
         })
     }
 }
