@@ -26,8 +26,6 @@ demo: ## a load balancer, four backends and a client at work (root)
 	@$(LOCK_FITS)
 	$(CARGO) run --locked --release --example demo
 
-# Tests wait for about a third of their time, so one more runs than there are CPUs.
-test: export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 1)))
 test: ## all tests (root)
 	@scripts/setup test
 	@$(LOCK_FITS)
