@@ -114,7 +114,7 @@ fn each_trouble_is_one_finding_with_advice() {
                 f.interface.ours.xdp = None;
                 f.interface.program = None;
             },
-            Note,
+            Warning,
             Subject::Program,
             "attach one",
         ),
@@ -146,12 +146,7 @@ fn each_trouble_is_one_finding_with_advice() {
             "passes tunnels on",
         ),
         (|f| other(f, "filter"), Warning, Subject::Program, "--tc"),
-        (
-            |f| other(f, DECAP),
-            Warning,
-            Subject::Program,
-            "nothing to do",
-        ),
+        (|f| other(f, DECAP), Note, Subject::Program, "nothing to do"),
         (
             |f| f.interface.program.as_mut().unwrap().mode = XdpMode::Generic,
             Warning,
