@@ -1,17 +1,14 @@
 //! The alert rules: they are right, each of them fires in a case of its own, and they ask for what is served.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::pages::read;
+
 fn place() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/prometheus")
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 fn promtool(arguments: &[&str]) {

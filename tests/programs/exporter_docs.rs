@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use katran::FlowTracking;
 use katran::Katran;
@@ -26,14 +25,11 @@ use super::exporter::idle_with;
 use super::exporter::scrape;
 use crate::exposition::Dialect;
 use crate::exposition::Page;
+use crate::pages::read;
 use crate::program::Running;
 use crate::program::Scratch;
 use crate::program::example;
 use crate::program::katran;
-
-fn read(path: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
-}
 
 /// What stands between backticks.
 fn quoted(text: &str) -> BTreeSet<String> {

@@ -1,39 +1,29 @@
 //! The commands of the operations guide and of the README, run as printed: in a client's, a router's, a balancer's and backends'
 //! network, each host with files of its own. Each block is run, or there is a reason why not.
 
-use std::fs;
-use std::io::BufRead;
-use std::io::BufReader;
-use std::io::Write;
 use std::path::Path;
-use std::process::ChildStdin;
-use std::process::ChildStdout;
-use std::process::Command;
-use std::process::Stdio;
 
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
-use katran_lab::Process;
 use katran_lab::TcpClient;
 use katran_lab::eventually;
 use katran_lab::require_root;
 
+use crate::pages;
 use crate::program::example;
+use crate::shell::Shell;
+use crate::shell::quoted;
 
 const TOOLS: &str = include_str!("guide/tools.sh");
-/// Behind the output of a block.
-const END: &str = "@@ status ";
 
 /// The blocks of a document that nobody has dealt with yet.
 struct Guide(Vec<(String, String)>);
 
 impl Guide {
     fn read(path: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-        let text = fs::read_to_string(path).unwrap();
-        let blocks = text.split("```").skip(1).step_by(2);
-        let blocks = blocks.filter_map(|block| block.split_once('\n'));
+        let text = pages::read(path);
+        let blocks = pages::blocks(&text);
         Self(
             blocks
                 .map(|(language, block)| (language.to_owned(), block.to_owned()))
@@ -73,33 +63,14 @@ impl Guide {
 }
 
 /// A shell on a host whose files are its own.
-struct Terminal {
-    _shell: Process,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
+struct Terminal(Shell);
 
 impl Terminal {
     fn open(host: &Host) -> Self {
-        let mut command = Command::new("unshare");
-        command.args([
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "sh",
-        ]);
-        command.env("KATRAN", example("katran").get_program());
-        command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut shell = host.spawn_command(command).unwrap();
-        let mut terminal = Self {
-            input: shell.take_stdin().unwrap(),
-            output: BufReader::new(shell.take_stdout().unwrap()),
-            _shell: shell,
-        };
-        terminal.input.write_all(TOOLS.as_bytes()).unwrap();
+        let program = example("katran").get_program().to_owned();
+        let program = program.into_string().unwrap();
+        let mut terminal = Self(Shell::open(host, &["sh"], ("KATRAN", &program)));
+        terminal.0.read(TOOLS);
         terminal.run("true");
         terminal
     }
@@ -114,7 +85,7 @@ impl Terminal {
 
     /// Runs a block, and returns what it prints.
     fn run(&mut self, block: &str) -> String {
-        let (status, text) = self.try_run("sh -ec", block);
+        let (status, text) = self.0.run(&format!("sh -ec {} 2>&1", quoted(block)));
         assert_eq!(status, "0", "{block}\n{text}");
         text
     }
@@ -122,9 +93,9 @@ impl Terminal {
     /// Runs a block whose last command runs until a signal, which comes when it has said this.
     fn run_until_ended(&mut self, block: &str, says: &str) {
         // The shell waits for its command's answer to the signal.
-        let quoted = block.replace('\'', "'\\''");
+        let quoted = quoted(&format!("trap : TERM\n{block}"));
         let text = self.run(&format!(
-            "setsid sh -ec 'trap : TERM\n{quoted}' >/run/said 2>&1 </dev/null &\n\
+            "setsid sh -ec {quoted} >/run/said 2>&1 </dev/null &\n\
              for _ in $(seq 300); do grep -q '{says}' /run/said && break; sleep 0.1; done\n\
              kill -TERM -$!; wait $! || {{ cat /run/said; exit 1; }}; cat /run/said"
         ));
@@ -135,27 +106,6 @@ impl Terminal {
         // The file system has entries of its own, with dots.
         let pins = self.run("ls /sys/fs/bpf | grep -v \\. || true");
         assert_eq!(pins.trim(), "");
-    }
-
-    fn try_run(&mut self, shell: &str, block: &str) -> (String, String) {
-        let quoted = block.replace('\'', "'\\''");
-        writeln!(
-            self.input,
-            "{shell} '{quoted}' </dev/null 2>&1; echo \"\n{END}$?\""
-        )
-        .unwrap();
-        let mut text = String::new();
-        loop {
-            let mut line = String::new();
-            assert!(
-                self.output.read_line(&mut line).unwrap() > 0,
-                "{block}\n{text}"
-            );
-            if let Some(status) = line.strip_prefix(END) {
-                return (status.trim().to_owned(), text);
-            }
-            text += &line;
-        }
     }
 }
 

@@ -27,10 +27,12 @@ mod next_build;
 mod objects;
 mod operations;
 mod page;
+mod pages;
 mod place;
 mod program;
 #[path = "../common/seed.rs"]
 mod seed;
+mod shell;
 mod simulate;
 mod taken_over;
 mod terminal;

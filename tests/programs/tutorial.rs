@@ -1,25 +1,17 @@
 //! The tutorial, run as printed: its commands in order, in one shell, on a host of its own with a private `/run`. What it
 //! prints is what the tutorial shows.
 
-use std::fs;
-use std::io::BufRead;
-use std::io::BufReader;
-use std::io::Write;
 use std::path::Path;
-use std::process::ChildStdin;
-use std::process::ChildStdout;
-use std::process::Command;
-use std::process::Stdio;
 
 use katran_lab::Host;
-use katran_lab::Process;
 use katran_lab::eventually;
 use katran_lab::require_root;
 
+use crate::pages;
 use crate::program::example;
+use crate::shell::Shell;
+use crate::shell::quoted;
 
-/// Behind the output of a block.
-const END: &str = "@@ end of a block";
 /// Network namespaces and files of the tutorial are not those of the machine.
 const PREPARE: &str = "mount -t tmpfs none /run && mount -t sysfs none /sys";
 
@@ -31,8 +23,8 @@ struct Step {
 
 fn steps(text: &str) -> Vec<Step> {
     let mut steps = Vec::<Step>::new();
-    for block in text.split("```").skip(1).step_by(2) {
-        match block.split_once('\n').unwrap() {
+    for block in pages::blocks(text) {
+        match block {
             ("sh", commands) => steps.push(Step {
                 commands: commands.to_owned(),
                 seen: String::new(),
@@ -72,49 +64,11 @@ fn is_as_shown(shown: &str, printed: &str) -> bool {
     matches(&shapes(shown), &shapes(printed))
 }
 
-/// One shell for all steps.
-struct Shell {
-    _process: Process,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Shell {
-    fn open(host: &Host) -> Self {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-        command.args(["timeout", "240", "sh"]);
-        let program = example("katran").get_program().to_owned();
-        let programs = Path::new(&program).parent().unwrap().display().to_string();
-        let path = std::env::var("PATH").unwrap();
-        command.env("PATH", format!("{programs}:{path}"));
-        command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = host.spawn_command(command).unwrap();
-        let mut shell = Self {
-            input: process.take_stdin().unwrap(),
-            output: BufReader::new(process.take_stdout().unwrap()),
-            _process: process,
-        };
-        assert_eq!(shell.run(PREPARE), "");
-        shell
-    }
-
-    /// What the commands print: not what they say of errors, which comes with a failure of the test.
-    fn run(&mut self, commands: &str) -> String {
-        let quoted = commands.replace('\'', "'\\''");
-        writeln!(self.input, "eval '{quoted}' </dev/null; echo '{END}'").unwrap();
-        let mut text = String::new();
-        loop {
-            let mut line = String::new();
-            let read = self.output.read_line(&mut line).unwrap();
-            assert!(read > 0, "it does not end:\n{commands}\n{text}");
-            if line.trim_end() == END {
-                return text;
-            }
-            text += &line;
-        }
-    }
+/// Runs commands in the shell of all steps, and returns what they print: not what they say of errors, which comes with
+/// a failure of the test.
+fn run(shell: &mut Shell, commands: &str) -> String {
+    let (_, printed) = shell.run(&format!("eval {}", quoted(commands)));
+    printed
 }
 
 /// Requests that were answered, by the counts that `uniq -c` prints.
@@ -127,9 +81,7 @@ fn answered(printed: &str) -> u32 {
 #[test]
 fn the_tutorial_shows_what_one_sees() {
     require_root();
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tutorial.md");
-    let text = fs::read_to_string(text).unwrap();
-    let steps = steps(&text);
+    let steps = steps(&pages::read("docs/tutorial.md"));
     let (build, steps) = steps.split_first().unwrap();
     // The tests have built it.
     assert!(
@@ -139,9 +91,13 @@ fn the_tutorial_shows_what_one_sees() {
     );
     assert!(steps.len() >= 8, "{}", steps.len());
     let host = Host::new("tutorial").unwrap();
-    let mut shell = Shell::open(&host);
+    let program = example("katran").get_program().to_owned();
+    let programs = Path::new(&program).parent().unwrap().display().to_string();
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
+    let mut shell = Shell::open(&host, &["timeout", "240", "sh"], ("PATH", &path));
+    assert_eq!(run(&mut shell, PREPARE), "");
     for Step { commands, seen } in steps {
-        let printed = shell.run(commands);
+        let printed = run(&mut shell, commands);
         assert!(
             is_as_shown(seen, &printed),
             "{commands}\nshown:\n{seen}\nprinted:\n{printed}"
@@ -153,11 +109,17 @@ fn the_tutorial_shows_what_one_sees() {
     }
     // Nothing is left: what was killed may take a moment to end.
     assert_eq!(
-        shell.run("find /run/lab /run/netns -mindepth 1 2>/dev/null"),
+        run(
+            &mut shell,
+            "find /run/lab /run/netns -mindepth 1 2>/dev/null"
+        ),
         ""
     );
     eventually("its programs end", || {
-        let left = shell.run("ps -A -o comm= | grep -E 'katran|python' || true");
+        let left = run(
+            &mut shell,
+            "ps -A -o comm= | grep -E 'katran|python' || true",
+        );
         left.is_empty()
     });
 }
