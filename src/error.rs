@@ -1,7 +1,7 @@
 //! The crate's error type.
 //!
 //! Every variant names the operation and its object, carries the kernel's errno where there is one,
-//! and prints a remedy in an operator's words (`words.rs` checks that).
+//! and prints a remedy in an operator's words (`tests/docs/rust_words.rs` checks that).
 
 use std::io;
 use std::net::IpAddr;

@@ -142,8 +142,6 @@ mod monitor;
 mod mutate;
 mod next_hop;
 mod pins;
-#[cfg(test)]
-mod records;
 mod root_program;
 mod rtnetlink;
 mod server_id_option;
@@ -154,8 +152,6 @@ mod structure;
 mod sys;
 mod table;
 mod types;
-#[cfg(test)]
-mod words;
 
 pub use attach::XdpMode;
 pub use config::Builder;

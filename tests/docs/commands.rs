@@ -25,7 +25,7 @@ struct Known {
     /// By option of Cargo: `--bench`.
     of_cargo: BTreeMap<&'static str, BTreeSet<String>>,
     /// By the words that call them.
-    helps: BTreeMap<String, String>,
+    helps: &'static BTreeMap<String, String>,
     /// Options of all examples, and of benches and scripts.
     options: BTreeSet<String>,
     /// The commands that were looked at.
@@ -226,7 +226,7 @@ fn commands_that_are_quoted_exist() {
     for (path, page) in markdown::pages() {
         // It names what there was, too.
         if path != "CHANGELOG.md" {
-            look(&path, 0, &page);
+            look(path, 0, page);
         }
     }
     for path in files::below(&["src", "examples", "tests", "benches"], &[".rs"]) {

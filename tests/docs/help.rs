@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::LazyLock;
 
 use crate::files;
 use crate::none_of;
@@ -13,13 +14,16 @@ use crate::none_of;
 const WIDTH: usize = 80;
 
 /// The help of each example and of each of its commands, by the words that call it: `katran root show`.
-pub(crate) fn all() -> BTreeMap<String, String> {
-    let mut helps = BTreeMap::new();
-    for name in files::targets("examples") {
-        collect(&name, &[], &mut helps);
-    }
-    assert!(helps.len() > 15, "{:?}", helps.keys());
-    helps
+pub(crate) fn all() -> &'static BTreeMap<String, String> {
+    static HELPS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
+        let mut helps = BTreeMap::new();
+        for name in files::targets("examples") {
+            collect(&name, &[], &mut helps);
+        }
+        assert!(helps.len() > 15, "{:?}", helps.keys());
+        helps
+    });
+    &HELPS
 }
 
 fn collect(name: &str, commands: &[&str], helps: &mut BTreeMap<String, String>) {
@@ -67,7 +71,7 @@ fn help_fits_a_terminal_and_begins_with_what_it_is_for() {
     for (call, long) in all() {
         let words: Vec<&str> = call.split(' ').collect();
         let short = help(words[0], &words[1..], "-h");
-        for (option, text) in [("--help", &long), ("-h", &short)] {
+        for (option, text) in [("--help", long), ("-h", &short)] {
             found.extend(
                 wrong(text)
                     .into_iter()

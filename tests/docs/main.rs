@@ -17,6 +17,8 @@ mod links;
 mod markdown;
 mod names;
 mod phrases;
+mod records;
+mod rust_words;
 mod spelling;
 mod texts;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use pulldown_cmark::CodeBlockKind;
 use pulldown_cmark::Event;
@@ -32,13 +33,16 @@ pub(crate) struct Page {
     pub(crate) unbroken: BTreeSet<usize>,
 }
 
-/// The pages: what is read by people who did not open a source.
-pub(crate) fn pages() -> Vec<(String, Page)> {
-    let mut pages = files::all();
-    pages.retain(|file| file.ends_with(".md"));
-    assert!(pages.len() > 10, "{pages:?}");
-    let read = |path: String| (path.clone(), Page::of(&files::read(&path)));
-    pages.into_iter().map(read).collect()
+/// The pages by their paths: what is read by people who did not open a source.
+pub(crate) fn pages() -> &'static BTreeMap<String, Page> {
+    static PAGES: LazyLock<BTreeMap<String, Page>> = LazyLock::new(|| {
+        let mut pages = files::all();
+        pages.retain(|file| file.ends_with(".md"));
+        assert!(pages.len() > 10, "{pages:?}");
+        let read = |path: String| (path.clone(), Page::of(&files::read(&path)));
+        pages.into_iter().map(read).collect()
+    });
+    &PAGES
 }
 
 impl Page {
@@ -161,8 +165,8 @@ impl Reader {
     }
 }
 
-/// By GitHub's rule.
-fn anchor(heading: &str) -> String {
+/// What links to a heading name, by GitHub's rule.
+pub(crate) fn anchor(heading: &str) -> String {
     let lower = heading.trim().to_lowercase();
     let kept = lower.chars().filter_map(|c| match c {
         ' ' => Some('-'),

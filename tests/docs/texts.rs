@@ -1,5 +1,7 @@
 //! All prose of the project, wherever it stands.
 
+use std::sync::LazyLock;
+
 use crate::files;
 use crate::lexer;
 use crate::lexer::Piece;
@@ -25,10 +27,15 @@ pub(crate) enum Kind {
 /// Sources whose literals people see: messages, logs, and what programs print.
 const SPEAKING: [&str; 2] = ["src", "examples"];
 
-pub(crate) fn all() -> Vec<Text> {
+pub(crate) fn all() -> &'static [Text] {
+    static TEXTS: LazyLock<Vec<Text>> = LazyLock::new(collect);
+    &TEXTS
+}
+
+fn collect() -> Vec<Text> {
     let mut texts = Vec::new();
     for (path, page) in markdown::pages() {
-        add(&path, Kind::Page, 1, page, &mut texts);
+        add(path, Kind::Page, 1, page, &mut texts);
     }
     let directories = ["src", "examples", "tests", "benches"];
     for path in files::below(&directories, &[".rs", ".c", ".h"]) {
@@ -38,7 +45,7 @@ pub(crate) fn all() -> Vec<Text> {
         for (line, piece) in lexer::pieces(&source) {
             match piece {
                 Piece::Comment(text) => {
-                    add(&path, Kind::Comment, line, Page::of(&text), &mut texts);
+                    add(&path, Kind::Comment, line, &Page::of(&text), &mut texts);
                 }
                 Piece::Literal(text) if line <= last && text.contains(' ') => {
                     let words = without_values(&text);
@@ -56,7 +63,7 @@ pub(crate) fn all() -> Vec<Text> {
     }
     for path in with_hashes() {
         for (line, text) in after_hashes(&files::read(&path)) {
-            add(&path, Kind::Comment, line, Page::of(&text), &mut texts);
+            add(&path, Kind::Comment, line, &Page::of(&text), &mut texts);
         }
     }
     texts
@@ -77,12 +84,12 @@ fn last_of_messages(source: &str) -> usize {
     before.lines().count()
 }
 
-fn add(path: &str, kind: Kind, begin: usize, page: Page, texts: &mut Vec<Text>) {
-    texts.extend(page.prose.into_iter().map(|(line, words)| Text {
+fn add(path: &str, kind: Kind, begin: usize, page: &Page, texts: &mut Vec<Text>) {
+    texts.extend(page.prose.iter().map(|(line, words)| Text {
         path: path.to_owned(),
         line: begin + line - 1,
         kind,
-        words,
+        words: words.clone(),
     }));
 }
 

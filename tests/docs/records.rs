@@ -1,13 +1,14 @@
 //! Checks `docs/decisions.md`: records are short and numbered in order, the list by subject links each of them once, and
 //! references to records, on any page or in any source, name one that is still current.
 
-use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use crate::files;
+use crate::files::read;
+use crate::markdown::anchor;
+use crate::none_of;
 
 const PAGE: &str = "docs/decisions.md";
 /// Has references that are wrong on purpose.
-const THIS: &str = "src/records.rs";
+const THIS: &str = "tests/docs/records.rs";
 const MOST_LINES: usize = 15;
 const MOST_COLUMNS: usize = 100;
 
@@ -22,11 +23,7 @@ struct Record<'a> {
 impl Record<'_> {
     /// What links to its heading name.
     fn anchor(&self) -> String {
-        let heading = format!("{}. {}", self.number, self.title).to_lowercase();
-        let kept = heading
-            .chars()
-            .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
-        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        anchor(&format!("{}. {}", self.number, self.title))
     }
 
     /// Whether another one has taken its place as a whole.
@@ -69,11 +66,13 @@ fn references_name_current_records() {
     let page = read(PAGE);
     let (_, records) = records(&page);
     let mut found = Vec::new();
-    let files = files();
+    let directories = ["benches", "docs", "examples", "src", "tests"];
+    let mut files = files::below(&directories, &[".c", ".h", ".md", ".rs", ".toml"]);
+    files.push("README.md".to_owned());
+    files.retain(|path| path != THIS);
     assert!(files.len() > 300, "{}", files.len());
     for path in files {
-        let text = fs::read_to_string(&path).unwrap();
-        let path = path.strip_prefix(root()).unwrap().display().to_string();
+        let text = read(&path);
         if path == PAGE {
             // Records link to each other, also one that is superseded to the one that took its place.
             let wrong = links(&text).into_iter().filter(|(number, anchor)| {
@@ -88,7 +87,7 @@ fn references_name_current_records() {
             .filter_map(|reference| Some((wrong(&records, &reference)?, reference)));
         found.extend(wrong.map(|(why, reference)| format!("{path}: {reference:?} {why}")));
     }
-    assert!(found.is_empty(), "{}", found.join("\n"));
+    none_of(&found, "references that lead to no current record");
 }
 
 /// What is wrong with a reference, if anything.
@@ -190,35 +189,6 @@ fn number(word: &str) -> Option<usize> {
     word.trim_end_matches(|c: char| c.is_ascii_punctuation())
         .parse()
         .ok()
-}
-
-/// What may name records: pages and sources.
-fn files() -> Vec<PathBuf> {
-    let mut files = vec![root().join("README.md")];
-    let mut directories = ["benches", "docs", "examples", "src", "tests"]
-        .map(|name| root().join(name))
-        .to_vec();
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            let ending = path.extension().and_then(|ending| ending.to_str());
-            if path.is_dir() {
-                directories.push(path);
-            } else if ["c", "h", "md", "rs", "toml"].contains(&ending.unwrap_or_default()) {
-                files.push(path);
-            }
-        }
-    }
-    files.retain(|path| *path != root().join(THIS));
-    files
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap()
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 #[test]
