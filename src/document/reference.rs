@@ -43,11 +43,10 @@ fn settings() -> String {
         let value = value(row.unit, &plain(row.range));
         let is_list = matches!(row.form[1], "texts" | "set" | "list");
         assert_eq!(value.starts_with("list of"), is_list, "{key}");
-        let default = default(
-            row.default
-                .strip_prefix("none: required")
-                .map_or_else(|| Some(plain(row.default)), |_| None),
-        );
+        let default = match row.default.starts_with("none: required") {
+            true => "required".to_owned(),
+            false => plain(row.default),
+        };
         let live = match row.changes {
             "yes" => " *Live.*",
             _ => "",
@@ -61,19 +60,14 @@ fn settings() -> String {
 fn value(unit: &str, range: &str) -> String {
     let is_plain = matches!(
         unit,
-        "choice" | "boolean" | "true or false" | "check" | "flags" | "list" | "table" | "text"
+        "choice" | "boolean" | "check" | "flags" | "list" | "table" | "text"
     );
     match unit {
-        "true or false" => unit.to_owned(),
         "address" | "prefix" | "MAC address" | "interface" => range.to_owned(),
         _ if range == "any" => unit.to_owned(),
         _ if is_plain => range.to_owned(),
         _ => format!("{unit}: {range}"),
     }
-}
-
-fn default(default: Option<impl Into<String>>) -> String {
-    default.map_or("required".to_owned(), Into::into)
 }
 
 fn sections() -> String {
@@ -116,7 +110,10 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
         text += HEAD;
         for key in rows {
             let (name, meaning) = (key.name, key.meaning.trim());
-            let (value, default) = (value(key.unit, key.range), default(key.default));
+            let (value, default) = (
+                value(key.unit, key.range),
+                key.default.unwrap_or("required"),
+            );
             writeln!(text, "| `{name}` | {meaning} | {value} | {default} |").unwrap();
         }
         text.push('\n');

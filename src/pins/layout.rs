@@ -143,6 +143,11 @@ mod tests {
         ),
     ];
 
+    fn header() -> String {
+        let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bpf/shared.h");
+        fs::read_to_string(header).unwrap()
+    }
+
     /// The fields of a record, without comments.
     fn record(header: &str, name: &str) -> Option<Vec<String>> {
         let (_, rest) = header.split_once(&format!("\nstruct {name} {{\n"))?;
@@ -158,8 +163,7 @@ mod tests {
     /// A field of another record changes with it.
     #[test]
     fn records_inside_records_are_watched_too() {
-        let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bpf/shared.h");
-        let header = fs::read_to_string(header).unwrap();
+        let header = header();
         let listed: BTreeSet<_> = RECORDS
             .iter()
             .flat_map(|(_, records, _)| *records)
@@ -188,8 +192,7 @@ mod tests {
 
     #[test]
     fn what_changes_a_record_counts_its_layout_up() {
-        let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bpf/shared.h");
-        let header = fs::read_to_string(header).unwrap();
+        let header = header();
         let mut found = Vec::new();
         for (part, records, known) in RECORDS {
             let mut sum = crc32fast::Hasher::new();
