@@ -66,7 +66,7 @@ use crate::sys::object::into_io;
 use crate::sys::object::numbered;
 use crate::types::NextHops;
 
-/// Maps that the object makes and no handle keeps, unless reals have next hops of their own.
+/// Maps that the object makes and no handle keeps, unless each real has its own next hop.
 const HOPS: [&str; 3] = [".data.hops", ".data.ports", "devices"];
 
 /// How the handle of a pinned balancer began.

@@ -87,7 +87,7 @@ macro_rules! handles {
 
         pub(super) struct Maps {
             $($(#[$about])* pub(super) $field: $type,)+
-            /// Only if reals have next hops of their own.
+            /// Only if each real has its own next hop.
             pub(super) next_hops: Option<Arc<HopCells>>,
             /// Only if more than packets and bytes is counted.
             pub(super) details: Option<Details>,

@@ -36,12 +36,12 @@ pub struct Vip {
 }
 
 impl Vip {
-    /// A TCP service at `address`; port 0 means every port without a VIP of its own.
+    /// A TCP service at `address`; port 0 means every port without its own VIP.
     pub fn tcp(address: SocketAddr) -> Self {
         Self::new(address, Protocol::Tcp)
     }
 
-    /// A UDP service at `address`; port 0 means every port without a VIP of its own.
+    /// A UDP service at `address`; port 0 means every port without its own VIP.
     pub fn udp(address: SocketAddr) -> Self {
         Self::new(address, Protocol::Udp)
     }
