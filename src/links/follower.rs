@@ -336,9 +336,12 @@ mod tests {
         assert!(!is_over(&follower));
         assert_ne!(live.max_frame(), super::super::UNATTACHED);
         // It follows and stops like the first one: repeated questions are reported.
-        follower.shared.known().overhead = 1000;
-        follower.shared.known().watched[0].is_open = true;
         let before = live.max_frame();
+        {
+            let mut known = follower.shared.known();
+            known.overhead = 1000;
+            known.watched[0].is_open = true;
+        }
         follower.shared.wake();
         let began = Instant::now();
         while live.max_frame() == before {
