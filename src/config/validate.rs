@@ -78,8 +78,7 @@ fn check_each_other(config: &Config) -> Result<()> {
             "max_reals",
             config.max_reals,
             format!(
-                "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default; up to {} go with \
-                 flow_tracking = \"all\"",
+                "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default, or up to {} with flow_tracking = \"all\"",
                 u16::MAX
             ),
         ));
@@ -116,7 +115,7 @@ fn placement(
     let cpus = cpus.unwrap_or_else(|| machine.online.iter().copied().collect());
     let refuse_cpus = |reason: String| Err(invalid("forwarding_cpus", format!("{cpus:?}"), reason));
     if cpus.is_empty() {
-        return refuse_cpus("at least one CPU is needed".to_owned());
+        return refuse_cpus("list at least one CPU".to_owned());
     }
     if cpus.iter().collect::<BTreeSet<_>>().len() != cpus.len() {
         return refuse_cpus("a CPU is listed twice".to_owned());
@@ -138,7 +137,7 @@ fn placement(
             return refuse_nodes(
                 &nodes,
                 format!(
-                    "one node for each of the {} forwarding CPUs is needed",
+                    "list one node for each of the {} forwarding CPUs",
                     cpus.len()
                 ),
             );
@@ -148,7 +147,7 @@ fn placement(
                 return refuse_nodes(
                     &nodes,
                     format!(
-                        "node {node} is not online; those that are: {:?}",
+                        "node {node} is not online (online: {:?})",
                         machine.nodes
                     ),
                 );

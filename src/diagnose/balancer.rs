@@ -201,8 +201,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 "{name} runs a balancer of another process, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "nothing to do if this check only compares a configuration with that balancer; \
-                      else stop it first, or share the interface through a root program";
+            let advice = "ignore this if you only compare a configuration with that balancer; else stop it first, or share the interface through a root program";
             found.warn(Subject::Program, message, advice);
         }
         Holder::Other(other) if other.name.is_empty() => {
@@ -211,8 +210,7 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 other.describe()
             );
             let advice = format!(
-                "as root: bpftool prog show id {}; nothing to do if it is the balancer that this \
-                 check compares a configuration with",
+                "as root: bpftool prog show id {}; ignore this if it is the balancer that you compare a configuration with",
                 other.id
             );
             found.warn(Subject::Program, message, advice);
@@ -408,7 +406,7 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
         }
         (Some(address), None) if facts.next_hops_previewed => {
             let message = format!(
-                "{whom}: not resolved yet: {address} is resolved when the balancer is attached"
+                "{whom}: the MAC address of {address} is not known yet: the balancer looks for it when attached"
             );
             let advice = format!("ping {address} shows whether it answers");
             found.note(about, message, advice);
@@ -460,7 +458,7 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
     }
     for mac in facts.given_macs() {
         match facts.neighbours.contains(&mac) {
-            true => found.ok(Subject::Gateway, format!("{mac} is a neighbour's")),
+            true => found.ok(Subject::Gateway, format!("{mac} belongs to a neighbour")),
             false => {
                 let message = format!("{mac} is not in the kernel's neighbour table");
                 let advice = "ping the router, then compare with `ip neighbour`; or set gateway_mac = \
@@ -521,7 +519,7 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
         found.warn(Subject::Source, message, "set healthcheck_interface");
     }
     if fine {
-        found.ok(Subject::Source, "every outer source that is needed is set");
+        found.ok(Subject::Source, "all necessary outer sources are set");
     }
 }
 

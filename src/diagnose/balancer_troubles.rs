@@ -544,6 +544,7 @@ fn troubles_of_where_packets_go() {
 fn hop() -> NextHop {
     NextHop {
         real: None,
+        family: Family::V4,
         address: Some([10, 0, 0, 1].into()),
         interface: Some("eth1".into()),
         mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),

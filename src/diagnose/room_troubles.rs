@@ -105,7 +105,7 @@ fn troubles_of_vlans() {
             },
             Warning,
             Subject::Vlan,
-            "tags of VLAN 7, 8, and leave with the same: but 10.0.0.1 is a neighbour without one",
+            "tags of VLAN 7, 8, and leave with the same, but 10.0.0.1 is a neighbour without one",
             "tcpdump -eni eth0",
         ),
         (
@@ -136,7 +136,7 @@ fn troubles_of_vlans() {
             },
             Warning,
             Subject::Vlan,
-            "arrive without VLAN tags and leave without: but a next hop is behind eth0.7",
+            "arrive and leave without VLAN tags, but a next hop is behind eth0.7",
             "switch's port",
         ),
     ]);

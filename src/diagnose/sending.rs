@@ -57,7 +57,7 @@ fn far_end(place: &InterfaceFacts, sends: &Sends, is_attached: bool, found: &mut
             about,
             format!(
                 "{far} is in a network namespace that this process may not look into: unless it has an XDP program, \
-                 frames that are sent natively do not arrive"
+                 frames sent natively do not arrive"
             ),
             format!("check with ip link there, or {PASS_ON_PEER}"),
         ),

@@ -41,8 +41,7 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
             _ => found.warn(
                 about,
                 format!(
-                "frames arrive without VLAN tags and leave without: but a next hop is behind {of_hop}, where frames \
-                 need one"
+                "frames arrive and leave without VLAN tags, but a next hop is behind {of_hop}, where frames need one"
                 ),
                 advice,
             ),
@@ -54,8 +53,7 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
                 Some(hop) => found.warn(
                     about,
                     format!(
-                "frames have come in with tags of VLAN {tags}, and leave with the same: but {hop} is a neighbour \
-                 without one, so it may not receive them"
+                "frames have come in with tags of VLAN {tags} and leave with the same, but {hop} is a neighbour without one, so it may not receive them"
                     ),
                     advice,
                 ),

@@ -47,10 +47,10 @@ fn a_document_is_checked_for_what_load_would_refuse() {
         format!("[[server_id]]\nid = {}\nreal = \"{address}\"\n", number + 1)
     });
     for (short, message) in [
-        ("@", "line 1, column 1: gateway_mac is missing: required: "),
+        ("@", "line 1, column 1: gateway_mac is missing: set it to "),
         (
             "# here\n[balancer]\nmax_vips = 7\n@",
-            "line 2, column 2: gateway_mac is missing: required: ",
+            "line 2, column 2: gateway_mac is missing: set it to ",
         ),
         (
             "[balancer]\n%max_reals = 40000\n@",

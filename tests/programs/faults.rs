@@ -262,7 +262,7 @@ fn faults_of_the_place_are_told() {
     let gone = problem(
         "interface",
         &[
-            "eth0, which was attached to, does not exist any more",
+            "eth0, where the program was attached, no longer exists",
             "create it again",
         ],
     );
@@ -316,7 +316,7 @@ fn faults_of_backends_are_told() {
     let text = check(&second.host);
     for words in [
         "PROBLEM  vip on lo",
-        "203.0.113.1 is no address of this host",
+        "203.0.113.1 is not an address of this host",
         "ip addr add 203.0.113.1/32 dev lo",
     ] {
         assert!(text.contains(words), "{text}");
