@@ -151,7 +151,9 @@ pub(crate) fn hears_other_namespaces() -> bool {
 pub(crate) fn missing_capabilities() -> String {
     match own_capabilities() {
         Some(effective) => missing_of(effective),
-        None => "/proc is not mounted, so the missing capabilities are unknown: run as root".to_owned(),
+        None => {
+            "/proc is not mounted, so the missing capabilities are unknown: run as root".to_owned()
+        }
     }
 }
 
@@ -185,7 +187,8 @@ fn has_all(effective: u64) -> bool {
 fn missing_of(effective: u64) -> String {
     let missing = lacking(effective);
     if missing.is_empty() {
-        "no capability is missing: a security module or a container's seccomp profile refuses it".to_owned()
+        "no capability is missing: a security module or a container's seccomp profile refuses it"
+            .to_owned()
     } else {
         missing.join(", ")
     }

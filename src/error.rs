@@ -90,7 +90,8 @@ pub enum Error {
 
     /// A pinned balancer belongs to another process, or to another handle of this one.
     #[error(
-        "the balancer pinned in {} belongs to {}: end that process first (the balancer continues to forward), or take the balancer over",
+        "the balancer pinned in {} belongs to {}: end that process first (the balancer continues \
+         to forward), or take the balancer over",
         path.display(),
         owner.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
@@ -104,7 +105,8 @@ pub enum Error {
     /// Another process has taken over the pinned balancer; this handle can no longer read or change
     /// it.
     #[error(
-        "the balancer pinned in {} was handed over to {}: drop this handle (the balancer continues to forward); to get the balancer back, take it over",
+        "the balancer pinned in {} was handed over to {}: drop this handle (the balancer \
+         continues to forward); to get the balancer back, take it over",
         path.display(),
         to.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
@@ -167,9 +169,7 @@ pub enum Error {
     },
 
     /// The process lacks a privilege.
-    #[error(
-        "cannot {operation}: not permitted: {}", how_to_permit(missing)
-    )]
+    #[error("cannot {operation}: not permitted: {}", how_to_permit(missing))]
     Privilege {
         /// What was tried, with its object.
         operation: String,
@@ -179,7 +179,8 @@ pub enum Error {
 
     /// The kernel has no `bpf` system call, or forbids it to this process.
     #[error(
-        "this process cannot call bpf(2): run a kernel with CONFIG_BPF_SYSCALL, or allow the call in the container's seccomp profile"
+        "this process cannot call bpf(2): run a kernel with CONFIG_BPF_SYSCALL, or allow the call \
+         in the container's seccomp profile"
     )]
     BpfUnavailable,
 
@@ -204,7 +205,9 @@ pub enum Error {
     /// The interface has another XDP program, which stays.
     #[error(
         "interface {interface} already runs XDP program {program_id} ({program_name}), which is \
-         not ours: stop the process that attached it (`bpftool link` shows it; if there is no link: `ip link set dev {interface} xdp off`), or share the interface through a root program"
+         not ours: stop the process that attached it (`bpftool link` shows it; if there is no \
+         link: `ip link set dev {interface} xdp off`), or share the interface through a root \
+         program"
     )]
     ForeignProgram {
         /// The interface.
@@ -228,7 +231,8 @@ pub enum Error {
 
     /// The library did not find the gateway.
     #[error(
-        "no next hop for packets to reals: {reason}: set gateway_mac, or next_hops = \"per-real\" if the reals are on this host's own segment; see `ip route` and `ip neighbour`"
+        "no next hop for packets to reals: {reason}: set gateway_mac, or next_hops = \"per-real\" \
+         if the reals are on this host's own segment; see `ip route` and `ip neighbour`"
     )]
     NoNextHop {
         /// What was missing.
@@ -290,7 +294,10 @@ pub enum Error {
     },
 
     /// The verifier rejected a program.
-    #[error("the kernel's verifier rejected program {program} ({errno}): boot a newer kernel, or build with another clang (14 or newer); please report the end of the log:\n{log}")]
+    #[error(
+        "the kernel's verifier rejected program {program} ({errno}): boot a newer kernel, or \
+         build with another clang (14 or newer); please report the end of the log:\n{log}"
+    )]
     Verifier {
         /// The program's name.
         program: &'static str,
@@ -340,7 +347,8 @@ fn how_to_permit(missing: &str) -> String {
 fn how_to_raise(what: &str) -> &'static str {
     match what == OPEN_FILES {
         true => {
-            "raise it (`LimitNOFILE=` of the unit, `ulimit -n`, prlimit(1)): a balancer needs about 100, and 1024 for fast changes of thousands of VIPs"
+            "raise it (`LimitNOFILE=` of the unit, `ulimit -n`, prlimit(1)): a balancer needs \
+             about 100, and 1024 for fast changes of thousands of VIPs"
         }
         false => "load with a larger limit",
     }
@@ -356,11 +364,10 @@ fn what_to_do(operation: &str, errno: &io::Error) -> &'static str {
         Some(libc::ENOSPC) => {
             ": the table or file system for it is full: remove what is not needed there, or enlarge it"
         }
-        Some(libc::E2BIG) => {
-            ": a map is full, or too large for the kernel: load with other sizes"
-        }
+        Some(libc::E2BIG) => ": a map is full, or too large for the kernel: load with other sizes",
         Some(libc::EAGAIN) => {
-            ": the process has too many threads or too much locked memory, or got too many signals: raise `TasksMax=` of the unit, \
+            ": the process has too many threads or too much locked memory, or got too many \
+             signals: raise `TasksMax=` of the unit, \
              `ulimit -u`, `ulimit -l`"
         }
         _ => "",
@@ -394,7 +401,10 @@ mod tests {
             errno: io::Error::from_raw_os_error(libc::EINVAL),
         };
         let text = native.to_string();
-        assert!(text.starts_with("cannot attach XDP in native mode to eth0: Invalid argument"), "{text}");
+        assert!(
+            text.starts_with("cannot attach XDP in native mode to eth0: Invalid argument"),
+            "{text}"
+        );
         assert!(text.contains("its MTU may be too large"), "{text}");
         let refused = |missing: &str| {
             let error = Error::Privilege {
@@ -403,7 +413,8 @@ mod tests {
             };
             error.to_string()
         };
-        let lacks = "cannot load katran: not permitted: this process lacks CAP_BPF: run as root, or";
+        let lacks =
+            "cannot load katran: not permitted: this process lacks CAP_BPF: run as root, or";
         assert!(refused("CAP_BPF").starts_with(lacks));
         assert!(refused("a seccomp profile").ends_with("not permitted: a seccomp profile"));
         let limit = |what| Error::Exhausted { what, limit: 7 }.to_string();

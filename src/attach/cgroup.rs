@@ -77,7 +77,8 @@ impl CgroupLink {
         let link = link.map_err(|error| match error.raw_os_error() {
             Some(libc::EBADF | libc::EINVAL) => Error::Unsupported {
                 what: format!("attaching to {name}"),
-                reason: "it is not a directory of cgroup v2: `mount -t cgroup2` shows where those are",
+                reason: "it is not a directory of cgroup v2: `mount -t cgroup2` shows where those \
+                         are",
             },
             _ => failed(error),
         })?;

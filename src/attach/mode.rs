@@ -92,7 +92,8 @@ impl fmt::Display for NotNative {
                 write!(f, "the driver refused native mode: {error}")
             }
             Self::OtherEnd => f.write_str(
-                "the other end of this virtual link had no XDP program, so it would have dropped frames sent natively",
+                "the other end of this virtual link had no XDP program, so it would have dropped \
+                 frames sent natively",
             ),
         }
     }

@@ -222,9 +222,9 @@ impl<'a> Named<'a> {
             _ => Err(Error::InvalidConfig {
                 setting: "interface",
                 value: self.name.to_owned(),
-                reason:
-                    "several attached interfaces have had this name: call from the network namespace of the one you mean, with its present name"
-                        .to_owned(),
+                reason: "several attached interfaces have had this name: call from the network \
+                     namespace of the one you mean, with its present name"
+                    .to_owned(),
             }),
         }
     }

@@ -288,7 +288,10 @@ impl Attached for TcLink {
             }
         };
         if let Err(error) = unpinned {
-            log::warn!("{}: cannot remove an earlier pin: {error}", self.target.name);
+            log::warn!(
+                "{}: cannot remove an earlier pin: {error}",
+                self.target.name
+            );
         }
     }
 }

@@ -307,7 +307,10 @@ impl Attached for XdpLink {
 
     fn succeed(&mut self, mut former: Self) {
         if let Err(error) = former.link.give_up_pin_to(&self.link) {
-            log::warn!("{}: cannot remove an earlier pin: {error}", self.target.name);
+            log::warn!(
+                "{}: cannot remove an earlier pin: {error}",
+                self.target.name
+            );
         }
     }
 }
@@ -445,13 +448,15 @@ fn sends_in_vain(interface: &str, index: u32) -> bool {
     match FarEnd::of(index) {
         Ok(Some(far @ FarEnd::TakesNone { .. })) => {
             log::info!(
-                "{interface}: using generic mode, because {far} has no XDP program, so it would drop frames sent natively"
+                "{interface}: using generic mode, because {far} has no XDP program, so it would \
+                 drop frames sent natively"
             );
             true
         }
         Ok(Some(far @ FarEnd::Unknown)) => {
             log::info!(
-                "{interface}: {far} is in a network namespace that this process may not look into: unless it has an XDP program, frames sent natively do not arrive"
+                "{interface}: {far} is in a network namespace that this process may not look \
+                 into: unless it has an XDP program, frames sent natively do not arrive"
             );
             false
         }
@@ -500,11 +505,9 @@ fn refused(interface: &str, index: u32, error: io::Error) -> Error {
         Some(libc::ENODEV) => Error::NoSuchInterface {
             interface: interface.to_owned(),
         },
-        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => kernel_error(
-            ATTACH_NATIVE,
-            interface,
-            error,
-        ),
+        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => {
+            kernel_error(ATTACH_NATIVE, interface, error)
+        }
         _ => kernel_error("attach XDP to", interface, error),
     }
 }

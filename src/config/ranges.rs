@@ -72,7 +72,8 @@ pub(super) fn missing(setting: &'static str) -> Error {
     invalid(
         setting,
         "(not set)",
-        "set it to the MAC address of the router that leads to the reals (`ip neighbour` shows it), or to auto",
+        "set it to the MAC address of the router that leads to the reals (`ip neighbour` shows \
+         it), or to auto",
     )
 }
 

@@ -133,7 +133,10 @@ fn whole(value: &Value<'_>) -> Result<i128, Wrong> {
 }
 
 fn too_large(value: &Value<'_>) -> Wrong {
-    Wrong::new(value, "must be at most 2^63 - 1, the largest number in a document")
+    Wrong::new(
+        value,
+        "must be at most 2^63 - 1, the largest number in a document",
+    )
 }
 
 macro_rules! numbers {
@@ -339,8 +342,7 @@ impl Worded for Prefix {
         text.parse().map_err(|error| match text.split_once('/') {
             _ if !matches!(error, Error::Parse { .. }) => reason(error),
             Some((address, _)) if address.parse::<IpAddr>().is_ok() => {
-                "the length of a prefix must be 0 to 32 for IPv4, 0 to 128 for IPv6"
-                    .to_owned()
+                "the length of a prefix must be 0 to 32 for IPv4, 0 to 128 for IPv6".to_owned()
             }
             Some((address, _)) => no_address(address, "a prefix such as 100.64.0.0/10", |_| None),
             None => no_address(text, "a prefix such as 100.64.0.0/10", |_| None),

@@ -78,7 +78,8 @@ fn check_each_other(config: &Config) -> Result<()> {
             "max_reals",
             config.max_reals,
             format!(
-                "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default, or up to {} with flow_tracking = \"all\"",
+                "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default, \
+                 or up to {} with flow_tracking = \"all\"",
                 u16::MAX
             ),
         ));
@@ -146,10 +147,7 @@ fn placement(
             if let Some(node) = nodes.iter().find(|node| !machine.nodes.contains(node)) {
                 return refuse_nodes(
                     &nodes,
-                    format!(
-                        "node {node} is not online (online: {:?})",
-                        machine.nodes
-                    ),
+                    format!("node {node} is not online (online: {:?})", machine.nodes),
                 );
             }
             nodes.into_iter().map(Some).collect::<Vec<_>>()
@@ -260,10 +258,10 @@ mod tests {
     #[test]
     fn each_refusal_names_setting_value_and_range() {
         let cases: [(Builder, &[&str]); 22] = [
-            (Builder::new(), &["gateway_mac", "required"]),
+            (Builder::new(), &["gateway_mac", "set it to the MAC"]),
             (
                 builder().gateway_mac(MacAddr::new([0; 6])),
-                &["gateway_mac", "station"],
+                &["gateway_mac", "unicast"],
             ),
             (builder().max_vips(0), &["max_vips = 0", "1 to 65535"]),
             (

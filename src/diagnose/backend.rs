@@ -100,12 +100,14 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
                 "another process strips tunnels on {name}, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "ignore this if you only compare this check with that decapsulator; else stop it first";
+            let advice = "ignore this if you only compare this check with that decapsulator; else \
+                          stop it first";
             found.note(about, message, advice);
         }
         Holder::Other(other) => {
             let message = format!(
-                "{name} runs {}, which is not the decapsulator: attaching with XDP would be refused",
+                "{name} runs {}, which is not the decapsulator: attaching with XDP would be \
+                 refused",
                 other.describe()
             );
             let advice = "strip at tc instead (--tc), or stop the program that attached it \
@@ -116,7 +118,8 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
         Holder::Nobody if of_kernel(facts, found) => {}
         Holder::Nobody => {
             let message = format!(
-                "nothing strips tunnels here: no decapsulator is on {name} (XDP), and this process has none at tc"
+                "nothing strips tunnels here: no decapsulator is on {name} (XDP), and this \
+                 process has none at tc"
             );
             let advice = "attach one (`katran decap` does), unless another process decapsulates at tc; or use the \
                           kernel's tunnel devices";
@@ -242,13 +245,17 @@ fn reverse_path_filter(facts: &Backend, found: &mut Diagnosis) {
         (Some(1), WayBack::Elsewhere) => found.problem(
             about,
             format!(
-                "strict, and the way back to clients does not lead through {name}: the kernel drops their packets"
+                "strict, and the way back to clients does not lead through {name}: the kernel \
+                 drops their packets"
             ),
             advice,
         ),
         (Some(1), _) => found.note(
             about,
-            format!("strict: the kernel drops packets from clients that this host does not reach through {name}"),
+            format!(
+                "strict: the kernel drops packets from clients that this host does not reach \
+                     through {name}"
+            ),
             advice,
         ),
         (None, _) => found.note(

@@ -9,6 +9,7 @@ use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
 use super::Vlans;
+use super::counted;
 use super::flow_tables;
 use super::host::host;
 use super::interface::Holder;
@@ -201,7 +202,8 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 "{name} runs a balancer of another process, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "ignore this if you only compare a configuration with that balancer; else stop it first, or share the interface through a root program";
+            let advice = "ignore this if you only compare a configuration with that balancer; \
+                          else stop it first, or share the interface through a root program";
             found.warn(Subject::Program, message, advice);
         }
         Holder::Other(other) if other.name.is_empty() => {
@@ -210,7 +212,8 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 other.describe()
             );
             let advice = format!(
-                "as root: bpftool prog show id {}; ignore this if it is the balancer that you compare a configuration with",
+                "as root: bpftool prog show id {}; ignore this if it is the balancer that you \
+                 compare a configuration with",
                 other.id
             );
             found.warn(Subject::Program, message, advice);
@@ -261,10 +264,14 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
 fn queues(facts: &Balancer, found: &mut Diagnosis) {
     let name = &facts.interface.name;
     let (forwarding, online) = (facts.forwarding_cpus.len() as u32, facts.online_cpus);
+    let shared = |queues: u32| {
+        let queues = counted(queues, "receive queue");
+        let cpus = counted(forwarding, "CPU");
+        format!("{queues} for {cpus} with a flow table")
+    };
     match facts.interface.receive_queues {
         Some(queues) if queues > forwarding => {
-            let message =
-                format!("{queues} receive queues for {forwarding} CPUs with a flow table");
+            let message = shared(queues);
             let advice = format!(
                 "ethtool -L {name} combined {forwarding}, and one interrupt on each of those CPUs"
             );
@@ -272,8 +279,8 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         }
         Some(queues) if queues < forwarding && queues < online => {
             let message = format!(
-                "{queues} receive queues for {forwarding} CPUs with a flow table: some may get no \
-                 packets, or a flow's packets may change CPU and find no entry"
+                "{}: some may get no packets, or a flow's packets may change CPU and find no entry",
+                shared(queues)
             );
             let advice = format!(
                 "ethtool -L {name} combined {}, or fewer forwarding_cpus (on veth, one, and \
@@ -283,8 +290,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
             found.note(Subject::Queues, message, advice);
         }
         Some(queues) => {
-            let message =
-                format!("{queues} receive queues for {forwarding} CPUs with a flow table");
+            let message = shared(queues);
             found.ok(Subject::Queues, message);
         }
         None => found.note(
@@ -406,7 +412,8 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
         }
         (Some(address), None) if facts.next_hops_previewed => {
             let message = format!(
-                "{whom}: the MAC address of {address} is not known yet: the balancer looks for it when attached"
+                "{whom}: the MAC address of {address} is not known yet: the balancer looks for it \
+                 when attached"
             );
             let advice = format!("ping {address} shows whether it answers");
             found.note(about, message, advice);
@@ -451,7 +458,7 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
             unknown += found.findings().len() - before;
         }
         if unknown == 0 {
-            let message = format!("{} next hops are known", facts.next_hops.len());
+            let message = format!("{} known", counted(facts.next_hops.len(), "next hop"));
             found.ok(Subject::Gateway, message);
         }
         return;
@@ -570,7 +577,8 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         );
     }
     for (reason, frames, advice) in &facts.drops {
-        let message = format!("{reason}: {frames} frames since the balancer was loaded");
+        let frames = counted(frames, "frame");
+        let message = format!("{reason}: {frames} since the balancer was loaded");
         found.warn(Subject::Drops, message, advice);
     }
     if facts.drops.is_empty() {

@@ -308,7 +308,7 @@ fn troubles_of_the_interface() {
             |f| f.interface.receive_queues = Some(1),
             Note,
             Subject::Queues,
-            "1 receive queues",
+            "1 receive queue for",
             "combined 4",
         ),
         (

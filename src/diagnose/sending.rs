@@ -4,6 +4,7 @@
 use super::Diagnosis;
 use super::InterfaceFacts;
 use super::Subject;
+use super::counted;
 use super::facts::VirtioQueues;
 use super::interface::PASS_ON_PEER;
 use crate::attach::FarEnd;
@@ -130,14 +131,17 @@ fn unsent(
     } = counters;
     let about = Subject::Sending;
     if *unsent == 0 {
+        let sent = counted(sent, "frame");
         let message = format!(
-            "{interface} has sent {sent} frames since the balancer was attached, and failed to send none"
+            "{interface} has sent {sent} since the balancer was attached, and failed to send none"
         );
         return found.ok(about, message);
     }
     let by_program = sends.by_program;
+    let lost = counted(unsent, "frame");
     let message = format!(
-        "{interface} has failed to send {unsent} frames since the balancer was attached, which counted {by_program} as sent"
+        "{interface} has failed to send {lost} since the balancer was attached, which counted \
+         {by_program} as sent"
     );
     let advice = match (in_force, &place.far_end) {
         (XdpMode::Native, Some(FarEnd::TakesNone { .. })) => "see above".to_owned(),

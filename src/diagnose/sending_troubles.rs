@@ -95,14 +95,14 @@ fn troubles_of_sending() {
             |f| f.sends = sent(1, 100),
             Problem,
             Subject::Sending,
-            "eth0 has failed to send 1 frames since the balancer was attached, which counted 100",
+            "eth0 has failed to send 1 frame since the balancer was attached, which counted 100",
             "ethtool -S eth0",
         ),
         (
             |f| f.sends = sent(1, 101),
             Warning,
             Subject::Sending,
-            "has failed to send 1 frames",
+            "has failed to send 1 frame",
             "queue was full",
         ),
         (

@@ -41,7 +41,8 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
             _ => found.warn(
                 about,
                 format!(
-                "frames arrive and leave without VLAN tags, but a next hop is behind {of_hop}, where frames need one"
+                    "frames arrive and leave without VLAN tags, but a next hop is behind {of_hop}, \
+                 where frames need one"
                 ),
                 advice,
             ),
@@ -53,7 +54,8 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
                 Some(hop) => found.warn(
                     about,
                     format!(
-                "frames have come in with tags of VLAN {tags} and leave with the same, but {hop} is a neighbour without one, so it may not receive them"
+                "frames have come in with tags of VLAN {tags} and leave with the same, but {hop} \
+                 is a neighbour without one, so it may not receive them"
                     ),
                     advice,
                 ),

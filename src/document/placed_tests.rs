@@ -153,10 +153,10 @@ fn errors_of_load_and_apply_have_the_place_that_they_are_about() {
         (
             kernel("203.0.113.2:0/udp"),
             (10, 1),
-            "add (203.0.113.2:0/udp): No space",
+            "cannot add 203.0.113.2:0/udp: No space",
         ),
-        (kernel("192.0.2.9"), (17, 1), "add (192.0.2.9)"),
-        (kernel("rings"), (0, 0), "add (rings)"),
+        (kernel("192.0.2.9"), (17, 1), "cannot add 192.0.2.9: "),
+        (kernel("rings"), (0, 0), "cannot add rings: "),
         (unsupported("a source route"), (14, 1), "switch it on"),
         (unsupported("a decap address"), (17, 1), "switch it on"),
         (

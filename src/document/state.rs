@@ -281,7 +281,8 @@ impl State {
                         place,
                         other: Some(*other),
                         message: format!(
-                            "real {address} has different flags in VIP {vip} and in VIP {first}: give it the same flags in all VIPs"
+                            "real {address} has different flags in VIP {vip} and in VIP {first}: \
+                             give it the same flags in all VIPs"
                         ),
                     });
                 }

@@ -484,14 +484,8 @@ fn long_texts_are_refused_in_a_few_words() {
     for (text, wanted) in [
         ("[balancer]\n# = 1\n", "[balancer] has no key #"),
         ("# = 1\n", "a document has no key #"),
-        (
-            "[balancer]\nfeatures = [\"#\"]\n",
-            "unknown (known: ",
-        ),
-        (
-            "[balancer]\nsource_v4 = \"#\"\n",
-            "must be an IPv4 address",
-        ),
+        ("[balancer]\nfeatures = [\"#\"]\n", "unknown (known: "),
+        ("[balancer]\nsource_v4 = \"#\"\n", "must be an IPv4 address"),
         (
             "[balancer]\nipip_source_v4 = \"#\"\n",
             "must be an IPv4 prefix of length 16",

@@ -177,7 +177,11 @@ impl Http {
             ));
         }
         if self.max_body > MAX_BODY {
-            return Err(invalid("max_body", self.max_body, "must be 0 to 1,048,576 bytes"));
+            return Err(invalid(
+                "max_body",
+                self.max_body,
+                "must be 0 to 1,048,576 bytes",
+            ));
         }
         let is_range = |range: &RangeInclusive<u16>| {
             (100..=*range.end()).contains(range.start()) && *range.end() <= 999
@@ -224,7 +228,11 @@ impl Http {
         if let Some((name, _)) = &self.answer_header
             && (name.is_empty() || !name.bytes().all(is_token))
         {
-            return Err(invalid("answer_header", name, "must begin with the name of a header"));
+            return Err(invalid(
+                "answer_header",
+                name,
+                "must begin with the name of a header",
+            ));
         }
         self.tls.as_ref().map_or(Ok(()), Tls::validate)
     }
@@ -317,7 +325,11 @@ impl Dns {
         }
         if self.codes.is_empty() || self.codes.iter().any(|code| *code > 15) {
             let found = format!("{:?}", self.codes);
-            return Err(invalid("codes", found, "must be one or more codes from 0 to 15"));
+            return Err(invalid(
+                "codes",
+                found,
+                "must be one or more codes from 0 to 15",
+            ));
         }
         Ok(())
     }
@@ -425,9 +437,11 @@ impl Tls {
 
     fn validate(&self) -> Result<()> {
         match &self.server_name {
-            Some(name) if ServerName::try_from(name.as_str()).is_err() => {
-                Err(invalid("server_name", name, "must be a DNS name or an address"))
-            }
+            Some(name) if ServerName::try_from(name.as_str()).is_err() => Err(invalid(
+                "server_name",
+                name,
+                "must be a DNS name or an address",
+            )),
             _ => Ok(()),
         }
     }

@@ -284,7 +284,10 @@ const WRONG: &[(&str, &str)] = &[
         "&interval = \"2s\"\n",
         "line 2, column 12: interval = \"2s\": must be a number of seconds",
     ),
-    ("&rise = 101\n", "line 2, column 8: rise = 101: must be 1 to 100"),
+    (
+        "&rise = 101\n",
+        "line 2, column 8: rise = 101: must be 1 to 100",
+    ),
     (
         "&rise = -1\n",
         "line 2, column 8: rise = -1: must be 1 to 100",
@@ -301,7 +304,10 @@ const WRONG: &[(&str, &str)] = &[
         "&check = \"tcp\"\n",
         "line 2, column 1: [health] has no key check",
     ),
-    ("&port = 0\n", "line 2, column 8: port = 0: must be 1 to 65,535"),
+    (
+        "&port = 0\n",
+        "line 2, column 8: port = 0: must be 1 to 65,535",
+    ),
     (
         "&\n[health]\n",
         "line 3, column 2: [health] is already in line 1",

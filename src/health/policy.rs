@@ -253,13 +253,21 @@ pub(super) fn lasts(
 ) -> Result<()> {
     match range.contains(&value) {
         true => Ok(()),
-        false => Err(invalid(setting, format!("{value:?}"), format!("must be {words}"))),
+        false => Err(invalid(
+            setting,
+            format!("{value:?}"),
+            format!("must be {words}"),
+        )),
     }
 }
 
 pub(super) fn within(setting: &'static str, value: u32, least: u32, most: u32) -> Result<()> {
     match (least..=most).contains(&value) {
         true => Ok(()),
-        false => Err(invalid(setting, value, format!("must be {least} to {most}"))),
+        false => Err(invalid(
+            setting,
+            value,
+            format!("must be {least} to {most}"),
+        )),
     }
 }

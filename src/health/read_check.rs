@@ -66,10 +66,7 @@ fn check(page: &Page<'_>, key: &str, value: &Value<'_>) -> Result<Asked> {
             let kinds: Vec<_> = kinds().collect();
             let hint = did_you_mean(kind, kinds.iter().copied());
             let kinds = kinds.join(", ");
-            refuse(
-                at,
-                format!("unknown{hint} (known: none, {kinds})"),
-            )
+            refuse(at, format!("unknown{hint} (known: none, {kinds})"))
         })
     };
     let table = match value.get_ref() {
@@ -193,8 +190,7 @@ fn tls(keys: &Keys<'_, '_, '_>) -> Result<Tls> {
         server_name: keys.given("server_name")?,
         trust: match authorities {
             Some(_) if !verify => {
-                let reason =
-                    "verify = false accepts any certificate: remove one of the two keys";
+                let reason = "verify = false accepts any certificate: remove one of the two keys";
                 return Err(refuse(keys, "authorities", reason));
             }
             Some(path) if !path.starts_with('/') => {

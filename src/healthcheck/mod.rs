@@ -190,10 +190,14 @@ impl HealthChecks {
         });
         match requests {
             Ok(requests) => self.requests = Some(requests),
-            Err(error) => log::warn!("cannot follow the interface through which probes leave: {error}"),
+            Err(error) => {
+                log::warn!("cannot follow the interface through which probes leave: {error}")
+            }
         }
         if let Err(error) = self.route(mains) {
-            log::warn!("health checks may leave through an interface without the balancer: {error}");
+            log::warn!(
+                "health checks may leave through an interface without the balancer: {error}"
+            );
         }
     }
 

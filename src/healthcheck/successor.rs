@@ -135,7 +135,9 @@ impl HealthChecks {
         self.attachments = mem::take(&mut before.attachments);
         self.requests = before.requests.take();
         if let Err(error) = self.route(mains) {
-            log::warn!("health checks may leave through an interface without the balancer: {error}");
+            log::warn!(
+                "health checks may leave through an interface without the balancer: {error}"
+            );
         }
     }
 }

@@ -202,7 +202,10 @@ impl Katran {
         attached?;
         // It has replaced that one.
         if let Err(error) = self.forget_lost(path) {
-            log::warn!("cannot remove the record of a lost entry, which the next owner will look for: {error}");
+            log::warn!(
+                "cannot remove the record of a lost entry, which the next owner will look for: \
+                 {error}"
+            );
         }
         Ok(())
     }
@@ -276,7 +279,9 @@ impl Katran {
             if is_last {
                 checks.detach();
             } else if let Err(error) = checks.route(&mains) {
-                log::warn!("health checks may leave through an interface without the balancer: {error}");
+                log::warn!(
+                    "health checks may leave through an interface without the balancer: {error}"
+                );
             }
         }
         self.note_attached();

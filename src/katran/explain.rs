@@ -403,7 +403,10 @@ impl Katran {
     pub(super) fn ticks_now(&self) -> Result<u32> {
         let frame = [0; SHORTEST];
         let ran = program::run(self.programs.clock.as_fd(), &frame);
-        Ok(self.kernel.check("read the clock with", "ticks", ran)?.action)
+        Ok(self
+            .kernel
+            .check("read the clock with", "ticks", ran)?
+            .action)
     }
 
     /// Runs `f` on the first forwarding CPU, so that it uses that CPU's flow table.

@@ -189,7 +189,9 @@ impl Katran {
         if let Some(checks) = &mut self.healthchecks
             && let Err(error) = checks.route(&mains)
         {
-            log::warn!("health checks may leave through an interface without the balancer: {error}");
+            log::warn!(
+                "health checks may leave through an interface without the balancer: {error}"
+            );
         }
         self.note_attached();
         self.following.looked = Some(Instant::now());

@@ -70,7 +70,9 @@ impl Held {
 
     fn witnessed(namespace: u64, reason: Reason, witness: io::Result<Witness>) -> Self {
         let witness = witness.inspect_err(|error| {
-            log::warn!("cannot watch an attachment: its loss shows only with the next change: {error}");
+            log::warn!(
+                "cannot watch an attachment: its loss shows only with the next change: {error}"
+            );
         });
         Self {
             namespace,
@@ -230,7 +232,9 @@ impl Ground {
                 Err(error) if self.is_stuck => {
                     log::debug!("still cannot follow next hops there: {error}");
                 }
-                Err(error) => log::error!("cannot follow next hops in the next network namespace: {error}"),
+                Err(error) => {
+                    log::error!("cannot follow next hops in the next network namespace: {error}")
+                }
             }
         }
         match is_last {
@@ -368,7 +372,8 @@ fn hidden() -> Error {
     Error::InvalidConfig {
         setting: "gateway_mac",
         value: "auto".to_owned(),
-        reason: "the library cannot find the network namespace of the first attachment, where it would look for the gateway: call from a thread in it"
+        reason: "the library cannot find the network namespace of the first attachment, where it \
+                 would look for the gateway: call from a thread in it"
             .to_owned(),
     }
 }

@@ -85,7 +85,10 @@ impl Shared {
     fn keep(&self) {
         let listener = self.claim.listen();
         if let Err(error) = &listener {
-            log::warn!("cannot listen for requests to take the balancer over, so one may wait for a second: {error}");
+            log::warn!(
+                "cannot listen for requests to take the balancer over, so one may wait for a \
+                 second: {error}"
+            );
         }
         let mut next = Instant::now();
         let mut is_blind = false;
@@ -146,10 +149,7 @@ impl Shared {
             path: self.path.clone(),
             to: asked.by,
         });
-        log::info!(
-            "handed over the balancer pinned in {}",
-            self.path.display()
-        );
+        log::info!("handed over the balancer pinned in {}", self.path.display());
         true
     }
 }
@@ -274,7 +274,10 @@ impl Katran {
                 return Err(kernel_error("start", "a thread for signs of life", error));
             }
             Err(error) => {
-                log::error!("cannot start a thread, so the balancer gives no signs of life and cannot be taken over: {error}")
+                log::error!(
+                    "cannot start a thread, so the balancer gives no signs of life and cannot be \
+                     taken over: {error}"
+                )
             }
         }
         Ok(())

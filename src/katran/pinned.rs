@@ -113,7 +113,8 @@ impl Katran {
             true => Ok(()),
             false => Err(Error::Unsupported {
                 what: "orphan_limit on this kernel".to_owned(),
-                reason: "times(2) does not count the ticks that BPF programs read: leave orphan_limit out",
+                reason: "times(2) does not count the ticks that BPF programs read: leave \
+                         orphan_limit out",
             }),
         }
     }

@@ -60,8 +60,7 @@ impl Katran {
                     position,
                 });
             } else {
-                let failed =
-                    |error| kernel_error("adopt", &record.display().to_string(), error);
+                let failed = |error| kernel_error("adopt", &record.display().to_string(), error);
                 match TcLink::kept_at(&record, &probes) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
@@ -109,7 +108,8 @@ impl Katran {
         }
         if let Err(error) = self.reattach() {
             log::error!(
-                "cannot restore an attachment that was lost while the balancer had no owner: {error}"
+                "cannot restore an attachment that was lost while the balancer had no owner: \
+                 {error}"
             );
         }
         let after = gone(self);
@@ -186,7 +186,8 @@ impl LostEntry {
                 log::warn!("{place} is another array by now: set its entry {position}");
             }
             Some(Error::NotFound { .. }) => log::error!(
-                "{place}, whose entry {position} the balancer had, is no longer pinned: reattach when it is"
+                "{place}, whose entry {position} the balancer had, is no longer pinned: reattach \
+                 when it is"
             ),
             Some(Error::ForeignEntry { program_id, .. }) => log::error!(
                 "{place} is another array by now, and its entry {position} holds program \

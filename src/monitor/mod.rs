@@ -91,7 +91,8 @@ impl FromStr for EventKind {
             .find(|kind| kind.name() == name)
             .ok_or_else(|| Error::Parse {
                 input: text.to_owned(),
-                expected: "an event kind (`tcp_non_syn_miss`, `packet_too_big` or `quic_real_gone`)",
+                expected: "an event kind (`tcp_non_syn_miss`, `packet_too_big` or \
+                           `quic_real_gone`)",
             })
     }
 }

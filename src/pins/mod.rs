@@ -192,7 +192,9 @@ impl Home {
             false => Ok(()),
             true => Err(refused(
                 &self.path,
-                "something removed its pin `identity`: the attached programs continue to work, but no process can adopt them; `rm -r` the directory to detach them, then load them again"
+                "something removed its pin `identity`: the attached programs continue to work, \
+                 but no process can adopt them; `rm -r` the directory to detach them, then load \
+                 them again"
                     .to_owned(),
             )),
         }
@@ -210,7 +212,9 @@ impl Home {
             (Ok(ours), Ok(present)) if ours == present => Ok(()),
             _ => Err(Error::NotFound {
                 what: format!(
-                    "{}, where the balancer is pinned (the file system was unmounted, or the directory moved; the balancer forwards while this process lives: mount a BPF file system, and load it again with another process)",
+                    "{}, where the balancer is pinned (the file system was unmounted, or the \
+                     directory moved; the balancer forwards while this process lives: mount a BPF \
+                     file system, and load it again with another process)",
                     self.path.display()
                 ),
             }),
@@ -357,7 +361,9 @@ fn known(path: &Path, identity: &Identity, to: &str) -> Result<()> {
                 path.display(),
                 identity.version()
             ),
-            reason: "this version of the crate does not know that arrangement: use the version that made it, or let that version remove it; the attached programs continue to work",
+            reason: "this version of the crate does not know that arrangement: use the version \
+                     that made it, or let that version remove it; the attached programs continue \
+                     to work",
         }),
     }
 }

@@ -124,7 +124,9 @@ impl PinnedSet {
         }
         Error::Unsupported {
             what: format!("adopting the set described in {}", path.display()),
-            reason: "this version of the crate does not know its format: use the version that made it, or remove it and load it again; the attached programs continue to work",
+            reason: "this version of the crate does not know its format: use the version that \
+                     made it, or remove it and load it again; the attached programs continue to \
+                     work",
         }
     }
 
@@ -137,7 +139,8 @@ impl PinnedSet {
                 contents.layout(),
                 contents.version()
             ),
-            reason: "use the version of the crate that made it, or remove it and load it again; the attached programs continue to work",
+            reason: "use the version of the crate that made it, or remove it and load it again; \
+                     the attached programs continue to work",
         }
     }
 
@@ -218,7 +221,8 @@ impl PinnedSet {
     pub(crate) fn missing(&self, name: &str) -> Error {
         Error::NotFound {
             what: format!(
-                "the pin {} in {} (something removed it: the attached programs continue to work, but no process can adopt them; remove the rest, and load them again)",
+                "the pin {} in {} (something removed it: the attached programs continue to work, \
+                 but no process can adopt them; remove the rest, and load them again)",
                 file_name(name),
                 self.path.display()
             ),

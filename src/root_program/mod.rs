@@ -369,7 +369,8 @@ fn check_directory(path: &Path) -> Result<()> {
         }
         Ok(true) => "names in a BPF file system must not contain dots".to_owned(),
         Ok(false) => format!(
-            "{} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there",
+            "{} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path \
+             there",
             directory.display()
         ),
         Err(error) => format!("{}: {error}", directory.display()),

@@ -180,7 +180,8 @@ impl ServerIdOption {
     pub fn learned_id(&self, socket: impl AsFd) -> Result<Option<u32>> {
         let descriptor = socket.as_fd().as_raw_fd().unsigned_abs();
         let kept = self.connections.lookup(&descriptor);
-        let kept = kept.map_err(|error| kernel_error("read", "the server id of a socket", error))?;
+        let kept =
+            kept.map_err(|error| kernel_error("read", "the server id of a socket", error))?;
         Ok(kept.filter(|kept| kept.server == 0).map(|kept| kept.id))
     }
 

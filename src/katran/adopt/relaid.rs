@@ -424,6 +424,6 @@ mod tests {
         assert_eq!(shared.lost().count(), 0);
         shared.state = false;
         let lost: Vec<_> = shared.lost().collect();
-        assert!(lost.len() == 1 && lost[0].starts_with("rings are made again"));
+        assert!(lost.len() == 1 && lost[0].starts_with("the rings are built again"));
     }
 }

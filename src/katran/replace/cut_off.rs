@@ -173,7 +173,8 @@ fn carriers_from<'a>(
             Ok(carrier) => carriers.extend(carrier),
             // No owner could ever carry it over, and a whole balancer's memory would wait for one.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
-                "counts in {name} since the replacement are lost: katran {} has another layout of counters",
+                "counts in {name} since the replacement are lost: katran {} has another layout of \
+                 counters",
                 contents.version()
             ),
             Err(error) => return Err(failed(error)),
@@ -190,7 +191,9 @@ fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     let read = ground.map(Ledger::read).transpose();
     if let Err(refused) = &read {
         log::error!(
-            "cannot use the record of an interrupted replacement ({refused}): packets follow the present balancer, but connections that the replacement began may stay on its reals, or move to others that get the same numbers"
+            "cannot use the record of an interrupted replacement ({refused}): packets follow the \
+             present balancer, but connections that the replacement began may stay on its reals, \
+             or move to others that get the same numbers"
         );
     }
     let read = read.ok().flatten();

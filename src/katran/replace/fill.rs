@@ -243,7 +243,8 @@ impl Katran {
                 .check("enter flows into", "flow_tables", entered)?
             {
                 log::warn!(
-                    "a flow table of another type starts empty: connections move to the reals that the rings pick"
+                    "a flow table of another type starts empty: connections move to the reals \
+                     that the rings pick"
                 );
                 return Ok(());
             }

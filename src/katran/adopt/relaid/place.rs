@@ -118,7 +118,9 @@ impl Katran {
             match self.give_back(home, former) {
                 Ok(()) => home.unstage_next(),
                 Err(error) => {
-                    log::warn!("counts and flows since the replacement wait for the next owner: {error}")
+                    log::warn!(
+                        "counts and flows since the replacement wait for the next owner: {error}"
+                    )
                 }
             }
         }
