@@ -93,7 +93,7 @@ impl Site {
         String::from_utf8(answer.body).unwrap()
     }
 
-    /// The page's lines that are not ok.
+    /// The page's lines that report a fault.
     fn problems(&self) -> Vec<(String, String, String)> {
         let status: Value = serde_json::from_str(&self.get("/api/status")).unwrap();
         let problems = status["problems"].as_array().unwrap().clone();
