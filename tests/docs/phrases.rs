@@ -1,10 +1,10 @@
-//! Phrases that the house does not want: most are a German sentence in English words. A reader stumbles over them.
+//! Phrases to avoid: most are a German sentence in English words, and readers stumble over them.
 
 use crate::none_of;
 use crate::texts;
 use crate::texts::Kind;
 
-/// What is not wanted anywhere, and what to write.
+/// Phrases to avoid anywhere, and what to write instead.
 const PHRASES: [(&str, &str); 22] = [
     ("a matter of", "name the matter"),
     ("affair", "name it"),
@@ -30,7 +30,7 @@ const PHRASES: [(&str, &str); 22] = [
     ("whosoever", "if you"),
 ];
 
-/// What no sentence begins with.
+/// What no sentence may begin with.
 const BEGINNINGS: [(&str, &str); 5] = [
     ("who has", "if you have"),
     ("who does", "if you do"),
@@ -55,7 +55,7 @@ fn no_text_has_phrases_that_are_not_wanted() {
 }
 
 fn wrong(text: &str) -> Vec<(&'static str, &'static str)> {
-    // Words apart from each other by one space, and ends of sentences by a word of their own.
+    // Words separated by one space, and ends of sentences as words of their own.
     let mut plain = String::from(" . ");
     for c in text.to_lowercase().chars() {
         match c {
@@ -77,7 +77,7 @@ fn wrong(text: &str) -> Vec<(&'static str, &'static str)> {
     inside.chain(at_the_beginning).copied().collect()
 }
 
-/// Whether a sentence that asks nothing begins so.
+/// Whether a sentence, other than a question, begins with the phrase.
 fn begins(plain: &str, phrase: &str) -> bool {
     let mut sentences = plain.split(" . ");
     sentences.any(|sentence| format!("{sentence} ").starts_with(&format!("{phrase} ")))

@@ -1,4 +1,4 @@
-//! The global flow tables: what the host application puts there, packets find.
+//! The global flow tables: packets find what the host application puts there.
 
 use katran::Builder;
 use katran::Error;
@@ -31,7 +31,7 @@ fn settings() -> Builder {
         .forwarding_cpus([0])
 }
 
-/// New flows go to A; B is there for another VIP.
+/// New flows go to A; another VIP has B.
 fn balancer(vip: &str, flags: VipFlags) -> Katran {
     let mut katran = load(settings());
     serve(&mut katran, vip, flags, &[A]);
@@ -58,7 +58,7 @@ fn packets_go_where_the_host_application_says() {
         assert_eq!(answer.real, Some(ip(B)));
         assert_eq!(answer.choice, Choice::GlobalFlowTable { cpu: Some(0) });
         for _ in 0..2 {
-            // It is asked each time: nothing is remembered beside it.
+            // Looked up for each packet: nothing else is remembered.
             assert_eq!(
                 sent(&katran, &frame(flow(1))),
                 (Some(ip(B)), Reason::GlobalFlowTable)
@@ -66,7 +66,7 @@ fn packets_go_where_the_host_application_says() {
         }
         assert_eq!(katran.stats().flow_table().unwrap().misses, 0);
         assert_eq!(sent(&katran, &frame(flow(2))), (Some(ip(A)), Reason::Ring));
-        // A SYN does not ask, and what it makes remembered comes first.
+        // A SYN skips the global table, and the entry it makes takes precedence.
         assert_eq!(sent(&katran, &syn(flow(1))), (Some(ip(A)), Reason::Ring));
         assert_eq!(
             sent(&katran, &frame(flow(1))),
@@ -101,7 +101,7 @@ fn an_entry_of_a_gone_real_counts_no_more() {
     katran.remove_real(other, ip(B)).unwrap();
     assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
     assert_eq!(sent(&katran, &frame(flow(1))), (Some(ip(A)), Reason::Ring));
-    // Nor when the address comes again: it is another real.
+    // Nor when the address is added again: it is another real.
     katran.add_real(other, katran::Real::new(ip(B))).unwrap();
     assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
 }

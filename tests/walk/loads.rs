@@ -1,5 +1,5 @@
-//! Every program loads in every configuration that changes its instructions: what a compiler or a kernel other
-//! than this machine's is asked first (`make compilers`, `make kernels`).
+//! Every program loads in every configuration that changes its instructions: the first thing to try
+//! with another compiler or kernel (`make compilers`, `make kernels`).
 
 use katran::Builder;
 use katran::Decap;
@@ -17,7 +17,7 @@ use crate::common::load;
 
 const TABLES: [FlowTableKind; 2] = [FlowTableKind::SetAssociative, FlowTableKind::KernelLru];
 
-/// The features that this version has.
+/// All features of this version.
 fn features() -> Features {
     Features::all() - Features::FLOW_DEBUG
 }

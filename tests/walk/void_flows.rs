@@ -1,5 +1,5 @@
-//! Flows leave a real that their VIP gives up, or that is down for it: at once, on every way that
-//! leads to a real beside the ring, and for every VIP and protocol.
+//! Flows leave a real that their VIP gives up, or that is down for it: at once, on every path
+//! besides the ring, and for every VIP and protocol.
 
 use std::net::IpAddr;
 use std::thread;
@@ -53,7 +53,7 @@ fn answer(katran: &Katran, flow: Flow) -> Option<IpAddr> {
     katran.real_for_flow(&flow).unwrap().unwrap().real
 }
 
-/// The pairs of VIP and real that packets are told of.
+/// Pairs of VIP and down real in the program's map.
 fn pairs(katran: &Katran) -> u64 {
     let maps = katran.stats().library().unwrap().maps;
     maps.iter()
@@ -62,12 +62,12 @@ fn pairs(katran: &Katran) -> u64 {
         .entries
 }
 
-/// Until the entries that are void are gone from the tables, and with them what voids them.
+/// Waits until the void entries are gone from the tables, and then the pairs that void them.
 fn swept(katran: &Katran, left: u64) {
     eventually("void entries are removed", || pairs(katran) <= left);
 }
 
-/// All flows go to A, which another VIP has, too, and B is there and takes the next ones.
+/// All flows go to A, which another VIP has, too; then B takes the new ones.
 fn all_on_a(katran: &mut Katran, service: &str, flags: VipFlags, flows: &[Flow]) -> Vip {
     let vip = serve(katran, service, flags, &[A]);
     serve(katran, OTHER, VipFlags::empty(), &[A]);
@@ -123,7 +123,7 @@ fn what_is_void_goes_from_the_tables_by_itself() {
     let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[]);
     katran.mark_down(vip, ip(B)).unwrap();
-    // So many that sets split on the way.
+    // Enough to split sets on the way.
     for flow in flows(Protocol::Tcp, "203.0.113.1:443", 2000) {
         assert_eq!(send(&katran, flow).0, Some(ip(A)));
     }
@@ -158,7 +158,7 @@ fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
 
 #[test]
 fn a_vip_that_comes_back_at_once_has_no_old_flows() {
-    // With room for two VIPs the number is used again at once.
+    // With room for two VIPs the number is reused at once.
     let mut katran = load(all_in_table().max_vips(2));
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 100);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
@@ -174,7 +174,7 @@ fn a_vip_that_comes_back_at_once_has_no_old_flows() {
     }
 }
 
-/// Each way that leads to a real; and an id in a packet, which leads to its real all the same.
+/// Each path that leads to a real; an id in a packet leads there regardless of health.
 #[test]
 fn a_real_that_is_down_loses_its_flows_on_every_way() {
     for service in [VIP, "203.0.113.1:443/udp"] {
@@ -252,7 +252,7 @@ fn drain_and_health_stay_apart() {
     let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[flow(1), flow(2)]);
     let weight = |katran: &Katran| katran.reals(vip).unwrap()[0].get_weight();
-    // An operator drains: flows stay. It dies: they leave. It is back: still drained.
+    // An operator drains it: flows stay. It dies: they leave. It returns: still drained.
     katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
     assert_eq!(send(&katran, flow(1)), (Some(ip(A)), Reason::FlowTable));
     katran.mark_down(vip, ip(A)).unwrap();
@@ -262,7 +262,7 @@ fn drain_and_health_stay_apart() {
     for flow in flows(Protocol::Tcp, "203.0.113.1:443", 100) {
         assert_eq!(send(&katran, flow).0, Some(ip(B)));
     }
-    // Other weights and flags of one that is down leave it down.
+    // Changing weights and flags leaves a down real down.
     katran.mark_down(vip, ip(A)).unwrap();
     katran.add_real(vip, Real::new(ip(A)).weight(7)).unwrap();
     katran.set_vip_flags(vip, VipFlags::NO_SRC_PORT).unwrap();
@@ -294,7 +294,7 @@ fn source_routes_do_not_lead_to_a_real_that_is_down() {
     }
     katran.mark_up(vip, ip(A)).unwrap();
     assert_eq!(send(&katran, flow(30)), (to_a, Reason::SourceRoute));
-    // A real that the VIP gives up is named by the route all the same, and its flows stick to it.
+    // The route keeps naming a real that the VIP gave up, and its flows stay.
     katran.remove_real(vip, ip(A)).unwrap();
     assert_eq!(send(&katran, flow(30)), (to_a, Reason::SourceRoute));
     swept(&katran, 0);
@@ -317,12 +317,12 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     let found = katran.real_for_flow(&flow(1)).unwrap().unwrap();
     assert_eq!(found.choice, Choice::Ring);
     assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::Ring));
-    // For as long as it is down, also when there is nothing left to remove.
+    // As long as it is down, even when no entry is left to remove.
     thread::sleep(Duration::from_millis(300));
     katran.global_flows_mut().set(0, &flow(2), ip(A)).unwrap();
     assert_eq!(send(&katran, flow(2)), (Some(ip(B)), Reason::Ring));
     assert_eq!(pairs(&katran), 1);
-    // Without the flag nobody asks.
+    // Without the flag the global table is not looked up.
     katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
     swept(&katran, 0);
     katran.set_vip_flags(vip, VipFlags::GLOBAL_LRU).unwrap();
@@ -338,7 +338,7 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     );
 }
 
-/// What is refused changes nothing: ring, entries, and what there is to say of them.
+/// A refused call changes nothing: rings, entries, down reals.
 #[test]
 fn a_refused_change_voids_nothing() {
     for (service, flags) in [
@@ -393,8 +393,7 @@ fn a_real_that_cannot_come_up_stays_down() {
     assert_eq!(pairs(&katran), 0);
 }
 
-/// A state that the kernel refuses in the middle is undone: flows of reals that had been removed are
-/// where they were.
+/// A state that the kernel refuses half way is undone: flows of removed reals stay where they were.
 #[test]
 fn flows_are_where_they_were_when_a_state_is_undone() {
     let mut katran = load(all_in_table());
@@ -404,7 +403,7 @@ fn flows_are_where_they_were_when_a_state_is_undone() {
     let mut wanted = before.clone();
     let of_vip = wanted.vips.iter_mut().find(|state| state.vip == vip);
     of_vip.unwrap().reals.retain(|real| real.address() == ip(B));
-    // Features are switched off last.
+    // Features are disabled last.
     let balancer = wanted.balancer.as_mut().unwrap();
     balancer.features = Some(Features::empty());
     let loads = [faults::PROG_LOAD];
@@ -419,8 +418,8 @@ fn flows_are_where_they_were_when_a_state_is_undone() {
     assert_eq!(send(&katran, flows[0]), (Some(ip(B)), Reason::Ring));
 }
 
-/// The map has room for twice as many pairs as there may be reals. Nothing fails for want of it: what
-/// needs more waits for the removal of entries.
+/// The map has room for twice as many pairs as there may be reals. Nothing fails for lack of room:
+/// what needs more waits until entries are removed.
 #[test]
 fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
     const REALS: u8 = 20;
@@ -446,7 +445,7 @@ fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
             )
         })
         .collect();
-    // All at once, so that the thread does not come to it in between.
+    // All at once, so that the thread cannot act in between.
     let mut full = katran.state();
     for of_vip in &mut full.vips {
         of_vip.reals = reals.iter().map(|real| Real::new(*real)).collect();
@@ -469,7 +468,7 @@ fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
             assert!(*wanted == full || real == Some(reals[0]), "{real:?}");
         }
     }
-    // Where the pairs stay there is a limit, and what is beyond it changes nothing.
+    // Where pairs stay there is a limit, and exceeding it changes nothing.
     katran.apply(&full).unwrap();
     for vip in &vips[..2] {
         katran.set_vip_flags(*vip, VipFlags::SRC_DST_PORT).unwrap();
