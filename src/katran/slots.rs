@@ -323,10 +323,10 @@ impl Katran {
         if !self.tracks_changes(&vip, entry.flags) {
             return Err(Error::Unsupported {
                 what: format!("the time since {vip} last sent a packet to a drained real"),
-                reason: "only a VIP that remembers just changed flows has it: load with \
-                         flow_tracking = \"changed\" (for TCP also without tcp-server-id), and \
-                         give the VIP none of the flags lru-bypass, quic, dport-hash, \
-                         src-routing, global-lru, udp-stable-routing and udp-flow-migration",
+                reason: "only a VIP that remembers just changed flows has it: load with `flow_tracking = \
+                         \"changed\"` (for TCP also without `tcp-server-id`), and give the VIP none of the \
+                         flags `lru-bypass`, `quic`, `dport-hash`, `src-routing`, `global-lru`, \
+                         `udp-stable-routing` and `udp-flow-migration`",
             });
         }
         if *weight != 0 && !entry.down.contains(&real) {

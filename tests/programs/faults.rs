@@ -343,7 +343,7 @@ fn faults_of_backends_are_told() {
     let text = check(&second.host);
     for words in [
         "PROBLEM  rp_filter",
-        "their packets are dropped",
+        "the kernel drops their packets",
         "sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/eth0/rp_filter=0",
     ] {
         assert!(text.contains(words), "{text}");
