@@ -317,7 +317,7 @@ fn troubles_of_the_way_to_reals_are_found() {
         Severity::Warning,
         Subject::Drops,
         "ring_empty: ",
-        "without reals",
+        "add reals",
     );
     drop(site);
 
