@@ -131,7 +131,7 @@ fn each_end_writes_its_own_kind_of_option() {
 }
 
 #[test]
-fn an_id_changes_while_servers_run_and_clients_tell_what_they_have_learned() {
+fn an_id_changes_while_servers_run_and_clients_report_what_they_heard() {
     require_root();
     let host = Host::new("host").unwrap();
     let [servers, clients, others] = [(); 3].map(|()| Cgroup::new().unwrap());
@@ -241,7 +241,7 @@ fn a_socket_that_listened_before_writes_from_the_second_packet_on() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     require_root();
     let error = ServerIdOption::server(0).unwrap_err();
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");

@@ -109,7 +109,7 @@ fn refused_by_a_link(place: &Place, frames: &[Vec<u8>]) {
 }
 
 #[test]
-fn what_packets_have_done_meanwhile_comes_back() {
+fn counters_and_flows_of_a_cut_off_replacement_return() {
     for parts in [&[COUNTERS][..], &[FLOW_TABLES], &[STATE]] {
         let place = Place::new();
         let katran = place.load();
@@ -142,7 +142,7 @@ fn what_packets_have_done_meanwhile_comes_back() {
 /// A later version has begun a replacement: this one cannot read which numbers it used, and says
 /// so.
 #[test]
-fn a_record_that_cannot_be_read_is_told() {
+fn an_unreadable_record_is_reported() {
     let place = Place::new();
     let mut katran = place.load();
     let before = (katran.state(), tree(&place.directory));

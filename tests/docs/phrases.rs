@@ -40,7 +40,7 @@ const BEGINNINGS: [(&str, &str); 5] = [
 ];
 
 #[test]
-fn no_text_has_phrases_that_are_not_wanted() {
+fn no_text_has_unwanted_phrases() {
     let (mut found, mut read) = (Vec::new(), [0; 3]);
     for text in texts::all() {
         read[text.kind as usize] += 1;

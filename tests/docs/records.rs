@@ -212,7 +212,7 @@ fn references_are_found_in_all_forms() {
 }
 
 #[test]
-fn wrong_references_are_seen() {
+fn wrong_references_are_found() {
     let (list, records) = records(
         "# Records\n\n- All: [1](#1-a-title), [2](#2-b)\n\n## 1. A `title`\n\nText.\n\n## 2. B\n\n**Superseded by [1](#1-a-title).**\n",
     );

@@ -67,7 +67,7 @@ fn connections_survive_a_balancer_that_leaves_and_comes_back() {
 }
 
 #[test]
-fn where_all_flows_are_remembered_they_survive_though_the_other_has_no_entries() {
+fn connections_survive_with_all_flows_remembered_though_the_other_has_no_entries() {
     connections_survive(FlowTracking::All);
 }
 

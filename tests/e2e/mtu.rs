@@ -210,7 +210,7 @@ fn the_longest_frame_follows_the_mtu_of_the_interfaces() {
 }
 
 #[test]
-fn a_number_stays_what_it_is() {
+fn a_fixed_max_frame_stays() {
     let mut site = Site::with(plain_links(), XdpMode::Native, |builder| {
         builder.max_frame(1200)
     });

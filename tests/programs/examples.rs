@@ -148,7 +148,7 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
 }
 
 #[test]
-fn an_interface_that_is_made_again_is_attached_to_again() {
+fn a_recreated_interface_is_attached_again() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = |name: &str| {
@@ -243,7 +243,7 @@ fn root_is_set_up_joined_and_removed() {
 }
 
 #[test]
-fn check_says_what_would_not_work() {
+fn check_reports_what_would_not_work() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let file = Scratch::new("check.toml");

@@ -181,7 +181,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 
 /// Every unit that the guide starts has its file there, and every unit file is started.
 #[test]
-fn units_of_the_guide_are_those_that_it_starts() {
+fn the_guide_starts_exactly_its_own_units() {
     let text = pages::read("docs/operations.md");
     let scripts = blocks(&text, "sh");
     assert!(scripts.len() >= 15, "{}", scripts.len());
@@ -257,7 +257,7 @@ fn systemd_takes_the_units_of_the_guide() {
 }
 
 #[test]
-fn the_capabilities_of_the_units_do_for_what_is_pinned() {
+fn the_units_capabilities_suffice_for_pins() {
     require_root();
     let pins = private_bpf_fs().unwrap().join("katran");
     let lab = Lab::new(LabConfig::default()).unwrap();

@@ -80,7 +80,7 @@ fn remembered_flows_leave_a_real_that_is_down() {
 }
 
 #[test]
-fn only_flows_of_that_vip_are_concerned() {
+fn only_flows_of_that_vip_are_affected() {
     let mut katran = load(builder());
     let down = serve(&mut katran, UDP, MIGRATES, &[A]);
     let other = serve(&mut katran, "203.0.113.2:443/udp", MIGRATES, &[A]);

@@ -238,7 +238,7 @@ fn a_frame_without_an_ethernet_header_is_dropped_uncounted() {
 }
 
 #[test]
-fn what_is_none_of_its_business_is_passed_untouched() {
+fn other_packets_are_passed_untouched() {
     let katran = balancer();
     let (v4, v6) = (flow_v4(), flow_v6());
     let arp = with(frame(v4), 13, 0x06);
@@ -328,7 +328,7 @@ fn the_outer_header_is_made_from_flow_and_real() {
 }
 
 #[test]
-fn a_made_up_source_is_never_the_address_of_a_network_or_of_all_hosts() {
+fn a_made_up_source_is_never_a_network_or_broadcast_address() {
     let mut katran = load(builder());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
