@@ -267,7 +267,7 @@ fn the_next_handle_adopts_everything() {
         assert_eq!(tree(&place.files), pinned);
         let now = place.link(by);
         assert_eq!(now.0, link.0);
-        assert_ne!(now.1, link.1, "that of this version");
+        assert_ne!(now.1, link.1, "the program is this version's");
         assert_ne!(pins::program_id(decap.program_fd()), program);
         assert!(counters.ipip_v4 > 0 && counters.drop_source > 0);
         // The total includes what the host itself sent.
@@ -280,7 +280,7 @@ fn the_next_handle_adopts_everything() {
         let own = |decap: &Decap| pins::program_id(decap.program_fd());
         let before = own(&decap);
         decap.reload(settings()).unwrap();
-        assert_eq!(own(&decap), before, "they are the current ones");
+        assert_eq!(own(&decap), before, "the settings are unchanged");
         assert_eq!(verdict(&decap, &tunnel("172.16.7.7")), Verdict::Pass);
         assert_eq!(verdict(&decap, &tunnel("172.17.7.7")), Verdict::Drop);
         let after = decap.counters().unwrap();

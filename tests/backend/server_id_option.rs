@@ -75,7 +75,7 @@ fn look(frame: &[u8]) -> Option<Seen> {
             (0, _) => &[],
             (1, rest) => rest,
             (0xb6 | 0xb7, [6, a, b, c, d, ..]) => {
-                assert_eq!(option, None, "one of them only");
+                assert_eq!(option, None, "two options in a packet");
                 option = Some((*kind, u32::from_le_bytes([*a, *b, *c, *d])));
                 &options[6..]
             }
@@ -156,7 +156,7 @@ fn an_id_changes_while_servers_run_and_clients_report_what_they_heard() {
     assert_eq!(client.learned_id(&later).unwrap(), Some(0x8000_0008));
     let zero = server.set_id(0).unwrap_err();
     assert!(matches!(zero, Error::InvalidConfig { .. }), "{zero}");
-    assert_eq!(server.id(), Some(0x8000_0008), "as it was");
+    assert_eq!(server.id(), Some(0x8000_0008), "the id is unchanged");
 
     // A socket that has heard no id, and a descriptor that is no socket.
     let plain = host.run(|| TcpListener::bind(any).unwrap());

@@ -104,7 +104,7 @@ fn refused_by_a_link(place: &Place, frames: &[Vec<u8>]) {
     };
     let failed = judged(libc::SYS_bpf, Some(LINK_UPDATE), judge, || place.adopt());
     failed.unwrap_err();
-    assert_eq!(updates, 3, "there, refused, and back");
+    assert_eq!(updates, 3, "updated, refused, and restored");
     assert_eq!(programs(&links), before);
 }
 

@@ -191,7 +191,7 @@ fn use_up_rings(katran: &mut Katran) {
     }
     let rings = katran.stats().library().unwrap().maps;
     let rings = rings.iter().find(|map| map.name == "ring_chunk").unwrap();
-    assert_eq!(rings.entries, 9, "of two chunks of 8, of which 7 are spare");
+    assert_eq!(rings.entries, 9, "two chunks of 8, minus 7 spare rings");
 }
 
 #[test]

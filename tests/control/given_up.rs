@@ -139,7 +139,7 @@ pub(crate) fn refused(katran: &mut Katran, links: &[OwnedFd], strays: bool) -> E
     };
     let apply = || katran.apply(&wanted).unwrap_err();
     let error = judged(libc::SYS_bpf, Some(LINK_UPDATE), judge, apply);
-    assert_eq!(updates, 3, "there, refused, and back");
+    assert_eq!(updates, 3, "updated, refused, and restored");
     error
 }
 

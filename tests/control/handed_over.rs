@@ -296,7 +296,7 @@ fn those_who_ask_take_turns() {
                 }
             });
         }
-        eventually("each has had it", || owned.load(Ordering::Relaxed) == 3);
+        eventually("each has owned it", || owned.load(Ordering::Relaxed) == 3);
         stop.store(true, Ordering::Relaxed);
     });
     assert!(first.is_handed_over() && !is_asked(&directory));

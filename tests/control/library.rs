@@ -423,7 +423,7 @@ fn callbacks_report_added_and_removed_reals() {
             .modify_reals(one, &[add(C), RealChange::Remove(ip(D6))])
             .is_err()
     );
-    assert_eq!(take(), [], "named before, named still, or refused");
+    assert_eq!(take(), [], "calls for reals that stay, or were refused");
     katran.remove_vip(two).unwrap();
     assert_eq!(take(), [("removed", ip(B), b)]);
 

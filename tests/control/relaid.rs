@@ -126,7 +126,7 @@ impl Known {
 fn adopt(directory: &Path) -> Katran {
     let (katran, start) = builder().pin(directory).adopt_or_load().unwrap();
     let Start::Adopted { by_version, .. } = start else {
-        panic!("there was one");
+        panic!("adopt_or_load loaded a new one");
     };
     assert_eq!(by_version, env!("CARGO_PKG_VERSION"));
     katran

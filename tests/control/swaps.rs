@@ -79,7 +79,7 @@ fn a_swap_that_the_kernel_refuses_leaves_nothing_behind() {
         assert_eq!(katran.real_numbers(), numbers);
         assert!(told.lock().unwrap().is_empty());
     }
-    assert!(refused > 0, "the kernel was never asked");
+    assert!(refused > 0, "the kernel refused nothing");
     katran.apply(&State::default()).unwrap();
     assert_eq!(katran.real_numbers(), []);
 }

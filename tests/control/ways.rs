@@ -97,7 +97,7 @@ fn the_former_owners_ports_keep_their_meaning() {
         let numbers: BTreeSet<u16> = before.iter().map(|(port, _)| *port).collect();
         drop(katran);
         katran = host.run(|| settings().adopt().unwrap());
-        eventually("others are in their place, and lead there", || {
+        eventually("new ports lead there", || {
             let now = ports(&directory, &katran);
             assert!(is_whole(&now), "{round}: {before:?} {now:?}");
             now.iter().all(|(port, _)| !numbers.contains(port))

@@ -58,7 +58,7 @@ fn the_list_by_subject_has_each_record_once() {
         .map(|record| (record.number.to_string(), record.anchor()))
         .collect();
     assert!(all.iter().all(|record| listed.contains(record)), "{list}");
-    assert_eq!(listed.len(), all.len(), "some are there twice");
+    assert_eq!(listed.len(), all.len(), "some are listed twice");
 }
 
 #[test]

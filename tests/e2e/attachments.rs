@@ -363,7 +363,7 @@ fn a_lost_attachment_is_restored_under_its_last_name() {
     assert_eq!(
         names(&katran, &decap),
         expected(AttachmentState::Gone),
-        "nothing has its name"
+        "no interface has its name"
     );
     make("wan0", "wan1");
     host.run(|| {

@@ -343,7 +343,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     assert!(line.contains("an address of this host"), "{line}");
     assert!(
         probed.health().wait(PATIENCE),
-        "nothing is known, and nothing awaited"
+        "there is nothing to wait for"
     );
     let report = probed.health().report();
     assert!(report.not_sent > 0 && report.failed == 0, "{report:?}");

@@ -773,7 +773,7 @@ fn checks_that_cannot_be_made_are_found() {
     assert!(found.contains(line), "{found}");
     program.write("#!/bin/sh\nexit 0\n");
     std::fs::set_permissions(&program.0, Permissions::from_mode(0o755)).unwrap();
-    eventually("the end of it", || {
+    eventually("the finding is gone", || {
         !running
             .say(host, "status", &[])
             .1

@@ -111,7 +111,10 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         };
         let end = Instant::now() + PATIENCE;
         while !drops(&mut running) {
-            assert!(Instant::now() < end, "never: drops with {more:?}");
+            assert!(
+                Instant::now() < end,
+                "drops are never reported with {more:?}"
+            );
         }
         // A check beside it reports the other balancer.
         let mut command = katran("check");
@@ -212,7 +215,7 @@ fn the_guide_starts_exactly_its_own_units() {
     assert!(units.len() >= 4, "{units:?}");
 }
 
-/// What `systemd-analyze` says of the guide's units, with replaced programs, each changed by
+/// What `systemd-analyze` says about the guide's units, with replaced programs, each changed by
 /// `change`.
 fn said_of_units(change: impl Fn(String) -> String) -> String {
     let text = pages::read("docs/operations.md");

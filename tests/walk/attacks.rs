@@ -321,7 +321,7 @@ fn with_a_seed_the_choice_of_real_is_unpredictable() {
         assert_eq!(katran.state().balancer.unwrap().hash_seed, seed);
         of(katran)
     });
-    assert_eq!(one, same, "hosts that agree");
+    assert_eq!(one, same, "the same seed, the same choice");
     for (left, right) in [(&plain, &one), (&plain, &other), (&one, &other)] {
         for family in [0..60, 60..120] {
             let alike = family.clone().filter(|i| left[*i] == right[*i]).count();

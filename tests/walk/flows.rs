@@ -253,7 +253,7 @@ fn one_walk_counts_the_entries_of_all_vips() {
         assert!(count.age() >= Duration::from_millis(50));
         parts += 1;
     }
-    assert!(parts > 1, "each table is a part at least");
+    assert!(parts > 1, "each table takes at least one part");
     assert_eq!(count.entries(first), Some(0));
     assert_eq!(count.entries(third), Some(each - 20));
 

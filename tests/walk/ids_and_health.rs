@@ -199,7 +199,7 @@ fn a_reload_with_tcp_ids_keeps_flows_off_down_reals() {
     let without = katran.features();
     for round in 1..3 {
         katran.reload(without | Features::TCP_SERVER_ID).unwrap();
-        assert_eq!(pairs(&katran), 1, "of the VIP of TCP");
+        assert_eq!(pairs(&katran), 1, "only the TCP VIP's");
         swept(&katran, vip);
         assert_eq!(
             sent(&katran, &option(tcp(round))),

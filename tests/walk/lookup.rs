@@ -81,7 +81,10 @@ fn a_flow_stays_where_it_is_while_reals_are_drained() {
 
     let counters = counted(&katran);
     assert_eq!(counters.packets, 6);
-    assert_eq!(counters.misses, 2, "those that the ring had a real for");
+    assert_eq!(
+        counters.misses, 2,
+        "only packets that the ring had a real for"
+    );
     assert_eq!((counters.miss_syn, counters.miss_non_syn), (3, 0));
 }
 

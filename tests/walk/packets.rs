@@ -224,7 +224,10 @@ fn without_headroom_a_frame_is_dropped_and_counted() {
     assert_eq!(katran.stats().totals().unwrap().drop.packets, 4);
     let cpus = katran.stats().cpus().unwrap();
     let forwarded: u64 = cpus.iter().map(|cpu| cpu.forwarded).sum();
-    assert_eq!(forwarded, 2, "neither drops nor own messages");
+    assert_eq!(
+        forwarded, 2,
+        "without drops and the balancer's own messages"
+    );
 }
 
 #[test]

@@ -130,7 +130,10 @@ fn void_entries_are_removed_by_themselves() {
     assert!(katran.flows().stats(vip).unwrap().entries > 1500);
     katran.remove_real(vip, ip(A)).unwrap();
     let stats = katran.flows().stats(vip).unwrap();
-    assert_eq!(stats.stale, stats.entries, "void from the start");
+    assert_eq!(
+        stats.stale, stats.entries,
+        "all entries are stale from the start"
+    );
     swept(&katran, 0);
     assert_eq!(katran.flows().stats(vip).unwrap().entries, 0);
 }
@@ -201,7 +204,7 @@ fn a_down_real_loses_its_flows_on_every_path() {
             let news = crate::common::flows(protocol, "203.0.113.1:443", 400);
             let to_a = news[200..].iter();
             let to_a = to_a.filter(|flow| send(&katran, **flow).0 == Some(ip(A)));
-            assert!(to_a.count() > 50, "its share is back");
+            assert!(to_a.count() > 50, "the real has its share again");
             for flow in &flows {
                 assert_eq!(send(&katran, *flow), (Some(ip(B)), Reason::FlowTable));
             }
