@@ -5,7 +5,7 @@ use crate::texts;
 use crate::texts::Kind;
 
 /// Phrases to avoid anywhere, and what to write instead.
-const PHRASES: [(&str, &str); 31] = [
+const PHRASES: [(&str, &str); 30] = [
     ("a matter of", "name the matter"),
     ("affair", "name it"),
     ("affairs", "name them"),

@@ -402,8 +402,8 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     for _ in 0..5 {
         assert_eq!(client.ask("who?").unwrap(), "backend0");
     }
-    // Columns: accepted connections, clients that sent the option; then packets with an id, and
-    // those with another one, as decap has another id here.
+    // The server has accepted connections, the client has heard the id, and decap has counted
+    // packets with another id, as its own is another one here.
     ends[0].counts(0);
     ends[1].counts(1);
     decap.counts(6);
