@@ -215,7 +215,7 @@ fn server_ids_at_their_limit_are_replaced() {
     go_through(small, &states);
 }
 
-/// A name whose real is about to join a VIP goes only after that, and keeps its place until then.
+/// A name is removed only after its real has joined the VIP, and keeps its place until then.
 #[test]
 fn names_of_reals_that_join_a_vip_are_replaced_at_their_limit() {
     let with = |reals: &[&str], names: [u32; 2], real: &str| {

@@ -355,7 +355,7 @@ fn a_monitor_that_outlives_its_handle_leaves_the_next_one_alone() {
         });
         let listening = new.events().to_list(MonitorOptions::new(), 10).unwrap();
         drop(monitor.stop());
-        // Of unknown flows.
+        // Packets of unknown flows.
         for flow in flows(Protocol::Tcp, "203.0.113.1:443", 3) {
             bpf::run(new.program_fd(), &frame(flow));
         }

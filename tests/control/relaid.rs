@@ -295,7 +295,7 @@ fn an_unreadable_ledger_is_reported_before_a_handover() {
     assert!(!directory.exists());
 }
 
-/// What packets read of a set that shares maps with this version's, and write there.
+/// What packets read and write in a set that shares maps with this version's.
 #[derive(PartialEq, Debug)]
 struct Seen {
     hops: Option<Vec<u8>>,

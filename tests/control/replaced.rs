@@ -391,7 +391,7 @@ fn histories_stay_while_server_ids_are_toggled() {
     }
 }
 
-/// Void entries are removed only when no more of them can come from the old tables.
+/// Void entries are removed only once the old tables can add no more.
 #[test]
 fn late_copied_flows_restore_no_void_entry() {
     // `simulate` uses this CPU's flow table.

@@ -9,7 +9,7 @@ use crate::markdown::Page;
 use crate::none_of;
 use crate::texts;
 
-/// What can be mentioned by its path from the root.
+/// Directories whose files can be mentioned by their path from the root.
 const DIRECTORIES: [&str; 6] = [
     "benches/",
     "docs/",

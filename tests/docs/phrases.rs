@@ -63,7 +63,7 @@ fn no_text_has_unwanted_phrases() {
 }
 
 fn wrong(text: &str) -> Vec<(&'static str, &'static str)> {
-    // Words separated by one space, and ends of sentences as words of their own.
+    // Words separated by one space; the end of a sentence is a word, too.
     let mut plain = String::from(" . ");
     for c in text.to_lowercase().chars() {
         match c {

@@ -122,7 +122,7 @@ fn records(page: &str) -> (&str, Vec<Record<'_>>) {
     (list, records.collect())
 }
 
-/// The links in a text to headings of its own page: text and anchor.
+/// The links in a text to its own page's headings: text and anchor.
 fn links(text: &str) -> Vec<(String, String)> {
     let parts: Vec<_> = text.split("](#").collect();
     let pairs = parts.windows(2).filter_map(|pair| {

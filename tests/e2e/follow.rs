@@ -117,7 +117,7 @@ fn a_peer_that_changes_its_address_is_followed_without_traffic() {
     change_silently(&network.backends[0], first);
     host.ip("neigh flush dev eth1").unwrap();
     is(&network, 11, first);
-    // The interface goes down, and comes up when the neighbours have other addresses.
+    // The interface goes down; when it comes up, its neighbours have other addresses.
     host.ip("link set eth1 down").unwrap();
     let (first, second) = (mac("02:00:00:00:00:91"), mac("02:00:00:00:00:92"));
     change_silently(&network.backends[0], first);

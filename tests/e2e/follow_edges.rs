@@ -94,7 +94,7 @@ fn a_given_ipv6_address_is_enough_for_ipv6_reals() {
     host.run(|| katran.attach("eth0", XdpMode::Generic))
         .unwrap();
     assert_eq!(katran.gateways().mac(Family::V6), given);
-    // No IPv4 address to send to: the failing real must not change what holds for others.
+    // Without an IPv4 address to send to, adding a real fails, and must not change others.
     katran.gateways_mut().set_mac_v6(None).unwrap_err();
     assert_eq!(katran.gateways().mac(Family::V6), given);
 }
@@ -174,7 +174,7 @@ fn adding_a_real_does_not_list_all_routes() {
     site::eventually("the new default route is in use", || {
         katran.gateways().mac(Family::V4) == second
     });
-    // The router of a real comes first while there is such a real.
+    // A real's router comes first while there is such a real.
     place
         .host
         .ip("route add 192.0.2.0/24 via 10.0.0.31 dev eth0")

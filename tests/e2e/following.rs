@@ -1,4 +1,4 @@
-//! What follows attaching and detaching, even if it fails half way: whose next hops are followed,
+//! What follows an attach or a detach, even one that fails half way: whose next hops are followed,
 //! and which interface probes leave by.
 
 use std::fs;

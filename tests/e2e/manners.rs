@@ -35,8 +35,8 @@ use crate::site::Site;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The program's verdict on a frame for this host, as if it had come in by an interface of the
-/// calling thread's network namespace.
+/// The program's verdict on a frame for this host, as if it arrived on an interface of the calling
+/// thread's network namespace.
 fn verdict(program: BorrowedFd<'_>, interface: u32, mac: [u8; 6]) -> u32 {
     let mut frame = mac.to_vec();
     frame.extend([2, 0, 0, 0, 0, 1, 8, 0]);
@@ -68,7 +68,7 @@ fn verdict(program: BorrowedFd<'_>, interface: u32, mac: [u8; 6]) -> u32 {
     options.retval
 }
 
-/// Whether frames to this address that come in by an interface of the host are balanced, not passed.
+/// Whether frames to this address that arrive on an interface of the host are balanced, not passed.
 fn is_ours(katran: &Katran, host: &Host, interface: &str, mac: [u8; 6]) -> bool {
     let program = katran.program_fd();
     let index = host.interface_index(interface).unwrap();

@@ -43,7 +43,7 @@ fn following_moves_on_when_the_first_namespaces_interface_is_removed() {
     site::eventually("the second router is found", || {
         katran.gateways().mac(Family::V4) == second.router_mac
     });
-    // The library holds nothing in a namespace where it has nothing left.
+    // The library holds no namespace in which it has nothing left.
     site::eventually("the first namespace is let go", || {
         netlink_sockets(&first.host).is_empty()
     });

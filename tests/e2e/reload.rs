@@ -172,7 +172,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
         .into_iter()
         .map(|vip| site::udp(&site.lab.client, vip))
         .collect();
-    // Answers to ARP and the like come from any CPU, and now and then a client's packet is
+    // Answers to ARP and the like arrive on any CPU, and now and then a client's packet is
     // processed along with one. So each CPU's table learns the flows.
     for cpu in site::cpus().into_iter().rev() {
         stay_on(cpu as usize);

@@ -225,7 +225,7 @@ fn two_programs_work_in_a_chain_and_the_root_outlives_them() {
     }
     let seen = foreign.frames() - before.0;
     assert!(seen >= 8);
-    // Late packets of those connections may come between the two readings.
+    // Late packets of those connections may arrive between the two readings.
     site::eventually("both programs have seen the same frames", || {
         let ours = katran.stats().totals().unwrap().total.packets - before.1;
         foreign.frames() - before.0 == ours

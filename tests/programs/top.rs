@@ -170,7 +170,7 @@ fn plain_top_shows_traffic_with(tracking: &str) {
         ),
     }
     assert!(reals.len() >= 4 && empty[0] > 15.0, "{reals:?} {empty:?}");
-    // The CPU's number comes first.
+    // The CPU's number is first.
     assert!(cpu[1] > 0.0 && cpu[2] > 0.0, "{cpu:?}");
 
     top.end(SIGTERM);

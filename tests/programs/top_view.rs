@@ -81,7 +81,7 @@ fn of_vip(real: &str, down: bool) -> OfVip {
     }
 }
 
-/// A report after so many seconds, in which every event happened `times` times.
+/// A report after this many seconds, in which every event happened `times` times.
 fn sample(running: f64, times: u64) -> Report {
     let (quiet, busy) = (
         count(20 * times, 1000 * times),

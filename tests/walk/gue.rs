@@ -75,7 +75,7 @@ fn flow(vip: &str, port: u16, protocol: Protocol) -> Flow {
     }
 }
 
-/// What leaves the balancer.
+/// The frame that leaves the balancer.
 fn sent(katran: &Katran, frame: &[u8]) -> Vec<u8> {
     katran.simulate(frame).unwrap().frame
 }

@@ -258,7 +258,7 @@ fn strict_destinations_leave_the_tunnels_of_others_alone() {
     assert_eq!(now.reason, Reason::DecapToHost);
     let before = run(&katran, &tunnelled(Kind::Ipip, &inner, OWN[0]));
     assert_eq!(before.reason, Reason::DecapForeign);
-    // Without an address of its own the host has no tunnels.
+    // Without its own address the host has no tunnels.
     let bare = balancer(builder().features(strict));
     let ran = run(&bare, &tunnelled(Kind::Ipip, &inner, OWN[0]));
     assert_eq!(ran.reason, Reason::DecapForeign);

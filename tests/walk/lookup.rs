@@ -65,8 +65,8 @@ fn a_flow_stays_where_it_is_while_reals_are_drained() {
 
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(A)), Reason::FlowTable));
-    // A new connection's SYN follows the ring and is remembered (one that comes at once follows its
-    // flow: `attacks.rs`).
+    // A new connection's SYN follows the ring and is remembered (an immediate one follows its flow:
+    // `attacks.rs`).
     assert_eq!(katran.flows_mut().remove(&flow).unwrap(), 1);
     let ran = katran.simulate(&syn(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(B)), Reason::Ring));

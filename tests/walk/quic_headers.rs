@@ -1,5 +1,5 @@
-//! What of a QUIC packet counts as an id: long headers by version, LRU_BYPASS, and the ICMP errors
-//! that a QUIC server ignores. Where ids lead is in `server_ids.rs`.
+//! Which ids in QUIC packets count: long headers by version, LRU_BYPASS, and the ICMP errors that a
+//! QUIC server ignores. Where ids lead is in `server_ids.rs`.
 
 use std::net::IpAddr;
 

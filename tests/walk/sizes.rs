@@ -134,7 +134,7 @@ fn a_disabled_feature_leaves_no_instruction() {
         assert!(sizes.program < sizes.twin && sizes.special[2] < sizes.special[3]);
         assert!(sizes.special[4] < sizes.special[5]);
     }
-    // What only special VIPs need is in their programs.
+    // Code that only special VIPs need is in their programs.
     let special = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
     assert_eq!(Sizes::of(special, false).program, none.program);
 }
@@ -510,7 +510,7 @@ fn maps_of_features_are_what_the_kernel_accounts() {
             .unwrap();
     }
     let full = katran.stats().memory_in_use().unwrap();
-    // Of the other maps only rings have grown.
+    // Among the other maps only rings have grown.
     let others = ["ring_chunk", "prefix_vips", "down_reals"];
     let growth: u64 = estimate
         .maps()

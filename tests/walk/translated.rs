@@ -65,7 +65,7 @@ fn calls(program: BorrowedFd<'_>, functions: &BTreeMap<i64, String>) -> BTreeSet
         .collect()
 }
 
-/// Those of every program on a packet's way.
+/// The calls of every program on a packet's way.
 fn all_calls(katran: &Katran, functions: &BTreeMap<i64, String>) -> BTreeSet<String> {
     let others = bpf::programs_in(katran.map_fd("special_programs").unwrap());
     let others = others.iter().map(|program| program.as_fd());

@@ -347,7 +347,7 @@ fn padding_makes_no_second_tunnel() {
     }
 }
 
-/// What goes to the host counts for the VIP whose port it names, not for one that padding names.
+/// A packet for the host counts for the VIP whose port it names, not for one that padding names.
 #[test]
 fn a_packet_without_ports_counts_for_no_vip() {
     let katran = balancer(settings());

@@ -320,7 +320,7 @@ fn the_global_flow_table_does_not_lead_to_a_down_real() {
     let found = katran.real_for_flow(&flow(1)).unwrap().unwrap();
     assert_eq!(found.choice, Choice::Ring);
     assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::Ring));
-    // As long as it is down, even when no entry is left to remove.
+    // While it is down, even if no entry is left to remove.
     thread::sleep(Duration::from_millis(300));
     katran.global_flows_mut().set(0, &flow(2), ip(A)).unwrap();
     assert_eq!(send(&katran, flow(2)), (Some(ip(B)), Reason::Ring));
