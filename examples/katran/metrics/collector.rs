@@ -98,7 +98,7 @@ fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
     )
 }
 
-/// What has become of documents, and since when this process has the balancer.
+/// The documents applied and refused, and since when this process has owned the balancer.
 fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     let past = &of.past;
     // The last one that was tried.
@@ -170,7 +170,7 @@ fn labels_of(entry: &SharedEntry) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What is no counter of the balancer's, but explains them.
+/// Not the balancer's own counters, but what explains them.
 fn host(
     page: &mut Page<'_>,
     attachments: &[Attachment],
