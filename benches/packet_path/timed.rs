@@ -122,7 +122,7 @@ impl<'a> Balancer<'a> {
         assert_eq!(out[inner..], frame[ETHERNET..], "{what}: the packet inside");
         let real = outer_destination(&out);
         let known = katran.real_index(real);
-        assert!(known.is_some(), "{what}: {real} is no real");
+        assert!(known.is_some(), "{what}: {real} is not a real");
     }
 }
 

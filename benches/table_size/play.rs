@@ -38,9 +38,9 @@ pub(crate) struct Run<'a> {
 pub(crate) struct Outcome {
     /// Connections during the deployment or after it, except those whose real was removed.
     pub(crate) connections: u64,
-    /// Those with a packet to another real than the first.
+    /// Connections with a packet to another real than the first.
     pub(crate) broken: u64,
-    /// Those that outlived their real's removal by a packet.
+    /// Connections that sent a packet after their real's removal.
     pub(crate) ended: u64,
     /// The most connections at a time that stay on their real only by an entry.
     pub(crate) need_entries: u64,

@@ -151,7 +151,7 @@ fn fix_checksum(header: &mut [u8]) {
 }
 
 #[test]
-fn strips_all_four_mixes_and_leaves_the_inner_packet_as_it_was() {
+fn strips_all_four_mixes_and_keeps_the_inner_packet() {
     both(|| {
         let decap = decap(&[]);
         let mut stripped = [0, 0];
@@ -199,7 +199,7 @@ fn undoes_what_the_balancer_did() {
 }
 
 #[test]
-fn what_is_not_tunnelled_passes_untouched() {
+fn packets_in_no_tunnel_pass_untouched() {
     both(|| {
         let decap = decap(&[]);
         let [v4, v6] = inner_flows().map(frame);
@@ -232,7 +232,7 @@ fn what_is_not_tunnelled_passes_untouched() {
 }
 
 #[test]
-fn what_cannot_be_stripped_is_dropped_and_counted() {
+fn tunnels_that_cannot_be_stripped_are_dropped_and_counted() {
     both(|| {
         let decap = decap(&[]);
         let [v4, v6] = inner_flows();
@@ -354,7 +354,7 @@ fn gue_is_stripped_in_all_four_mixes() {
 }
 
 #[test]
-fn server_ids_are_counted_where_one_is_set() {
+fn server_ids_are_counted_if_one_is_set() {
     both(|| {
         require_root();
         let id = 0x8000_0102_u32;

@@ -225,7 +225,7 @@ fn one_of_another_layout_keeps_its_settings_or_stays() {
 }
 
 #[test]
-fn the_next_handle_goes_on_with_all_of_it() {
+fn the_next_handle_adopts_everything() {
     let place = Place::new();
     for by in ways() {
         let directory = place.directory();
@@ -267,7 +267,7 @@ fn the_next_handle_goes_on_with_all_of_it() {
         assert_eq!(tree(&place.files), pinned);
         let now = place.link(by);
         assert_eq!(now.0, link.0);
-        assert_ne!(now.1, link.1, "that of this version");
+        assert_ne!(now.1, link.1, "the program is this version's");
         assert_ne!(pins::program_id(decap.program_fd()), program);
         assert!(counters.ipip_v4 > 0 && counters.drop_source > 0);
         // The total includes what the host itself sent.
@@ -280,7 +280,7 @@ fn the_next_handle_goes_on_with_all_of_it() {
         let own = |decap: &Decap| pins::program_id(decap.program_fd());
         let before = own(&decap);
         decap.reload(settings()).unwrap();
-        assert_eq!(own(&decap), before, "they are the current ones");
+        assert_eq!(own(&decap), before, "the settings are unchanged");
         assert_eq!(verdict(&decap, &tunnel("172.16.7.7")), Verdict::Pass);
         assert_eq!(verdict(&decap, &tunnel("172.17.7.7")), Verdict::Drop);
         let after = decap.counters().unwrap();
@@ -344,7 +344,7 @@ fn settings_change_between_two_packets() {
 }
 
 #[test]
-fn an_interface_that_comes_back_is_attached_to_again() {
+fn a_recreated_interface_is_attached_again() {
     let place = Place::new();
     for by in ways() {
         let directory = place.directory();
@@ -386,7 +386,7 @@ fn an_interface_that_comes_back_is_attached_to_again() {
 }
 
 #[test]
-fn what_fails_leaves_all_as_it_was() {
+fn failed_calls_change_nothing() {
     let place = Place::new();
     let directory = place.directory();
     let load = || settings().pin(&directory).load().map(drop);
@@ -444,7 +444,7 @@ type Adopt<'a> = &'a dyn Fn(&Path) -> katran::Result<()>;
 
 /// Each kind of object has its own directories, and reports another kind's.
 #[test]
-fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
+fn a_directory_of_another_kind_is_refused_and_named() {
     let place = Place::new();
     let [of_decap, of_katran, of_option] =
         ["decap", "katran", "option"].map(|name| place.files.join(name));
@@ -506,7 +506,7 @@ fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
 
 /// Foreign pins stay; a missing pin is named; a later version's is left alone.
 #[test]
-fn what_is_not_as_it_was_left_is_said() {
+fn changes_to_pins_are_reported() {
     let place = Place::new();
     let directory = place.directory();
     drop(settings().pin(&directory).load().unwrap());

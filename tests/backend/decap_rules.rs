@@ -53,7 +53,7 @@ fn difference(decap: &Decap, frame: &[u8]) -> (Verdict, DecapCounters) {
 }
 
 #[test]
-fn marks_of_congestion_reach_the_inner_packet() {
+fn congestion_marks_reach_the_inner_packet() {
     both(|| {
         let decap = load_decap(Decap::builder());
         let (mut drops, mut stripped) = (0, 0);
@@ -89,7 +89,7 @@ fn marks_of_congestion_reach_the_inner_packet() {
 }
 
 #[test]
-fn what_is_no_ip_packet_of_the_family_is_dropped() {
+fn inner_packets_of_the_wrong_version_are_dropped() {
     both(|| {
         let decap = load_decap(Decap::builder());
         for flow in inner_flows() {
@@ -113,7 +113,7 @@ fn what_is_no_ip_packet_of_the_family_is_dropped() {
 
 /// Even if nothing follows the UDP header.
 #[test]
-fn datagrams_to_gues_port_that_hold_no_packet_pass_untouched() {
+fn datagrams_to_the_gue_port_without_a_packet_pass_untouched() {
     both(|| {
         let decap = load_decap(Decap::builder());
         for data in [&b""[..], b"\0", b"\x35 version 3", b"\x70 version 7"] {
@@ -197,7 +197,7 @@ fn only_allowed_sources_may_open_a_tunnel() {
 
 /// A tunnel to another address is passed, not stopped.
 #[test]
-fn foreign_tunnels_are_nobodys_to_drop() {
+fn foreign_tunnels_are_not_dropped() {
     both(|| {
         let builder = Decap::builder().destination(ip("198.51.100.9"));
         let builder = builder.allow_sources(prefixes(&["10.0.0.0/8"]));
@@ -316,7 +316,7 @@ fn server_ids_of_syns_are_not_counted() {
 
 /// By the outer length, and in GUE by the datagram's, whatever follows it in the frame.
 #[test]
-fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
+fn a_tunnels_payload_ends_with_its_outer_packet() {
     both(|| {
         let decap = load_decap(Decap::builder());
         for (flow, header) in inner_flows().into_iter().zip([IPV4, IPV6]) {
@@ -440,7 +440,7 @@ fn server_ids_in_padding_are_not_counted() {
 
 /// A truncated header is detected before its contents are used.
 #[test]
-fn what_is_cut_short_is_that_whatever_is_allowed() {
+fn truncation_is_detected_before_other_rules() {
     both(|| {
         let builder = Decap::builder().allow_destinations(prefixes(&["10.0.0.0/8", "100::/64"]));
         let decap = load_decap(builder);

@@ -76,7 +76,7 @@ fn files() -> PathBuf {
 }
 
 #[test]
-fn an_interface_that_was_moved_or_whose_namespace_is_gone() {
+fn moved_interfaces_and_removed_namespaces_are_survived() {
     let files = files();
     let directory = files.join("decap");
     for by in ways() {
@@ -106,7 +106,7 @@ fn an_interface_that_was_moved_or_whose_namespace_is_gone() {
 }
 
 #[test]
-fn pins_that_were_removed_by_hand() {
+fn pins_removed_by_hand_are_survived() {
     let files = files();
     let directory = files.join("decap");
     let host = host();

@@ -37,7 +37,7 @@ fn rst(flow: Flow) -> Vec<u8> {
 }
 
 #[test]
-fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
+fn packets_without_a_mark_follow_their_connection() {
     let mut katran = load(settings());
     for (real, other) in [(REAL4, REAL6), (REAL6, REAL4)] {
         for flow in probes() {
@@ -200,7 +200,7 @@ fn made_up_sources_are_those_of_clients_packets() {
 }
 
 #[test]
-fn own_wrapped_probes_with_made_up_sources_pass_where_they_come_by_again() {
+fn wrapped_probes_with_made_up_sources_are_not_wrapped_again() {
     let settings = builder().healthcheck_source(ProbeSource::MadeUp);
     let mut katran = load(settings.next_hops(katran::NextHops::PerReal));
     for real in [REAL4, REAL6] {

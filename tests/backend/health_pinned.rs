@@ -81,7 +81,7 @@ fn is_wrapped(directory: &Path) -> bool {
 }
 
 #[test]
-fn marks_matches_and_counters_go_on() {
+fn marks_matches_and_counters_survive() {
     require_root();
     let files = private_bpf_fs().unwrap();
     let directory = files.join("katran");

@@ -165,7 +165,7 @@ fn a_probe_is_wrapped_as_specified() {
 }
 
 #[test]
-fn a_probe_that_leaves_by_another_interface_has_that_ones_address() {
+fn a_probe_has_the_address_of_the_interface_it_leaves_by() {
     let host = Host::new("balancer").unwrap();
     host.ip("link add eth0 type veth peer name eth1").unwrap();
     host.ip("link set eth0 address 02:00:00:00:00:11").unwrap();
@@ -184,7 +184,7 @@ fn a_probe_that_leaves_by_another_interface_has_that_ones_address() {
 }
 
 #[test]
-fn what_is_no_probe_is_left_as_it_was() {
+fn other_packets_are_left_unchanged() {
     let mut katran = load(settings());
     katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let arp = [&[0xff; 12][..], &[8, 6], &[0; 46]].concat();
@@ -203,7 +203,7 @@ fn what_is_no_probe_is_left_as_it_was() {
 }
 
 #[test]
-fn what_cannot_be_sent_is_dropped_and_counted() {
+fn unsendable_probes_are_dropped_and_counted() {
     // A discovered gateway is unknown until something is attached.
     let mut katran = load(settings().gateway(Gateway::Auto));
     katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
@@ -221,7 +221,7 @@ fn what_cannot_be_sent_is_dropped_and_counted() {
 }
 
 #[test]
-fn the_length_that_counts_is_that_of_segments() {
+fn the_segments_length_counts() {
     let mut katran = load(settings().healthcheck_max_packet(200));
     katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let program = katran.probes().program_fd().unwrap();
@@ -347,7 +347,7 @@ fn exact_ports_go_before_any_port_in_both_families() {
 /// A probe to a neighbour's MAC address passes the hook twice: the second time it is neither a
 /// probe nor counted.
 #[test]
-fn own_wrapped_probes_pass_uncounted_where_they_come_by_again() {
+fn wrapped_probes_are_neither_wrapped_nor_counted_again() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let gue = encapsulation == Encapsulation::Gue;
         let settings = settings().encapsulation(encapsulation);
@@ -386,7 +386,7 @@ fn own_wrapped_probes_pass_uncounted_where_they_come_by_again() {
 }
 
 #[test]
-fn what_is_not_there_is_not_looked_for_in_the_kernel() {
+fn empty_maps_are_not_looked_up() {
     let mut katran = load(settings());
     let vip = Vip::tcp(at("203.0.113.1:443"));
     assert!(katran.probes_mut().unmap_mark(1).is_err());

@@ -75,7 +75,7 @@ fn look(frame: &[u8]) -> Option<Seen> {
             (0, _) => &[],
             (1, rest) => rest,
             (0xb6 | 0xb7, [6, a, b, c, d, ..]) => {
-                assert_eq!(option, None, "one of them only");
+                assert_eq!(option, None, "two options in a packet");
                 option = Some((*kind, u32::from_le_bytes([*a, *b, *c, *d])));
                 &options[6..]
             }
@@ -131,7 +131,7 @@ fn each_end_writes_its_own_kind_of_option() {
 }
 
 #[test]
-fn an_id_changes_while_servers_run_and_clients_tell_what_they_have_learned() {
+fn an_id_changes_while_servers_run_and_clients_report_what_they_heard() {
     require_root();
     let host = Host::new("host").unwrap();
     let [servers, clients, others] = [(); 3].map(|()| Cgroup::new().unwrap());
@@ -156,7 +156,7 @@ fn an_id_changes_while_servers_run_and_clients_tell_what_they_have_learned() {
     assert_eq!(client.learned_id(&later).unwrap(), Some(0x8000_0008));
     let zero = server.set_id(0).unwrap_err();
     assert!(matches!(zero, Error::InvalidConfig { .. }), "{zero}");
-    assert_eq!(server.id(), Some(0x8000_0008), "as it was");
+    assert_eq!(server.id(), Some(0x8000_0008), "the id is unchanged");
 
     // A socket that has heard no id, and a descriptor that is no socket.
     let plain = host.run(|| TcpListener::bind(any).unwrap());
@@ -241,7 +241,7 @@ fn a_socket_that_listened_before_writes_from_the_second_packet_on() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     require_root();
     let error = ServerIdOption::server(0).unwrap_err();
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");

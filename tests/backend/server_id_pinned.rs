@@ -81,7 +81,7 @@ fn one_of_another_layout_keeps_its_ids_or_stays() {
 }
 
 #[test]
-fn the_next_handle_goes_on_with_all_of_it() {
+fn the_next_handle_adopts_everything() {
     let files = files();
     let directory = files.join("option");
     let host = Host::new("host").unwrap();
@@ -155,7 +155,7 @@ fn the_next_handle_goes_on_with_all_of_it() {
 
 /// As when a service restarts: its cgroup is recreated at the same path.
 #[test]
-fn a_cgroup_that_was_made_anew_is_attached_to_again() {
+fn a_recreated_cgroup_is_attached_again() {
     let files = files();
     let directory = files.join("option");
     let parent = Cgroup::new().unwrap();
@@ -193,7 +193,7 @@ fn a_cgroup_that_was_made_anew_is_attached_to_again() {
 }
 
 #[test]
-fn what_fails_leaves_all_as_it_was() {
+fn failed_calls_change_nothing() {
     let files = files();
     let directory = files.join("option");
     let group = Cgroup::new().unwrap();

@@ -153,7 +153,7 @@ pub(crate) fn gue(
         _ => panic!("{own} cannot send to {real}"),
     }
     out.extend(udp);
-    // What follows the packet in the frame.
+    // The bytes behind the packet.
     out.extend(&inner[usize::from(length)..]);
     out
 }

@@ -105,7 +105,7 @@ pub(crate) fn answers(katran: &Katran) -> Vec<Simulation> {
 }
 
 #[test]
-fn the_next_handle_knows_all_that_the_one_before_knew() {
+fn the_next_handle_knows_what_the_former_one_knew() {
     for tracking in [FlowTracking::All, FlowTracking::Changed] {
         let directory = directory();
         let missing = builder().pin(&directory).adopt().unwrap_err();
@@ -181,7 +181,7 @@ fn next_hops_of_reals_are_kept() {
 }
 
 #[test]
-fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
+fn pinned_programs_are_kept_if_they_are_current() {
     let directory = directory();
     let builder = || builder().pin(&directory);
     let mut katran = load(builder());
@@ -216,7 +216,7 @@ fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
 /// A fully settled ring still records the places where its history was. By now they belong to
 /// another VIP's ring.
 #[test]
-fn a_history_that_is_over_takes_no_ring() {
+fn a_settled_history_takes_no_ring() {
     let directory = directory();
     let mut katran = load(builder().pin(&directory));
     let first = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
@@ -286,7 +286,7 @@ fn void_flows_of_a_vip_that_is_gone_are_forgotten() {
 /// of the same form are carried over, and nothing of that set remains, as no owner could ever carry
 /// it over.
 #[test]
-fn what_was_counted_in_another_form_waits_for_nobody() {
+fn counters_of_another_form_are_not_kept() {
     /// The size of `struct real_counters`.
     const VALUE: u32 = 24;
     let directory = directory();

@@ -92,7 +92,7 @@ pub(super) fn routes(
 }
 
 #[test]
-fn a_document_becomes_a_balancer_and_a_document_again() {
+fn a_document_survives_the_round_trip_through_a_balancer() {
     let mut first = from_state(&document());
     assert_eq!(first.vips().len(), 3);
     let one = vip("203.0.113.1:443/tcp");
@@ -119,7 +119,7 @@ fn a_document_becomes_a_balancer_and_a_document_again() {
 }
 
 #[test]
-fn what_does_not_change_keeps_flows_counters_and_numbers() {
+fn unchanged_parts_keep_flows_counters_and_numbers() {
     let mut state = document();
     state.balancer.as_mut().unwrap().flow_tracking = Some(FlowTracking::All);
     let mut katran = from_state(&state);
@@ -217,7 +217,7 @@ fn a_document_without_a_table_size_has_that_of_its_tracking() {
 }
 
 #[test]
-fn features_come_before_what_needs_them_and_go_after_it() {
+fn features_are_enabled_first_and_disabled_last() {
     let whole = State::from_toml(WHOLE).unwrap();
     let mut bare = whole.clone();
     let settings = bare.balancer.as_mut().unwrap();

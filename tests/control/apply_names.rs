@@ -205,7 +205,7 @@ fn fresh_of(document: &State) -> State {
 }
 
 #[test]
-fn calls_and_states_are_one_thing() {
+fn calls_and_states_are_equivalent() {
     let mut katran = load(builder());
     let one = serve(
         &mut katran,

@@ -140,7 +140,7 @@ fn source_routes_at_their_limit_are_replaced() {
 }
 
 #[test]
-fn a_prefix_that_stays_is_there_all_the_while() {
+fn an_unchanged_prefix_never_disappears() {
     let mut katran = load(small());
     let with = |stays: &str, other: &str| {
         let mut state = state_of(&[(VIP, &[A])]);
@@ -215,9 +215,9 @@ fn server_ids_at_their_limit_are_replaced() {
     go_through(small, &states);
 }
 
-/// A name whose real is about to join a VIP goes only after that, and keeps its place until then.
+/// A name is removed only after its real has joined the VIP, and keeps its place until then.
 #[test]
-fn names_of_reals_that_a_vip_comes_to_name_are_replaced_at_their_limit() {
+fn names_of_reals_that_join_a_vip_are_replaced_at_their_limit() {
     let with = |reals: &[&str], names: [u32; 2], real: &str| {
         let mut state = state_of(&[(VIP, reals)]);
         state.server_ids = names.map(|name| id(name, real)).to_vec();
@@ -419,7 +419,7 @@ fn callbacks_run_after_the_whole_state_is_applied() {
 }
 
 #[test]
-fn nothing_is_told_of_a_state_that_was_undone() {
+fn callbacks_do_not_run_for_a_state_that_was_undone() {
     let mut katran = load(small());
     serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     katran.probes_mut().map_mark(1, ip(A)).unwrap();
@@ -440,7 +440,7 @@ fn nothing_is_told_of_a_state_that_was_undone() {
 }
 
 #[test]
-fn what_could_not_be_undone_is_told() {
+fn callbacks_report_what_could_not_be_undone() {
     let mut katran = load(small());
     serve(&mut katran, VIP, VipFlags::empty(), &[A, B]);
     let told = listen(&mut katran);
@@ -459,7 +459,7 @@ fn what_could_not_be_undone_is_told() {
 }
 
 #[test]
-fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
+fn numbers_of_failed_names_are_reused_after_a_grace_period() {
     let fail = |katran: &mut Katran| {
         let routes = ["100.64.0.0/24".parse().unwrap()];
         let batch = [faults::MAP_UPDATE_BATCH];
@@ -503,7 +503,7 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
 }
 
 #[test]
-fn a_watch_that_cannot_begin_leaves_the_one_before() {
+fn a_watch_that_cannot_begin_leaves_the_former_one() {
     let mut katran = load(all_in_table());
     let one = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     let two = serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
@@ -528,7 +528,7 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
 }
 
 #[test]
-fn the_number_of_a_probe_is_given_out_again_after_a_grace_period() {
+fn a_probes_number_is_reused_after_a_grace_period() {
     let mut katran = load(small().max_vips(1));
     let [one, two] = [1, 2].map(|port| vip(&format!("203.0.113.9:{port}/tcp")));
     katran.probes_mut().register(one).unwrap();

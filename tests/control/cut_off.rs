@@ -104,12 +104,12 @@ fn refused_by_a_link(place: &Place, frames: &[Vec<u8>]) {
     };
     let failed = judged(libc::SYS_bpf, Some(LINK_UPDATE), judge, || place.adopt());
     failed.unwrap_err();
-    assert_eq!(updates, 3, "there, refused, and back");
+    assert_eq!(updates, 3, "updated, refused, and restored");
     assert_eq!(programs(&links), before);
 }
 
 #[test]
-fn what_packets_have_done_meanwhile_comes_back() {
+fn counters_and_flows_of_a_cut_off_replacement_return() {
     for parts in [&[COUNTERS][..], &[FLOW_TABLES], &[STATE]] {
         let place = Place::new();
         let katran = place.load();
@@ -142,7 +142,7 @@ fn what_packets_have_done_meanwhile_comes_back() {
 /// A later version has begun a replacement: this one cannot read which numbers it used, and says
 /// so.
 #[test]
-fn a_record_that_cannot_be_read_is_told() {
+fn an_unreadable_record_is_reported() {
     let place = Place::new();
     let mut katran = place.load();
     let before = (katran.state(), tree(&place.directory));

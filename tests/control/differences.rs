@@ -70,7 +70,7 @@ fn a_vip_without_reals_drops_and_counts() {
 }
 
 #[test]
-fn a_vip_without_reals_drops_also_when_another_vip_keeps_the_real() {
+fn a_vip_without_reals_drops_although_another_vip_has_the_real() {
     let mut katran = load(builder());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
@@ -83,7 +83,7 @@ fn a_vip_without_reals_drops_also_when_another_vip_keeps_the_real() {
 }
 
 #[test]
-fn an_entry_of_a_gone_real_never_names_the_one_that_has_its_number() {
+fn an_entry_of_a_removed_real_never_names_its_successor() {
     let mut katran = load(all_in_table().max_reals(2));
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
     let flows = flows(Protocol::Tcp, TO_VIP4, 200);
@@ -207,7 +207,7 @@ fn weights_count_by_default() {
 }
 
 #[test]
-fn asking_for_a_flow_leaves_no_trace() {
+fn querying_a_flow_leaves_no_trace() {
     let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
     serve(

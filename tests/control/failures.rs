@@ -191,7 +191,7 @@ fn use_up_rings(katran: &mut Katran) {
     }
     let rings = katran.stats().library().unwrap().maps;
     let rings = rings.iter().find(|map| map.name == "ring_chunk").unwrap();
-    assert_eq!(rings.entries, 9, "of two chunks of 8, of which 7 are spare");
+    assert_eq!(rings.entries, 9, "two chunks of 8, minus 7 spare rings");
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn an_update_needs_no_memory() {
 }
 
 #[test]
-fn numbers_are_not_given_out_again_before_packets_have_let_go() {
+fn numbers_are_not_reused_before_a_grace_period() {
     let mut katran = load(builder().max_vips(1).max_reals(1));
     let one = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let membarrier = libc::SYS_membarrier;
@@ -295,7 +295,7 @@ fn no_grace_thread() {
 }
 
 #[test]
-fn outer_sources_are_not_written_where_packets_still_read() {
+fn outer_sources_are_not_overwritten_while_packets_read_them() {
     let mut katran = load(builder());
     let [first, second] = [ip("192.0.2.1"), ip("192.0.2.2")];
     no_grace_thread();
@@ -363,7 +363,7 @@ fn the_hop_of_a_removed_real_stays_while_packets_are_under_way() {
 }
 
 #[test]
-fn numbers_are_given_out_again_without_waiting_once_packets_have_let_go() {
+fn numbers_are_reused_at_once_after_a_grace_period() {
     let mut katran = load(builder().max_vips(1).max_reals(1));
     let one = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     katran.remove_real(one, ip(A)).unwrap();
@@ -437,7 +437,7 @@ fn a_state_that_fails_in_the_middle_is_undone() {
 
 /// A watch is no part of a state and ends with its VIP: undoing the removal restores it.
 #[test]
-fn a_watch_goes_on_when_a_state_is_undone() {
+fn a_watch_survives_an_undone_state() {
     // The real goes with the VIP, and its counters restart; or it stays.
     for other_reals in [&[B][..], &[A, B]] {
         let features = Features::default() | Features::SOURCE_ROUTING;
@@ -498,7 +498,7 @@ fn a_state_that_cannot_be_undone_leaves_library_and_kernel_agreeing() {
 }
 
 #[test]
-fn questions_that_fail_are_counted_and_can_be_asked_again() {
+fn failed_queries_are_counted_and_can_be_repeated() {
     let katran = balancer();
     let flow = flows(Protocol::Tcp, "203.0.113.1:443", 1)[0];
     let commands = [

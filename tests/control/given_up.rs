@@ -139,12 +139,12 @@ pub(crate) fn refused(katran: &mut Katran, links: &[OwnedFd], strays: bool) -> E
     };
     let apply = || katran.apply(&wanted).unwrap_err();
     let error = judged(libc::SYS_bpf, Some(LINK_UPDATE), judge, apply);
-    assert_eq!(updates, 3, "there, refused, and back");
+    assert_eq!(updates, 3, "updated, refused, and restored");
     error
 }
 
 #[test]
-fn numbers_that_packets_have_met_mean_nothing_else_later() {
+fn numbers_that_packets_have_seen_mean_nothing_else_later() {
     require_root();
     // `simulate` uses this CPU's flow table.
     stay_on(allowed_cpus()[0]);
@@ -192,7 +192,7 @@ fn numbers_that_packets_have_met_mean_nothing_else_later() {
 /// The number of the replacement's VIP exceeds the limit here: its entries are still removed, also
 /// for a later owner of that number, and no memory of this balancer is mistaken for the number's.
 #[test]
-fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
+fn numbers_beyond_the_limit_are_swept_as_well() {
     require_root();
     stay_on(allowed_cpus()[0]);
     let host = host();
@@ -292,7 +292,7 @@ fn former_numbers_take_one_walk_for_all() {
 /// When an exchange is refused, everything that had the new program gets the former one back:
 /// links, an entry, the probes' path.
 #[test]
-fn everything_that_was_switched_has_the_program_before_again() {
+fn everything_that_was_switched_gets_the_former_program_back() {
     require_root();
     let host = host();
     let directory = private_bpf_fs().unwrap();

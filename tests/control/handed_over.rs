@@ -79,7 +79,7 @@ fn assert_handed_over<T>(result: Result<T>, call: &str) {
 }
 
 #[test]
-fn the_old_handle_tells_and_changes_nothing_any_more() {
+fn the_old_handle_neither_reports_nor_changes_anything() {
     let directory = directory();
     let features = Features::default() | Features::INTROSPECTION | Features::INLINE_DECAP;
     let mut old = load(
@@ -206,7 +206,7 @@ fn a_call_that_takes_long_keeps_the_balancer() {
 
 /// Calls without a pause in between: the next owner knows the last successful one.
 #[test]
-fn calls_in_a_row_end_with_one_that_is_whole() {
+fn a_handover_waits_for_the_current_call() {
     let directory = directory();
     let mut katran = load(builder().pin(&directory));
     let tcp = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
@@ -296,7 +296,7 @@ fn those_who_ask_take_turns() {
                 }
             });
         }
-        eventually("each has had it", || owned.load(Ordering::Relaxed) == 3);
+        eventually("each has owned it", || owned.load(Ordering::Relaxed) == 3);
         stop.store(true, Ordering::Relaxed);
     });
     assert!(first.is_handed_over() && !is_asked(&directory));
@@ -307,7 +307,7 @@ fn those_who_ask_take_turns() {
 /// A handover goes only to the process that asked, and the owner lets go only for one that can
 /// continue.
 #[test]
-fn a_handover_is_for_the_one_that_asked() {
+fn a_handover_goes_to_the_process_that_asked() {
     let directory = directory();
     drop(load(builder().pin(&directory)));
     // As a process that has asked and is about to take over.
@@ -355,7 +355,7 @@ fn a_monitor_that_outlives_its_handle_leaves_the_next_one_alone() {
         });
         let listening = new.events().to_list(MonitorOptions::new(), 10).unwrap();
         drop(monitor.stop());
-        // Of unknown flows.
+        // Packets of unknown flows.
         for flow in flows(Protocol::Tcp, "203.0.113.1:443", 3) {
             bpf::run(new.program_fd(), &frame(flow));
         }

@@ -169,7 +169,7 @@ fn every_vip_there_is_room_for_has_a_ring() {
 }
 
 #[test]
-fn what_is_full_refuses_and_stays_as_it_is() {
+fn full_tables_refuse_and_stay_unchanged() {
     let mut katran = load(builder().max_vips(2).max_reals(3));
     let one = serve(&mut katran, VIP4, VipFlags::LRU_BYPASS, &[A, B]);
     let two = serve(
@@ -243,7 +243,7 @@ fn batches_are_all_or_nothing() {
 }
 
 #[test]
-fn addresses_that_cannot_be_are_refused_and_counted() {
+fn invalid_addresses_are_refused_and_counted() {
     let mut katran = load(builder());
     let one = serve(&mut katran, VIP4, VipFlags::LRU_BYPASS, &[A]);
     let before = observe(&katran);
@@ -288,7 +288,7 @@ fn addresses_that_cannot_be_are_refused_and_counted() {
 }
 
 #[test]
-fn flags_that_cannot_be_are_refused() {
+fn invalid_flags_are_refused() {
     let mut katran = load(builder());
     let (udp, tcp) = (vip("203.0.113.1:443/udp"), vip("203.0.113.1:443/tcp"));
     let error = katran.add_vip(tcp, VipFlags::QUIC).unwrap_err();
@@ -366,7 +366,7 @@ fn flags_of_a_real_are_the_same_for_all_vips() {
 }
 
 #[test]
-fn numbers_are_used_again_with_nothing_left_of_their_past() {
+fn reused_numbers_start_afresh() {
     for (builder, reason) in [
         (all_in_table(), Reason::Ring),
         (builder(), Reason::SettledSlot),
@@ -400,7 +400,7 @@ fn numbers_are_used_again_with_nothing_left_of_their_past() {
 type Told = Arc<Mutex<Vec<(&'static str, IpAddr, RealNumber)>>>;
 
 #[test]
-fn callbacks_are_told_of_reals_that_come_and_go() {
+fn callbacks_report_added_and_removed_reals() {
     let mut katran = load(builder());
     let told = Told::default();
     let note = |what| {
@@ -423,7 +423,7 @@ fn callbacks_are_told_of_reals_that_come_and_go() {
             .modify_reals(one, &[add(C), RealChange::Remove(ip(D6))])
             .is_err()
     );
-    assert_eq!(take(), [], "named before, named still, or refused");
+    assert_eq!(take(), [], "calls for reals that stay, or were refused");
     katran.remove_vip(two).unwrap();
     assert_eq!(take(), [("removed", ip(B), b)]);
 

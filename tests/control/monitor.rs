@@ -134,7 +134,7 @@ fn each_event_comes_with_the_packet_that_made_it() {
 }
 
 #[test]
-fn only_what_was_asked_for_is_delivered_and_as_much_of_it() {
+fn only_requested_events_and_bytes_are_delivered() {
     let katran = watched();
     let options = MonitorOptions::new()
         .events([EventKind::PacketTooBig])
@@ -240,7 +240,7 @@ fn tell_all(katran: &Katran) {
 }
 
 #[test]
-fn what_came_before_a_monitor_or_was_not_asked_for_is_not_delivered() {
+fn earlier_and_unrequested_events_are_not_delivered() {
     let katran = watched();
     tell_all(&katran);
     for client in 1..=3 {
@@ -295,7 +295,7 @@ fn events_beyond_the_buffer_are_counted_as_lost() {
 }
 
 #[test]
-fn off_costs_nothing() {
+fn a_disabled_feature_costs_nothing() {
     let (without, with) = (load(Features::default()), watched());
     // No ring buffer exists, and no program refers to one.
     let ring_buffers = |katran: &Katran| {

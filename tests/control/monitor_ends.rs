@@ -56,7 +56,7 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
 }
 
 #[test]
-fn a_payload_that_panics_when_it_is_dropped_ends_nobody() {
+fn a_panic_payload_that_panics_when_dropped_is_harmless() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {

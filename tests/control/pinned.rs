@@ -63,7 +63,7 @@ fn full() -> Builder {
 }
 
 #[test]
-fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle() {
+fn everything_is_pinned_for_its_user_alone_and_outlives_the_handle() {
     let files = file_system();
     let directory = files.join("katran");
     let mut katran = load(full().pin(&directory));
@@ -230,7 +230,7 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
 }
 
 #[test]
-fn what_others_have_put_there_stays() {
+fn foreign_pins_stay() {
     let files = file_system();
     let directory = files.join("katran");
     drop(load(builder().pin(&directory)));

@@ -181,7 +181,7 @@ fn check_entries(rng: &mut Rng, entries: &SharedEntries) {
 }
 
 #[test]
-fn what_others_have_pinned_is_told_apart_and_stays() {
+fn foreign_pins_are_recognised_and_stay() {
     let (_seed, mut rng) = seeded();
     let rng = &mut rng;
     let mut katran = load(builder());

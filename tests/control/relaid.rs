@@ -126,7 +126,7 @@ impl Known {
 fn adopt(directory: &Path) -> Katran {
     let (katran, start) = builder().pin(directory).adopt_or_load().unwrap();
     let Start::Adopted { by_version, .. } = start else {
-        panic!("there was one");
+        panic!("adopt_or_load loaded a new one");
     };
     assert_eq!(by_version, env!("CARGO_PKG_VERSION"));
     katran
@@ -134,7 +134,7 @@ fn adopt(directory: &Path) -> Katran {
 
 /// Nothing is lost but the parts that this version cannot read.
 #[test]
-fn one_of_another_layout_is_replaced_and_knows_all_that_it_knew() {
+fn another_layout_is_replaced_and_nothing_is_forgotten() {
     let all = FlowTracking::All;
     let changed = FlowTracking::Changed;
     let kinds: [(FlowTracking, &[&[usize]]); 2] = [
@@ -189,7 +189,7 @@ fn one_of_another_layout_is_replaced_and_knows_all_that_it_knew() {
 
 /// The rings lead elsewhere: connections stay while the tables have the same layout, copied or not.
 #[test]
-fn connections_that_tables_alone_know_stay() {
+fn connections_that_only_tables_know_stay() {
     // `simulate` uses this CPU's flow table.
     stay_on(allowed_cpus()[0]);
     let directory = directory();
@@ -219,7 +219,7 @@ fn connections_that_tables_alone_know_stay() {
 
 /// The same link has the new program.
 #[test]
-fn links_stay_and_packets_meet_the_new_program() {
+fn links_stay_and_get_the_new_program() {
     let directory = directory();
     let host = Host::new("relaid").unwrap();
     host.ip("link set lo up").unwrap();
@@ -246,7 +246,7 @@ fn links_stay_and_packets_meet_the_new_program() {
 
 /// A ledger of another layout: the balancer keeps forwarding, and the error says what to do.
 #[test]
-fn a_ledger_that_cannot_be_read_is_told_before_anybody_lets_go() {
+fn an_unreadable_ledger_is_reported_before_a_handover() {
     let directory = directory();
     let mut katran = load(builder().pin(&directory));
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
@@ -295,7 +295,7 @@ fn a_ledger_that_cannot_be_read_is_told_before_anybody_lets_go() {
     assert!(!directory.exists());
 }
 
-/// What packets read of a set that shares maps with this version's, and write there.
+/// What packets read and write in a set that shares maps with this version's.
 #[derive(PartialEq, Debug)]
 struct Seen {
     hops: Option<Vec<u8>>,
@@ -404,7 +404,7 @@ fn one_of_another_layout_is_removed_whole() {
 /// A pin is missing that the owner does not need, but its successor would: the owner keeps the
 /// balancer.
 #[test]
-fn nobody_lets_go_of_one_that_was_spoiled() {
+fn an_owner_keeps_a_damaged_balancer() {
     for pin in ["contents", "ledger"] {
         let directory = directory();
         let katran = load(builder().pin(&directory));
@@ -424,7 +424,7 @@ fn nobody_lets_go_of_one_that_was_spoiled() {
 
 /// Probes work from the switch on, not only once the gateway is found again.
 #[test]
-fn other_probes_know_the_gateway_that_packets_know() {
+fn probes_know_the_gateway_from_the_switch_on() {
     let directory = directory();
     let katran = load(
         builder()
@@ -469,7 +469,7 @@ fn with_router(name: &str) -> Host {
 
 /// Otherwise it would have no owner until the router answers.
 #[test]
-fn a_gateway_that_does_not_answer_keeps_nobody_from_it() {
+fn a_silent_gateway_does_not_prevent_an_adoption() {
     let directory = directory();
     let host = with_router("relaid-silent");
     let mut katran = load(builder().gateway(Gateway::Auto).pin(&directory));

@@ -143,7 +143,7 @@ fn same_reals(before: &[Simulation], after: &[Simulation], change: &str) {
 /// Each change in turn on the same balancer, so that each follows all the others; pinned and
 /// unpinned.
 #[test]
-fn every_setting_can_be_another_and_nothing_else_changes() {
+fn every_setting_can_change_and_nothing_else_does() {
     for (tracking, pinned) in [(FlowTracking::Changed, true), (FlowTracking::All, false)] {
         let directory = directory();
         let mut katran = match pinned {
@@ -225,7 +225,7 @@ fn a_state_that_needs_more_room_is_applied_at_once() {
 }
 
 #[test]
-fn what_has_no_room_is_refused_and_told() {
+fn a_state_without_room_is_refused_with_the_limit() {
     let mut katran = load(rich(FlowTracking::Changed));
     fill(&mut katran);
     let before = (katran.state(), katran.counters().unwrap().totals);
@@ -316,7 +316,7 @@ fn one_that_fails_changes_nothing() {
 const OBJ_PIN: u32 = 6;
 
 #[test]
-fn another_kind_of_table_and_of_tracking_can_be_had() {
+fn flow_table_type_and_tracking_can_change() {
     let mut katran = load(rich(FlowTracking::All));
     fill(&mut katran);
     let kinds = [FlowTableKind::KernelLru, FlowTableKind::SetAssociative];
@@ -341,7 +341,7 @@ fn another_kind_of_table_and_of_tracking_can_be_had() {
 /// even if a ring changes at the same time; without them, only packets in unsettled slots look at
 /// the tables.
 #[test]
-fn histories_stay_while_server_ids_go_and_come() {
+fn histories_stay_while_server_ids_are_toggled() {
     let ids = Features::default() | Features::TCP_SERVER_ID;
     let mut katran = load(builder());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
@@ -391,9 +391,9 @@ fn histories_stay_while_server_ids_go_and_come() {
     }
 }
 
-/// Void entries are removed only when no more of them can come from the old tables.
+/// Void entries are removed only once the old tables can add no more.
 #[test]
-fn flows_of_the_last_moment_bring_no_void_entry_back() {
+fn late_copied_flows_restore_no_void_entry() {
     // `simulate` uses this CPU's flow table.
     stay_on(allowed_cpus()[0]);
     let mut katran = load(all_in_table());

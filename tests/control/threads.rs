@@ -58,7 +58,7 @@ fn ask(katran: &Katran, vip: Vip, flow: Flow) {
 }
 
 #[test]
-fn questions_changes_and_packets_go_on_beside_each_other() {
+fn queries_changes_and_packets_run_concurrently() {
     let mut katran = load(builder());
     // Without a flow table the ring decides, so each answer shows which ring it used.
     let vips = SERVICES.map(|to| {

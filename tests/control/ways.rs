@@ -77,7 +77,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// A number that packets may still use keeps its interface until none does.
 #[test]
-fn ports_of_the_owner_before_mean_nothing_else() {
+fn the_former_owners_ports_keep_their_meaning() {
     require_root();
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");
@@ -97,7 +97,7 @@ fn ports_of_the_owner_before_mean_nothing_else() {
         let numbers: BTreeSet<u16> = before.iter().map(|(port, _)| *port).collect();
         drop(katran);
         katran = host.run(|| settings().adopt().unwrap());
-        eventually("others are in their place, and lead there", || {
+        eventually("new ports lead there", || {
             let now = ports(&directory, &katran);
             assert!(is_whole(&now), "{round}: {before:?} {now:?}");
             now.iter().all(|(port, _)| !numbers.contains(port))
@@ -108,7 +108,7 @@ fn ports_of_the_owner_before_mean_nothing_else() {
 
 /// Routes change after the process that followed them is gone.
 #[test]
-fn ways_of_probes_are_followed_by_the_next_owner() {
+fn the_next_owner_follows_probes_paths() {
     require_root();
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");

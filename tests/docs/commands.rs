@@ -257,7 +257,7 @@ fn commands_that_are_quoted_exist() {
 }
 
 #[test]
-fn commands_that_do_not_exist_are_seen() {
+fn missing_commands_are_found() {
     let known = Known::new();
     for (line, wrong) in [
         ("sudo make tests", "make tests"),

@@ -96,7 +96,7 @@ fn wrong(help: &str) -> Vec<String> {
 }
 
 #[test]
-fn bad_help_is_seen() {
+fn bad_help_is_found() {
     assert_eq!(wrong("Balance the VIPs of a file\n\nUsage: x\n"), [""; 0]);
     assert_eq!(wrong("Usage: x [OPTIONS] FILE\n").len(), 1);
     assert_eq!(
@@ -111,7 +111,7 @@ fn bad_help_is_seen() {
 
 /// `scripts/demo-svg` makes it from a run.
 #[test]
-fn the_picture_of_the_demo_is_of_this_demo() {
+fn the_picture_shows_the_current_demo() {
     let demo = files::below(&["examples/demo"], &[".rs"]);
     let demo: String = demo.iter().map(|path| files::read(path)).collect();
     let picture = files::read("docs/img/demo.svg");

@@ -9,7 +9,7 @@ use crate::markdown::Page;
 use crate::none_of;
 use crate::texts;
 
-/// What can be mentioned by its path from the root.
+/// Directories whose files can be mentioned by their path from the root.
 const DIRECTORIES: [&str; 6] = [
     "benches/",
     "docs/",
@@ -24,7 +24,7 @@ const OTHERS: [&str; 1] = ["src/structure.rs"];
 const WORDS: [&str; 1] = ["src/dst"];
 
 #[test]
-fn links_of_pages_lead_somewhere() {
+fn links_of_pages_are_valid() {
     let pages = markdown::pages();
     let mut found = Vec::new();
     let mut relative = 0;
@@ -150,7 +150,7 @@ fn mentions(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn dead_links_are_seen() {
+fn dead_links_are_found() {
     let page = Page::of("# A heading\n");
     let pages = BTreeMap::from([("docs/limits.md".to_owned(), page)]);
     let wrong = |link| wrong("docs/glossary.md", link, &pages);

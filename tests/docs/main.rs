@@ -37,8 +37,5 @@ fn none_of(found: &[String], what: &str) {
 /// changes the list.
 #[track_caller]
 fn weeded(unused: &BTreeSet<&str>, list: &str) {
-    assert!(
-        unused.len() <= SPARE,
-        "{list} has words that nothing needs: {unused:?}"
-    );
+    assert!(unused.len() <= SPARE, "{list} has unused words: {unused:?}");
 }

@@ -177,7 +177,7 @@ pub(crate) fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn a_page_is_taken_apart() {
+fn a_page_is_parsed() {
     let page = Page::of(
         "# A `b` c: d\n\nSome *prose*,\nwith `code` and [a link](x.md#y).\n\n## Same\n## Same\n\n\
          | a | b |\n| --- | --- |\n| c | `d` |\n\n```rust,no_run\nlet x;\n```\n- item\n  - inner\n",

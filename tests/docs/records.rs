@@ -58,7 +58,7 @@ fn the_list_by_subject_has_each_record_once() {
         .map(|record| (record.number.to_string(), record.anchor()))
         .collect();
     assert!(all.iter().all(|record| listed.contains(record)), "{list}");
-    assert_eq!(listed.len(), all.len(), "some are there twice");
+    assert_eq!(listed.len(), all.len(), "some are listed twice");
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn records(page: &str) -> (&str, Vec<Record<'_>>) {
     (list, records.collect())
 }
 
-/// The links in a text to headings of its own page: text and anchor.
+/// The links in a text to its own page's headings: text and anchor.
 fn links(text: &str) -> Vec<(String, String)> {
     let parts: Vec<_> = text.split("](#").collect();
     let pairs = parts.windows(2).filter_map(|pair| {
@@ -212,7 +212,7 @@ fn references_are_found_in_all_forms() {
 }
 
 #[test]
-fn wrong_references_are_seen() {
+fn wrong_references_are_found() {
     let (list, records) = records(
         "# Records\n\n- All: [1](#1-a-title), [2](#2-b)\n\n## 1. A `title`\n\nText.\n\n## 2. B\n\n**Superseded by [1](#1-a-title).**\n",
     );

@@ -61,7 +61,7 @@ const NAMES: [&str; 12] = [
 ];
 
 #[test]
-fn no_message_has_rusts_words() {
+fn no_message_has_rust_words() {
     let mut found = Vec::new();
     let mut messages = 0;
     for name in files::below(&["src", "examples/katran", "examples/common"], &[".rs"]) {

@@ -98,7 +98,7 @@ fn unknown<'a>(words: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_wrong_word_is_seen() {
+fn a_wrong_word_is_found() {
     let text = "The balancer's behaviour, a mispeled color: IPv6, eth0 and /etc/x.toml, half-wrng.";
     let found: Vec<String> = unknown(words(text).into_iter()).into_iter().collect();
     assert_eq!(found, ["color", "mispeled", "wrng"]);

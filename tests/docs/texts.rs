@@ -148,7 +148,7 @@ fn without_values(text: &str) -> String {
 }
 
 #[test]
-fn messages_are_read_without_what_is_filled_in() {
+fn messages_are_read_without_inserted_values() {
     let words = without_values("no {what:?} of {}: run `katran check` again");
     let words: Vec<&str> = words
         .split([CODE, ' ', ':'])

@@ -48,7 +48,7 @@ fn load() -> Katran {
 }
 
 #[test]
-fn modes_are_what_was_asked_for_and_programs_go_on_detach_and_drop() {
+fn modes_are_as_requested_and_detach_and_drop_remove_programs() {
     let (host, _peer) = hosts();
     let mut katran = load();
     let mut decap = Decap::builder().load().unwrap();
@@ -143,7 +143,7 @@ fn a_foreign_program_stays() {
 }
 
 #[test]
-fn interfaces_that_cannot_are_refused_with_the_reason() {
+fn unsuitable_interfaces_are_refused_with_the_reason() {
     let (host, _peer) = hosts();
     let mut katran = load();
     for mode in [XdpMode::Auto, XdpMode::Native, XdpMode::Generic] {
@@ -172,7 +172,7 @@ fn interfaces_that_cannot_are_refused_with_the_reason() {
 }
 
 #[test]
-fn native_mode_wants_frames_that_fit_a_page() {
+fn native_mode_needs_frames_that_fit_a_page() {
     require_root();
     let (host, peer) = (Host::new("a").unwrap(), Host::new("b").unwrap());
     veth(host.port("eth0"), peer.port("eth0"), 9000).unwrap();
@@ -194,7 +194,7 @@ fn native_mode_wants_frames_that_fit_a_page() {
 }
 
 #[test]
-fn traffic_stops_on_detach_and_goes_on_after_attach() {
+fn traffic_stops_on_detach_and_resumes_after_attach() {
     let mut site = Site::new(LabConfig::default());
     let _servers = site.lab.serve_tcp(PORT).unwrap();
     let vip = Vip::tcp((site.lab.vip4(), PORT).into());

@@ -75,7 +75,7 @@ pub(crate) fn egress_has_probes(host: &Host, interface: &str) -> bool {
 }
 
 #[test]
-fn an_interface_that_is_made_again_is_attached_again() {
+fn a_recreated_interface_is_attached_again() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = || host.ip("link add dev0 type veth peer name dev1").unwrap();
@@ -112,7 +112,7 @@ fn an_interface_that_is_made_again_is_attached_again() {
 }
 
 #[test]
-fn probes_have_a_path_again_when_its_interface_is_made_again() {
+fn probes_get_their_path_back_with_a_recreated_interface() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = || {
@@ -136,7 +136,7 @@ fn probes_have_a_path_again_when_its_interface_is_made_again() {
 }
 
 #[test]
-fn what_is_gone_says_so_and_is_put_back_by_one_call() {
+fn lost_attachments_are_reported_and_restored_by_one_call() {
     let pins = Pins::new();
     let place = Place::new(1);
     let host = &place.host;
@@ -281,7 +281,7 @@ fn an_interface_that_was_renamed_is_still_ours() {
 }
 
 #[test]
-fn an_old_name_means_what_is_gone_and_not_what_has_another_name_by_now() {
+fn an_old_name_means_the_lost_attachment() {
     require_root();
     let host = Host::new("host").unwrap();
     let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
@@ -321,7 +321,7 @@ fn an_old_name_means_what_is_gone_and_not_what_has_another_name_by_now() {
 }
 
 #[test]
-fn what_was_renamed_and_is_gone_is_put_back_under_the_name_that_it_had_last() {
+fn a_lost_attachment_is_restored_under_its_last_name() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = |name: &str, peer: &str| {
@@ -363,7 +363,7 @@ fn what_was_renamed_and_is_gone_is_put_back_under_the_name_that_it_had_last() {
     assert_eq!(
         names(&katran, &decap),
         expected(AttachmentState::Gone),
-        "nothing has its name"
+        "no interface has its name"
     );
     make("wan0", "wan1");
     host.run(|| {
@@ -376,8 +376,7 @@ fn what_was_renamed_and_is_gone_is_put_back_under_the_name_that_it_had_last() {
 }
 
 #[test]
-fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_says_that_it_has_not()
- {
+fn a_moved_interface_keeps_or_reports_its_attachments() {
     require_root();
     let (host, other) = (Host::new("host").unwrap(), Host::new("other").unwrap());
     let mut decap = Decap::builder().load().unwrap();
@@ -414,7 +413,7 @@ fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_s
 }
 
 #[test]
-fn an_interface_that_was_moved_is_told_so_where_it_was() {
+fn a_moved_interface_is_reported_in_its_old_namespace() {
     use AttachmentState::*;
 
     require_root();

@@ -151,7 +151,7 @@ fn fragments_and_options_outside_of_tunnels_pass() {
 }
 
 #[test]
-fn without_a_decapsulator_tunnels_end_in_vain() {
+fn without_a_decapsulator_there_is_no_answer() {
     let mut site = Site::new(LabConfig {
         backends: 1,
         ..LabConfig::default()

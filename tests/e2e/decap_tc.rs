@@ -104,7 +104,7 @@ fn connections_work_in_all_mixes_of_families() {
 }
 
 #[test]
-fn large_packets_that_the_kernel_has_put_together_are_stripped_whole() {
+fn merged_packets_are_stripped_whole() {
     let mut site = Site::new(LabConfig::default());
     to_tc(&mut site, site::first_choice());
     // GRO merges segments before tc sees them.
@@ -232,7 +232,7 @@ fn tunnels_behind_one_vlan_tag_are_stripped_unlike_with_xdp() {
 }
 
 #[test]
-fn attachments_are_told_apart_and_go() {
+fn attachments_are_distinguished_and_removed() {
     let mut site = Site::new(LabConfig {
         backends: 1,
         ..LabConfig::default()
@@ -283,7 +283,7 @@ fn attachments_are_told_apart_and_go() {
 }
 
 #[test]
-fn it_works_beside_an_xdp_program_of_somebody_else() {
+fn it_works_beside_a_foreign_xdp_program() {
     let mut site = Site::new(LabConfig {
         backends: 1,
         ..LabConfig::default()

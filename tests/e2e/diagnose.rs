@@ -63,7 +63,7 @@ fn bad(found: &Diagnosis) -> Vec<Subject> {
 }
 
 #[test]
-fn a_good_place_is_called_good_before_and_after_attaching() {
+fn a_sound_setup_has_no_findings_before_and_after_attaching() {
     let mut site = site(XdpMode::Native, |builder| builder);
     let found = diagnose(&site);
     assert!(found.works() && bad(&found).is_empty(), "{found}");
@@ -84,7 +84,7 @@ fn a_good_place_is_called_good_before_and_after_attaching() {
 }
 
 #[test]
-fn troubles_of_the_interface_are_found() {
+fn faults_of_the_interface_are_found() {
     let mut site = site(XdpMode::Native, |builder| builder);
     let host = &site.lab.balancers[0].host;
     host.ip("link set eth0 mtu 1510").unwrap();
@@ -286,7 +286,7 @@ fn packets_without_a_table_are_found(tracking: FlowTracking, other: u32) {
 }
 
 #[test]
-fn troubles_of_the_way_to_reals_are_found() {
+fn faults_on_the_way_to_reals_are_found() {
     // No host has this address.
     let mut site = site(XdpMode::Native, |builder| builder);
     let wrong = "02:00:00:00:00:99".parse().unwrap();
@@ -318,7 +318,7 @@ fn troubles_of_the_way_to_reals_are_found() {
         Severity::Warning,
         Subject::Drops,
         "ring_empty: ",
-        "without reals",
+        "add reals",
     );
     drop(site);
 
@@ -395,7 +395,7 @@ fn troubles_of_the_way_to_reals_are_found() {
 }
 
 #[test]
-fn a_vip_whose_reals_are_all_down_or_drained_is_found() {
+fn a_vip_with_only_down_or_drained_reals_is_found() {
     let mut site = site(XdpMode::Native, |builder| builder);
     let vip = Vip::tcp((site.lab.vip4(), PORT).into());
     let reals = site.katran.reals(vip).unwrap();
@@ -430,7 +430,7 @@ fn a_vip_whose_reals_are_all_down_or_drained_is_found() {
 }
 
 #[test]
-fn troubles_of_a_backend_are_found() {
+fn faults_of_a_backend_are_found() {
     let site = Site::new(LabConfig {
         backends: 1,
         ..LabConfig::default()

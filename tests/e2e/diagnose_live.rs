@@ -49,7 +49,7 @@ pub(crate) fn pair(host: &Host) {
 }
 
 #[test]
-fn an_interface_that_was_made_anew_is_not_called_attached() {
+fn a_recreated_interface_is_not_called_attached() {
     let host = host();
     let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
     let mut decap = Decap::builder().load().unwrap();
@@ -96,7 +96,7 @@ fn an_interface_that_was_made_anew_is_not_called_attached() {
 }
 
 #[test]
-fn the_drivers_refusal_is_told() {
+fn the_drivers_refusal_is_reported() {
     let host = host();
     let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
     // A veth refuses native XDP if its peer may send longer frames than a page has room for.
@@ -130,7 +130,7 @@ fn the_drivers_refusal_is_told() {
 
 /// The capabilities in the guide's units, which lack `CAP_SYS_ADMIN`.
 #[test]
-fn few_privileges_make_no_false_problems() {
+fn few_privileges_cause_no_false_findings() {
     require_root();
     let pins = private_bpf_fs().unwrap();
     let host = host();
@@ -289,7 +289,7 @@ fn a_real_that_is_this_host_needs_no_next_hop() {
 
 /// With a gateway no real's next hop shows the interface: the host's routes do.
 #[test]
-fn reals_that_no_packet_gets_to_are_problems_by_a_gateway() {
+fn unreachable_reals_are_findings_with_a_gateway() {
     let host = host();
     for command in [
         "addr add 10.0.0.2/24 dev eth0",

@@ -67,7 +67,7 @@ fn connections_survive_a_balancer_that_leaves_and_comes_back() {
 }
 
 #[test]
-fn where_all_flows_are_remembered_they_survive_though_the_other_has_no_entries() {
+fn connections_survive_with_all_flows_remembered_though_the_other_has_no_entries() {
     connections_survive(FlowTracking::All);
 }
 
@@ -104,7 +104,7 @@ fn connections_survive(tracking: FlowTracking) {
     assert_all_continue(&mut connections, "with both");
     for katran in [&first, &second] {
         let [v4, v6] = forwarded(&lab, katran);
-        assert!(v4 > 0 && v6 > 0, "both have a share of both VIPs");
+        assert!(v4 > 0 && v6 > 0, "each balancer gets packets of both VIPs");
     }
 
     lab.remove_balancer_route(0).unwrap();
@@ -122,12 +122,12 @@ fn connections_survive(tracking: FlowTracking) {
     };
     let before = misses(&second);
     assert_all_continue(&mut connections, "without the first");
-    assert!(misses(&second) > before, "it knew nothing of these");
+    assert!(misses(&second) > before, "it did not know these flows");
 
     let first = join(&lab, 0, true, tracking);
     lab.add_balancer_route(0).unwrap();
     assert_all_continue(&mut connections, "with the first again");
-    assert!(misses(&first) > 0, "it knew nothing of these");
+    assert!(misses(&first) > 0, "it did not know these flows");
     assert_eq!(first.stats().flow_table().unwrap().miss_syn, 0);
 
     lab.remove_balancer_route(1).unwrap();
@@ -136,7 +136,11 @@ fn connections_survive(tracking: FlowTracking) {
     assert_eq!(forwarded(&lab, &second), before);
 
     let accepted: u64 = servers.iter().map(|server| server.accepted()).sum();
-    assert_eq!(accepted, 2 * CONNECTIONS as u64, "none was made again");
+    assert_eq!(
+        accepted,
+        2 * CONNECTIONS as u64,
+        "no connection was made again"
+    );
     for katran in [&first, &second] {
         assert_eq!(katran.stats().totals().unwrap().drop.packets, 0);
     }

@@ -54,7 +54,7 @@ fn destination(katran: &Katran, vip: Vip) -> Vec<u8> {
 }
 
 #[test]
-fn the_address_that_was_given_serves_until_one_is_found() {
+fn the_given_address_is_used_until_one_is_found() {
     let given = mac("02:00:00:00:00:99");
     for mode in [NextHops::PerReal, NextHops::Redirect] {
         let mut network = Segment::new(Arrival::Segment, |builder| {
@@ -117,7 +117,7 @@ fn a_peer_that_changes_its_address_is_followed_without_traffic() {
     change_silently(&network.backends[0], first);
     host.ip("neigh flush dev eth1").unwrap();
     is(&network, 11, first);
-    // The interface goes down, and comes up when the neighbours have other addresses.
+    // The interface goes down; when it comes up, its neighbours have other addresses.
     host.ip("link set eth1 down").unwrap();
     let (first, second) = (mac("02:00:00:00:00:91"), mac("02:00:00:00:00:92"));
     change_silently(&network.backends[0], first);
@@ -167,7 +167,7 @@ fn a_gateway_is_followed_through_a_link_that_goes_down_and_up() {
 }
 
 #[test]
-fn an_interface_that_is_renamed_is_told_by_its_new_name() {
+fn a_renamed_interface_is_reported_by_its_new_name() {
     let mut network = Segment::new(Arrival::Segment, |builder| {
         builder.gateway(Gateway::Auto).next_hops(NextHops::PerReal)
     });
@@ -192,7 +192,7 @@ fn an_interface_that_is_renamed_is_told_by_its_new_name() {
 }
 
 #[test]
-fn ways_in_a_table_of_the_interface_are_found() {
+fn routes_in_the_interfaces_table_are_found() {
     for mode in [NextHops::Gateway, NextHops::PerReal] {
         let mut network = Segment::with_another_table(mode);
         let right = MacAddr::new(network.lab.balancers[0].gateway_mac);
@@ -324,7 +324,7 @@ fn real(number: u32) -> Ipv4Addr {
 }
 
 #[test]
-fn a_route_that_flaps_costs_what_it_touches() {
+fn a_flapping_route_costs_only_what_it_touches() {
     let crowd = Crowd::new(4_000);
     let before = crowd.cpu_time();
     let began = Instant::now();
@@ -422,7 +422,7 @@ fn ways(katran: &Katran) -> Vec<NextHop> {
 }
 
 #[test]
-fn what_is_followed_is_what_a_new_look_finds() {
+fn followed_next_hops_match_a_fresh_query() {
     let mut crowd = Crowd::new(40);
     crowd.katran = follow(&crowd.host, 40);
     let mut random = fastrand::Rng::with_seed(7);

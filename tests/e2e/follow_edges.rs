@@ -53,7 +53,7 @@ fn way(katran: &Katran) -> Option<(u32, u32)> {
 }
 
 #[test]
-fn the_way_of_probes_changes_with_the_gateway() {
+fn the_probes_path_changes_with_the_gateway() {
     let given: MacAddr = "02:00:00:00:00:99".parse().unwrap();
     let mut network = Segment::new(Arrival::Segment, |builder| {
         let builder = builder.gateway(Gateway::Mac(given));
@@ -82,7 +82,7 @@ fn the_way_of_probes_changes_with_the_gateway() {
 }
 
 #[test]
-fn an_ipv6_address_that_is_given_is_enough_for_ipv6_reals() {
+fn a_given_ipv6_address_is_enough_for_ipv6_reals() {
     require_root();
     let (host, router) = (Host::new("host").unwrap(), Host::new("router").unwrap());
     veth(host.port("eth0"), router.port("to0"), 1600).unwrap();
@@ -94,13 +94,13 @@ fn an_ipv6_address_that_is_given_is_enough_for_ipv6_reals() {
     host.run(|| katran.attach("eth0", XdpMode::Generic))
         .unwrap();
     assert_eq!(katran.gateways().mac(Family::V6), given);
-    // No IPv4 address to send to: the failing real must not change what holds for others.
+    // Without an IPv4 address to send to, adding a real fails, and must not change others.
     katran.gateways_mut().set_mac_v6(None).unwrap_err();
     assert_eq!(katran.gateways().mac(Family::V6), given);
 }
 
 #[test]
-fn a_program_that_is_started_inherits_nothing_of_the_follower() {
+fn a_child_process_inherits_nothing_of_the_follower() {
     let place = Place::new(1);
     let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
     let mut katran = builder.load().unwrap();
@@ -130,7 +130,7 @@ fn many_routes(host: &Host, count: u32) {
 }
 
 #[test]
-fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
+fn adding_a_real_does_not_list_all_routes() {
     let place = Place::new(1);
     place.host.ip("addr add 10.1.0.2/16 dev eth0").unwrap();
     many_routes(&place.host, 100_000);
@@ -174,7 +174,7 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
     site::eventually("the new default route is in use", || {
         katran.gateways().mac(Family::V4) == second
     });
-    // The router of a real comes first while there is such a real.
+    // A real's router comes first while there is such a real.
     place
         .host
         .ip("route add 192.0.2.0/24 via 10.0.0.31 dev eth0")
@@ -189,7 +189,7 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
 }
 
 #[test]
-fn probes_take_the_table_of_where_the_balancer_is_attached() {
+fn probes_use_the_routing_table_of_the_balancers_interface() {
     let given: MacAddr = "02:00:00:00:00:99".parse().unwrap();
     let mut network = Segment::new(Arrival::OwnLink, |builder| {
         let builder = builder.gateway(Gateway::Mac(given));

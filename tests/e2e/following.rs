@@ -1,4 +1,4 @@
-//! What follows attaching and detaching, even if it fails half way: whose next hops are followed,
+//! What follows an attach or a detach, even one that fails half way: whose next hops are followed,
 //! and which interface probes leave by.
 
 use std::fs;
@@ -43,7 +43,7 @@ fn finds_the_router_of(katran: &mut Katran, place: &Place) {
 }
 
 #[test]
-fn what_has_failed_or_was_undone_follows_no_next_hops() {
+fn failed_and_undone_attachments_follow_no_next_hops() {
     let pins = Pins::new();
     let (here, there) = (Place::new(1), Place::new(2));
     // The interface for health checks exists there, and not here.
@@ -116,7 +116,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
 }
 
 #[test]
-fn an_embedder_who_attaches_by_other_means_has_next_hops_followed_until_it_says_so() {
+fn an_embedder_can_start_and_stop_following() {
     let (here, there, nowhere) = (Place::new(1), Place::new(2), Place::new(3));
     nowhere.host.ip("route del default").unwrap();
     there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
@@ -192,7 +192,7 @@ fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first
 }
 
 #[test]
-fn each_balancer_finds_out_its_own_next_hops() {
+fn each_balancer_discovers_its_own_next_hops() {
     let (here, there) = (Place::new(1), Place::new(2));
     let [mut first, mut second, mut third] = [(); 3].map(|()| {
         let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
@@ -216,7 +216,7 @@ fn each_balancer_finds_out_its_own_next_hops() {
 }
 
 #[test]
-fn probes_leave_by_the_first_interface_that_is_there() {
+fn probes_leave_by_the_first_existing_interface() {
     let place = Place::new(1);
     let macs = [[2, 0, 0, 0, 0xcc, 1], [2, 0, 0, 0, 0xcc, 2]];
     place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
@@ -262,7 +262,7 @@ fn probes_leave_by_the_first_interface_that_is_there() {
 }
 
 #[test]
-fn detaching_brings_nothing_back_that_was_detached() {
+fn detaching_restores_nothing() {
     let place = Place::new(1);
     place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
     place.link("two0", [2, 0, 0, 0, 0xbb, 2]);
@@ -343,7 +343,7 @@ pub(crate) fn netlink_sockets(host: &Host) -> Vec<u32> {
 }
 
 #[test]
-fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
+fn any_thread_discovers_a_gateway_while_nothing_is_held() {
     let place = Place::new(1);
     let given = MacAddr::new([2, 0, 0, 0, 0, 1]);
     let mut katran = site::small(given).load().unwrap();
@@ -374,7 +374,7 @@ fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
 }
 
 #[test]
-fn nothing_is_held_of_a_namespace_where_nothing_has_to_be_found_out() {
+fn a_namespace_without_discoveries_is_not_held() {
     let (here, there) = (Place::new(1), Place::new(2));
     let given = MacAddr::new([2, 0, 0, 0, 0, 1]);
     let mut katran = site::small(given).load().unwrap();

@@ -100,7 +100,7 @@ fn pins(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
+fn a_childs_drop_leaves_the_parents_handles_alone() {
     require_root();
     let path = private_bpf_fs().unwrap().join("root");
     // A link, a clsact filter, the thread that follows next hops, and a monitor's thread.

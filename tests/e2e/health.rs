@@ -155,7 +155,7 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
 }
 
 #[test]
-fn probes_are_told_by_their_mark_then_by_destination_then_by_source() {
+fn probes_match_by_mark_then_destination_then_source() {
     let mut site = site(|builder| builder);
     let servers = site.lab.serve_tcp(PORT).unwrap();
     let [first, second] = [0, 1].map(|i| IpAddr::from(site.lab.backends[i].v4));
@@ -238,7 +238,7 @@ fn long_probes_are_dropped_and_counted() {
 }
 
 #[test]
-fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
+fn probes_leave_by_the_balancers_interface_even_if_sent_on_another() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| {
         builder
             .gateway(Gateway::Auto)
@@ -342,7 +342,7 @@ fn probes_find_reals_on_the_same_segment_and_behind_other_interfaces() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     let mut plain = Site::new(LabConfig::default());
     let real = plain.lab.backends[0].v4.into();
     plain

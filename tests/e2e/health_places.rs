@@ -95,7 +95,7 @@ fn an_embedder_may_attach_the_program_by_other_means() {
 }
 
 #[test]
-fn a_filter_that_was_left_is_taken_over_without_being_an_administrator() {
+fn a_leftover_filter_is_taken_over_with_few_privileges() {
     let site = Site::with(
         LabConfig {
             backends: 0,
@@ -189,7 +189,7 @@ fn probes_follow_routes_that_change() {
 }
 
 #[test]
-fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
+fn probes_use_a_given_gateway_address_too() {
     let mut network = Segment::new(Arrival::Segment, |builder| {
         builder
             .next_hops(NextHops::PerReal)
@@ -221,7 +221,7 @@ fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
 }
 
 #[test]
-fn a_probe_is_one_packet_to_the_counters_also_if_it_passes_twice() {
+fn a_probe_that_passes_twice_counts_once() {
     let mut network = Segment::new(Arrival::Segment, |builder| {
         builder
             .gateway(Gateway::Auto)
@@ -249,7 +249,7 @@ fn a_probe_is_one_packet_to_the_counters_also_if_it_passes_twice() {
 }
 
 #[test]
-fn it_goes_with_the_balancer_and_leaves_others_alone() {
+fn the_filter_goes_with_the_balancer_and_leaves_foreign_ones_alone() {
     let mut site = health_site(|builder| builder.healthcheck_hook(TcHook::Clsact));
     let filters = |host: &Host| host.tool("tc", "filter show dev eth0 egress").unwrap();
     let clsact = |host: &Host| {

@@ -33,7 +33,7 @@ fn commands(guide: &str) -> Vec<&str> {
 
 #[test]
 #[ignore = "needs ipip, sit, ip6_tunnel, fou and fou6, which not every kernel has: make kernels"]
-fn the_kernels_tunnels_take_our_packets_out() {
+fn the_kernels_tunnels_unwrap_our_packets() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let _servers = lab.serve_tcp(PORT).unwrap();

@@ -53,7 +53,7 @@ fn the_balancers_own_server_answers() {
             assert!(delivered > 20);
             assert!(site.katran.stats().totals().unwrap().pass.packets >= delivered);
             site::eventually("the backend gets its share, and only that", || {
-                // Reads both again: the last acknowledgement may come between the two.
+                // Reads both again: the last acknowledgement may arrive in between.
                 let tunnelled = site.katran.stats().real(remote).unwrap().forwarded.packets;
                 let (v4, v6) = site.decapsulated();
                 tunnelled == if address.is_ipv4() { v4 } else { v6 }

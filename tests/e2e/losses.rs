@@ -51,7 +51,7 @@ fn next(told: &Receiver<AttachmentChange>, state: AttachmentState) {
 }
 
 #[test]
-fn a_removed_interface_is_told_of_at_once_and_that_it_is_back() {
+fn a_removed_and_a_recreated_interface_are_reported_at_once() {
     let host = host();
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
@@ -75,7 +75,7 @@ fn a_removed_interface_is_told_of_at_once_and_that_it_is_back() {
 }
 
 #[test]
-fn a_program_that_somebody_exchanges_is_told_of_and_one_that_we_do_is_not() {
+fn only_foreign_exchanges_of_the_program_are_reported() {
     let host = host();
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
@@ -102,7 +102,7 @@ fn a_program_that_somebody_exchanges_is_told_of_and_one_that_we_do_is_not() {
 }
 
 #[test]
-fn an_entry_that_another_balancer_takes_over_is_told_of() {
+fn an_entry_taken_over_by_another_balancer_is_reported() {
     let host = host();
     let pins = private_bpf_fs().unwrap();
     let path = pins.join("root");
@@ -121,7 +121,7 @@ fn an_entry_that_another_balancer_takes_over_is_told_of() {
 }
 
 #[test]
-fn a_callback_that_panics_or_ends_its_watch_harms_nobody() {
+fn a_callback_that_panics_or_ends_its_watch_is_harmless() {
     let host = host();
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());

@@ -35,8 +35,8 @@ use crate::site::Site;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The program's verdict on a frame for this host, as if it had come in by an interface of the
-/// calling thread's network namespace.
+/// The program's verdict on a frame for this host, as if it arrived on an interface of the calling
+/// thread's network namespace.
 fn verdict(program: BorrowedFd<'_>, interface: u32, mac: [u8; 6]) -> u32 {
     let mut frame = mac.to_vec();
     frame.extend([2, 0, 0, 0, 0, 1, 8, 0]);
@@ -68,7 +68,7 @@ fn verdict(program: BorrowedFd<'_>, interface: u32, mac: [u8; 6]) -> u32 {
     options.retval
 }
 
-/// Whether frames to this address that come in by an interface of the host are balanced, not passed.
+/// Whether frames to this address that arrive on an interface of the host are balanced, not passed.
 fn is_ours(katran: &Katran, host: &Host, interface: &str, mac: [u8; 6]) -> bool {
     let program = katran.program_fd();
     let index = host.interface_index(interface).unwrap();
@@ -144,7 +144,7 @@ fn only_frames_for_the_address_of_the_interface_are_balanced() {
 }
 
 #[test]
-fn frames_to_a_bridge_are_for_the_station_that_its_ports_belong_to() {
+fn frames_to_a_bridges_address_are_balanced_on_its_ports() {
     let place = Place::new(1);
     let host = &place.host;
     place.link("eth1", ONE);
@@ -167,7 +167,7 @@ fn frames_to_a_bridge_are_for_the_station_that_its_ports_belong_to() {
 /// The kernel does not say in which namespace a root program's interfaces are: the balancer's own
 /// namespace may use the same indexes.
 #[test]
-fn behind_a_root_program_frames_are_told_from_those_of_groups_only() {
+fn behind_a_root_program_only_group_frames_are_passed() {
     let place = Place::new(1);
     let host = &place.host;
     place.link("eth1", ONE);
@@ -304,7 +304,7 @@ fn a_backend_traces_its_route_to_a_client_through_the_balancer() {
 }
 
 #[test]
-fn a_host_that_forwards_to_a_vip_s_address_is_warned_of() {
+fn forwarding_to_a_vips_address_is_a_warning() {
     let place = Place::new(1);
     let host = &place.host;
     let katran = balancer();
@@ -328,7 +328,7 @@ fn a_host_that_forwards_to_a_vip_s_address_is_warned_of() {
 }
 
 #[test]
-fn changes_that_the_kernel_does_not_tell_of_are_looked_for() {
+fn changes_without_a_notice_are_polled() {
     let place = Place::new(1);
     let host = &place.host;
     place.link("eth1", ONE);

@@ -35,7 +35,7 @@ fn attached_in(places: &[&Place]) -> Katran {
 }
 
 #[test]
-fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_goes() {
+fn following_moves_on_when_the_first_namespaces_interface_is_removed() {
     let (first, second, third) = (Place::new(1), Place::new(2), Place::new(3));
     let mut katran = attached_in(&[&first, &second, &third]);
     // From here on only getters run.
@@ -43,7 +43,7 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
     site::eventually("the second router is found", || {
         katran.gateways().mac(Family::V4) == second.router_mac
     });
-    // The library holds nothing in a namespace where it has nothing left.
+    // The library holds no namespace in which it has nothing left.
     site::eventually("the first namespace is let go", || {
         netlink_sockets(&first.host).is_empty()
     });
@@ -98,7 +98,7 @@ fn links_of(program: u32) -> usize {
 }
 
 #[test]
-fn where_nothing_is_followed_any_more_no_link_is_held_twice() {
+fn no_link_is_held_twice_after_following_ends() {
     let place = Place::new(1);
     let mut katran = attached_in(&[&place]);
     let program = program_on(&place);
@@ -138,7 +138,7 @@ fn device(katran: &Katran, port: u32) -> Option<u32> {
 }
 
 #[test]
-fn next_hops_of_reals_move_on_without_a_call() {
+fn next_hops_of_reals_move_on_by_themselves() {
     let (first, second) = (Place::new(1), Place::new(2));
     let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
     let mut katran = builder.next_hops(NextHops::Redirect).load().unwrap();

@@ -53,7 +53,7 @@ fn an_error_about_the_path_reaches_the_backend_that_owns_the_flow() {
                 has_learnt(host, client, Some(address), limit)
             };
             assert!(learnt(0), "{}", site.report());
-            assert!(!learnt(1), "not about its flow");
+            assert!(!learnt(1), "the other backend learnt the MTU too");
         }
         site.lab.limit_client_mtu(1500).unwrap();
     }
@@ -210,7 +210,7 @@ fn the_longest_frame_follows_the_mtu_of_the_interfaces() {
 }
 
 #[test]
-fn a_number_stays_what_it_is() {
+fn a_fixed_max_frame_stays() {
     let mut site = Site::with(plain_links(), XdpMode::Native, |builder| {
         builder.max_frame(1200)
     });

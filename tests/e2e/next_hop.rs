@@ -27,7 +27,7 @@ fn mac(text: &str) -> MacAddr {
 }
 
 #[test]
-fn a_gateway_is_found_out_and_followed() {
+fn a_gateway_is_discovered_and_followed() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.gateway(Gateway::Auto)
     });
@@ -159,7 +159,7 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
 }
 
 #[test]
-fn the_last_gateway_serves_until_the_next_one_answers() {
+fn the_last_gateway_stays_in_use_until_the_next_one_answers() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.gateway(Gateway::Auto)
     });
@@ -251,7 +251,7 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
 }
 
 #[test]
-fn a_gateway_is_found_out_where_the_balancer_is_attached() {
+fn a_gateway_is_discovered_where_the_balancer_is_attached() {
     let mut site = Site::new(LabConfig::default());
     let right = MacAddr::new(site.lab.balancers[0].gateway_mac);
     site.katran
@@ -287,7 +287,7 @@ fn a_gateway_is_found_out_where_the_balancer_is_attached() {
 }
 
 #[test]
-fn a_gateway_that_cannot_be_found_out_is_an_error() {
+fn a_gateway_that_cannot_be_discovered_is_an_error() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| builder.gateway(Gateway::Auto));
     let host = &network.lab.balancers[0].host;
     host.ip("route del default").unwrap();
@@ -447,7 +447,7 @@ fn packets_leave_by_the_interface_that_leads_to_the_real() {
 }
 
 #[test]
-fn an_interface_that_is_made_anew_leads_to_reals_again() {
+fn a_recreated_interface_leads_to_reals_again() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| {
         builder.gateway(Gateway::Auto).next_hops(NextHops::Redirect)
     });
@@ -483,7 +483,7 @@ fn an_interface_that_is_made_anew_leads_to_reals_again() {
 }
 
 #[test]
-fn before_attaching_packets_go_to_the_address_that_was_given() {
+fn before_attaching_packets_go_to_the_given_address() {
     let first = mac("02:00:00:00:00:91");
     let mut katran = site::small(first)
         .next_hops(NextHops::PerReal)

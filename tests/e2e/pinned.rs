@@ -87,7 +87,7 @@ fn serve(site: &mut Site) -> [Vip; 2] {
 }
 
 #[test]
-fn connections_go_on_without_a_handle_until_it_is_removed() {
+fn connections_continue_without_a_handle_until_removal() {
     let pins = Pins::new();
     let mut site = pinned(&pins, |builder| builder);
     let services = serve(&mut site);
@@ -154,7 +154,7 @@ fn connections_go_on_without_a_handle_until_it_is_removed() {
 }
 
 #[test]
-fn what_is_detached_is_unpinned_and_what_is_gone_is_put_back() {
+fn detached_interfaces_are_unpinned_and_lost_ones_restored() {
     let pins = Pins::new();
     let mut site = pinned(&pins, |builder| builder);
     let host = &site.lab.balancers[0].host;
@@ -216,7 +216,7 @@ fn left_with_clsact(pins: &Pins) -> Lab {
 
 /// Foreign links pinned among ours stay; an interface may have any name.
 #[test]
-fn links_of_others_stay_and_any_interface_is_left() {
+fn foreign_links_stay_and_interfaces_may_have_any_name() {
     let pins = Pins::new();
     let lab = left_with_clsact(&pins);
     let host = &lab.balancers[0].host;
@@ -303,7 +303,7 @@ fn a_reload_leaves_the_link_and_works_on_without_a_handle() {
 }
 
 #[test]
-fn probes_go_their_way_without_a_handle() {
+fn probes_reach_their_reals_without_a_handle() {
     for hook in [TcHook::Tcx, TcHook::Clsact] {
         if hook == TcHook::Tcx && !Newer::Tcx.is_here() {
             continue;
@@ -432,7 +432,7 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
 /// The root program is replaced, and another live balancer has the entry: the next owner leaves it
 /// alone.
 #[test]
-fn an_entry_that_another_balancer_has_taken_stays_its_own() {
+fn an_entry_taken_by_another_balancer_stays_with_it() {
     let pins = Pins::new();
     let root = || {
         let mut root = RootProgram::builder().load().unwrap();
@@ -505,7 +505,7 @@ fn an_entry_that_another_balancer_has_taken_stays_its_own() {
 /// Restoring attachments at an adoption may wait seconds for a gateway: the owner is visible
 /// meanwhile, and lets go afterwards.
 #[test]
-fn who_waits_for_a_gateway_at_adoption_gives_signs_of_life() {
+fn an_adoption_that_waits_for_a_gateway_gives_signs_of_life() {
     const LIMIT: Duration = Duration::from_secs(1);
     let pins = Pins::new();
     let host = Host::new("alone").unwrap();

@@ -167,7 +167,7 @@ fn policy() -> Policy {
 }
 
 #[test]
-fn no_client_meets_a_real_that_is_dead_at_the_start() {
+fn no_client_reaches_a_real_that_is_dead_at_the_start() {
     let probed = Probed::new(policy());
     let _server = probed.serve(1);
     let changes = probed.health().apply(&probed.wanted([1, 1])).unwrap();
@@ -241,7 +241,7 @@ fn reals_come_and_go_and_the_last_ones_stay() {
 
 /// A real that flaps faster than it can rise stays out.
 #[test]
-fn one_that_flaps_stays_out_until_it_answers_for_long_enough() {
+fn a_flapping_real_stays_out_until_it_answers_for_long_enough() {
     let mut slow = policy();
     slow.rise = 100;
     let probed = Probed::new(slow);
@@ -343,7 +343,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     assert!(line.contains("an address of this host"), "{line}");
     assert!(
         probed.health().wait(PATIENCE),
-        "nothing is known, and nothing awaited"
+        "there is nothing to wait for"
     );
     let report = probed.health().report();
     assert!(report.not_sent > 0 && report.failed == 0, "{report:?}");
@@ -394,7 +394,7 @@ fn a_checker_that_is_cut_off_changes_nothing() {
 }
 
 #[test]
-fn what_others_change_is_kept_and_the_end_leaves_all_as_it_is() {
+fn concurrent_changes_are_kept_and_the_end_changes_nothing() {
     let mut probed = Probed::new(policy());
     let _second = probed.serve(1);
     probed.health().apply(&probed.wanted([1, 1])).unwrap();
@@ -521,7 +521,7 @@ fn a_real_that_a_router_calls_unreachable_is_down() {
 
 /// New checks take effect, and the reals' health stays known.
 #[test]
-fn other_settings_take_effect_at_once() {
+fn changed_settings_take_effect_at_once() {
     let probed = Probed::new(policy());
     let _second = probed.serve(1);
     let wanted = probed.wanted([1, 1]);

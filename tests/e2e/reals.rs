@@ -62,7 +62,7 @@ fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
 
 /// Earlier connections have no entries, so it does not matter on which CPU they arrive.
 #[test]
-fn where_only_what_changed_is_remembered_a_drained_real_keeps_its_connections() {
+fn a_drained_real_keeps_its_connections_with_only_changed_flows_remembered() {
     let idle = Duration::from_secs(1);
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
@@ -336,7 +336,7 @@ fn clients_of_a_removed_real_move_and_all_others_stay() {
 }
 
 #[test]
-fn one_client_port_after_another_is_balanced_by_weight() {
+fn consecutive_client_ports_are_balanced_by_weight() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, all_remembered);
     let servers = site.lab.serve_tcp(PORT).unwrap();
     let address = site.lab.vip4();

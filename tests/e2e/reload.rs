@@ -69,7 +69,7 @@ fn nothing_is_lost_and_nothing_moves() {
 }
 
 #[test]
-fn nothing_is_lost_and_nothing_moves_where_all_flows_are_remembered() {
+fn nothing_is_lost_and_nothing_moves_with_all_flows_remembered() {
     site::stay_on_one_cpu();
     let site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.flow_tracking(FlowTracking::All)
@@ -172,7 +172,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
         .into_iter()
         .map(|vip| site::udp(&site.lab.client, vip))
         .collect();
-    // Answers to ARP and the like come from any CPU, and now and then a client's packet is
+    // Answers to ARP and the like arrive on any CPU, and now and then a client's packet is
     // processed along with one. So each CPU's table learns the flows.
     for cpu in site::cpus().into_iter().rev() {
         stay_on(cpu as usize);
@@ -281,7 +281,7 @@ fn reals_on_the_same_segment_and_behind_other_interfaces_stay_reachable() {
 }
 
 #[test]
-fn what_is_in_use_cannot_be_switched_off() {
+fn features_in_use_cannot_be_disabled() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.features(Features::SOURCE_ROUTING | Features::INLINE_DECAP)
     });
@@ -318,7 +318,7 @@ fn what_is_in_use_cannot_be_switched_off() {
 }
 
 #[test]
-fn what_flows_go_by_cannot_be_switched_off() {
+fn features_that_lead_flows_cannot_be_disabled() {
     let both = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.features(both)

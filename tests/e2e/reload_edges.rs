@@ -48,7 +48,7 @@ fn add_special(katran: &mut katran::Katran, lab: &Lab) -> Vip {
 }
 
 #[test]
-fn a_program_in_an_entry_of_the_embedders_works_on_until_it_is_replaced() {
+fn a_program_in_an_embedders_entry_works_until_it_is_replaced() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let _decaps = site::decaps(&lab, XdpMode::Native);

@@ -182,12 +182,12 @@ fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
 }
 
 #[test]
-fn nothing_breaks_that_begins_while_flows_are_copied() {
+fn connections_begun_during_the_copy_survive() {
     nothing_breaks_that_begins(|builder| builder);
 }
 
 #[test]
-fn nothing_breaks_that_begins_while_flows_are_copied_where_all_are_remembered() {
+fn connections_begun_during_the_copy_survive_with_all_flows_remembered() {
     nothing_breaks_that_begins(|builder| {
         let features = Features::default() | Features::TCP_SERVER_ID;
         builder.flow_tracking(FlowTracking::All).features(features)

@@ -44,7 +44,7 @@ fn link(pins: &Pins) -> (u32, u32) {
 }
 
 #[test]
-fn the_next_handle_goes_on_with_it() {
+fn the_next_handle_adopts_it() {
     let pins = Pins::new();
     let host = host();
     let missing = RootProgram::adopt(pins.path()).unwrap_err();
@@ -136,7 +136,7 @@ fn an_attachment_that_is_being_made_is_left_to_its_maker() {
 }
 
 #[test]
-fn what_is_half_pinned_is_said_and_removed() {
+fn half_made_pins_are_reported_and_removed() {
     let pins = Pins::new();
     let host = host();
     let load = || {

@@ -190,7 +190,7 @@ fn vips_may_be_prefixes_with_a_port_and_without() {
 }
 
 #[test]
-fn the_host_application_tells_a_flow_where_to_go() {
+fn the_host_application_chooses_a_flows_real() {
     let mut site = site(Features::GLOBAL_FLOW_TABLE);
     let _servers = site.lab.serve_udp(PORT).unwrap();
     for address in [site.lab.vip4(), site.lab.vip6()] {
@@ -271,7 +271,7 @@ fn udp_flows_leave_a_real_that_is_marked_down() {
 }
 
 #[test]
-fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
+fn flows_can_be_listed_and_purged_while_active() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.flow_tracking(FlowTracking::All)
     });

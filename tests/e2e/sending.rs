@@ -75,7 +75,7 @@ fn sends_all(found: &Diagnosis) {
 }
 
 #[test]
-fn frames_that_the_driver_loses_are_not_told_as_sent() {
+fn frames_lost_by_the_driver_are_not_reported_as_sent() {
     let (host, client, mut katran) = hosts(false);
     host.run(|| katran.attach("eth0", XdpMode::Native).unwrap());
     let first = counters(&host, &katran);
@@ -138,7 +138,7 @@ fn frames_that_the_driver_loses_are_not_told_as_sent() {
 }
 
 #[test]
-fn gro_alone_does_not_make_the_other_end_take_frames() {
+fn gro_alone_does_not_make_the_other_end_accept_frames() {
     let (host, client, mut katran) = hosts(false);
     client.tool("ethtool", "-K eth0 gro on").unwrap();
     let found = host.run(|| katran.diagnose("eth0").unwrap());
@@ -168,7 +168,7 @@ fn gro_alone_does_not_make_the_other_end_take_frames() {
 }
 
 #[test]
-fn auto_mode_is_native_where_the_other_end_takes_frames() {
+fn auto_mode_is_native_if_the_other_end_accepts_frames() {
     let (host, client, mut katran) = hosts(true);
     let attached = host.run(|| katran.attach("eth0", XdpMode::Auto).unwrap());
     assert_eq!(

@@ -225,7 +225,7 @@ fn two_programs_work_in_a_chain_and_the_root_outlives_them() {
     }
     let seen = foreign.frames() - before.0;
     assert!(seen >= 8);
-    // Late packets of those connections may come between the two readings.
+    // Late packets of those connections may arrive between the two readings.
     site::eventually("both programs have seen the same frames", || {
         let ours = katran.stats().totals().unwrap().total.packets - before.1;
         foreign.frames() - before.0 == ours
@@ -294,7 +294,7 @@ fn a_balancer_is_replaced_under_traffic() {
 }
 
 #[test]
-fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
+fn a_killed_processs_entry_is_taken_over_and_foreign_ones_are_not() {
     let pins = Pins::new();
     let (lab, _decaps) = network(&pins);
     let servers = lab.serve_tcp(PORT).unwrap();
@@ -336,7 +336,7 @@ fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
 }
 
 #[test]
-fn an_entry_that_was_lost_is_had_again() {
+fn a_lost_entry_is_restored() {
     require_root();
     let pins = Pins::new();
     let mut root = RootProgram::builder().load().unwrap();
@@ -404,7 +404,7 @@ fn an_entry_that_cannot_be_emptied_is_refused_and_kept() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     let pins = Pins::new();
     let (lab, _decaps) = network(&pins);
     let mut katran = balancer(&lab);

@@ -154,7 +154,7 @@ fn talk(clients: &[Client], stop: &AtomicBool, answers: &AtomicU64) -> [u64; 2] 
         }
         let name = socket.ask(b"who").unwrap();
         let set = names.iter().position(|legal| *legal == name);
-        let set = set.unwrap_or_else(|| panic!("{name} answered, legal are {names:?}"));
+        let set = set.unwrap_or_else(|| panic!("{name} answered, expected one of {names:?}"));
         from[set] += 1;
         answers.fetch_add(1, Ordering::Relaxed);
     }

@@ -274,7 +274,7 @@ fn echo_requests_are_answered_by_the_balancer() {
 }
 
 #[test]
-fn what_is_no_vip_reaches_the_balancers_own_stack() {
+fn other_packets_reach_the_balancers_own_stack() {
     let mut site = Site::new(LabConfig::default());
     let vip = Vip::udp((site.lab.vip4(), PORT).into());
     site.add_service(vip, &site::reals(&site.lab, vip.address()));

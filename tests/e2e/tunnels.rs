@@ -143,7 +143,7 @@ fn a_balancer_that_is_a_backend_of_another_one() {
 /// Like a backend whose answers return through a tunnel; here the client's packets do, and the
 /// router sends what the second balancer unwraps to the backend.
 #[test]
-fn egress_sends_what_was_in_the_tunnel_on_its_way() {
+fn egress_sends_the_inner_packet_on_its_way() {
     for kind in KINDS {
         let lab = lab();
         let mut first = balancer(&lab, 0, kind, |builder| builder);

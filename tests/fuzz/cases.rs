@@ -110,7 +110,7 @@ fn the_cases_hold() {
 }
 
 #[test]
-fn the_model_says_of_the_cases_what_the_program_says() {
+fn the_model_agrees_on_the_cases() {
     let katran = balancer();
     let cpu = katran.forwarding_cpus()[0];
     let mut model = mirror::of(&katran, cpu);

@@ -11,7 +11,7 @@ use crate::random;
 use crate::random::setting;
 
 const FRAMES: usize = 500;
-/// When frames come again, in milliseconds: half way through the timeout of two seconds; when only
+/// When frames return, in milliseconds: half way through the timeout of two seconds; when only
 /// the slots without frames then are settled; when all are.
 const AGAIN: u64 = 1200;
 const SOME_ARE_SETTLED: u64 = 2850;

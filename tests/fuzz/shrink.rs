@@ -57,7 +57,7 @@ fn without_pieces<T: Clone>(
 }
 
 #[test]
-fn what_fails_becomes_small() {
+fn a_failing_case_becomes_small() {
     // Fails on a frame with two bytes 7, after one with a byte 9.
     let fails = |steps: &[Step]| {
         let frames: Vec<&Vec<u8>> = steps

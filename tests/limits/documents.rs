@@ -90,7 +90,7 @@ fn a_million_server_ids_are_read_in_five_times_their_text() {
 
             let (written, peak, took) = peak_of(|| state.to_toml().unwrap());
             println!("{peak} bytes more while it is written");
-            assert!(written == text, "it is written otherwise");
+            assert!(written == text, "written differently");
             assert!(peak <= 5 * text.len(), "{peak} of {}", text.len());
             claim("writing", took, limit, 10);
         },

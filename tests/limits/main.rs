@@ -420,7 +420,7 @@ fn memory_that_a_cgroup_does_not_leave_is_not_there() {
 }
 
 #[test]
-fn a_group_is_made_where_memory_is_handed_on() {
+fn a_group_is_made_where_the_memory_controller_is_delegated() {
     let machine = std::env::temp_dir().join(format!("katran-cgroup-{}", std::process::id()));
     let write = |path: &str, text: &str| {
         let path = machine.join(path);

@@ -169,7 +169,7 @@ fn run(scratch: &Scratch, bytes: &[u8]) -> (bool, String) {
 }
 
 #[test]
-fn mutated_captures_are_read_as_they_stand() {
+fn mutated_captures_are_read_like_the_reference() {
     require_root();
     let (_seed, mut rng) = seeded();
     let scratch = Scratch::new("mutated");

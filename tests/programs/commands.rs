@@ -127,7 +127,7 @@ fn wrong_requests_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn only_root_is_heard_and_a_socket_is_one_balancers() {
+fn only_root_may_connect_and_a_socket_has_one_balancer() {
     let (host, file, mut running) = idle("rights.toml");
     let socket = running.socket().to_owned();
     let found = fs::metadata(&socket).unwrap();
@@ -182,7 +182,7 @@ fn only_root_is_heard_and_a_socket_is_one_balancers() {
 }
 
 #[test]
-fn many_clients_are_heard_and_those_that_say_nothing_keep_nobody_waiting() {
+fn many_clients_are_served_and_silent_ones_delay_nobody() {
     let (host, _file, mut running) = idle("clients.toml");
     let silent: Vec<_> = (0..16)
         .map(|_| UnixStream::connect(running.socket()).unwrap())
@@ -201,7 +201,7 @@ fn many_clients_are_heard_and_those_that_say_nothing_keep_nobody_waiting() {
 }
 
 #[test]
-fn documents_are_applied_and_others_are_answered_meanwhile() {
+fn other_clients_are_answered_while_a_document_is_applied() {
     let (host, file, mut running) = idle("applied.toml");
     let other = Scratch::new("applied-other.toml");
     // Another size loads a second set of programs: a second or more.
@@ -269,7 +269,7 @@ fn documents_are_applied_and_others_are_answered_meanwhile() {
 
 /// Errors that only a balancer can find name their line, too.
 #[test]
-fn what_is_found_late_has_a_line() {
+fn errors_found_late_name_their_line() {
     require_root();
     let host = Host::new("host").unwrap();
     host.ip("link add eth0 type veth peer name eth1").unwrap();
@@ -357,7 +357,7 @@ fn what_is_found_late_has_a_line() {
 }
 
 #[test]
-fn a_drained_backend_gets_no_new_flows_and_it_is_told_when_it_may_go() {
+fn a_drained_backend_gets_no_new_flows_and_its_end_is_reported() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let servers = lab.serve_udp(53).unwrap();
@@ -445,7 +445,7 @@ fn status_names_what_is_wrong() {
 
 /// A server in the balancer's place that closes without an answer.
 #[test]
-fn a_balancer_that_hangs_up_is_told_of() {
+fn a_balancer_that_hangs_up_is_reported() {
     require_root();
     let host = Host::new("host").unwrap();
     let socket = Scratch::new("mute.sock");

@@ -20,7 +20,7 @@ const SIGTERM: i32 = 15;
 const DROPPED: usize = 5;
 
 #[test]
-fn decap_takes_tunnels_from_and_to_where_it_is_told() {
+fn decap_strips_only_allowed_tunnels() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let _servers = lab.serve_tcp(80).unwrap();

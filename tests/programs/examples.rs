@@ -148,7 +148,7 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
 }
 
 #[test]
-fn an_interface_that_is_made_again_is_attached_to_again() {
+fn a_recreated_interface_is_attached_again() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = |name: &str| {
@@ -243,7 +243,7 @@ fn root_is_set_up_joined_and_removed() {
 }
 
 #[test]
-fn check_says_what_would_not_work() {
+fn check_reports_what_would_not_work() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let file = Scratch::new("check.toml");
@@ -402,8 +402,8 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     for _ in 0..5 {
         assert_eq!(client.ask("who?").unwrap(), "backend0");
     }
-    // Columns: accepted connections, clients that sent the option; then packets with an id, and
-    // those with another one, as decap has another id here.
+    // The server has accepted connections, the client has heard the id, and decap has counted
+    // packets with another id, as its own is another one here.
     ends[0].counts(0);
     ends[1].counts(1);
     decap.counts(6);

@@ -41,7 +41,7 @@ impl Page {
         let mut help: Option<(&str, &str)> = None;
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
-                assert_eq!(help, None, "two times help: {line}");
+                assert_eq!(help, None, "help twice: {line}");
                 help = rest.split_once(' ');
                 let (_, text) = help.expect(line);
                 assert!(text.ends_with('.') && !text.contains(['\\', '"']), "{line}");
@@ -75,7 +75,7 @@ impl Page {
                 assert_eq!(
                     current.as_deref(),
                     Some(name),
-                    "not where it belongs: {line}"
+                    "sample of another metric: {line}"
                 );
                 let family = families.get_mut(name).expect(line);
                 assert!(

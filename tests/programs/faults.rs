@@ -193,7 +193,7 @@ fn document(lab: &Lab, balancer: &str, reals: &str) -> String {
 }
 
 #[test]
-fn faults_of_the_place_are_told() {
+fn faults_of_the_host_are_reported() {
     let site = Site::start("place", "flow_table_size = 10_000", &["--mode", "native"]);
     let (host, router) = (site.host(), &site.lab.router);
 
@@ -277,7 +277,7 @@ fn faults_of_the_place_are_told() {
 }
 
 #[test]
-fn faults_of_backends_are_told() {
+fn faults_of_backends_are_reported() {
     let settings =
         "flow_table_size = 10_000\n[health]\ninterval = 0.2\nudp_check = \"tcp\"\nport = 80";
     let site = Site::start("backends", settings, &[]);
@@ -370,7 +370,7 @@ fn faults_of_backends_are_told() {
 }
 
 #[test]
-fn faults_of_the_document_are_told() {
+fn faults_of_the_document_are_reported() {
     // Without a threshold of its own, a table this small would count as flooded.
     let own = "flow_table_size = 64\nflood_threshold = 100_000\nflow_tracking = \"all\"\nforwarding_cpus = [0]";
     let site = Site::start("document", own, &[]);
@@ -399,7 +399,7 @@ fn faults_of_the_document_are_told() {
 }
 
 #[test]
-fn an_entry_that_is_taken_over_is_told() {
+fn a_taken_over_entry_is_reported() {
     require_root();
     let pins = private_bpf_fs().unwrap();
     let path = pins.join("root").display().to_string();

@@ -246,7 +246,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
 
 /// Marks, counters and the reals' health outlive the process: a dead real never gets flows again.
 #[test]
-fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
+fn a_killed_checkers_results_are_kept() {
     require_root();
     let directory = private_bpf_fs().unwrap().join("katran");
     let lab = Lab::new(LabConfig::default()).unwrap();
@@ -398,7 +398,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
 }
 
 #[test]
-fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
+fn an_unusable_file_leaves_health_checks_running() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let vip = lab.vip4();
@@ -453,7 +453,7 @@ fn udp_services_are_checked_by_tcp_or_left_alone() {
 
 /// A remembered flow whose client keeps its port, as resolvers and QUIC clients do.
 #[test]
-fn a_client_with_a_fixed_port_leaves_a_backend_that_is_dead() {
+fn a_client_with_a_fixed_port_leaves_a_dead_backend() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
@@ -492,7 +492,7 @@ fn a_client_with_a_fixed_port_leaves_a_backend_that_is_dead() {
 }
 
 #[test]
-fn what_cannot_be_checked_is_refused_at_the_start() {
+fn impossible_checks_are_refused_at_the_start() {
     require_root();
     let host = Host::new("balancer").unwrap();
     let file = configuration("healthcheck-refused.toml", &service(53, "udp"));
@@ -532,7 +532,7 @@ fn what_cannot_be_checked_is_refused_at_the_start() {
 }
 
 #[test]
-fn probes_go_on_where_the_interface_is_shared() {
+fn probes_work_on_a_shared_interface() {
     require_root();
     let pins = private_bpf_fs().unwrap();
     let lab = Lab::new(LabConfig::default()).unwrap();
@@ -723,7 +723,7 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
 /// Draining must work in an emergency, even if other files are missing; only what is read again
 /// must be valid.
 #[test]
-fn a_real_is_drained_whatever_has_become_of_certificates() {
+fn a_real_can_be_drained_even_without_certificate_files() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let host = &lab.balancers[0].host;
@@ -773,7 +773,7 @@ fn checks_that_cannot_be_made_are_found() {
     assert!(found.contains(line), "{found}");
     program.write("#!/bin/sh\nexit 0\n");
     std::fs::set_permissions(&program.0, Permissions::from_mode(0o755)).unwrap();
-    eventually("the end of it", || {
+    eventually("the finding is gone", || {
         !running
             .say(host, "status", &[])
             .1

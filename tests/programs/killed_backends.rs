@@ -212,7 +212,7 @@ fn has_decap(host: &Host) -> bool {
 }
 
 #[test]
-fn connections_go_on_when_the_decapsulator_is_killed() {
+fn connections_survive_a_killed_decapsulator() {
     let site = Site::new("killed_decap.toml");
     let lab = &site.lab;
     let _server = lab.serve_tcp(80).unwrap();
@@ -256,7 +256,7 @@ fn connections_go_on_when_the_decapsulator_is_killed() {
 }
 
 #[test]
-fn whatever_a_decapsulator_was_doing_it_can_be_removed() {
+fn a_killed_decapsulator_can_be_removed_whatever_it_was_doing() {
     let site = Site::new("killed_decap_anywhere.toml");
     let host = &site.lab.backends[0].host;
     let is_attached = || has_decap(host);
@@ -344,7 +344,7 @@ fn ids_are_written_when_the_process_is_killed() {
 }
 
 #[test]
-fn whatever_a_server_id_option_was_doing_it_can_be_removed() {
+fn a_killed_server_id_option_can_be_removed_whatever_it_was_doing() {
     with_option("killed_option_anywhere.toml", |_, _, place| {
         // The record of the cgroup, then the link.
         let attached = [Call::Rename, Call::Unlink, Call::Pin, Call::Rename];

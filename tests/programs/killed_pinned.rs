@@ -37,7 +37,7 @@ fn all_pins(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn connections_go_on_when_the_process_is_killed() {
+fn connections_survive_a_killed_process() {
     let place = Place::new("killed_pinned.toml");
     let lab = &place.lab;
     let _servers = lab.serve_tcp(80).unwrap();
@@ -95,7 +95,7 @@ fn run(
 /// Kills a start after each call that leaves something behind (of those that pin maps, only the
 /// first and last), then the removal after each of its calls.
 #[test]
-fn whatever_it_was_doing_it_can_be_removed() {
+fn a_killed_balancer_can_be_removed_whatever_it_was_doing() {
     let place = Place::new("killed_anywhere.toml");
     let (all, killed) = run(&place, place.balancer(&[]), |calls, _| {
         calls.ends_with(&ATTACHED)
@@ -150,7 +150,7 @@ fn remove_in_pieces(place: &Place) -> Vec<Call> {
 
 /// A root entry: neither the entry nor the pins beside it are forgotten.
 #[test]
-fn whatever_it_was_doing_with_an_entry_it_can_be_removed() {
+fn a_killed_balancer_with_an_entry_can_be_removed_whatever_it_was_doing() {
     let place = Place::shared("killed_entry.toml");
     // The pins in the balancer's own directory come first.
     let mut all = Vec::new();

@@ -71,7 +71,7 @@ fn take_off(host: &Host) {
 }
 
 #[test]
-fn what_is_taken_off_replaced_or_removed_is_put_back() {
+fn lost_programs_are_restored() {
     let host = host();
     let other = Decap::builder().load().unwrap();
     let file = Scratch::new("lost-put-back.toml");
@@ -106,7 +106,7 @@ fn what_is_taken_off_replaced_or_removed_is_put_back() {
 }
 
 #[test]
-fn with_exit_it_ends_and_says_who_has_the_interface() {
+fn with_exit_it_ends_and_names_the_other_program() {
     let host = host();
     let mut other = Decap::builder().load().unwrap();
     let file = Scratch::new("lost-exit.toml");

@@ -72,7 +72,7 @@ impl Drop for Directory {
 }
 
 #[test]
-fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
+fn options_select_limit_and_cut_and_the_file_still_applies() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let host = &lab.balancers[0].host;

@@ -1,5 +1,5 @@
-//! A later build of the example `katran`, as after an upgrade: a copy of the crate with the changes
-//! of a later version.
+//! A later build of the example `katran`, as after an upgrade: a copy of the crate with a later
+//! version's changes.
 //!
 //! It is built offline in this test's target directory, where its dependencies are compiled
 //! already. The copy is there, too: the next run writes only what has changed, and cargo compiles

@@ -111,7 +111,10 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         };
         let end = Instant::now() + PATIENCE;
         while !drops(&mut running) {
-            assert!(Instant::now() < end, "never: drops with {more:?}");
+            assert!(
+                Instant::now() < end,
+                "drops are never reported with {more:?}"
+            );
         }
         // A check beside it reports the other balancer.
         let mut command = katran("check");
@@ -181,7 +184,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 
 /// Every unit that the guide starts has its file there, and every unit file is started.
 #[test]
-fn units_of_the_guide_are_those_that_it_starts() {
+fn the_guide_starts_exactly_its_own_units() {
     let text = pages::read("docs/operations.md");
     let scripts = blocks(&text, "sh");
     assert!(scripts.len() >= 15, "{}", scripts.len());
@@ -212,7 +215,7 @@ fn units_of_the_guide_are_those_that_it_starts() {
     assert!(units.len() >= 4, "{units:?}");
 }
 
-/// What `systemd-analyze` says of the guide's units, with replaced programs, each changed by
+/// What `systemd-analyze` says about the guide's units, with replaced programs, each changed by
 /// `change`.
 fn said_of_units(change: impl Fn(String) -> String) -> String {
     let text = pages::read("docs/operations.md");
@@ -257,7 +260,7 @@ fn systemd_takes_the_units_of_the_guide() {
 }
 
 #[test]
-fn the_capabilities_of_the_units_do_for_what_is_pinned() {
+fn the_units_capabilities_suffice_for_pins() {
     require_root();
     let pins = private_bpf_fs().unwrap().join("katran");
     let lab = Lab::new(LabConfig::default()).unwrap();

@@ -68,7 +68,7 @@ fn start(name: &str, lab: &Lab, text: &str, options: &[&str]) -> (Scratch, Comma
 }
 
 #[test]
-fn the_json_tells_who_gets_what_and_whether_it_is_ready() {
+fn the_json_reports_traffic_and_readiness() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let host = &lab.balancers[0].host;
@@ -181,7 +181,7 @@ fn only_the_token_gives_commands() {
 }
 
 #[test]
-fn nothing_of_the_page_comes_from_elsewhere() {
+fn the_page_loads_nothing_from_elsewhere() {
     let page = include_str!("../../examples/katran/page/page.html");
     let script = include_str!("../../examples/katran/page/page.js");
     let style = include_str!("../../examples/katran/page/page.css");

@@ -357,7 +357,7 @@ fn a_frame_that_cannot_run_does_not_lose_the_others() {
 }
 
 #[test]
-fn captures_that_are_none_are_refused() {
+fn invalid_captures_are_refused() {
     require_root();
     let scratch = Scratch::new("refused");
     fs::write(scratch.path("lb.toml"), CONFIGURATION).unwrap();

@@ -122,7 +122,7 @@ fn nothing_is_lost_from_one_process_to_the_next() {
 }
 
 #[test]
-fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
+fn a_hung_owner_keeps_the_balancer_until_killed() {
     let place = place("not_answered.toml");
     let mut owner = place.start(&[]);
     owner.process.signal(SIGSTOP).unwrap();
@@ -165,7 +165,7 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
 /// The process that takes over is killed after each of its first calls: before the owner lets go,
 /// the owner continues; after that, the balancer is there for the next.
 #[test]
-fn one_that_dies_on_the_way_leaves_it_to_others() {
+fn a_process_that_dies_taking_over_leaves_the_balancer_to_others() {
     let place = place("died_taking.toml");
     let first = [Call::MakeDirectory, Call::RemoveDirectory];
     let mut owner = place.start(&[]);

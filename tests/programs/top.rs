@@ -170,7 +170,7 @@ fn plain_top_shows_traffic_with(tracking: &str) {
         ),
     }
     assert!(reals.len() >= 4 && empty[0] > 15.0, "{reals:?} {empty:?}");
-    // The CPU's number comes first.
+    // The CPU's number is first.
     assert!(cpu[1] > 0.0 && cpu[2] > 0.0, "{cpu:?}");
 
     top.end(SIGTERM);
@@ -274,7 +274,7 @@ fn the_title_names_a_shared_entry() {
 }
 
 #[test]
-fn the_terminal_is_as_before_after_every_end() {
+fn every_end_restores_the_terminal() {
     require_root();
     let (host, file) = idle("terminal.toml");
     let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
@@ -313,7 +313,7 @@ fn the_terminal_is_as_before_after_every_end() {
 
 /// Ctrl-Z and the signal: the shell finds its terminal restored.
 #[test]
-fn the_terminal_is_as_before_while_top_is_suspended() {
+fn suspending_top_restores_the_terminal() {
     require_root();
     let (host, file) = idle("suspended.toml");
     let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
@@ -343,7 +343,7 @@ fn the_terminal_is_as_before_while_top_is_suspended() {
 
 /// The real program with 500 VIPs of long addresses, under key presses and window size changes.
 #[test]
-fn top_is_worked_by_keys_on_terminals_of_all_sizes() {
+fn keys_work_on_terminals_of_all_sizes() {
     require_root();
     let (host, _) = idle("unused.toml");
     let file = Scratch::new("many.toml");
@@ -420,7 +420,7 @@ const PANICS: &str = "KATRAN_TEST_PANICS_ON_SCREEN";
 
 /// Runs itself again on a terminal, and panics while the screen is in use.
 #[test]
-fn a_panic_leaves_the_terminal_as_before() {
+fn a_panic_restores_the_terminal() {
     if env::var_os(PANICS).is_some() {
         let mut screen = Screen::enter().unwrap();
         let (sender, wishes) = mpsc::channel();
@@ -438,7 +438,7 @@ fn a_panic_leaves_the_terminal_as_before() {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args([
         "--exact",
-        "top::a_panic_leaves_the_terminal_as_before",
+        "top::a_panic_restores_the_terminal",
         "--nocapture",
     ]);
     command.env(PANICS, "1");

@@ -162,7 +162,7 @@ fn screen(rates: &Rates, (width, height): (u16, u16), keys: &str) -> (View, Vec<
 }
 
 #[test]
-fn screens_are_as_they_were_looked_at() {
+fn screens_match_the_reviewed_ones() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/screens");
     let mut others = Vec::new();
     for (name, rates, keys) in [
@@ -190,7 +190,7 @@ fn screens_are_as_they_were_looked_at() {
 }
 
 #[test]
-fn figures_are_whole_and_rows_are_not_torn_apart() {
+fn figures_are_never_cut_and_gaps_stay_small() {
     let many = many_rates();
     for rates in [&rates(), &many, &Rates::default()] {
         for pane in Pane::ALL {
@@ -395,7 +395,7 @@ fn names_are_filtered_as_somebody_types() {
 }
 
 #[test]
-fn one_looks_from_a_vip_at_its_reals_and_at_theirs() {
+fn a_vip_opens_its_reals_and_a_real_its_vips() {
     let rates = many_rates();
     let (mut view, _) = screen(&rates, (80, 24), "/ : 1 f 2 Enter Enter");
     let vip = "[2001:db8:1111:2222:3333:4444:5555:1f2]:65535/tcp";

@@ -81,7 +81,7 @@ fn of_vip(real: &str, down: bool) -> OfVip {
     }
 }
 
-/// A report after so many seconds, in which every event happened `times` times.
+/// A report after this many seconds, in which every event happened `times` times.
 fn sample(running: f64, times: u64) -> Report {
     let (quiet, busy) = (
         count(20 * times, 1000 * times),
@@ -194,7 +194,7 @@ fn rates_are_differences_by_time() {
 }
 
 #[test]
-fn rates_of_nothing_and_of_what_began_anew_are_zero() {
+fn rates_of_nothing_and_of_restarted_counters_are_zero() {
     // No time passed: no traffic.
     let still = Rates::between(&sample(0.0, 3), &sample(0.0, 3));
     assert_eq!((still.hit_rate, still.imbalance()), (None, None));
@@ -338,7 +338,7 @@ fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
 }
 
 #[test]
-fn one_cpu_that_does_everything_is_no_balance() {
+fn one_busy_cpu_is_an_imbalance() {
     let cpus = |busy| {
         // 8 CPUs are not meant to forward, and do not.
         let cpu = |cpu| Cpu {
@@ -464,7 +464,7 @@ fn text_has_plain_numbers() {
 
 /// Frames that an interface did not send are shown in red, among the drops.
 #[test]
-fn frames_that_have_not_left_are_red() {
+fn unsent_frames_are_red() {
     let mut samples = [0.0, 1.0].map(|second| sample(second, 3));
     for (sample, unsent) in samples.iter_mut().zip([500, 1200]) {
         sample.drops.insert("not sent by eth0".to_owned(), unsent);

@@ -79,7 +79,7 @@ fn answered(printed: &str) -> u32 {
 }
 
 #[test]
-fn the_tutorial_shows_what_one_sees() {
+fn the_tutorial_shows_the_real_output() {
     require_root();
     let steps = steps(&pages::read("docs/tutorial.md"));
     let (build, steps) = steps.split_first().unwrap();

@@ -469,7 +469,7 @@ const CASES: [(&str, Case); 18] = [
         assert_eq!(states, [AttachmentState::Attached, AttachmentState::Gone]);
     }),
     (
-        "somebody else has made something in the directory",
+        "another process has made something in the directory",
         |scene| {
             let program = scene.left();
             let theirs = scene.directory().join("theirs");

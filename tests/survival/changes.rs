@@ -526,8 +526,8 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
         })
     }),
     ("apply names", |draw| {
-        // Names move from one kind to another, and the reals must stay in use meanwhile. Flags of
-        // its own would keep a real with just a name.
+        // Names move from one kind to another, and the reals must stay in use meanwhile. A real
+        // with flags would keep them with only a name.
         let real = other_real(4 + draw.rng.u8(0..14));
         draw.apply(|model| {
             let reals = model.state.source_routes.iter().map(SourceRoute::real);

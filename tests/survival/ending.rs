@@ -314,7 +314,7 @@ unsafe extern "C" fn mmap(
     mapped as *mut c_void
 }
 
-/// The same when a mapping is gone.
+/// The same for munmap(2): forgets the mapping.
 ///
 /// # Safety
 /// As munmap(2).

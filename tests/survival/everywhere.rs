@@ -171,7 +171,7 @@ fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Found>, &str, u
 /// Each kind of change, killed at its beginning, at some points within, and when only its answer is
 /// missing.
 #[test]
-fn a_change_that_is_killed_anywhere_is_found_whole() {
+fn a_change_killed_anywhere_is_whole_or_undone() {
     killed(false, |place, known, kind, seed| {
         for last in [1 + seed % 8, 9 + seed % 100, u64::MAX] {
             assert_eq!(place.run(known, kind, seed, last), None);
@@ -183,7 +183,7 @@ fn a_change_that_is_killed_anywhere_is_found_whole() {
 /// kinds; `KATRAN_FROM` skips to a number, and `KATRAN_EVERY` takes every n-th.
 #[test]
 #[ignore = "hours: make soak"]
-fn a_change_that_is_killed_everywhere_is_found_whole() {
+fn a_change_killed_everywhere_is_whole_or_undone() {
     let number = |name| {
         let number = std::env::var(name).map(|of| of.parse().unwrap());
         number.unwrap_or(1)
@@ -207,7 +207,7 @@ fn a_change_that_is_killed_everywhere_is_found_whole() {
 
 /// A clsact filter, which no link keeps: killed after each step of attaching and detaching it.
 #[test]
-fn a_filter_that_is_killed_everywhere_is_found_whole() {
+fn a_filter_killed_everywhere_is_whole_or_undone() {
     killed(true, |place, known, kind, seed| {
         let kind_of = kind.trim_end_matches(BACK);
         if !["the way of probes", "attach and detach"].contains(&kind_of) {

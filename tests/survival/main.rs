@@ -1,6 +1,6 @@
-//! What outlives a pinned balancer's process: it is killed at random moments under traffic, and
-//! after each thing that it does; and whatever else happens to it, its interfaces and its pins has
-//! a clear outcome.
+//! What outlives a pinned balancer's process. The process is killed at random moments under
+//! traffic, and after each thing that it does; whatever happens to it, its interfaces and its pins
+//! has a clear outcome.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 

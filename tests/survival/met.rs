@@ -93,20 +93,20 @@ fn attached(directory: &Path) -> u32 {
 }
 
 #[test]
-fn numbers_of_a_replacement_that_was_cut_off_mean_nothing_else_later() {
+fn numbers_of_a_cut_off_replacement_mean_nothing_later() {
     meets(false);
 }
 
 /// Counters wait for the next owner, flows do not.
 #[test]
-fn they_mean_nothing_where_counters_cannot_be_carried_either() {
+fn nor_if_counters_cannot_be_carried_over() {
     meets(true);
 }
 
 /// The replacement was to change the layout, but did not take effect: the next owner has the old
 /// version.
 #[test]
-fn they_mean_nothing_to_the_version_before_either() {
+fn nor_to_the_former_version() {
     for parts in [&[][..], &[COUNTERS], &[STATE]] {
         let (place, job, begun) = met();
         let set = place.directory.join("set");

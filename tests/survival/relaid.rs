@@ -110,7 +110,7 @@ fn killed(mut kill: impl FnMut(&Place, &mut Option<Found>, &[usize])) {
 }
 
 #[test]
-fn an_adoption_of_another_layout_that_is_killed_anywhere_leaves_all_of_it() {
+fn an_adoption_of_another_layout_killed_anywhere_loses_nothing() {
     killed(|place, known, parts| {
         let done = place.relay(known, parts, 0, Next::Same).unwrap().all();
         assert!(done > 50, "{done}");
@@ -129,7 +129,7 @@ fn an_adoption_of_another_layout_that_is_killed_anywhere_leaves_all_of_it() {
 
 #[test]
 #[ignore = "an hour: make soak"]
-fn an_adoption_of_another_layout_that_is_killed_everywhere_leaves_all_of_it() {
+fn an_adoption_of_another_layout_killed_everywhere_loses_nothing() {
     killed(|place, known, parts| {
         let done = place.relay(known, parts, 0, Next::Same).unwrap();
         for last in 1..=done.all() + 1 {
@@ -145,7 +145,7 @@ fn an_adoption_of_another_layout_that_is_killed_everywhere_leaves_all_of_it() {
 
 /// A change that the other version was making when it was killed is undone whole, or complete.
 #[test]
-fn what_another_version_was_changing_is_found_whole() {
+fn another_versions_interrupted_change_is_whole_or_undone() {
     let place = Place::new(false);
     for parts in [&[][..], &[STATE]] {
         for last in [40, 90] {

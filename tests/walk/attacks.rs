@@ -94,7 +94,7 @@ fn a_syn_does_not_move_a_flow_that_was_used_a_moment_ago() {
 }
 
 #[test]
-fn a_syn_goes_to_the_ring_where_its_entry_does_not_count() {
+fn a_syn_follows_the_ring_if_its_entry_is_void() {
     let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     // Another VIP keeps the real: this VIP's flow entries are void.
@@ -135,7 +135,7 @@ fn under_flood_a_syn_neither_asks_nor_writes() {
 }
 
 #[test]
-fn what_is_not_remembered_does_not_count_for_the_flood_guard() {
+fn unremembered_packets_do_not_count_for_the_flood_guard() {
     const MANY: u16 = 50;
     let mut katran = load(all_in_table().flood_threshold(5));
     serve(&mut katran, VIP, VipFlags::empty(), &[A]);
@@ -168,7 +168,7 @@ fn with_id(flow: Flow, id: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
+fn a_tcp_id_leads_its_packet_and_keeps_other_entries() {
     let features = Features::default() | Features::TCP_SERVER_ID;
     let mut katran = load(builder().features(features));
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
@@ -254,7 +254,7 @@ fn a_flood_of_datagrams_makes_room_before_idle_connections() {
 }
 
 #[test]
-fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
+fn a_flow_entered_by_two_cpus_at_once_is_found() {
     let mut katran = load(
         all_in_table()
             .forwarding_cpus([1])
@@ -288,7 +288,7 @@ fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
 }
 
 #[test]
-fn with_a_seed_nobody_can_work_out_where_flows_go() {
+fn with_a_seed_the_choice_of_real_is_unpredictable() {
     let reals = [A, B, C, "198.51.100.4"];
     let balancer = |seed: Option<u64>| {
         let mut builder = builder();
@@ -321,7 +321,7 @@ fn with_a_seed_nobody_can_work_out_where_flows_go() {
         assert_eq!(katran.state().balancer.unwrap().hash_seed, seed);
         of(katran)
     });
-    assert_eq!(one, same, "hosts that agree");
+    assert_eq!(one, same, "the same seed, the same choice");
     for (left, right) in [(&plain, &one), (&plain, &other), (&one, &other)] {
         for family in [0..60, 60..120] {
             let alike = family.clone().filter(|i| left[*i] == right[*i]).count();

@@ -31,7 +31,7 @@ const B: &str = "198.51.100.2";
 const FIN: u8 = 0x01;
 /// Entries of a set.
 const WAYS: usize = 8;
-/// A FIN that leaves its entry as it is comes within five seconds.
+/// Later than five seconds after a FIN: then a packet cancels it.
 const LATER: Duration = Duration::from_millis(5500);
 
 /// A balancer whose table is a single set, with all slots moved from A to B.

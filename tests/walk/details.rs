@@ -50,7 +50,7 @@ fn syns(katran: &Katran, of: Vip) -> u64 {
 }
 
 #[test]
-fn a_balancer_that_is_not_asked_counts_nothing_of_it() {
+fn nothing_is_counted_unless_requested() {
     let mut katran = load(builder());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     sent(&katran, &syn(flow_v4()));
@@ -86,7 +86,7 @@ fn syns_are_counted_whether_flows_are_remembered_or_not() {
 }
 
 #[test]
-fn each_pair_is_counted_for_itself() {
+fn each_pair_is_counted_separately() {
     let mut katran = load(builder().max_vip_reals(16));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let other = serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
@@ -105,7 +105,7 @@ fn each_pair_is_counted_for_itself() {
 }
 
 #[test]
-fn a_pair_without_room_is_forwarded_and_counted_as_such() {
+fn packets_of_a_pair_without_room_are_forwarded_and_counted() {
     let mut katran = load(builder().max_vip_reals(1));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let other = serve(&mut katran, VIP6, VipFlags::empty(), &[B]);
@@ -132,7 +132,7 @@ fn a_pair_without_room_is_forwarded_and_counted_as_such() {
 }
 
 #[test]
-fn a_vip_with_the_number_of_another_has_none_of_its_pairs() {
+fn a_vip_with_a_reused_number_has_no_old_pairs() {
     let mut katran = load(builder().max_vips(1).max_vip_reals(16));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     // The id keeps the real in use when the VIP goes.
@@ -150,7 +150,7 @@ fn a_vip_with_the_number_of_another_has_none_of_its_pairs() {
 }
 
 #[test]
-fn a_real_that_comes_again_begins_at_0() {
+fn a_real_that_is_added_again_begins_at_0() {
     let mut katran = load(builder().max_vip_reals(16));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
     let remove = RealChange::Remove(ip(B));
@@ -177,7 +177,7 @@ fn a_real_that_comes_again_begins_at_0() {
 }
 
 #[test]
-fn the_counts_go_on_with_the_next_owner_and_in_a_replacement() {
+fn counts_survive_an_adoption_and_a_replacement() {
     let directory = private_bpf_fs().unwrap().join("katran");
     let mut katran = load(builder().max_vip_reals(16).pin(&directory));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
@@ -208,13 +208,13 @@ fn the_counts_go_on_with_the_next_owner_and_in_a_replacement() {
 }
 
 #[test]
-fn more_pairs_than_can_be_are_refused() {
+fn too_many_pairs_are_refused() {
     let refused = builder().max_vip_reals(1_048_577).load().unwrap_err();
     assert!(matches!(refused, Error::InvalidConfig { .. }), "{refused}");
 }
 
 #[test]
-fn vips_with_numbers_of_others_have_none_of_their_pairs_though_one_walk_forgets_all() {
+fn vips_with_reused_numbers_have_no_old_pairs() {
     let mut katran = load(builder().max_vips(2).max_vip_reals(16));
     let ids = [katran::ServerId::new(1, ip(A))];
     let mut before = Vec::new();

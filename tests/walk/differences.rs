@@ -165,7 +165,7 @@ fn echo_replies_have_right_checksums_whatever_they_carry() {
             assert_eq!(total, 0xffff, "body {word:#06x}");
             assert_eq!(message[4..], bytes[ETHERNET + header + 4..]);
         }
-        assert_eq!(checksums.len(), 0xffff, "every checksum there is but one");
+        assert_eq!(checksums.len(), 0xffff, "every possible checksum but one");
     }
 }
 
@@ -326,7 +326,7 @@ fn each_frame_counts_once() {
     assert_eq!(
         counted.map(|count| count.bytes),
         bytes,
-        "of the frames as they came"
+        "the frames' original lengths"
     );
     assert_eq!(totals.total.packets, 8);
     assert_eq!(totals.total.bytes, bytes.iter().sum::<u64>());

@@ -114,7 +114,7 @@ fn the_flood_guard_keeps_a_flood_from_established_flows() {
 }
 
 #[test]
-fn established_flows_that_send_stay_while_new_ones_fill_the_table_again_and_again() {
+fn active_flows_stay_while_new_ones_keep_filling_the_table() {
     const FLOWS: u32 = 4096;
     const RUNS: u32 = 200;
     // A sixteenth of the flows: a set of the set-associative table gets one every four runs.

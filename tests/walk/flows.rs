@@ -105,7 +105,7 @@ fn a_flow_is_found_with_its_real_and_age() {
 }
 
 #[test]
-fn what_is_removed_goes_by_the_ring_again() {
+fn removed_flows_follow_the_ring_again() {
     let (mut katran, services) = balancer();
     let (vip, flows) = &services[0];
     assert_eq!(reason(&katran, flows[0]), Reason::FlowTable);
@@ -168,7 +168,7 @@ fn a_purge_of_a_real_takes_its_flows_of_that_vip() {
 }
 
 #[test]
-fn stale_entries_are_told_apart() {
+fn stale_entries_are_distinguished() {
     let (mut katran, services) = balancer();
     let live = |(_, flows): &(Vip, Vec<Flow>)| {
         let at_b = |flow: &&Flow| katran.flows().find(flow).unwrap()[0].real == Some(ip(B));
@@ -253,7 +253,7 @@ fn one_walk_counts_the_entries_of_all_vips() {
         assert!(count.age() >= Duration::from_millis(50));
         parts += 1;
     }
-    assert!(parts > 1, "each table is a part at least");
+    assert!(parts > 1, "each table takes at least one part");
     assert_eq!(count.entries(first), Some(0));
     assert_eq!(count.entries(third), Some(each - 20));
 
@@ -291,7 +291,7 @@ fn one_walk_counts_the_entries_of_all_vips() {
 }
 
 #[test]
-fn a_vip_that_comes_again_starts_without_flows() {
+fn a_vip_that_is_added_again_starts_without_flows() {
     let (mut katran, services) = balancer();
     let (vip, flows) = &services[0];
     katran.remove_vip(*vip).unwrap();

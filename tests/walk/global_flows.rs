@@ -44,7 +44,7 @@ fn flow(port: u16) -> Flow {
 }
 
 #[test]
-fn packets_go_where_the_host_application_says() {
+fn packets_follow_the_host_applications_entries() {
     for (vip, to) in [
         ("203.0.113.1:443/tcp", "203.0.113.1:443"),
         ("203.0.113.1:0/tcp", "203.0.113.1:443"),
@@ -81,7 +81,7 @@ fn packets_go_where_the_host_application_says() {
 }
 
 #[test]
-fn a_vip_without_the_flag_does_not_ask() {
+fn a_vip_without_the_flag_ignores_it() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::empty());
     katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
     assert_eq!(
@@ -94,7 +94,7 @@ fn a_vip_without_the_flag_does_not_ask() {
 }
 
 #[test]
-fn an_entry_of_a_gone_real_counts_no_more() {
+fn an_entry_of_a_removed_real_is_void() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
     katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
     let other = OTHER.parse().unwrap();
@@ -127,7 +127,7 @@ fn cpus_without_a_table_share_one() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
     let nowhere = Flow::tcp(at("192.0.2.7:1"), at("192.0.2.1:1"));
     assert!(matches!(

@@ -75,7 +75,7 @@ fn flow(vip: &str, port: u16, protocol: Protocol) -> Flow {
     }
 }
 
-/// What leaves the balancer.
+/// The frame that leaves the balancer.
 fn sent(katran: &Katran, frame: &[u8]) -> Vec<u8> {
     katran.simulate(frame).unwrap().frame
 }
@@ -108,7 +108,7 @@ fn outer_headers_are_right_to_the_byte_whatever_the_payload() {
 }
 
 #[test]
-fn what_follows_the_packet_in_its_frame_stays_and_does_not_count() {
+fn bytes_behind_the_packet_stay_and_do_not_count() {
     let katran = balancer(VipFlags::empty());
     for (flow, real) in every_case() {
         let mut frame = Packet::new(flow).payload(3).frame();
@@ -127,7 +127,7 @@ fn what_follows_the_packet_in_its_frame_stays_and_does_not_count() {
 
 /// The outer checksum covers the packet's bytes, even if its own header is wrong about them.
 #[test]
-fn the_outer_checksum_is_right_where_the_inner_headers_is_wrong() {
+fn the_outer_checksum_is_right_with_a_wrong_inner_header_checksum() {
     let katran = balancer(VipFlags::empty());
     let check = |frame: &[u8], flow: Flow, real: &str| {
         let source = Some(flow.source.ip());

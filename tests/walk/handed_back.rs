@@ -181,7 +181,7 @@ fn what_a_settled_slot_leads_does_not() {
 }
 
 #[test]
-fn where_there_is_no_program_before_all_is_as_ever() {
+fn without_a_replaced_program_nothing_changes() {
     let pair = Pair::new(changed);
     let array = pair.after.map_fd("special_programs").unwrap();
     bpf::remove(array, &BEFORE.to_ne_bytes());

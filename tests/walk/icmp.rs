@@ -172,7 +172,7 @@ fn max_frame_is_the_longest_that_is_forwarded() {
 /// RFC 1122, 3.2.2, and RFC 4443, 2.4: otherwise one frame with a forged source would reach a whole
 /// group.
 #[test]
-fn groups_and_icmp_errors_are_told_of_no_length() {
+fn groups_and_icmp_errors_get_no_too_big_message() {
     let mut katran = load(builder().max_frame(600));
     for text in [VIP4, VIP6] {
         serve(&mut katran, text, VipFlags::empty(), &[A]);

@@ -186,7 +186,7 @@ fn a_tcp_id_corrects_an_entry_of_a_real_that_is_down() {
 
 /// The feature is enabled and disabled while the real is down.
 #[test]
-fn a_reload_that_brings_tcp_ids_keeps_flows_from_reals_that_are_down() {
+fn a_reload_with_tcp_ids_keeps_flows_off_down_reals() {
     let (mut katran, vip) = with_a_down(builder(), "203.0.113.1:443/tcp", VipFlags::empty());
     let datagrams = serve(
         &mut katran,
@@ -199,7 +199,7 @@ fn a_reload_that_brings_tcp_ids_keeps_flows_from_reals_that_are_down() {
     let without = katran.features();
     for round in 1..3 {
         katran.reload(without | Features::TCP_SERVER_ID).unwrap();
-        assert_eq!(pairs(&katran), 1, "of the VIP of TCP");
+        assert_eq!(pairs(&katran), 1, "only the TCP VIP's");
         swept(&katran, vip);
         assert_eq!(
             sent(&katran, &option(tcp(round))),
@@ -252,7 +252,7 @@ fn a_reload_that_is_refused_voids_nothing() {
 
 /// More down reals than there is room for: the error names the limit, and nothing changes.
 #[test]
-fn a_reload_has_to_have_room_for_all_reals_that_are_down() {
+fn a_reload_needs_room_for_all_down_reals() {
     const REALS: u32 = 3;
     let mut katran = load(builder().max_reals(REALS));
     let services = ["203.0.113.1:443/tcp", "203.0.113.2:443/tcp"];
@@ -284,7 +284,7 @@ fn a_reload_has_to_have_room_for_all_reals_that_are_down() {
 
 /// A real that a state adds as down.
 #[test]
-fn a_real_that_comes_down_with_its_vip_has_no_flows_by_ids() {
+fn a_real_added_as_down_gets_no_flows_by_ids() {
     let mut katran = load(builder());
     let mut wanted = katran.state();
     let balancer = wanted.balancer.as_mut().unwrap();

@@ -90,7 +90,7 @@ fn went(to: &str, reason: Reason) -> (Option<IpAddr>, Reason) {
 }
 
 #[test]
-fn a_connection_stays_where_it_is_when_its_client_opens_another() {
+fn a_connection_stays_when_its_client_opens_another() {
     // With server ids enabled, other programs handle TCP.
     for features in [
         Features::default(),

@@ -150,7 +150,7 @@ pub(super) fn mixes() -> impl Iterator<Item = (Kind, usize, Flow)> {
 }
 
 #[test]
-fn what_was_in_an_inline_tunnel_is_balanced_like_any_packet() {
+fn the_inner_packet_is_balanced_like_any_other() {
     let katran = balancer(settings());
     for (kind, outer, flow) in mixes() {
         let what = format!("{kind:?} {outer} {flow}");
@@ -258,14 +258,14 @@ fn strict_destinations_leave_the_tunnels_of_others_alone() {
     assert_eq!(now.reason, Reason::DecapToHost);
     let before = run(&katran, &tunnelled(Kind::Ipip, &inner, OWN[0]));
     assert_eq!(before.reason, Reason::DecapForeign);
-    // Without an address of its own the host has no tunnels.
+    // Without its own address the host has no tunnels.
     let bare = balancer(builder().features(strict));
     let ran = run(&bare, &tunnelled(Kind::Ipip, &inner, OWN[0]));
     assert_eq!(ran.reason, Reason::DecapForeign);
 }
 
 #[test]
-fn what_has_no_hops_left_is_dropped() {
+fn packets_without_hops_left_are_dropped() {
     let katran = balancer(settings());
     let mut drops = 0;
     for (kind, outer, flow) in mixes() {
@@ -290,7 +290,7 @@ fn what_has_no_hops_left_is_dropped() {
 }
 
 #[test]
-fn what_is_cut_short_is_dropped() {
+fn truncated_tunnels_are_dropped() {
     let katran = balancer(settings());
     for (kind, outer, flow) in mixes() {
         let inner = Packet::new(flow).ip();
@@ -329,7 +329,7 @@ fn an_echo_request_reaches_the_host_untouched() {
 
 /// Never the frame that an ICMP error quotes.
 #[test]
-fn quoted_tunnels_are_no_tunnels() {
+fn quoted_tunnels_do_not_count() {
     let katran = balancer(settings());
     for (from, end) in [("192.0.2.7", INLINE[0]), ("2001:db8:c::7", INLINE[1])] {
         let inner = Packet::new(flows()[0]).ip();
@@ -348,7 +348,7 @@ fn quoted_tunnels_are_no_tunnels() {
 }
 
 #[test]
-fn a_second_tunnel_is_passed_as_it_is() {
+fn a_second_tunnel_is_passed_unchanged() {
     let katran = balancer(settings());
     let inner = Packet::new(flows()[0]).ip();
     for kind in KINDS {
@@ -366,7 +366,7 @@ fn a_second_tunnel_is_passed_as_it_is() {
 }
 
 #[test]
-fn what_is_no_tunnel_goes_its_way() {
+fn other_packets_are_walked_as_usual() {
     let katran = balancer(settings());
     let plain = Packet::new(flows()[0]);
     assert_eq!(run(&katran, &plain.frame()).reason, Reason::SettledSlot);
@@ -390,7 +390,7 @@ fn what_is_no_tunnel_goes_its_way() {
 }
 
 #[test]
-fn with_the_feature_off_tunnels_are_passed() {
+fn without_the_feature_tunnels_are_passed() {
     let mut katran = load(builder());
     let inner = Packet::new(flows()[0]).ip();
     let frame = tunnelled(Kind::Ipip, &inner, INLINE[0]);
@@ -407,7 +407,7 @@ fn with_the_feature_off_tunnels_are_passed() {
 }
 
 #[test]
-fn addresses_come_and_go() {
+fn tunnel_ends_can_be_added_and_removed() {
     let mut katran = balancer(settings());
     let all = [
         (ip(INLINE[0]), DecapMode::Inline),

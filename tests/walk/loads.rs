@@ -46,7 +46,7 @@ fn the_balancer_loads_with_each_feature_alone_with_none_and_with_all() {
 }
 
 #[test]
-fn the_balancer_loads_with_each_way_to_wrap_and_to_keep_frames() {
+fn the_balancer_loads_with_each_encapsulation_and_frame_setting() {
     for features in [Features::empty(), features()] {
         for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
             for frags in [false, true] {

@@ -65,8 +65,8 @@ fn a_flow_stays_where_it_is_while_reals_are_drained() {
 
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(A)), Reason::FlowTable));
-    // A new connection's SYN follows the ring and is remembered (one that comes at once follows its
-    // flow: `attacks.rs`).
+    // A new connection's SYN follows the ring and is remembered (an immediate one follows its flow:
+    // `attacks.rs`).
     assert_eq!(katran.flows_mut().remove(&flow).unwrap(), 1);
     let ran = katran.simulate(&syn(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(B)), Reason::Ring));
@@ -81,7 +81,10 @@ fn a_flow_stays_where_it_is_while_reals_are_drained() {
 
     let counters = counted(&katran);
     assert_eq!(counters.packets, 6);
-    assert_eq!(counters.misses, 2, "those that the ring had a real for");
+    assert_eq!(
+        counters.misses, 2,
+        "only packets that the ring had a real for"
+    );
     assert_eq!((counters.miss_syn, counters.miss_non_syn), (3, 0));
 }
 

@@ -140,7 +140,7 @@ fn source_ip(source: &str) -> &str {
 }
 
 #[test]
-fn what_cannot_be_forwarded_is_dropped_only_for_addresses_of_vips() {
+fn unfit_packets_are_dropped_only_for_vip_addresses() {
     let mut katran = balancer();
     serve(
         &mut katran,
@@ -210,7 +210,7 @@ fn what_cannot_be_forwarded_is_dropped_only_for_addresses_of_vips() {
 }
 
 #[test]
-fn every_cut_of_a_packet_for_a_vip_is_dropped_or_forwarded_whole() {
+fn every_truncated_packet_for_a_vip_is_dropped_or_forwarded_whole() {
     let katran = balancer();
     for flow in [flow_v4(), flow_v6()] {
         let header = if flow.source.is_ipv4() { IPV4 } else { IPV6 };
@@ -234,7 +234,7 @@ fn every_cut_of_a_packet_for_a_vip_is_dropped_or_forwarded_whole() {
 }
 
 #[test]
-fn echo_requests_to_others_and_between_no_single_stations_are_the_hosts() {
+fn echo_requests_to_others_or_with_group_addresses_are_passed() {
     let mut katran = balancer();
     // A VIP with every address.
     serve(&mut katran, "0.0.0.0/0:80/tcp", VipFlags::empty(), &[A]);
@@ -421,7 +421,7 @@ fn icmp_errors_do_not_keep_an_entry_alive() {
 }
 
 #[test]
-fn an_error_about_a_flow_of_ours_to_somebody_else_is_not_ours() {
+fn an_error_to_another_host_about_our_flow_is_passed() {
     let mut katran = balancer();
     serve(&mut katran, "203.0.113.9:443/tcp", VipFlags::empty(), &[A]);
     serve(
@@ -503,7 +503,7 @@ fn extension_headers_are_walked_to_the_vip() {
 }
 
 #[test]
-fn extension_headers_that_cannot_be_walked_are_dropped_for_vips_only() {
+fn unparsable_extension_headers_are_dropped_for_vips_only() {
     let katran = balancer();
     let dropped = Reason::Dropped(DropReason::ExtensionHeaders);
     let other = Flow::tcp(flow_v6().source, at("[2001:db8:1::2]:443"));
@@ -546,7 +546,7 @@ fn extension_headers_that_cannot_be_walked_are_dropped_for_vips_only() {
 }
 
 #[test]
-fn frames_for_groups_of_stations_pass() {
+fn multicast_frames_pass() {
     let katran = balancer();
     for flow in [flow_v4(), flow_v6()] {
         for group in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {

@@ -63,7 +63,7 @@ fn remembered_flows_leave_a_real_that_is_down() {
         assert!(katran.is_down(vip, ip(A)).unwrap());
         assert!(!katran.is_down(vip, ip(B)).unwrap());
         let answer = katran.real_for_flow(&flow(1)).unwrap().unwrap();
-        assert_eq!(answer.real, Some(ip(B)), "also when only asked");
+        assert_eq!(answer.real, Some(ip(B)), "also for a query");
         assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::Ring));
         assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::FlowTable));
         assert_eq!(migrated(&katran), 1);
@@ -80,7 +80,7 @@ fn remembered_flows_leave_a_real_that_is_down() {
 }
 
 #[test]
-fn only_flows_of_that_vip_are_concerned() {
+fn only_flows_of_that_vip_are_affected() {
     let mut katran = load(builder());
     let down = serve(&mut katran, UDP, MIGRATES, &[A]);
     let other = serve(&mut katran, "203.0.113.2:443/udp", MIGRATES, &[A]);

@@ -75,7 +75,7 @@ fn sent(katran: &Katran, frame: &[u8]) -> (u16, u16) {
 }
 
 #[test]
-fn the_dont_fragment_bit_is_lost_unless_it_is_to_be_inherited() {
+fn the_dont_fragment_bit_is_inherited_only_if_set() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let katran = balancer(settings(encapsulation));
         for fragment in [0, DONT_FRAGMENT] {
@@ -94,7 +94,7 @@ fn the_dont_fragment_bit_is_lost_unless_it_is_to_be_inherited() {
 }
 
 #[test]
-fn what_may_be_fragmented_has_identifications_that_differ() {
+fn fragmentable_packets_have_distinct_identifications() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let inherit = settings(encapsulation).outer_dont_fragment(OuterDontFragment::Inherit);
         let katran = balancer(inherit);
@@ -104,7 +104,7 @@ fn what_may_be_fragmented_has_identifications_that_differ() {
 }
 
 #[test]
-fn outer_headers_of_ipv6_are_what_they_were() {
+fn outer_ipv6_headers_do_not_change() {
     let inherit = builder().outer_dont_fragment(OuterDontFragment::Inherit);
     let katran = balancer(inherit);
     for fragment in [0, DONT_FRAGMENT] {

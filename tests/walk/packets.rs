@@ -224,7 +224,10 @@ fn without_headroom_a_frame_is_dropped_and_counted() {
     assert_eq!(katran.stats().totals().unwrap().drop.packets, 4);
     let cpus = katran.stats().cpus().unwrap();
     let forwarded: u64 = cpus.iter().map(|cpu| cpu.forwarded).sum();
-    assert_eq!(forwarded, 2, "neither drops nor own messages");
+    assert_eq!(
+        forwarded, 2,
+        "without drops and the balancer's own messages"
+    );
 }
 
 #[test]
@@ -238,7 +241,7 @@ fn a_frame_without_an_ethernet_header_is_dropped_uncounted() {
 }
 
 #[test]
-fn what_is_none_of_its_business_is_passed_untouched() {
+fn other_packets_are_passed_untouched() {
     let katran = balancer();
     let (v4, v6) = (flow_v4(), flow_v6());
     let arp = with(frame(v4), 13, 0x06);
@@ -328,7 +331,7 @@ fn the_outer_header_is_made_from_flow_and_real() {
 }
 
 #[test]
-fn a_made_up_source_is_never_the_address_of_a_network_or_of_all_hosts() {
+fn a_made_up_source_is_never_a_network_or_broadcast_address() {
     let mut katran = load(builder());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     serve(&mut katran, VIP6, VipFlags::empty(), &[A]);

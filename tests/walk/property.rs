@@ -121,7 +121,7 @@ fn any_flow() -> impl Strategy<Value = Flow> {
 }
 
 #[test]
-fn any_flow_goes_where_the_model_and_real_for_flow_say() {
+fn program_model_and_real_for_flow_agree_on_any_flow() {
     let katran = RefCell::new(load(all_in_table()));
     let config = Config {
         cases: 300,

@@ -1,5 +1,5 @@
-//! What of a QUIC packet counts as an id: long headers by version, LRU_BYPASS, and the ICMP errors
-//! that a QUIC server ignores. Where ids lead is in `server_ids.rs`.
+//! Which ids in QUIC packets count: long headers by version, LRU_BYPASS, and the ICMP errors that a
+//! QUIC server ignores. Where ids lead is in `server_ids.rs`.
 
 use std::net::IpAddr;
 
@@ -152,7 +152,7 @@ fn with_lru_bypass_an_id_neither_makes_nor_corrects_nor_counts() {
 }
 
 #[test]
-fn a_too_big_message_is_none_that_a_server_ignores() {
+fn a_quic_server_does_not_ignore_a_too_big_message() {
     let katran = balancer(VipFlags::empty());
     let v6 = Flow::udp(at("[2001:db8:c::7]:40001"), at("[2001:db8:1::1]:443"));
     let ignored = |flow: Flow, kind: u8, code: u8| {

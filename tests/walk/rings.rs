@@ -117,7 +117,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn input_order_is_of_no_consequence(
+    fn input_order_does_not_matter(
         function in any_function(),
         endpoints in any_endpoints(40),
         rotation in 0..40_usize,

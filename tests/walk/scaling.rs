@@ -110,7 +110,7 @@ fn written_by(katran: &Katran, cpu: u32, frames: &[Vec<u8>]) -> BTreeSet<Area> {
         assert_eq!(run(katran.program_fd(), frame).verdict, Verdict::Tx);
     }
     let after = contents(katran);
-    assert!(before.keys().eq(after.keys()), "maps came or went");
+    assert!(before.keys().eq(after.keys()), "the set of maps changed");
     let changed = before.into_iter().filter(|(area, old)| after[area] != *old);
     changed.map(|(area, _)| area).collect()
 }

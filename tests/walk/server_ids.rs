@@ -360,7 +360,7 @@ fn stable_routing_overrides_a_connection_id() {
 }
 
 #[test]
-fn ids_can_be_invalidated_removed_and_come_back() {
+fn ids_can_be_invalidated_removed_and_added_again() {
     let (mut katran, vip) = quic(VipFlags::empty());
     let reason = |katran: &Katran, port| send(katran, udp(port), &short(1, 7)).reason;
     assert_eq!(reason(&katran, 1), Reason::ConnectionId);
@@ -514,7 +514,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
 }
 
 #[test]
-fn what_the_kernel_refuses_changes_nothing() {
+fn refused_changes_have_no_effect() {
     let (mut katran, _) = quic(VipFlags::empty());
     let before = (katran.server_ids().list(), katran.real_numbers());
     // More than half the first chunk, so a larger table is needed, with a new real.

@@ -88,7 +88,7 @@ impl Sizes {
 }
 
 #[test]
-fn a_feature_that_is_off_leaves_no_instruction_behind() {
+fn a_disabled_feature_leaves_no_instruction() {
     // Strict destinations are part of inline decapsulation.
     let features = Features::all() - Features::FLOW_DEBUG - Features::STRICT_DESTINATION;
     println!(
@@ -134,7 +134,7 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
         assert!(sizes.program < sizes.twin && sizes.special[2] < sizes.special[3]);
         assert!(sizes.special[4] < sizes.special[5]);
     }
-    // What only special VIPs need is in their programs.
+    // Code that only special VIPs need is in their programs.
     let special = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
     assert_eq!(Sizes::of(special, false).program, none.program);
 }
@@ -143,7 +143,7 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
 /// Covers all programs of all objects: those in the array that packets continue in, and those that
 /// this process has a descriptor of.
 #[test]
-fn the_verifier_does_not_come_to_its_limit() {
+fn the_verifier_stays_below_its_limit() {
     const MOST: u32 = 250_000;
     // The process also has the programs of concurrent tests, in any configuration.
     const MOST_OF_ANY: u32 = 500_000;
@@ -218,7 +218,7 @@ fn the_verifier_does_not_come_to_its_limit() {
 }
 
 #[test]
-fn only_the_chosen_kind_of_flow_table_is_loaded() {
+fn only_the_chosen_flow_table_type_is_loaded() {
     use libbpf_sys::BPF_MAP_TYPE_ARRAY;
     use libbpf_sys::BPF_MAP_TYPE_LRU_HASH;
     for (kind, map_type) in [
@@ -272,7 +272,7 @@ fn the_defaults_hold_millions_of_flows_in_hundreds_of_mib() {
 }
 
 #[test]
-fn settings_that_are_numbers_cost_nothing() {
+fn numeric_settings_cost_nothing() {
     let size = |builder: Builder| load(builder).stats().program_size().unwrap();
     let usual = size(builder());
     assert_eq!(size(builder().max_frame(9014).gue_port(1)), usual);
@@ -510,7 +510,7 @@ fn maps_of_features_are_what_the_kernel_accounts() {
             .unwrap();
     }
     let full = katran.stats().memory_in_use().unwrap();
-    // Of the other maps only rings have grown.
+    // Among the other maps only rings have grown.
     let others = ["ring_chunk", "prefix_vips", "down_reals"];
     let growth: u64 = estimate
         .maps()

@@ -126,7 +126,7 @@ fn the_longest_prefix_chooses_the_real_of_a_new_flow() {
 }
 
 #[test]
-fn a_vip_without_the_flag_does_not_ask() {
+fn a_vip_without_the_flag_ignores_it() {
     let mut katran = balancer(VipFlags::empty());
     let vip: Vip = format!("{VIP}/tcp").parse().unwrap();
     katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
@@ -138,7 +138,7 @@ fn a_vip_without_the_flag_does_not_ask() {
 }
 
 #[test]
-fn flows_that_are_known_stay_when_routes_go() {
+fn known_flows_stay_when_routes_are_removed() {
     let mut katran = balancer(VipFlags::empty());
     let old = flow("100.64.0.1", 1);
     assert_eq!(sent(&katran, &syn(old)), routed(B));
@@ -158,7 +158,7 @@ fn flows_that_are_known_stay_when_routes_go() {
 }
 
 #[test]
-fn with_the_flow_table_bypassed_every_packet_asks() {
+fn with_the_flow_table_bypassed_every_packet_uses_its_route() {
     let katran = balancer(VipFlags::LRU_BYPASS);
     for _ in 0..3 {
         assert_eq!(sent(&katran, &frame(flow("100.64.0.1", 1))), routed(B));
@@ -167,7 +167,7 @@ fn with_the_flow_table_bypassed_every_packet_asks() {
 }
 
 #[test]
-fn a_hash_of_ports_decides_only_where_no_prefix_does() {
+fn dport_hash_decides_only_without_a_matching_prefix() {
     let katran = balancer(VipFlags::DPORT_HASH);
     assert_eq!(sent(&katran, &syn(flow("100.64.0.1", 1))), routed(B));
     // The prefix's choice is remembered; the ring's, which depends on the port, is not.
@@ -178,7 +178,7 @@ fn a_hash_of_ports_decides_only_where_no_prefix_does() {
 }
 
 #[test]
-fn under_flood_source_routes_decide_all_the_same() {
+fn source_routes_work_under_flood() {
     let mut katran = load(settings().flood_threshold(10));
     let vip = format!("{VIP}/tcp");
     serve(&mut katran, &vip, VipFlags::SRC_ROUTING, &[A]);

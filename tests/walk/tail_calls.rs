@@ -76,7 +76,7 @@ fn a_frame_whose_program_is_missing_is_dropped_with_a_reason() {
 
 /// Whatever the flow table says: nothing yet, the id's real, or another one.
 #[test]
-fn a_datagram_goes_by_its_connection_id_in_one_program() {
+fn one_program_handles_a_datagrams_connection_id() {
     let [ring, named] = ["198.51.100.1", "198.51.100.2"];
     let mut katran = load(builder());
     for vip in ["203.0.113.2:443/udp", "[2001:db8:1::2]:443/udp"] {

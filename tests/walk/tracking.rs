@@ -367,7 +367,7 @@ fn no_flow_moves_while_its_real_is_there() {
 /// Connections that only a base leads stay when TCP server ids are enabled, whatever changes then;
 /// those that entries lead stay when ids are disabled.
 #[test]
-fn no_flow_moves_while_server_ids_come_and_go() {
+fn no_flow_moves_while_server_ids_are_toggled() {
     let mut judge = Judge::new(LONG_IDLE, seed());
     let ids = Features::TCP_SERVER_ID;
     let mut by_base = 0;

@@ -65,7 +65,7 @@ fn calls(program: BorrowedFd<'_>, functions: &BTreeMap<i64, String>) -> BTreeSet
         .collect()
 }
 
-/// Those of every program on a packet's way.
+/// The calls of every program on a packet's way.
 fn all_calls(katran: &Katran, functions: &BTreeMap<i64, String>) -> BTreeSet<String> {
     let others = bpf::programs_in(katran.map_fd("special_programs").unwrap());
     let others = others.iter().map(|program| program.as_fd());
@@ -92,7 +92,7 @@ fn all_features() -> Features {
 /// The generic lookup reads the map's type and calls that type's function: two calls, one through a
 /// pointer. Programs are left with it where a compiler merges lookups in different maps.
 #[test]
-fn no_call_goes_by_way_of_the_map() {
+fn no_call_goes_through_the_map() {
     const GENERIC: [&str; 2] = ["bpf_map_lookup_elem", "bpf_map_update_elem"];
     // Array lookups are loads. The rest are by address, prefix or flow, and called directly.
     let mut expected = BTreeSet::from([
@@ -144,7 +144,7 @@ const STEP: u16 = 50;
 /// and others. An established flow executes the same instructions wherever its entry is, but for
 /// one choice: which line.
 #[test]
-fn the_search_of_a_set_does_not_branch_by_what_is_in_it() {
+fn the_set_search_does_not_branch_on_its_contents() {
     for features in [Features::default(), all_features()] {
         // Keys are random: now and then a set overflows, and the flow that lost its entry is new.
         let (places, traces) = (0..20)

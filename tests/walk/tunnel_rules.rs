@@ -37,7 +37,7 @@ fn dropped(reason: DropReason) -> (Verdict, Reason) {
 }
 
 #[test]
-fn marks_of_congestion_reach_the_inner_packet() {
+fn congestion_marks_reach_the_inner_packet() {
     let katran = balancer(settings());
     let mut drops = 0;
     for (kind, outer, flow) in mixes() {
@@ -75,7 +75,7 @@ fn marks_of_congestion_reach_the_inner_packet() {
 }
 
 #[test]
-fn what_is_no_ip_packet_of_the_family_is_dropped_as_it_is() {
+fn inner_packets_of_the_wrong_version_are_dropped_unchanged() {
     let katran = balancer(settings());
     for (kind, outer, flow) in mixes().filter(|(kind, ..)| *kind == Kind::Ipip) {
         for end in [INLINE[outer], EGRESS[outer], OWN[outer]] {
@@ -168,7 +168,7 @@ fn no_tunnel_leaves_by_an_egress_address() {
 
 /// Found by fuzzing: the second tunnel was passed before its length was checked.
 #[test]
-fn a_second_tunnel_of_a_length_that_cannot_be_is_dropped() {
+fn a_second_tunnel_of_impossible_length_is_dropped() {
     let katran = balancer(settings());
     let flow = flows()[0];
     let vip = flow.destination.ip().to_string();
@@ -189,7 +189,7 @@ fn a_second_tunnel_of_a_length_that_cannot_be_is_dropped() {
 /// A payload that begins with neither 4 nor 6, or is empty, is no tunnel, whether outermost or
 /// inside one.
 #[test]
-fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
+fn datagrams_to_the_gue_port_without_a_packet_are_like_any_other() {
     let mut katran = balancer(settings());
     let vip = format!("203.0.113.1:{GUE_PORT}/udp");
     crate::common::serve(
@@ -238,7 +238,7 @@ fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
 
 /// By the outer length, and in GUE by the datagram's.
 #[test]
-fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
+fn a_tunnels_payload_ends_with_its_outer_packet() {
     let katran = balancer(settings());
     let mut drops = 0;
     for (kind, outer, flow) in mixes() {
@@ -300,7 +300,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
 /// An IPv4 header shorter than the minimum, or longer than its packet, must not leave. What stays
 /// here is up to the walk or the host.
 #[test]
-fn what_ends_in_its_header_does_not_leave_by_an_egress_address() {
+fn packets_cut_within_their_header_do_not_leave_by_an_egress_address() {
     let katran = balancer(settings());
     let mut drops = 0;
     for (kind, outer, flow) in mixes().filter(|(.., flow)| flow.source.is_ipv4()) {
@@ -347,7 +347,7 @@ fn padding_makes_no_second_tunnel() {
     }
 }
 
-/// What goes to the host counts for the VIP whose port it names, not for one that padding names.
+/// A packet for the host counts for the VIP whose port it names, not for one that padding names.
 #[test]
 fn a_packet_without_ports_counts_for_no_vip() {
     let katran = balancer(settings());

@@ -99,7 +99,7 @@ fn frame() -> Vec<u8> {
 }
 
 #[test]
-fn what_is_no_tagged_ip_packet_is_passed_untouched() {
+fn tagged_frames_without_ip_are_passed_untouched() {
     let katran = small();
     let three = [TAGS[1], TAGS[0]].concat();
     let mut arp = frame();

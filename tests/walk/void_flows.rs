@@ -119,7 +119,7 @@ fn a_removed_real_loses_its_flows_though_another_vip_has_it() {
 }
 
 #[test]
-fn what_is_void_goes_from_the_tables_by_itself() {
+fn void_entries_are_removed_by_themselves() {
     let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[]);
     katran.mark_down(vip, ip(B)).unwrap();
@@ -130,13 +130,16 @@ fn what_is_void_goes_from_the_tables_by_itself() {
     assert!(katran.flows().stats(vip).unwrap().entries > 1500);
     katran.remove_real(vip, ip(A)).unwrap();
     let stats = katran.flows().stats(vip).unwrap();
-    assert_eq!(stats.stale, stats.entries, "void from the start");
+    assert_eq!(
+        stats.stale, stats.entries,
+        "all entries are stale from the start"
+    );
     swept(&katran, 0);
     assert_eq!(katran.flows().stats(vip).unwrap().entries, 0);
 }
 
 #[test]
-fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
+fn a_real_that_is_added_again_at_once_has_no_old_flows() {
     let mut katran = load(all_in_table());
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 200);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
@@ -157,7 +160,7 @@ fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
 }
 
 #[test]
-fn a_vip_that_comes_back_at_once_has_no_old_flows() {
+fn a_vip_that_is_added_again_at_once_has_no_old_flows() {
     // With room for two VIPs the number is reused at once.
     let mut katran = load(all_in_table().max_vips(2));
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 100);
@@ -176,7 +179,7 @@ fn a_vip_that_comes_back_at_once_has_no_old_flows() {
 
 /// Each path that leads to a real; an id in a packet leads there regardless of health.
 #[test]
-fn a_real_that_is_down_loses_its_flows_on_every_way() {
+fn a_down_real_loses_its_flows_on_every_path() {
     for service in [VIP, "203.0.113.1:443/udp"] {
         for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
             let mut katran = load(all_in_table().flow_table(kind));
@@ -201,7 +204,7 @@ fn a_real_that_is_down_loses_its_flows_on_every_way() {
             let news = crate::common::flows(protocol, "203.0.113.1:443", 400);
             let to_a = news[200..].iter();
             let to_a = to_a.filter(|flow| send(&katran, **flow).0 == Some(ip(A)));
-            assert!(to_a.count() > 50, "its share is back");
+            assert!(to_a.count() > 50, "the real has its share again");
             for flow in &flows {
                 assert_eq!(send(&katran, *flow), (Some(ip(B)), Reason::FlowTable));
             }
@@ -211,7 +214,7 @@ fn a_real_that_is_down_loses_its_flows_on_every_way() {
 }
 
 #[test]
-fn packets_that_make_no_entry_find_no_void_one_either() {
+fn packets_that_make_no_entry_ignore_void_ones_too() {
     let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[flow(1), flow(2)]);
     katran.mark_down(vip, ip(A)).unwrap();
@@ -227,7 +230,7 @@ fn packets_that_make_no_entry_find_no_void_one_either() {
 }
 
 #[test]
-fn without_any_real_that_is_up_packets_are_dropped_and_counted() {
+fn if_all_reals_are_down_packets_are_dropped_and_counted() {
     let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A, B]);
     serve(&mut katran, OTHER, VipFlags::empty(), &[A, B]);
@@ -248,7 +251,7 @@ fn without_any_real_that_is_up_packets_are_dropped_and_counted() {
 }
 
 #[test]
-fn drain_and_health_stay_apart() {
+fn drain_and_health_are_independent() {
     let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[flow(1), flow(2)]);
     let weight = |katran: &Katran| katran.reals(vip).unwrap()[0].get_weight();
@@ -279,7 +282,7 @@ fn drain_and_health_stay_apart() {
 }
 
 #[test]
-fn source_routes_do_not_lead_to_a_real_that_is_down() {
+fn source_routes_do_not_lead_to_a_down_real() {
     let features = Features::default() | Features::SOURCE_ROUTING;
     let mut katran = load(all_in_table().features(features));
     let vip = serve(&mut katran, VIP, VipFlags::SRC_ROUTING, &[A, B]);
@@ -303,7 +306,7 @@ fn source_routes_do_not_lead_to_a_real_that_is_down() {
 }
 
 #[test]
-fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
+fn the_global_flow_table_does_not_lead_to_a_down_real() {
     let features = Features::default() | Features::GLOBAL_FLOW_TABLE;
     let mut katran = load(all_in_table().features(features).forwarding_cpus([0]));
     let vip = serve(&mut katran, VIP, VipFlags::GLOBAL_LRU, &[A, B]);
@@ -317,7 +320,7 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     let found = katran.real_for_flow(&flow(1)).unwrap().unwrap();
     assert_eq!(found.choice, Choice::Ring);
     assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::Ring));
-    // As long as it is down, even when no entry is left to remove.
+    // While it is down, even if no entry is left to remove.
     thread::sleep(Duration::from_millis(300));
     katran.global_flows_mut().set(0, &flow(2), ip(A)).unwrap();
     assert_eq!(send(&katran, flow(2)), (Some(ip(B)), Reason::Ring));
@@ -395,7 +398,7 @@ fn a_real_that_cannot_come_up_stays_down() {
 
 /// A state that the kernel refuses half way is undone: flows of removed reals stay where they were.
 #[test]
-fn flows_are_where_they_were_when_a_state_is_undone() {
+fn an_undone_state_leaves_flows_where_they_were() {
     let mut katran = load(all_in_table());
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 50);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
@@ -421,7 +424,7 @@ fn flows_are_where_they_were_when_a_state_is_undone() {
 /// The map has room for twice as many pairs as there may be reals. Nothing fails for lack of room:
 /// what needs more waits until entries are removed.
 #[test]
-fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
+fn removals_succeed_when_the_map_of_pairs_is_full() {
     const REALS: u8 = 20;
     let mut katran = load(all_in_table().max_reals(REALS.into()));
     let reals: Vec<_> = (1..=REALS).map(|i| IpAddr::from([198, 18, 0, i])).collect();

@@ -121,7 +121,7 @@ impl Flood {
 /// One step's packets, by flow.
 #[derive(Clone, Copy, Debug)]
 pub enum Packets<'a> {
-    /// Of established flows.
+    /// Packets of established flows.
     Established(&'a [u32]),
     /// SYNs that the guard allows.
     Remembered(&'a [u32]),

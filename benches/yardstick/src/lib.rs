@@ -133,7 +133,7 @@ impl Yardstick {
         Self::load(frame, flows, destinations, false)
     }
 
-    /// A wrapper for runs on `frame` as [`play`](Self::play) says, of any of 2^30 flows.
+    /// A wrapper for runs on `frame` as for [`play`](Self::play), of any of 2^30 flows.
     ///
     /// # Errors
     /// As [`new`](Self::new).

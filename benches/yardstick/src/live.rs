@@ -71,7 +71,7 @@ impl Yardstick {
         self.skel.progs.arrivals.as_fd()
     }
 
-    /// What [`arrivals`](Self::arrivals) has counted so far.
+    /// The counters of [`arrivals`](Self::arrivals) so far.
     ///
     /// # Errors
     /// Those of the kernel.

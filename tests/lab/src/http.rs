@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_answer_or_broke_off() {
+    fn refuses_invalid_and_truncated_answers() {
         for bytes in [
             &b""[..],
             b"HTTP/1.1 200 OK\r\n",

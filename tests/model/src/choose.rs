@@ -36,7 +36,7 @@ pub struct Choice {
     pub source_port: u16,
 }
 
-/// What a packet's real is looked up by.
+/// What a packet's real depends on.
 pub(crate) struct Ask<'a> {
     pub(crate) number: VipNumber,
     pub(crate) vip: Vip,

@@ -147,7 +147,7 @@ impl Balancer {
         }
     }
 
-    /// The same for flows on this real.
+    /// The same for the flows on this real.
     pub fn purge_real(&mut self, number: VipNumber, real: RealId) {
         let entries = &mut self.flows.0;
         entries.retain(|(vip, _), entry| *vip != number || entry.real != real);

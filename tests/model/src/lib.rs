@@ -188,7 +188,7 @@ pub struct PairCounters {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Those with SYN.
+    /// Packets with SYN.
     pub syns: u64,
 }
 

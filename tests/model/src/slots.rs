@@ -138,7 +138,7 @@ fn without_entry(
     }
     let threshold = run.balancer.config.flood_threshold;
     let flood = run.balancer.flood.acts(run.now, threshold);
-    // So that a flood makes no entries where possible.
+    // A flood then makes no entries where possible.
     let spares_an_entry = before.base.filter(|base| flood && ask.vip.takes_new(*base));
     spares_an_entry.or(current)
 }
