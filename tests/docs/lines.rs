@@ -12,7 +12,7 @@ fn prose_is_at_most_100_columns_wide() {
     let mut found = Vec::new();
     for (path, page) in markdown::pages() {
         let mut is_generated = false;
-        for (number, line) in (1..).zip(files::read(&path).lines()) {
+        for (number, line) in (1..).zip(files::read(path).lines()) {
             is_generated =
                 line.starts_with("<!-- generated") || is_generated && line != "<!-- end -->";
             if is_generated {
