@@ -5,9 +5,12 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::UdpSocket;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran::Decap;
+use katran::XdpMode;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
@@ -138,6 +141,35 @@ impl Site {
             "{fault} | {seconds:.1} s | {severity} {}: {words}",
             said.subject
         );
+    }
+
+    /// What counters tell of is said for a minute after the repair; then it is a note, and no metric counts it.
+    fn becomes_a_note(&self, fault: &str, said: &Said<'_>, words: &str) {
+        let began = Instant::now();
+        let is_noted = || {
+            let problems = self.problems();
+            let mut about = problems.iter().filter(|of| of.1 == said.subject).peekable();
+            about.peek().is_some()
+                && about.all(|(severity, _, message)| {
+                    severity == "note"
+                        && message.contains(words)
+                        && message.contains("none in the last")
+                })
+        };
+        while !is_noted() {
+            let found = self.problems();
+            assert!(
+                began.elapsed() < Duration::from_secs(90),
+                "{fault}: {found:#?}"
+            );
+            thread::sleep(Duration::from_secs(1));
+        }
+        // The scrape after it has no finding either.
+        let metrics = Page::parse(&self.get("/metrics"), Dialect::Plain);
+        let count = metrics.sum("katran_problem", &[("subject", said.subject)]);
+        assert_eq!(count, 0.0, "{fault}");
+        let seconds = began.elapsed().as_secs_f64();
+        println!("{fault} | a note after {seconds:.1} s");
     }
 
     /// It is said no more.
@@ -272,6 +304,52 @@ fn faults_of_the_place_are_told() {
     let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
     let attached = metrics.get("katran_attached", &[("interface", "eth0")]);
     assert_eq!(attached, 0.0);
+}
+
+#[test]
+fn faults_that_were_repaired_become_notes() {
+    let balancer = "flow_table_size = 1000\nforwarding_cpus = [0]";
+    let site = Site::start("repaired", balancer, &["--mode", "native"]);
+    let router = &site.lab.router;
+
+    router.receive_on_cpu("client", 1).unwrap();
+    site.send(5, 1, 10);
+    let cpu = warning("fallback table", &["5 of 5 packets in the last "]);
+    site.tells("CPU without table", &cpu);
+    router.receive_on_cpu("client", 0).unwrap();
+
+    site.apply(balancer, "");
+    site.send(3, 1, 10);
+    let drops = warning("drops", &["ring_empty: 3 frames in the last "]);
+    site.tells("no reals", &drops);
+    site.apply(balancer, &reals(&site.lab));
+
+    router.tag_leaving("bal0", &[(0x8100, 7)]).unwrap();
+    site.send(1, 1, 100);
+    let vlan = warning("vlan", &["tags of VLAN 7"]);
+    site.tells("wrong VLAN", &vlan);
+
+    // The tags go as well.
+    router.strip("bal0");
+    site.send(4, 1, 10);
+    let lost = problem(
+        "sending",
+        &["eth0 has failed to send 4 frames in the last "],
+    );
+    site.tells("no peer XDP", &lost);
+    let mut passes = Decap::builder().load().unwrap();
+    let attach = || passes.attach("bal0", XdpMode::Native).map(drop);
+    router.run(attach).unwrap();
+
+    site.send(5, 1, 10);
+    site.becomes_a_note(
+        "CPU with table",
+        &cpu,
+        "packets since the balancer was loaded came on CPUs without",
+    );
+    site.becomes_a_note("reals again", &drops, "ring_empty: 3 frames since");
+    site.becomes_a_note("right VLAN", &vlan, "tags of VLAN 7");
+    site.becomes_a_note("peer XDP", &lost, "failed to send 4 frames since");
 }
 
 #[test]
