@@ -1,6 +1,7 @@
 //! Faults made on purpose, each of which an operator with the guide alone is to find within a minute: by `katran status`, by the
 //! page's JSON, and by one metric. `--nocapture` prints what was said of each, and after how long.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
@@ -485,14 +486,22 @@ fn an_entry_that_is_taken_over_is_told() {
     root.args(["attach", "--interface", "eth0", "--path", &path]);
     assert!(host.output(root).unwrap().status.success());
     let site = Site::in_lab(lab, "entry", "flow_table_size = 1000", &["--shared", &path]);
-    let start = |more: &[&str]| {
+    // The one that takes the entry says whose it was.
+    let start = |more: &[&str], former: u32| {
         let mut command = katran("run");
         command.arg("--config").arg(&site.file.0);
         command
             .args(["--interface", "eth0", "--shared", &path])
             .args(more);
         let mut running = Running::start(site.host(), command);
-        running.says("balancing as entry 2");
+        let taken = format!("which process {former} still holds");
+        let [warns, balances] = [Cell::new(false), Cell::new(false)];
+        running.line("the entry, and whose it was", |line| {
+            let warning = line.contains("took entry 2 of ") && line.contains(&taken);
+            warns.set(warns.get() || warning);
+            balances.set(balances.get() || line.contains("balancing as entry 2"));
+            warns.get() && balances.get()
+        });
         running
     };
     let has_entry = || {
@@ -501,7 +510,7 @@ fn an_entry_that_is_taken_over_is_told() {
         metrics.get("katran_shared_entry_attached", &labels)
     };
     assert_eq!(has_entry(), 1.0);
-    let mut second = start(&["--lost", "exit"]);
+    let mut second = start(&["--lost", "exit"], site.running.balancer.process.id());
     let lost = problem(
         "program",
         &[
@@ -518,7 +527,7 @@ fn an_entry_that_is_taken_over_is_told() {
         "{text}"
     );
     // One that is to end then ends, and names the program; it stays the third one's.
-    let mut third = start(&[]);
+    let mut third = start(&[], second.process.id());
     second.says("taken over: entry 2 of");
     assert_eq!(second.process.wait(PATIENCE).unwrap().code(), Some(1));
     assert!(
