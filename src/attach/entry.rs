@@ -141,7 +141,7 @@ impl Entry {
         self.entries.holds(self.position, self.kept.program.as_fd())
     }
 
-    /// Empties the entry, unless it now belongs to somebody else.
+    /// Empties the entry, unless it now belongs to another program.
     fn undo(&mut self) -> Result<()> {
         if self.is_undone {
             return Ok(());
@@ -438,7 +438,7 @@ impl Drop for Entry {
 #[derive(Debug)]
 struct SpecialPin {
     path: PathBuf,
-    /// It belongs to somebody else now, or is gone.
+    /// It belongs to another program now, or is gone.
     is_left: bool,
     owner: Owner,
 }

@@ -339,8 +339,8 @@ int katran_quic(struct xdp_md *ctx)
 	return full ? finish_quic(ctx, FULL) : finish_quic(ctx, PLAIN);
 }
 
-/* The end of the walk for a packet that the CPU's record describes: section 8 with all its
- * steps. */
+/* The end of the walk for a packet that the CPU's record describes: step 8 with all its
+ * parts. */
 static __always_inline int walk_special(struct xdp_md *ctx, const enum variant variant)
 {
 	struct run run = { .ctx = ctx, .variant = variant };

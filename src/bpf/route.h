@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
 /*
- * Chooses a packet's real (section 8 of the walk): by an id in the packet (see ids.h), by the flow
+ * Chooses a packet's real (step 8 of the walk): by an id in the packet (see ids.h), by the flow
  * tables, by the client's prefix, or by the ring. katran.bpf.c calls it once the VIP is known.
  */
 #pragma once

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* The end of the walk (section 9): counts the packet for VIP and real, and sends it. */
+/* The end of the walk (step 9): counts the packet for VIP and real, and sends it. */
 #pragma once
 
 #include "config.h"

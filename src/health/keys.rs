@@ -85,19 +85,17 @@ sections! {
         pause: "seconds", Some("0.1"), "0.01 to 10";
     } with PROBE_KEYS, VIP_KEYS
 
-    /// For one VIP: `[vip.health]` after its `[[vip]]`, or `health = { ... }` in it. A missing key
-    /// is as in `[health]`. Reals of a prefix VIP or of port 0 need `port` and `via = "direct"` to
-    /// be probed.
+    /// For one VIP: `[vip.health]` after its `[[vip]]`, or `health = { ... }` in it. Reals of a
+    /// prefix VIP or of port 0 are probed only with `port` and `via = "direct"`.
     OF_VIP = "health" as "`health` of a VIP" {
         /// The check of its reals.
-        check: "check", Some("as in `[health]`"), "a check";
+        check: "check", Some("`tcp_check` or `udp_check`"), "a check";
     } with PROBE_KEYS, VIP_KEYS
 
-    /// For one real of one VIP: `{ address = "198.51.100.1", health = { port = 8080 } }`. A missing
-    /// key is as for the VIP.
+    /// For one real of one VIP: `{ address = "198.51.100.1", health = { port = 8080 } }`.
     OF_REAL = "health" as "`health` of a real" {
         /// Its check; with `none` the real stays in use.
-        check: "check", Some("as for the VIP"), "a check";
+        check: "check", Some("the VIP's"), "a check";
     } with PROBE_KEYS
 
     /// Sends an HTTP/1.1 request and checks the answer. It does not follow redirections.

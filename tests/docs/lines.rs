@@ -1,5 +1,5 @@
-//! Prose of pages is at most 100 columns wide, so that it can be read in a terminal and in a diff. Tables, code,
-//! headings, links and what is generated may be wider.
+//! Prose in pages is at most 100 columns wide, so that it can be read in a terminal and in a diff.
+//! Tables, code, headings, links and generated text may be wider.
 
 use crate::files;
 use crate::markdown;
@@ -26,7 +26,7 @@ fn prose_is_at_most_100_columns_wide() {
     none_of(&found, "wider than 100 columns");
 }
 
-/// Without links.
+/// The width without links.
 fn width(line: &str) -> usize {
     let mut width = 0;
     let mut rest = line;

@@ -1,5 +1,6 @@
-//! Faults made on purpose, each of which an operator with the guide alone is to find within a minute: by `katran status`, by the
-//! page's JSON, and by one metric. `--nocapture` prints what was said of each, and after how long.
+//! Faults made on purpose. An operator with the guide alone must find each within a minute: by
+//! `katran status`, by the page's JSON, and by a metric. `--nocapture` prints what was reported for
+//! each, and how soon.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -33,14 +34,14 @@ use crate::program::katran;
 const PAGE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9957);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A balancer that is to be found faulty.
+/// A balancer that gets faults.
 struct Site {
     lab: Lab,
     file: Scratch,
     running: Commanded,
 }
 
-/// What is to be said: how bad it is, of which subject, and words of the message and of the advice.
+/// An expected finding: its severity and subject, and words of its message and advice.
 struct Said<'a> {
     severity: &'a str,
     subject: &'a str,
@@ -70,7 +71,8 @@ impl Site {
     }
 
     fn in_lab(lab: Lab, name: &str, balancer: &str, options: &[&str]) -> Self {
-        // The kernel believes what it knows of a neighbour for 15 to 45 s, and asks for 8 s more: so told of in 23 to 58 s.
+        // By default the kernel trusts a neighbour for 15 to 45 s and then asks for 8 s: reported
+        // after 23 to 58 s.
         for (key, value) in [
             ("base_reachable_time_ms", 3000),
             ("delay_first_probe_time", 1),
@@ -95,7 +97,7 @@ impl Site {
         String::from_utf8(answer.body).unwrap()
     }
 
-    /// What the page shows as not right: lines of it.
+    /// The page's lines that report a fault.
     fn problems(&self) -> Vec<(String, String, String)> {
         let status: Value = serde_json::from_str(&self.get("/api/status")).unwrap();
         let problems = status["problems"].as_array().unwrap().clone();
@@ -116,7 +118,7 @@ impl Site {
         found.map(|(_, _, words)| words)
     }
 
-    /// It is said within a minute: by the page, the text, and a metric.
+    /// Checks that the page, the text and a metric report it within a minute.
     fn tells(&self, fault: &str, said: &Said<'_>) {
         let began = Instant::now();
         let mut words = None;
@@ -144,7 +146,7 @@ impl Site {
         );
     }
 
-    /// What counters tell of is said for a minute after the repair; then it is a note, and no metric counts it.
+    /// Waits until what only counters show is a note, a minute after the repair, and the metric is 0.
     fn becomes_a_note(&self, fault: &str, said: &Said<'_>, words: &str) {
         let began = Instant::now();
         let is_noted = || {
@@ -165,7 +167,6 @@ impl Site {
             );
             thread::sleep(Duration::from_secs(1));
         }
-        // The scrape after it has no finding either.
         let metrics = Page::parse(&self.get("/metrics"), Dialect::Plain);
         let count = metrics.sum("katran_problem", &[("subject", said.subject)]);
         assert_eq!(count, 0.0, "{fault}");
@@ -173,7 +174,7 @@ impl Site {
         println!("{fault} | a note after {seconds:.1} s");
     }
 
-    /// It is said no more.
+    /// Checks that it is no longer reported.
     fn is_well(&self, said: &Said<'_>) {
         eventually(format!("well again: {:?}", said.words), || {
             self.is_said(said).is_none()
@@ -187,7 +188,7 @@ impl Site {
         assert!(worked, "{text}");
     }
 
-    /// Datagrams to the VIP, as long as they may be, each of another flow; so many of each.
+    /// Sends datagrams of this length to the VIP, `of_each` for each of `flows` flows.
     fn send(&self, flows: usize, of_each: usize, bytes: usize) {
         for _ in 0..flows {
             let client = self
@@ -195,7 +196,7 @@ impl Site {
                 .client
                 .run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
             for _ in 0..of_each {
-                // An error of the one before may be told here.
+                // May return the previous datagram's ICMP error.
                 let _ = client.send_to(&vec![0; bytes], (self.lab.vip4(), 53));
             }
         }
@@ -224,12 +225,12 @@ fn document(lab: &Lab, balancer: &str, reals: &str) -> String {
 }
 
 #[test]
-fn faults_of_the_place_are_told() {
+fn faults_of_the_host_are_reported() {
     let site = Site::start("place", "flow_table_size = 10_000", &["--mode", "native"]);
     let (host, router) = (site.host(), &site.lab.router);
 
     host.ip("link set eth0 mtu 1500").unwrap();
-    // The balancer hears of the MTU a moment later.
+    // The balancer learns the MTU a moment later.
     eventually("a packet is too big", || {
         site.send(1, 1, 1472);
         let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
@@ -268,7 +269,7 @@ fn faults_of_the_place_are_told() {
             "tcpdump -eni eth0",
         ],
     );
-    // What is for the host may have any tag.
+    // Frames for the host may have any tag.
     let passed = || {
         let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
         metrics.get("katran_frames_total", &[("verdict", "pass")])
@@ -354,7 +355,7 @@ fn faults_that_were_repaired_become_notes() {
 }
 
 #[test]
-fn faults_of_backends_are_told() {
+fn faults_of_backends_are_reported() {
     let settings =
         "flow_table_size = 10_000\n[health]\ninterval = 0.2\nudp_check = \"tcp\"\nport = 80";
     let site = Site::start("backends", settings, &[]);
@@ -364,7 +365,7 @@ fn faults_of_backends_are_told() {
     };
     let _decaps: Vec<Running> = site.lab.backends.iter().map(decap).collect();
     let vip = site.lab.vip4().to_string();
-    // What the guide has an operator ask on a backend.
+    // The guide's check on a backend.
     let check = |host: &Host| {
         let mut check = katran("decap");
         check.args(["--interface", "eth0", "--check", "--vip", &vip]);
@@ -404,7 +405,7 @@ fn faults_of_backends_are_told() {
     all_are_well();
     site.is_well(&silent);
 
-    // Answers leave by another interface than clients' packets come by.
+    // Answers leave by another interface than clients' packets arrive on.
     second
         .host
         .ip("link add back type veth peer name there")
@@ -447,8 +448,8 @@ fn faults_of_backends_are_told() {
 }
 
 #[test]
-fn faults_of_the_document_are_told() {
-    // A table so small would be taken for one under flood, without a threshold of its own.
+fn faults_of_the_document_are_reported() {
+    // Without a threshold of its own, a table this small would count as flooded.
     let own = "flow_table_size = 64\nflood_threshold = 100_000\nflow_tracking = \"all\"\nforwarding_cpus = [0]";
     let site = Site::start("document", own, &[]);
     site.send(600, 2, 10);
@@ -476,7 +477,7 @@ fn faults_of_the_document_are_told() {
 }
 
 #[test]
-fn an_entry_that_is_taken_over_is_told() {
+fn a_taken_over_entry_is_reported() {
     require_root();
     let pins = private_bpf_fs().unwrap();
     let path = pins.join("root").display().to_string();
@@ -486,7 +487,7 @@ fn an_entry_that_is_taken_over_is_told() {
     root.args(["attach", "--interface", "eth0", "--path", &path]);
     assert!(host.output(root).unwrap().status.success());
     let site = Site::in_lab(lab, "entry", "flow_table_size = 1000", &["--shared", &path]);
-    // The one that takes the entry says whose it was.
+    // The balancer that takes the entry reports whose it was.
     let start = |more: &[&str], former: u32| {
         let mut command = katran("run");
         command.arg("--config").arg(&site.file.0);
@@ -526,7 +527,7 @@ fn an_entry_that_is_taken_over_is_told() {
         text.contains("replaced by another program entry 2 of"),
         "{text}"
     );
-    // One that is to end then ends, and names the program; it stays the third one's.
+    // A balancer that loses its entry ends, and names the program in it: the third one's.
     let mut third = start(&[], second.process.id());
     second.says("taken over: entry 2 of");
     assert_eq!(second.process.wait(PATIENCE).unwrap().code(), Some(1));
