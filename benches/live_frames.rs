@@ -221,7 +221,7 @@ impl Wire {
         }
     }
 
-    /// Lets the programs handle frames in turns.
+    /// Lets the programs handle frames alternately.
     fn rates(
         &self,
         balancers: Balancers<'_>,

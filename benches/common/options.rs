@@ -14,7 +14,7 @@ use super::settings;
 const HELP: &str = "  --quick          seconds instead of minutes, for whether it works
   --table KIND     the kind of flow table: set-associative (the default) or kernel-lru
   --tracking KIND  which flows are remembered: all or changed
-  --peer OBJECT    time Katran's own program, compiled to this object, and this crate's by turns;
+  --peer OBJECT    time Katran's own program, compiled to this object, and this crate's alternately;
                    docs/performance.md says how to compile it
   --changed        measure after every slot of every ring has gone from one real to another";
 

@@ -58,7 +58,7 @@ pub(crate) fn read<T: DeserializeOwned>(bench: &str) -> Result<T, String> {
     serde_json::from_slice(&text).map_err(|error| format!("{name}: {error}"))
 }
 
-/// The run of both programs in turns, which needs an object file of Katran's.
+/// The alternating run of both programs, which needs an object file of Katran's.
 const COMPARISON: &str = "packet_path_peer";
 
 /// Whether there was such a run.
@@ -66,7 +66,7 @@ pub(crate) fn is_compared() -> bool {
     results_file(COMPARISON).with_extension("json").exists()
 }
 
-/// Nanoseconds a packet by the number of flows, for both programs in turns.
+/// Nanoseconds a packet by the number of flows, for both programs, alternating.
 pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
     let results: Comparison = read(COMPARISON)?;
     full(quick, results.quick, "packet_path -- --peer OBJECT")?;
@@ -92,7 +92,7 @@ pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
     Ok(Figure {
         title: share_of_katrans(shares)?,
         subtitle: format!(
-            "Established flows, tracking {}; both programs by turns, medians of {} rounds. {}.",
+            "Established flows, tracking {}; both programs alternating, medians of {} rounds. {}.",
             results.tracking, results.rounds, results.machine
         ),
         columns: 2,

@@ -1,4 +1,4 @@
-//! Katran's own program and this crate's in turns: a table of both with the ratio of each pair of
+//! Katran's own program and this crate's, alternating: a table of both with the ratio of each pair of
 //! runs, and a file for `figures`.
 
 use std::fmt;

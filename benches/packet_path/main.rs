@@ -10,7 +10,7 @@
 //! cargo bench --bench packet_path -- --check    # fails if a row is slower than the baseline
 //! cargo bench --bench packet_path -- --peer OBJECT [--changed]
 //!
-//! `--peer` also times Katran's own program, in turns with this crate's: the same frames, VIPs,
+//! `--peer` also times Katran's own program, alternately with this crate's: the same frames, VIPs,
 //! reals, rings and flow table sizes, in the same run; `figures` draws it. Compare by the ratio of
 //! each pair of runs. `--changed` measures after every slot of every ring has changed its real.
 //! Without `--peer` the last rows are those of 512 busy VIPs (`many_vips.rs`).

@@ -1,4 +1,4 @@
-//! Runs in turns: the wrapper alone, one hash lookup, and the timed programs, each in every round,
+//! Runs alternately: the wrapper alone, one hash lookup, and the timed programs, each in every round,
 //! so that disturbances of the machine hit all.
 
 use katran_yardstick::Peer;

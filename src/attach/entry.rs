@@ -167,7 +167,7 @@ impl Entry {
         }
         // A packet may still be in the program and need its array.
         if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
-            log::warn!("cannot wait until no packet is in the program: {error}");
+            log::warn!("cannot wait for packets to leave the program: {error}");
         }
         let removed = pins.try_for_each(SpecialPin::remove);
         removed.map_err(|error| {
@@ -266,7 +266,7 @@ impl Attached for Entry {
         if former.record == self.record {
             former.record = None;
         } else if let Err(error) = former.detach() {
-            log::warn!("cannot remove a former root entry: {error}");
+            log::warn!("cannot remove an earlier root entry: {error}");
         }
     }
 }
@@ -361,7 +361,7 @@ impl Attachments<Entry> {
             if let Some(record) = &record
                 && let Err(error) = pin::remove(record)
             {
-                log::warn!("{} stays: {error}", record.display());
+                log::warn!("cannot remove {}: {error}", record.display());
             }
         })?;
         kept.special.remove_others(&entries, position);
@@ -484,7 +484,7 @@ impl SpecialPin {
             others.iter().try_for_each(fs::remove_file)
         });
         if let Err(error) = removed {
-            log::warn!("cannot remove the pins of a former balancer: {error}");
+            log::warn!("cannot remove the pins of an earlier balancer: {error}");
         }
     }
 }
@@ -495,7 +495,7 @@ impl Drop for SpecialPin {
             return;
         }
         if let Err(error) = self.remove() {
-            log::warn!("{} stays: {error}", self.path.display());
+            log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 }

@@ -31,15 +31,15 @@ bitflags! {
         /// See [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add).
         #[doc(alias = "INLINE_DECAP_GENERIC")]
         const INLINE_DECAP = feature::FEATURE_INLINE_DECAP.0;
-        /// With [`INLINE_DECAP`](Self::INLINE_DECAP), unwrap only tunnels to addresses that you
-        /// added, to [`Builder::source_v4`](crate::Builder::source_v4) and to
+        /// With [`INLINE_DECAP`](Self::INLINE_DECAP), unwrap only tunnels to decap addresses,
+        /// [`Builder::source_v4`](crate::Builder::source_v4) and
         /// [`Builder::source_v6`](crate::Builder::source_v6), not every tunnel that reaches this
         /// host.
         ///
-        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add) adds addresses.
+        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add) adds decap addresses.
         ///
-        /// **Without this feature the program unwraps every tunnel that reaches this host, whatever its
-        /// address, and passes the inner packet to the host's network stack**: anybody can make
+        /// **Without this feature the program unwraps every tunnel that reaches this host, whatever
+        /// its address, and passes the inner packet to the host's network stack**: anybody can make
         /// packets with forged sources appear there, behind filters, and be forwarded if the host
         /// forwards (CVE-2020-10136).
         const STRICT_DESTINATION = feature::FEATURE_STRICT_DESTINATION.0;

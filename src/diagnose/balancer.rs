@@ -10,6 +10,7 @@ use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
 use super::Vlans;
+use super::counted;
 use super::flow_tables;
 use super::host::host;
 use super::interface::Holder;
@@ -202,8 +203,8 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 "{name} runs a balancer of another process, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "nothing to do if this check only compares a configuration with that balancer; \
-                      else stop it first, or share the interface through a root program";
+            let advice = "ignore this if you only compare a configuration with that balancer; \
+                          else stop it first, or share the interface through a root program";
             found.warn(Subject::Program, message, advice);
         }
         Holder::Other(other) if other.name.is_empty() => {
@@ -212,8 +213,8 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 other.describe()
             );
             let advice = format!(
-                "as root: bpftool prog show id {}; nothing to do if it is the balancer that this \
-                 check compares a configuration with",
+                "as root: bpftool prog show id {}; ignore this if it is the balancer that you \
+                 compare a configuration with",
                 other.id
             );
             found.warn(Subject::Program, message, advice);
@@ -264,10 +265,14 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
 fn queues(facts: &Balancer, found: &mut Diagnosis) {
     let name = &facts.interface.name;
     let (forwarding, online) = (facts.forwarding_cpus.len() as u32, facts.online_cpus);
+    let shared = |queues: u32| {
+        let queues = counted(queues, "receive queue");
+        let cpus = counted(forwarding, "CPU");
+        format!("{queues} for {cpus} with a flow table")
+    };
     match facts.interface.receive_queues {
         Some(queues) if queues > forwarding => {
-            let message =
-                format!("{queues} receive queues for {forwarding} CPUs with a flow table");
+            let message = shared(queues);
             let advice = format!(
                 "ethtool -L {name} combined {forwarding}, and one interrupt on each of those CPUs"
             );
@@ -275,8 +280,8 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         }
         Some(queues) if queues < forwarding && queues < online => {
             let message = format!(
-                "{queues} receive queues for {forwarding} CPUs with a flow table: some may get no \
-                 packets, or a flow's packets may change CPU and find no entry"
+                "{}: some may get no packets, or a flow's packets may change CPU and find no entry",
+                shared(queues)
             );
             let advice = format!(
                 "ethtool -L {name} combined {}, or fewer forwarding_cpus (on veth, one, and \
@@ -286,8 +291,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
             found.note(Subject::Queues, message, advice);
         }
         Some(queues) => {
-            let message =
-                format!("{queues} receive queues for {forwarding} CPUs with a flow table");
+            let message = shared(queues);
             found.ok(Subject::Queues, message);
         }
         None => found.note(
@@ -416,7 +420,8 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
         }
         (Some(address), None) if facts.next_hops_previewed => {
             let message = format!(
-                "{whom}: not resolved yet: {address} is resolved when the balancer is attached"
+                "{whom}: the MAC address of {address} is not known yet: the balancer looks for it \
+                 when attached"
             );
             let advice = format!("ping {address} shows whether it answers");
             found.note(about, message, advice);
@@ -461,14 +466,14 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
             unknown += found.findings().len() - before;
         }
         if unknown == 0 {
-            let message = format!("{} next hops are known", facts.next_hops.len());
+            let message = format!("{} known", counted(facts.next_hops.len(), "next hop"));
             found.ok(Subject::Gateway, message);
         }
         return;
     }
     for mac in facts.given_macs() {
         match facts.neighbours.contains(&mac) {
-            true => found.ok(Subject::Gateway, format!("{mac} is a neighbour's")),
+            true => found.ok(Subject::Gateway, format!("{mac} belongs to a neighbour")),
             false => {
                 let message = format!("{mac} is not in the kernel's neighbour table");
                 let advice = "ping the router, then compare with `ip neighbour`; or set gateway_mac = \
@@ -529,7 +534,7 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
         found.warn(Subject::Source, message, "set healthcheck_interface");
     }
     if fine {
-        found.ok(Subject::Source, "every outer source that is needed is set");
+        found.ok(Subject::Source, "all necessary outer sources are set");
     }
 }
 
@@ -575,23 +580,23 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         "the host forwards packets, and {first} {more}: packets to ports without a VIP are routed on, \
          possibly in a loop"
             ),
-        "give the host the address (ip addr add ADDRESS dev lo), or discard such packets (ip route add \
+        "switch forwarding off (sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0); if \
+         it must stay on and no probe goes through the tunnel, discard such packets (ip route add \
          unreachable ADDRESS)",
         );
     }
     for (reason, frames, advice) in &facts.drops {
         let about = Subject::Drops;
-        let total = frames.total;
         if frames.recent == 0 {
+            let total = counted(frames.total, "frame");
             let silence = frames.silence();
-            let message =
-                format!("{reason}: {total} frames since the balancer was loaded, {silence}");
+            let message = format!("{reason}: {total} since the balancer was loaded, {silence}");
             found.note(about, message, advice);
             continue;
         }
-        let (recent, lately) = (frames.recent, frames.lately());
-        let message =
-            format!("{reason}: {recent} frames {lately}, {total} since the balancer was loaded");
+        let (recent, lately) = (counted(frames.recent, "frame"), frames.lately());
+        let total = frames.total;
+        let message = format!("{reason}: {recent} {lately}, {total} since the balancer was loaded");
         found.warn(about, message, advice);
     }
     if facts.drops.is_empty() {

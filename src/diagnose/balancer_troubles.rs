@@ -308,7 +308,7 @@ fn troubles_of_the_interface() {
             |f| f.interface.receive_queues = Some(1),
             Note,
             Subject::Queues,
-            "1 receive queues",
+            "1 receive queue for",
             "combined 4",
         ),
         (
@@ -561,6 +561,7 @@ fn troubles_of_where_packets_go() {
 fn hop() -> NextHop {
     NextHop {
         real: None,
+        family: Family::V4,
         address: Some([10, 0, 0, 1].into()),
         interface: Some("eth1".into()),
         mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),

@@ -23,6 +23,7 @@ fn sample(crowded: usize) -> FlowTableFacts {
 fn hop(interface: &str) -> NextHop {
     NextHop {
         real: None,
+        family: Family::V4,
         address: Some([10, 0, 0, 1].into()),
         interface: Some(interface.into()),
         mac: Some(MacAddr::new([2, 0, 0, 0, 0, 9])),
@@ -105,7 +106,7 @@ fn troubles_of_vlans() {
             },
             Warning,
             Subject::Vlan,
-            "tags of VLAN 7, 8, and leave with the same: but 10.0.0.1 is a neighbour without one",
+            "tags of VLAN 7, 8 and leave with the same, but 10.0.0.1 is a neighbour without one",
             "tcpdump -eni eth0",
         ),
         (
@@ -146,7 +147,7 @@ fn troubles_of_vlans() {
             },
             Warning,
             Subject::Vlan,
-            "arrive without VLAN tags and leave without: but a next hop is behind eth0.7",
+            "arrive and leave without VLAN tags, but a next hop is behind eth0.7",
             "switch's port",
         ),
     ]);

@@ -5,6 +5,7 @@ use super::Diagnosis;
 use super::Growth;
 use super::InterfaceFacts;
 use super::Subject;
+use super::counted;
 use super::facts::VirtioQueues;
 use super::interface::PASS_ON_PEER;
 use crate::attach::FarEnd;
@@ -60,7 +61,7 @@ fn far_end(place: &InterfaceFacts, sends: &Sends, is_attached: bool, found: &mut
             about,
             format!(
                 "{far} is in a network namespace that this process may not look into: unless it has an XDP program, \
-                 frames that are sent natively do not arrive"
+                 frames sent natively do not arrive"
             ),
             format!("check with ip link there, or {PASS_ON_PEER}"),
         ),
@@ -131,8 +132,9 @@ fn unsent(
     let unsent = &sends.unsent;
     let about = Subject::Sending;
     if unsent.total == 0 {
+        let sent = counted(sent, "frame");
         let message = format!(
-            "{interface} has sent {sent} frames since the balancer was attached, and failed to send none"
+            "{interface} has sent {sent} since the balancer was attached, and failed to send none"
         );
         return found.ok(about, message);
     }
@@ -153,17 +155,17 @@ fn unsent(
     };
     if unsent.recent == 0 {
         let message = format!(
-            "{interface} has failed to send {} frames since the balancer was attached, {}",
-            unsent.total,
+            "{interface} has failed to send {} since the balancer was attached, {}",
+            counted(unsent.total, "frame"),
             unsent.silence()
         );
         return found.note(about, message, advice);
     }
     let by_program = sends.by_program.recent;
     let message = format!(
-        "{interface} has failed to send {} frames {}, when the balancer counted {by_program} as sent; {} since it was \
+        "{interface} has failed to send {} {}, when the balancer counted {by_program} as sent; {} since it was \
          attached",
-        unsent.recent,
+        counted(unsent.recent, "frame"),
         unsent.lately(),
         unsent.total
     );

@@ -96,14 +96,14 @@ fn troubles_of_sending() {
             |f| f.sends = sent(Growth::now(1), 100),
             Problem,
             Subject::Sending,
-            "eth0 has failed to send 1 frames in the last 60 s, when the balancer counted 100 as sent; 1 since",
+            "eth0 has failed to send 1 frame in the last 60 s, when the balancer counted 100 as sent; 1 since",
             "ethtool -S eth0",
         ),
         (
             |f| f.sends = sent(Growth::now(1), 101),
             Warning,
             Subject::Sending,
-            "has failed to send 1 frames",
+            "has failed to send 1 frame",
             "queue was full",
         ),
         (

@@ -40,8 +40,8 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
         ([], [of_hop, ..]) if around.packets > 0 => found.warn(
             about,
             format!(
-                "frames arrive without VLAN tags and leave without: but a next hop is behind {of_hop}, where frames \
-                 need one"
+                "frames arrive and leave without VLAN tags, but a next hop is behind {of_hop}, \
+                 where frames need one"
             ),
             advice,
         ),
@@ -62,8 +62,8 @@ pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
                 Some(hop) => found.warn(
                     about,
                     format!(
-                "frames have come in with tags of VLAN {tags}, and leave with the same: but {hop} is a neighbour \
-                 without one, so it may not receive them"
+                "frames have come in with tags of VLAN {tags} and leave with the same, but {hop} \
+                 is a neighbour without one, so it may not receive them"
                     ),
                     advice,
                 ),

@@ -107,7 +107,7 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
         }
         for (first, names) in others {
             let names = names.join("`, `");
-            write!(text, "Takes these keys of {first}, too: `{names}`.\n\n").unwrap();
+            write!(text, "Also takes these keys of {first}: `{names}`.\n\n").unwrap();
         }
         if rows.is_empty() {
             continue;

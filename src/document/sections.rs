@@ -148,7 +148,7 @@ sections! {
         id: "number", NEEDED, "1 to 4,294,967,295";
         /// The real.
         real: "address", NEEDED, "the address of a real";
-        /// Packets are routed by it.
+        /// Whether it routes packets.
         valid: "boolean", Some("true"), "true or false";
     }
 

@@ -28,11 +28,11 @@ const VIP_KEYS: &[Key] = key_rows! {
     /// The largest random change of an interval.
     jitter: "percent", Some("10"), "0 to 50";
     /// If less than this share of the VIP's weight works, no further real is taken out.
-    panic_threshold: "percent", Some("0, only if none works"), "0 to 100";
+    panic_threshold: "percent", Some("0: only if none works"), "0 to 100";
     /// Drained reals that work take flows while all others are down.
     drained_fallback: "boolean", Some("true"), "true or false";
     /// How long a real's weight climbs after it comes back or joins others. Refused for VIPs with the hash function `maglev`.
-    slow_start: "seconds", Some("0, at once"), "0 to 3,600";
+    slow_start: "seconds", Some("0: at once"), "0 to 3,600";
     /// The number of steps of that climb.
     slow_start_steps: "steps", Some("8"), "4 to 8";
 };
@@ -108,7 +108,7 @@ sections! {
     HTTPS = "https" as "`kind = \"https\"`" {
         /// The word `https`.
         kind: "choice", NEEDED, "`https`";
-        /// The name for SNI, which the certificate must be for.
+        /// The name for SNI, which the certificate must match.
         server_name: "text", Some("none: no SNI, a certificate for the address"), "a DNS name or an address";
     } with HTTP_KEYS, TRUST_KEYS
 
@@ -149,7 +149,7 @@ sections! {
         kind: "choice", NEEDED, "`quic`";
         /// The offered application protocols.
         alpn: "list", Some("`h3`"), "a list of up to 64 words of 1 to 255 bytes";
-        /// The name for SNI, which the certificate must be for.
+        /// The name for SNI, which the certificate must match.
         server_name: "text", Some("the address"), "a DNS name or an address";
     } with TRUST_KEYS
 

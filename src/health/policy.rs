@@ -228,7 +228,7 @@ pub(super) struct Thresholds {
 
 fn asked(check: Option<&Check>, port: Option<u16>) -> Result<()> {
     if port == Some(0) {
-        return Err(invalid("port", 0, "1 to 65,535"));
+        return Err(invalid("port", 0, "must be 1 to 65,535"));
     }
     check.map_or(Ok(()), Check::validate)
 }
@@ -254,13 +254,21 @@ pub(super) fn lasts(
 ) -> Result<()> {
     match range.contains(&value) {
         true => Ok(()),
-        false => Err(invalid(setting, format!("{value:?}"), words)),
+        false => Err(invalid(
+            setting,
+            format!("{value:?}"),
+            format!("must be {words}"),
+        )),
     }
 }
 
 pub(super) fn within(setting: &'static str, value: u32, least: u32, most: u32) -> Result<()> {
     match (least..=most).contains(&value) {
         true => Ok(()),
-        false => Err(invalid(setting, value, format!("{least} to {most}"))),
+        false => Err(invalid(
+            setting,
+            value,
+            format!("must be {least} to {most}"),
+        )),
     }
 }

@@ -225,7 +225,10 @@ impl Katran {
         }
         // It has replaced that one.
         if let Err(error) = self.forget_lost(path) {
-            log::warn!("the next owner will look for a lost entry: {error}");
+            log::warn!(
+                "cannot remove the record of a lost entry, which the next owner will look for: \
+                 {error}"
+            );
         }
         Ok(())
     }
@@ -299,7 +302,9 @@ impl Katran {
             if is_last {
                 checks.detach();
             } else if let Err(error) = checks.route(&mains) {
-                log::warn!("health checks may leave by an interface without the balancer: {error}");
+                log::warn!(
+                    "health checks may leave through an interface without the balancer: {error}"
+                );
             }
         }
         self.note_attached();

@@ -105,7 +105,7 @@ impl Katran {
     /// # Ok(()) }
     /// ```
     pub fn diagnose(&self, interface: &str) -> Result<Diagnosis> {
-        let failed = |error| kernel_error("ask about the interface", interface, error);
+        let failed = |error| kernel_error("inspect the interface", interface, error);
         let program = self.programs.main.as_fd();
         let ours = Ours {
             elsewhere: !self.shared.is_empty(),
@@ -297,7 +297,7 @@ impl Katran {
         for (cpu, table) in &self.maps.flows.of_cpus {
             let active = records.get(*cpu as usize).map_or(0, |of| of.sets.count);
             let found = table.crowding(active, now);
-            let found = self.kernel.check("look at", "flow tables", found)?;
+            let found = self.kernel.check("inspect", "the flow tables", found)?;
             facts.sets += found.sets;
             silent.extend(found.silent);
         }

@@ -322,9 +322,11 @@ impl Katran {
         let number = self.table.real_index(real).ok_or_else(no_real)?;
         if !self.tracks_changes(&vip, entry.flags) {
             return Err(Error::Unsupported {
-                what: format!("asking whether {vip} has drained a real"),
-                reason: "only VIPs of which changed flows are remembered know it: flow_tracking = \
-                         \"changed\", and no flag that has all flows remembered",
+                what: format!("the time since {vip} last sent a packet to a drained real"),
+                reason: "only a VIP that remembers just changed flows has it: load with `flow_tracking = \
+                         \"changed\"` (for TCP also without `tcp-server-id`), and give the VIP none of the \
+                         flags `lru-bypass`, `quic`, `dport-hash`, `src-routing`, `global-lru`, \
+                         `udp-stable-routing` and `udp-flow-migration`",
             });
         }
         if *weight != 0 && !entry.down.contains(&real) {

@@ -140,7 +140,7 @@ fn a_packet_sees_the_old_ring_or_the_new_one() {
     thread::scope(|scope| {
         let runner = scope.spawn(|| {
             // One CPU's packets in order: which set each saw. Every change of the set is a switch;
-            // rewriting a ring slot by slot would show both sets in turns.
+            // rewriting a ring slot by slot would show both sets alternately.
             let mut seen = None;
             for bytes in frames.iter().cycle() {
                 if done.load(Ordering::Relaxed) {

@@ -1,6 +1,8 @@
 //! Prose in pages is at most 100 columns wide, so that it can be read in a terminal and in a diff.
 //! Tables, code, headings, links and generated text may be wider.
 
+use std::fs;
+
 use crate::files;
 use crate::markdown;
 use crate::none_of;
@@ -12,7 +14,7 @@ fn prose_is_at_most_100_columns_wide() {
     let mut found = Vec::new();
     for (path, page) in markdown::pages() {
         let mut is_generated = false;
-        for (number, line) in (1..).zip(files::read(&path).lines()) {
+        for (number, line) in (1..).zip(files::read(path).lines()) {
             is_generated =
                 line.starts_with("<!-- generated") || is_generated && line != "<!-- end -->";
             if is_generated {

@@ -11,7 +11,7 @@ const PHRASES: [(&str, &str); 30] = [
     ("affairs", "name them"),
     ("anew", "again"),
     ("as far as", "a condition: if, where"),
-    ("by turns", "in turns"),
+    ("by turns", "alternately"),
     ("come again", "return, come back"),
     ("comes again", "returns, is added again"),
     ("comes to be", "becomes"),

@@ -296,7 +296,7 @@ fn faults_of_the_host_are_reported() {
     let gone = problem(
         "interface",
         &[
-            "eth0, which was attached to, does not exist any more",
+            "eth0, where the program was attached, no longer exists",
             "create it again",
         ],
     );
@@ -396,7 +396,7 @@ fn faults_of_backends_are_reported() {
     let text = check(&second.host);
     for words in [
         "PROBLEM  vip on lo",
-        "203.0.113.1 is no address of this host",
+        "203.0.113.1 is not an address of this host",
         "ip addr add 203.0.113.1/32 dev lo",
     ] {
         assert!(text.contains(words), "{text}");
@@ -421,7 +421,7 @@ fn faults_of_backends_are_reported() {
     let text = check(&second.host);
     for words in [
         "PROBLEM  rp_filter",
-        "their packets are dropped",
+        "the kernel drops their packets",
         "sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/eth0/rp_filter=0",
     ] {
         assert!(text.contains(words), "{text}");

@@ -199,7 +199,7 @@ impl Owner {
                 match owner.apply_document(read, source) {
                     Ok(changes) => say(described(&changes, "applied")),
                     Err(error) => complain(format!(
-                        "{}\nnothing was changed: the current configuration stays",
+                        "{}\nnothing was changed: the balancer keeps its configuration",
                         with_causes(&error)
                     )),
                 }
@@ -253,7 +253,8 @@ impl Owner {
         let files: HashSet<_> = current.clone().flat_map(Settings::authorities).collect();
         if let Some(file) = document.authorities().find(|file| !files.contains(file)) {
             anyhow::bail!(
-                "a check has authorities of {}, which the current document does not name: over HTTP that is refused; use `katran apply`",
+                "over HTTP, a document cannot bring new files of authorities ({}): use `katran \
+                 apply`",
                 file.display()
             );
         }
@@ -264,7 +265,8 @@ impl Owner {
         match other {
             None => Ok(()),
             Some(command) => anyhow::bail!(
-                "a check runs {} with arguments that the current document does not have: over HTTP that is refused; use `katran apply`",
+                "over HTTP, a document cannot bring new commands or arguments ({}): use `katran \
+                 apply`",
                 command.program.display()
             ),
         }
@@ -457,7 +459,7 @@ impl Owner {
         if probed {
             let counters = katran.probes().counters()?;
             say(format!(
-                "{} packets of probes sent, {} dropped",
+                "probe packets: {} sent, {} dropped",
                 counters.processed, counters.dropped
             ));
         }

@@ -87,10 +87,9 @@ fn silent(katran: &Katran) -> Vec<Silent> {
     let hops = katran.gateways().next_hops();
     let address = |hop: &NextHop| hop.address.map_or("none".to_owned(), |of| of.to_string());
     let mut found = Vec::new();
-    // The gateways come by family.
-    for (hop, family) in hops.iter().zip(Family::ALL) {
-        if hop.real.is_none() && hop.is_silent() && has_reals(katran, family) {
-            let real = match family {
+    for hop in hops.iter().filter(|hop| hop.is_silent()) {
+        if hop.real.is_none() && has_reals(katran, hop.family) {
+            let real = match hop.family {
                 Family::V4 => "ipv4",
                 Family::V6 => "ipv6",
             };
