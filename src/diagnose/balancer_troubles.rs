@@ -528,7 +528,7 @@ fn troubles_of_where_packets_go() {
             Warning,
             Subject::Vips,
             "203.0.113.1 is not its own address",
-            "dev lo",
+            "ip_forward=0",
         ),
         (
             |f| f.routed_on = vec![[203, 0, 113, 1].into(), [203, 0, 113, 2].into()],
