@@ -19,6 +19,7 @@ use super::list::Replaceable;
 use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::here;
+use super::shared::EntryProgram;
 use super::shared::SharedEntries;
 use crate::error::Error;
 use crate::error::Result;
@@ -308,13 +309,13 @@ impl Replaceable for Entry {
 
 impl Attachments<Entry> {
     /// Checks that the entry exists and is empty or holds a program with one of `names`: left by a
-    /// process, or to be replaced.
+    /// process, or to be replaced. Returns that program, too.
     pub(crate) fn check(
         &self,
         path: &Path,
         position: u32,
         names: &[&str],
-    ) -> Result<SharedEntries> {
+    ) -> Result<(SharedEntries, Option<EntryProgram>)> {
         let entries = SharedEntries::open(path)?;
         entries.check(position)?;
         let ours = self.iter().find(|held| held.entries.path() == path);
@@ -330,7 +331,7 @@ impl Attachments<Entry> {
                 program_id: present.id,
                 program_name: present.name,
             }),
-            _ => Ok(entries),
+            former => Ok((entries, former)),
         }
     }
 

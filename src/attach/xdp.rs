@@ -406,13 +406,6 @@ impl Attachments<XdpLink> {
         self.here().filter_map(XdpLink::sent).collect()
     }
 
-    /// The same for one of them; `None` if it is not attached to, or its counters cannot be read.
-    pub(crate) fn sent_by(&self, index: u32) -> Option<InterfaceCounters> {
-        let mut held = self.here();
-        let held = held.find(|held| held.target.place.index == index)?;
-        held.sent()
-    }
-
     fn here(&self) -> impl Iterator<Item = &XdpLink> {
         let here = here();
         self.present()

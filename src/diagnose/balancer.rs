@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::Diagnosis;
 use super::FlowTableFacts;
+use super::Growth;
 use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
@@ -94,8 +95,8 @@ pub(crate) struct Balancer {
     /// The CPUs with a flow table.
     pub(crate) forwarding_cpus: BTreeSet<u32>,
     /// Packets forwarded by all CPUs, and by those without a flow table.
-    pub(crate) packets: u64,
-    pub(crate) without_table: u64,
+    pub(crate) packets: Growth,
+    pub(crate) without_table: Growth,
     pub(crate) flow_tables: FlowTableFacts,
     pub(crate) vips: usize,
     /// There are IPv6 VIPs.
@@ -108,7 +109,7 @@ pub(crate) struct Balancer {
     pub(crate) routed_on: Vec<IpAddr>,
     pub(crate) sends: Sends,
     /// Drop reasons that point to a wrong setting: name, frames, advice.
-    pub(crate) drops: Vec<(&'static str, u64, &'static str)>,
+    pub(crate) drops: Vec<(&'static str, Growth, &'static str)>,
 }
 
 impl Balancer {
@@ -144,7 +145,7 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
         mtu(facts, &mut found);
         let around = vlans::Around {
             interface: &facts.interface.name,
-            packets: facts.packets,
+            packets: facts.packets.recent,
             next_hops: &facts.next_hops,
             neighbours: facts
                 .given_macs()
@@ -300,18 +301,25 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         ),
     }
     interrupts::judge(&facts.interface.interrupts, &facts.forwarding_cpus, found);
-    let message = format!(
+    let (packets, without) = (&facts.packets, &facts.without_table);
+    let ever = format!(
         "{} of {} packets since the balancer was loaded came on CPUs without a flow table",
-        facts.without_table, facts.packets
+        without.total, packets.total
     );
-    match facts.without_table {
-        0 => found.ok(Subject::FallbackTable, message),
-        _ => found.warn(
-            Subject::FallbackTable,
-            message,
-            "set forwarding_cpus to the CPUs that receive the interface's interrupts \
-             (/proc/interrupts, /proc/irq/*/smp_affinity_list)",
-        ),
+    let about = Subject::FallbackTable;
+    let advice = "set forwarding_cpus to the CPUs that receive the interface's interrupts \
+                  (/proc/interrupts, /proc/irq/*/smp_affinity_list)";
+    match (without.total, without.recent) {
+        (0, _) => found.ok(about, ever),
+        (_, 0) => found.note(about, format!("{ever}, {}", without.silence()), advice),
+        (_, recent) => {
+            let message = format!(
+                "{recent} of {} packets {} came on CPUs without a flow table",
+                packets.recent,
+                without.lately()
+            );
+            found.warn(about, message, advice);
+        }
     }
 }
 
@@ -371,7 +379,7 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
         )
     };
     let answered = facts.answered_too_big;
-    let many = answered > 0 && answered >= facts.packets / FEW_ANSWERS;
+    let many = answered > 0 && answered >= facts.packets.total / FEW_ANSWERS;
     match (facts.answers_too_big, answered) {
         // One answer is enough to tell a client its path MTU.
         (true, 1..) if !many => found.note(
@@ -578,9 +586,18 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         );
     }
     for (reason, frames, advice) in &facts.drops {
-        let frames = counted(frames, "frame");
-        let message = format!("{reason}: {frames} since the balancer was loaded");
-        found.warn(Subject::Drops, message, advice);
+        let about = Subject::Drops;
+        if frames.recent == 0 {
+            let total = counted(frames.total, "frame");
+            let silence = frames.silence();
+            let message = format!("{reason}: {total} since the balancer was loaded, {silence}");
+            found.note(about, message, advice);
+            continue;
+        }
+        let (recent, lately) = (counted(frames.recent, "frame"), frames.lately());
+        let total = frames.total;
+        let message = format!("{reason}: {recent} {lately}, {total} since the balancer was loaded");
+        found.warn(about, message, advice);
     }
     if facts.drops.is_empty() {
         found.ok(Subject::Drops, "none that point to a wrong setting");

@@ -52,7 +52,7 @@ fn troubles_of_room() {
                 f.interface.mtu = 1500;
                 f.max_frame = MaxFrame::Auto;
                 f.answered_too_big = 3;
-                f.packets = 4000;
+                f.packets = Growth::now(4000);
             },
             Note,
             Subject::Mtu,
@@ -102,7 +102,7 @@ fn troubles_of_vlans() {
             |f| {
                 f.gateway = Gateway::Auto;
                 f.next_hops = vec![hop("eth0")];
-                f.vlans.seen = vec![7, 8];
+                f.vlans.tags.recent = vec![7, 8];
             },
             Warning,
             Subject::Vlan,
@@ -110,18 +110,28 @@ fn troubles_of_vlans() {
             "tcpdump -eni eth0",
         ),
         (
-            |f| f.vlans.seen = vec![7],
+            |f| f.vlans.tags.recent = vec![7],
             Warning,
             Subject::Vlan,
             "but 02:00:00:00:00:01 is a neighbour without one",
             "ip neighbour",
+        ),
+        (
+            |f| {
+                f.vlans.tags.earlier = vec![7];
+                f.vlans.tags.quiet = Duration::from_secs(75);
+            },
+            Note,
+            Subject::Vlan,
+            "frames came in with tags of VLAN 7, and left with the same; none in the last 75 s",
+            "must be in that VLAN",
         ),
         // A next hop behind a VLAN interface expects a tag.
         (
             |f| {
                 f.gateway = Gateway::Auto;
                 f.next_hops = vec![hop("eth0.7")];
-                f.vlans.seen = vec![7];
+                f.vlans.tags.recent = vec![7];
                 f.vlans.of_hops = vec!["eth0.7".to_owned()];
             },
             Note,

@@ -420,7 +420,49 @@ const WRONG: &[(&str, &str)] = &[
         "&[[mark]]\nmark = 1795162112\nreal = \"198.51.100.1\"\n",
         "line 2, column 1: mark = 1795162112 in [[mark]] is used by the health checks",
     ),
+    (
+        "@hash = \"maglev\"\n[vip.health]\nslow_start = 30\n",
+        "line 1, column 1: 203.0.113.1:80/tcp: slow_start needs the hash function maglev-v2",
+    ),
+    (
+        "[balancer]\nhash_function = \"maglev\"\n&slow_start = 30\n@",
+        "line 5, column 1: 203.0.113.1:80/tcp: slow_start needs",
+    ),
+    (
+        "&tcp_check = \"none\"\nslow_start = 30\n@hash = \"maglev\"\nreals = [ { address = \"198.51.100.1\", health = { check = \"syn\" } } ]\n",
+        "line 4, column 1: 203.0.113.1:80/tcp: slow_start needs",
+    ),
 ];
+
+#[test]
+fn slow_starts_are_refused_only_where_they_would_be_without_effect() {
+    let document = |balancer: &str, health: &str, vip: &str| {
+        let text = format!(
+            "[balancer]\n{balancer}\n[health]\n{health}\n[[vip]]\naddress = \"203.0.113.1\"\nport = 80\n\
+             protocol = \"tcp\"\n{vip}"
+        );
+        Document::from_toml(&text).map(drop)
+    };
+    let (slow, maglev) = ("slow_start = 30", "hash = \"maglev\"");
+    document("", slow, "").unwrap();
+    document("", "", maglev).unwrap();
+    document("", slow, maglev).unwrap_err();
+    document(
+        "",
+        slow,
+        &format!("{maglev}\nhealth = {{ slow_start = 0 }}"),
+    )
+    .unwrap();
+    document(
+        "",
+        slow,
+        &format!("{maglev}\nhealth = {{ check = \"none\" }}"),
+    )
+    .unwrap();
+    let usual = "hash_function = \"maglev\"";
+    document(usual, slow, "hash = \"maglev-v2\"").unwrap();
+    document(usual, slow, "").unwrap_err();
+}
 
 #[test]
 fn what_is_wrong_is_said_with_its_place() {

@@ -291,7 +291,7 @@ impl Katran {
     ///
     /// Packets stamp their ring slot and not their real, so packets to other drained reals may make
     /// the time shorter. It ends at `flow_idle_timeout` (TCP) or `udp_timeout`: after that the
-    /// real's flows are over. It is exact to a 64th of that.
+    /// real's flows are over. Stamps are coarse, so the time may begin up to a 64th of that late.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] where all flows are remembered
@@ -338,13 +338,13 @@ impl Katran {
             return Ok(Some(longest));
         };
         let shift = self.moment_shift(vip.protocol());
-        let now = At::of_ticks(self.ticks_now()?, shift);
+        let now = self.ticks_now()?;
         let rings = &self.maps.rings;
         let planes = rings.planes(history.planes);
-        let silence = history::silence_of(rings.words(ring), planes, number.0, now);
-        let moment = self.fixed.tick * (1 << shift);
+        let at = At::of_ticks(now, shift);
+        let silence = history::silence_of(rings.words(ring), planes, number.0, at);
         Ok(Some(silence.map_or(longest, |moments| {
-            longest.min(moment * u32::from(moments))
+            longest.min(self.fixed.tick * history::ticks_after(moments, now, shift))
         })))
     }
 

@@ -116,7 +116,7 @@ impl Owner {
         let lines = lines.transpose()?;
         let source = options.config.display().to_string();
         let mut past = Past::begin(start.as_ref(), source);
-        past.look(&katran);
+        past.look(&katran)?;
         drop(katran);
         let owner = Self {
             recount,
@@ -160,7 +160,9 @@ impl Owner {
         }
         if self.next <= Instant::now() {
             self.silences.look(&katran).into_iter().for_each(say);
-            self.past.look(&katran);
+            if let Err(error) = self.past.look(&katran) {
+                complain(with_causes(&error.into()));
+            }
             // Packets flow regardless.
             if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&katran)) {
                 complain(with_causes(&error));
