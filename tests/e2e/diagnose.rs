@@ -496,7 +496,7 @@ fn faults_of_a_backend_are_found() {
         &found,
         Severity::Problem,
         Subject::VipOnLoopback,
-        "discarded",
+        "the kernel discards its packets",
         &advice,
     );
     assert!(!found.works());
