@@ -160,6 +160,7 @@ pub(super) fn adopt(
         true => carrier_of_cpus(&set, &katran)?,
         false => None,
     };
+    let since = Some(katran.ticks_now()?);
     if let Some(flows) = &former.flows {
         katran.enter_flows(flows, Reader::Nobody)?;
     }
@@ -175,7 +176,7 @@ pub(super) fn adopt(
     match home.next_set().is_there() {
         true => katran.go_back_to(&home, &mut former)?,
         // A failed adoption may have removed it: no packets are handed back.
-        false => katran.catch_up(None)?,
+        false => katran.catch_up(None, None)?,
     }
     if let Some(checks) = &mut katran.healthchecks {
         checks.keep_in(home.attached());
@@ -187,7 +188,7 @@ pub(super) fn adopt(
     katran.carriers.extend(carriers);
     katran.outlast(Vec::new());
     if let Some(flows) = &former.flows
-        && let Err(error) = katran.enter_flows(flows, Reader::Packets)
+        && let Err(error) = katran.enter_flows(flows, Reader::Packets { since })
     {
         log::warn!("some flows of the last moment are lost: {error}");
     }

@@ -66,11 +66,17 @@ impl Katran {
     /// Copies the entries of another balancer's tables, to which packets were handed back, and
     /// stops handing back. Packets have no other way to it.
     ///
+    /// `since`: the tick at which they were first copied, before packets came.
+    ///
     /// # Errors
     /// What refuses entries; handing back stops all the same.
-    pub(in crate::katran) fn catch_up(&mut self, flows: Option<&FlowTables>) -> Result<()> {
+    pub(in crate::katran) fn catch_up(
+        &mut self,
+        flows: Option<&FlowTables>,
+        since: Option<u32>,
+    ) -> Result<()> {
         let enter = |katran: &mut Self| match flows {
-            Some(flows) => katran.enter_flows(flows, Reader::Packets),
+            Some(flows) => katran.enter_flows(flows, Reader::Packets { since }),
             None => Ok(()),
         };
         let entered = enter(self);
