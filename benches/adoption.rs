@@ -1,8 +1,8 @@
-//! How long a new process takes until it has gone on with a balancer that is pinned (`Builder::adopt`): one that it
-//! loads no programs for, as those that are pinned are its own.
+//! How long a new process takes to adopt a pinned balancer (`Builder::adopt`) whose pinned programs
+//! are its own, so that it loads none.
 //!
 //! cargo bench --bench adoption             # a minute; 512 VIPs of 200 reals, 1,000,000 server ids
-//! cargo bench --bench adoption -- --quick  # seconds, for whether it works
+//! cargo bench --bench adoption -- --quick  # seconds: only whether it works
 
 #![allow(clippy::unwrap_used)]
 
@@ -32,7 +32,7 @@ use crate::common::Spread;
 
 /// Reals of each VIP.
 const REALS: u32 = 200;
-/// Reals altogether: each VIP has its part of them.
+/// Reals in all, of which each VIP has some.
 const ALL_REALS: u32 = 4000;
 
 fn main() {

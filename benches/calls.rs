@@ -1,8 +1,8 @@
-//! What the calls take that block, as their documentation says: on an interface of a lab, with 1 VIP and with 512, each of 100
-//! reals, and rings of 65,537 slots.
+//! The time of calls that block according to their documentation: on a lab's interface, with 1 VIP
+//! and with 512, each with 100 reals, and rings of 65,537 slots.
 //!
 //! cargo bench --bench calls             # a minute
-//! cargo bench --bench calls -- --quick  # seconds, for whether it works
+//! cargo bench --bench calls -- --quick  # seconds: only whether it works
 
 #![allow(clippy::unwrap_used)]
 
@@ -52,7 +52,7 @@ fn main() {
     });
 }
 
-/// Calls, and what each took.
+/// Calls, and how long each took.
 #[derive(Default)]
 struct Times(Vec<(&'static str, Vec<f64>)>);
 
@@ -133,7 +133,7 @@ fn balancer(directory: &Path, vips: u16, rounds: usize) {
         let features = Features::default() | Features::INTROSPECTION;
         times.time("reload", || katran.reload(features)).unwrap();
         katran.reload(Features::default()).unwrap();
-        // Another size takes another set of programs and maps.
+        // Another size loads another set of programs and maps.
         let mut other = katran.state();
         let balancer = other.balancer.as_mut().unwrap();
         balancer.flow_table_size = Some(900_000);

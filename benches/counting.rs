@@ -1,8 +1,8 @@
-//! How long it takes to count the flow tables' entries by VIP (`Flows::count`), and how long the longest part
-//! of a count that goes on bit by bit (`Flows::recount`), during which a lock may be held.
+//! How long it takes to count the flow tables' entries by VIP (`Flows::count`), and how long the
+//! longest part of an incremental count (`Flows::recount`), during which a lock may be held.
 //!
 //! cargo bench --bench counting             # two minutes; needs 1 GB
-//! cargo bench --bench counting -- --quick  # seconds, for whether it works
+//! cargo bench --bench counting -- --quick  # seconds: only whether it works
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,7 +26,8 @@ use crate::common::Spread;
 use crate::common::TCP;
 use crate::common::frame;
 
-/// Flows that the table of the one CPU is made for; with as many its sets are full, with more it forgets.
+/// The configured flows of the one CPU's table; at this number its sets are full, and beyond it
+/// evicts.
 const FLOW_TABLE_SIZE: u64 = 4_000_000;
 
 fn main() {
@@ -53,7 +54,7 @@ fn main() {
     }
 }
 
-/// What this thread has spent of a CPU's time so far: what others took is no part of it.
+/// The CPU time that this thread has used so far.
 fn cpu_time() -> Duration {
     ClockId::CLOCK_THREAD_CPUTIME_ID.now().unwrap().into()
 }
@@ -90,7 +91,7 @@ fn count(kind: FlowTableKind, flows: u32, rounds: usize, cpu: u32) {
         let again: u64 = count.vips().map(|(_, entries)| entries).sum();
         assert_eq!(again, entries);
     }
-    // A set may have had more flows than entries.
+    // A set may have more flows than entries.
     assert!(entries <= flows.into() && entries > u64::from(flows) * 9 / 10);
     println!(
         "{:<16} {flows:>9} {entries:>9} {:>22} {:>22} {parts:>6}",

@@ -1,10 +1,10 @@
-//! How good the flow tables are at keeping flows: hit rates of models and of the loaded program
-//! under uniform and Zipf traffic, and what established flows keep of their entries under a SYN
-//! flood. docs/performance.md shows and explains the tables; the rates also go to
-//! `figures/hit_rate.json` in the target directory.
+//! How well the flow tables keep flows: hit rates of models and of the loaded program under uniform
+//! and Zipf traffic, and how many entries established flows keep under a SYN flood.
+//! docs/performance.md shows and explains the tables; the rates also go to `figures/hit_rate.json`
+//! in the target directory.
 //!
 //! cargo bench --bench hit_rate            # a minute
-//! cargo bench --bench hit_rate -- --quick # seconds, for whether it works
+//! cargo bench --bench hit_rate -- --quick # seconds: only whether it works
 //! cargo bench --bench hit_rate -- --table kernel-lru
 
 #![allow(clippy::unwrap_used)]
@@ -46,16 +46,16 @@ const PATTERNS: [Pattern; 2] = [Pattern::Uniform, Pattern::Zipf];
 const SEED: u64 = 20_000;
 
 struct Effort {
-    /// That the tables are configured for.
+    /// The tables' configured flows.
     flows: u32,
-    /// Packets drawn before the measured ones, after each flow has sent once.
+    /// Packets before the measured ones, after each flow has sent once.
     warm_up: usize,
     packets: usize,
-    /// Draws of hash keys.
+    /// Repetitions with other hash keys.
     draws: u64,
-    /// Of the flood.
+    /// The flood's length.
     seconds: u32,
-    /// New flows a second that the flood guard lets be remembered.
+    /// New flows a second that the flood guard allows.
     limit: u32,
 }
 
@@ -101,7 +101,7 @@ fn main() -> ExitCode {
         }
     }
     require_root();
-    // Like criterion: without --bench it is a test that the bench works.
+    // Like criterion: without --bench it only tests that the bench works.
     let effort = if quick || !bench { QUICK } else { FULL };
     // One CPU, so that one flow table sees all flows.
     let cpu = allowed_cpus()[0];
@@ -130,7 +130,7 @@ fn print_memory(kind: FlowTableKind, cpu: u32) {
     println!("{kind}: {bytes:.1} bytes for each flow that it is configured for");
 }
 
-/// A result for the JSON document.
+/// A result for the JSON file.
 fn row(pattern: Pattern, occupancy: u32, table: &str, source: &str, rate: f64) -> Value {
     json!({
         "traffic": pattern.to_string(),
@@ -149,9 +149,9 @@ fn write(rows: &[Value]) {
     fs::write(directory.join("hit_rate.json"), text + "\n").unwrap();
 }
 
-/// Packets in the order in which all tables get them.
+/// Packets, in the same order for all tables.
 struct Traffic {
-    /// Each flow once, then a while of what follows.
+    /// Each flow once, then unmeasured packets like the measured ones.
     before: Vec<u32>,
     measured: Vec<u32>,
 }
@@ -166,8 +166,8 @@ impl Traffic {
         }
     }
 
-    /// Plays it on a model whose clock ticks once in so many packets; `missed` hears of each of
-    /// the measured packets that missed.
+    /// Plays it on a model whose clock ticks once in `packets_a_tick` packets; `missed` gets each
+    /// measured packet that missed.
     fn play(
         &self,
         table: &mut impl FlowTable,
@@ -245,9 +245,9 @@ fn hit_rates(kinds: &[FlowTableKind], effort: &Effort, cpu: u32) -> Vec<Value> {
     rows
 }
 
-/// The hit rate of the model of the set-associative table, and its standard error: how much it
-/// varies with the hash keys. Sets are alike and all but independent of each other, so the
-/// variance of the misses is that of a set's misses times the number of sets.
+/// The set-associative model's hit rate, and its standard error: how much it varies with the hash
+/// keys. Sets are alike and nearly independent, so the variance of the misses is that of one set's
+/// misses times the number of sets.
 fn model_of_sets(traffic: &Traffic, flows: u32, packets_a_tick: usize) -> (f64, f64) {
     let mut table = SetAssociative::new(flows, SEED);
     let keys = HashKeys::draw(SEED);
@@ -272,17 +272,17 @@ fn in_kernel(kind: FlowTableKind, traffic: &Traffic, flows: u32, cpu: u32) -> f6
     1.0 - misses as f64 / traffic.measured.len() as f64
 }
 
-/// Whether the kernel's table does what it should.
+/// Checks the kernel table's hit rate.
 fn check(kind: &str, occupancy: u32, rate: f64, exact: f64, (sets, error): (f64, f64)) {
     let (expected, tolerance) = if kind == "set-associative" {
-        // The program draws other hash keys than the model: the difference of two draws. Six
-        // standard errors come by chance once in 10^9 times. The constant is for the clock, and
-        // for errors estimated from few misses.
+        // The program has other random hash keys than the model: the difference of two draws. Six
+        // standard errors occur by chance once in 10^9 times. The constant allows for the clock,
+        // and for errors estimated from few misses.
         (sets, 6.0 * 2f64.sqrt() * error + 0.001)
     } else if occupancy < 100 {
         (exact, 0.001)
     } else {
-        // The kernel's order is not exact, but should be near.
+        // The kernel's order is not exact, but must be close.
         (exact, 0.05)
     };
     assert!(
@@ -311,7 +311,7 @@ fn balancer(kind: FlowTableKind, flows: u32, limit: u32, cpu: u32) -> Katran {
 }
 
 /// A frame of 100 bytes with ACK from 100.64.0.0 to 203.0.113.1. The wrapper changes source and
-/// flags without the transport checksum; the program does not read that.
+/// flags but not the transport checksum, which the program does not read.
 fn frame() -> Vec<u8> {
     let mut ip = vec![0x45, 0, 0, 86, 0, 1, 0, 0, 64, 6, 0, 0];
     ip.extend([100, 64, 0, 0, 203, 0, 113, 1]);
@@ -324,7 +324,7 @@ fn frame() -> Vec<u8> {
     frame
 }
 
-/// Plays packets on the loaded program: how many were of new flows.
+/// Plays packets on the loaded program; returns how many were of new flows.
 fn play(katran: &Katran, stick: &Yardstick, packets: &[u32]) -> u64 {
     const TX: u32 = 3;
     let before = katran.stats().flow_table().unwrap();
@@ -336,7 +336,7 @@ fn play(katran: &Katran, stick: &Yardstick, packets: &[u32]) -> u64 {
     after.misses - before.misses
 }
 
-/// The kernel's clock ticks every 1 to 10 ms: how much a table that is used faster loses.
+/// The kernel's clock ticks every 1 to 10 ms: how much a faster table loses by that.
 fn recency_by_ticks(effort: &Effort) {
     const VISITS: [f64; 5] = [0.25, 1.0, 4.0, 16.0, 1e6];
     println!(
@@ -360,7 +360,7 @@ fn recency_by_ticks(effort: &Effort) {
     }
 }
 
-/// How evenly flows fall on sets, over many draws of the hash's keys.
+/// How evenly flows fall on sets, over many random hash keys.
 fn full_sets(effort: &Effort) {
     println!(
         "\nFlows that find eight others in their set at 100 %, percent, over {} draws of the hash's \
@@ -396,7 +396,7 @@ fn full_sets(effort: &Effort) {
                 at(1.0)
             );
             if name == "mixed" {
-                // Balls over bins, four a bin: 0.84 % find eight others, with few differences.
+                // Balls into bins, four a bin: 0.84 % meet eight others, with little variation.
                 assert!(shares.iter().all(|share| (0.006..0.011).contains(share)));
             }
         }
@@ -421,10 +421,10 @@ fn share_in_full_sets(
     f64::from(late) / f64::from(flows)
 }
 
-/// What established flows keep of their entries under a flood.
+/// How many entries established flows keep under a flood.
 fn floods(kinds: &[FlowTableKind], effort: &Effort, cpu: u32) {
     let flood = |limit| Flood {
-        // In 2.1 s the guard lets as many flows be remembered as a table is configured for.
+        // In 2.1 s the guard allows as many flows as the table is configured for.
         intervals: vec![150, 250, 500, 1050, 2100, 4200],
         flows: 1000,
         rate: 10 * effort.limit,
@@ -472,8 +472,8 @@ fn floods(kinds: &[FlowTableKind], effort: &Effort, cpu: u32) {
         let shares = flood_in_kernel(&guarded, *kind, effort, cpu);
         print(&format!("{kind}, kernel"), &shares);
         for (share, expected) in settled(&shares).zip(settled(&model)) {
-            // The keys differ: two binomial draws of 1,000 flows, as if each was always or never
-            // there; and a percent for how ticks fall.
+            // The keys differ: two binomial draws of 1,000 flows, as if each were always or never
+            // there; and one percent for when ticks fall.
             let error = (2.0 * expected * (1.0 - expected) / 1000.0).sqrt();
             assert!(
                 kind.to_string() != "set-associative"
@@ -484,16 +484,16 @@ fn floods(kinds: &[FlowTableKind], effort: &Effort, cpu: u32) {
     }
 }
 
-/// The shares of each group over the second half of the time.
+/// Each group's shares over the second half of the time.
 fn settled(seconds: &[Vec<f64>]) -> impl Iterator<Item = f64> {
     let half = &seconds[seconds.len() / 2..];
     let of_group = |group| half.iter().map(|second| second[group]).sum::<f64>();
     (0..seconds[0].len()).map(move |group| of_group(group) / half.len() as f64)
 }
 
-/// The same in the loaded program, as fast as it goes, so without its own guard: that goes by
-/// seconds, and `tests/walk/flow_table_model.rs` shows it at work. A RST is looked up like any packet and
-/// never remembered, so it is what the guard makes of a packet.
+/// The same in the loaded program, as fast as possible and so without its own guard, which works by
+/// seconds (`tests/walk/flow_table_model.rs` tests that). An RST is looked up like any packet and
+/// never remembered, as are the packets that the guard holds back.
 fn flood_in_kernel(flood: &Flood, kind: FlowTableKind, effort: &Effort, cpu: u32) -> Vec<Vec<f64>> {
     let katran = balancer(kind, effort.flows, u32::MAX, cpu);
     let stick = Yardstick::for_sequences(&frame()).unwrap();

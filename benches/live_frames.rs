@@ -1,19 +1,20 @@
-//! Packets a second and core on a real path: frames that a driver hands to the program, and that leave
-//! by it. One CPU does it all: the kernel makes frames and has an interface receive them
-//! (`BPF_F_TEST_XDP_LIVE_FRAMES`, since Linux 5.18), the balancer's program handles them, the driver of the virtual
-//! Ethernet pair takes them to the other end, and a program there counts and ends them. With `--peer`
-//! Katran's own program and this crate's take turns. The first row is the path alone: its program sends
-//! frames back as they are. Each run is checked: all frames have been counted by the balancer, and have
-//! come out at the other end with a packet inside.
+//! Packets a second and core on a real path: frames that a driver passes to the program, and that
+//! leave through the driver. One CPU does it all: the kernel makes frames and lets an interface
+//! receive them (`BPF_F_TEST_XDP_LIVE_FRAMES`, since Linux 5.18), the balancer's program handles
+//! them, the driver of the virtual Ethernet pair takes them to the other end, and a program there
+//! counts and drops them. With `--peer` Katran's own program and this crate's take turns. The first
+//! row is the path alone: its program sends frames back unchanged. Each run is checked: the
+//! balancer must have counted all frames, and all must arrive at the other end with a packet
+//! inside.
 //!
-//! A second is one of the CPU's time, the kernel's part of it included: what others take is none of it.
+//! Seconds are CPU time, including the kernel's part.
 //!
 //! cargo bench --bench live_frames                      # minutes
 //! cargo bench --bench live_frames -- --peer OBJECT     # docs/performance.md says how to compile one
 //! cargo bench --bench live_frames -- --tracking KIND --changed
-//! cargo bench --bench live_frames -- --quick           # seconds, for whether it works
+//! cargo bench --bench live_frames -- --quick           # seconds: only whether it works
 //!
-//! It is no part of `packet_path`: that takes nanoseconds of a program alone, and needs no network.
+//! Separate from `packet_path`, which times the program alone and needs no network.
 
 #![allow(clippy::unwrap_used)]
 
@@ -61,7 +62,7 @@ use crate::traffic::traffics;
 
 const USAGE: &str = "usage: cargo bench --bench live_frames -- [OPTION ...]";
 
-/// What is sent; the other rows of `packet_path` differ in the program's own time only.
+/// The traffic to send; other rows of `packet_path` differ only in the program's own time.
 const TRAFFICS: [&str; 3] = [
     "TCP/IPv4 established",
     "UDP/IPv4 established",
@@ -75,7 +76,7 @@ struct Effort {
     frames: u32,
     rounds: usize,
     flows: &'static [u32],
-    /// Entries: far more than flows, so that hardly one is evicted.
+    /// Entries: far more than flows, so that almost none is evicted.
     flow_table_size: u64,
 }
 
@@ -160,7 +161,7 @@ struct Balancers<'a> {
     peer: Option<&'a Peer>,
 }
 
-/// Millions of packets a second, of each round in order.
+/// Millions of packets a second, for each round in order.
 #[derive(Default)]
 struct Rates {
     path: Vec<f64>,
@@ -169,7 +170,7 @@ struct Rates {
 }
 
 impl Rates {
-    /// A row of a table in Markdown.
+    /// A row of a Markdown table.
     fn row(self, traffic: &Traffic, flows: u32) -> String {
         let ratios: Vec<f64> = self
             .ours
@@ -189,7 +190,7 @@ impl Rates {
     }
 }
 
-/// A pair of virtual Ethernet interfaces between two hosts. The far end counts what arrives.
+/// A pair of virtual Ethernet interfaces between two hosts. The far end counts arrivals.
 struct Wire {
     near: Host,
     _far: Host,
@@ -199,12 +200,12 @@ struct Wire {
 }
 
 impl Wire {
-    /// For frames of one CPU, to which this thread is bound.
+    /// For frames on one CPU, to which this thread is bound.
     fn new(cpu: usize) -> Self {
         let (near, far) = (Host::new("near").unwrap(), Host::new("far").unwrap());
         veth(near.port(INTERFACE), far.port(INTERFACE), MTU).unwrap();
         let counter = Yardstick::new(&frame(false, TCP, ACK, PORT), 1).unwrap();
-        // The near end has a program so that the driver lets XDP have its frames; it sees none.
+        // The near end needs a program, though it sees no frames, so that the driver accepts XDP's.
         for (host, program) in [(&near, counter.nothing()), (&far, counter.arrivals())] {
             let index = host.interface_index(INTERFACE).unwrap() as i32;
             let xdp = Xdp::new(program);
@@ -220,7 +221,7 @@ impl Wire {
         }
     }
 
-    /// Has each program handle frames by turns.
+    /// Lets the programs handle frames alternately.
     fn rates(
         &self,
         balancers: Balancers<'_>,
@@ -261,8 +262,8 @@ impl Wire {
         rates
     }
 
-    /// Millions of frames a second of the CPU's time that a program handles, all of which have to arrive,
-    /// with a packet inside or as they were.
+    /// Millions of frames that a program handles per second of CPU time. All must arrive, with a
+    /// packet inside or unchanged.
     fn send(
         &self,
         stick: &Yardstick,
@@ -288,10 +289,10 @@ impl Wire {
     }
 }
 
-/// The kernel's thread that handles soft interrupts of a CPU when there are many: what this process causes is
-/// otherwise done in its own time.
+/// The kernel thread that handles a CPU's soft interrupts when there are many; otherwise those that
+/// this process causes run in its own time.
 struct SoftInterrupts {
-    /// Its times, if this process sees the kernel's threads.
+    /// The file with its times, if this process sees kernel threads.
     times: Option<PathBuf>,
 }
 
@@ -314,7 +315,7 @@ impl SoftInterrupts {
         }
     }
 
-    /// How long it has had the CPU.
+    /// The CPU time it has used.
     fn time(&self) -> Duration {
         let text = self
             .times

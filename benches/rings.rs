@@ -1,9 +1,9 @@
 //! How long it takes to build a ring of 65,537 slots, for 10 to 4,000 reals of equal or mixed
 //! weights. Every ring is checked before it is timed.
 //!
-//! No two rings in a row are of the same reals: a CPU that builds one ring again and again learns
-//! by heart which slots are taken, and is faster by a fifth than it is on an update. `plain` is
-//! the definition of a ring of equal weights, taken literally, on the same machine.
+//! Successive rings have different reals: a CPU that keeps building one ring learns to predict
+//! which slots are taken, and is a fifth faster than on a real update. `plain` is the literal
+//! definition of a ring with equal weights, on the same machine.
 
 use std::hint::black_box;
 use std::iter;
@@ -23,7 +23,7 @@ const WEIGHTS: [(&str, Weight); 2] = [("equal", |_| 1), ("mixed", |i| 1 + (i - 1
 
 type Weight = fn(u32) -> u32;
 
-/// Rings that are built in turn.
+/// Rings built in turn.
 const SERVICES: u32 = 64;
 
 fn build_rings(criterion: &mut Criterion) {
@@ -78,7 +78,7 @@ fn build_plainly(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The ring as it is defined, of endpoints with these offsets and skips: its slots hold indices.
+/// The ring by its definition, for endpoints with these offsets and skips: its slots hold indices.
 fn plain(size: u32, sequences: &[(u32, u32)]) -> Vec<i32> {
     let mut slots = vec![-1; size as usize];
     let mut tested = vec![0_u32; sequences.len()];
@@ -105,7 +105,7 @@ fn build(function: HashFunction, endpoints: &[Endpoint]) -> Ring {
     Ring::build(function, RingSize::DEFAULT, endpoints).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Reals in a row, 10.0.0.1 and on for the first service, with a weight for each.
+/// Consecutive reals, from 10.0.0.1 for the first service, each with a weight.
 fn endpoints(service: u32, reals: u16, weight: Weight) -> Vec<Endpoint> {
     (1..=reals)
         .map(|i| {
@@ -115,7 +115,7 @@ fn endpoints(service: u32, reals: u16, weight: Weight) -> Vec<Endpoint> {
         .collect()
 }
 
-/// The rings of 1,000 endpoints with mixed weights, against the FNV-1a hashes of
+/// Compares the rings of 1,000 endpoints with mixed weights to the FNV-1a hashes in
 /// `tests/vectors/rings.json`.
 fn check_recorded_rings() {
     let endpoints: Vec<Endpoint> = (1..=1000)
@@ -139,7 +139,7 @@ fn check_recorded_rings() {
     }
 }
 
-/// No slot is empty, and equal weights have equal shares.
+/// Checks that no slot is empty, and that equal weights have equal shares.
 fn check_shares(function: HashFunction, endpoints: &[Endpoint]) {
     let shares = build(function, endpoints).shares();
     assert_eq!(shares.values().sum::<u32>(), RingSize::DEFAULT.get());

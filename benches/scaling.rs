@@ -1,12 +1,12 @@
 //! Whether two CPUs forward twice as much as one: packets a second of a pinned thread on each of
-//! two CPUs, alone and at once, in turn, medians of many rounds. Each thread has a wrapper of its
-//! own, for the wrapper's state is written with every packet. Two rows say what the factor is to
-//! be read against: a program that does nothing, which is what the machine can do, and the same
-//! with one wrapper for both threads, which is what one shared written cache line costs.
+//! two CPUs, alone and at once, in turn, medians of many rounds. Each thread has its own wrapper,
+//! as each packet writes the wrapper's state. Two rows put the factor into perspective: a program
+//! that does nothing shows what the machine can do, and the same with one wrapper for both threads
+//! shows the cost of a single shared cache line that both write.
 //!
 //! cargo bench --bench scaling              # a minute; fails if a factor by CPU time is below 1.9
-//! chrt --rr 1 cargo bench --bench scaling  # on a machine that others use, too
-//! cargo bench --bench scaling -- --quick   # seconds, for whether it works
+//! chrt --rr 1 cargo bench --bench scaling  # on a shared machine
+//! cargo bench --bench scaling -- --quick   # seconds: only whether it works
 
 #![allow(clippy::unwrap_used)]
 
@@ -40,16 +40,16 @@ use crate::common::frame;
 use crate::common::serve;
 use crate::common::settings;
 
-/// Two CPUs against one, at least.
+/// The least factor of two CPUs to one.
 const TARGET: f64 = 1.9;
-/// Factors by wall clock and by CPU time differ by what others took. From here on the two threads
-/// have run at once for at least 60 % of the time, and the factor by CPU time tells.
+/// Factors by wall clock and by CPU time differ by what other processes took. Above this the two
+/// threads ran at once for at least 60 % of the time, so the factor by CPU time is meaningful.
 const AT_ONCE: f64 = 0.8;
 const TX: u32 = 3;
 const PASS: u32 = 2;
-/// Entries of both tables, as for the packet path; far more than flows.
+/// Both tables' entries, as for the packet path; far more than flows.
 const FLOW_TABLE_SIZE: u64 = 4_000_000;
-/// Any number: these programs look at no flow.
+/// Any number: these programs ignore flows.
 const CONTROL_FLOWS: u32 = 1 << 10;
 
 struct Effort {
@@ -102,7 +102,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What to read the other rows against.
+/// Rows to compare the others with.
 fn compare_the_machine(cpus: [usize; 2], effort: &Effort) {
     let ack = frame(false, TCP, ACK, PORT);
     let own = [(); 2].map(|()| Yardstick::new(&ack, CONTROL_FLOWS).unwrap());
@@ -116,9 +116,9 @@ fn compare_the_machine(cpus: [usize; 2], effort: &Effort) {
     }
 }
 
-/// Whether all factors are as they should be.
+/// Returns whether all factors reach the target.
 fn compare_forwarding(cpus: [usize; 2], effort: &Effort) -> bool {
-    // All flows in the tables: packets that ask none share nothing that could be in each other's way.
+    // All flows in the tables: packets that skip them share nothing.
     let settings = settings(
         FlowTableKind::default(),
         FLOW_TABLE_SIZE,
@@ -137,14 +137,14 @@ fn compare_forwarding(cpus: [usize; 2], effort: &Effort) -> bool {
             let own = [(); 2].map(|()| Yardstick::new(&frame, flows).unwrap());
             let _dispatched = own.each_ref().map(dispatch);
             let lanes = lanes(cpus, [&own[0], &own[1]], |_| katran.program_fd());
-            // Each CPU's flow table gets to know all flows.
+            // Each CPU's flow table learns all flows.
             at_once(&lanes, flows, TX);
             let before = katran.stats().flow_table().unwrap();
             let factors = compare(name, flows, lanes, TX, effort);
             let after = katran.stats().flow_table().unwrap();
             let sent = effort.rounds as u64 * 4 * u64::from(effort.packets);
             assert_eq!(after.packets - before.packets, sent, "{name}");
-            // Both CPUs have used tables of their own.
+            // Both CPUs have used their own tables.
             assert_eq!(after.fallback, before.fallback, "{name}");
             if factors.wall < AT_ONCE * factors.cpu {
                 println!("  CPUs too busy for the two to run at once: try chrt --rr 1");
@@ -158,12 +158,12 @@ fn compare_forwarding(cpus: [usize; 2], effort: &Effort) -> bool {
     scales
 }
 
-/// Attaches the wrapper in a network namespace of its own, where no packet comes, while the host
-/// lives.
+/// Attaches the wrapper, for as long as the host lives, in its own network namespace, where no
+/// packet arrives.
 ///
-/// The kernel calls XDP programs through a dispatcher, which it writes again, after a grace period
-/// of RCU, whenever a program joins those that are attached or run many times. A run on another
-/// CPU keeps that grace period from ending: without this, the two would run one after the other.
+/// The kernel calls XDP programs through a dispatcher, which it rewrites, after an RCU grace
+/// period, whenever a program is newly attached or run repeatedly. A run on another CPU delays the
+/// end of that grace period: without this, the two would run one after the other.
 fn dispatch(stick: &Yardstick) -> Host {
     let host = Host::new("dispatcher").unwrap();
     let loopback = host.interface_index("lo").unwrap();
@@ -191,12 +191,12 @@ fn lanes<'a>(
     })
 }
 
-/// Packets a second of all lanes together, or such a rate by another.
+/// Packets a second over all lanes, or the ratio of two such rates.
 #[derive(Clone, Copy)]
 struct Rate {
-    /// From the first one's start to the last one's end.
+    /// From the first start to the last end.
     wall: f64,
-    /// Of the time that the threads had a CPU: what others took is no part of it.
+    /// By the threads' CPU time.
     cpu: f64,
 }
 
@@ -228,7 +228,7 @@ fn at_once(lanes: &[Lane<'_>], packets: u32, action: u32) -> Rate {
     }
 }
 
-/// Prints a row; how much faster two CPUs are than one.
+/// Prints a row; returns how much faster two CPUs are than one.
 fn compare(name: &str, flows: u32, lanes: [Lane<'_>; 2], action: u32, effort: &Effort) -> Rate {
     let (mut one, mut two) = (Vec::new(), Vec::new());
     let (mut by_wall, mut by_cpu) = (Vec::new(), Vec::new());

@@ -1,7 +1,7 @@
 //! The control path: one real added or removed, a hundred changed in one batch, a whole
-//! configuration file applied, and loading. Each change is timed until the call returns, those of
-//! one real also until packets are switched, for a call may stay to wait for the kernel in the next
-//! one's stead. After every change a packet is sent through the program that must see it.
+//! configuration file applied, and loading. Each change is timed until the call returns, and that
+//! of one real also until packets are switched, as a call may do some of the next one's waiting.
+//! After every change a packet through the program must see it.
 //!
 //! cargo bench --bench update            # a minute
 //! cargo bench --bench update -- --quick # seconds
@@ -29,7 +29,7 @@ use katran_lab::require_root;
 
 const VIPS: u16 = 512;
 const REALS: u16 = 100;
-/// Clients that are looked at: with 100 reals of equal weight, about 20 of them are on each.
+/// Clients to look at: with 100 reals of equal weight, each real has about 20.
 const CLIENTS: u16 = 2000;
 
 fn main() {
@@ -64,14 +64,14 @@ fn heading() {
     println!("{what:<46} {times:>5} {p50:>8} {p99:>8} {max:>8}   {undisturbed}");
 }
 
-/// What a call took, and whether another thread took the CPU away meanwhile.
+/// A call's time, and whether another thread took the CPU meanwhile.
 #[derive(Clone, Copy)]
 struct Sample {
     took: Duration,
     disturbed: bool,
 }
 
-/// Times a call, of which `end` tells when it has done its work.
+/// Times a call, of which `end` returns when packets were switched.
 fn sample(call: impl FnOnce(), end: impl FnOnce() -> Instant) -> [Sample; 2] {
     let before = preemptions();
     let began = Instant::now();
@@ -84,7 +84,7 @@ fn sample(call: impl FnOnce(), end: impl FnOnce() -> Instant) -> [Sample; 2] {
     })
 }
 
-/// How often the CPU was taken from this thread while it could have gone on.
+/// How often this thread lost the CPU while it was ready.
 fn preemptions() -> u64 {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap();
     let count = status
@@ -120,7 +120,7 @@ fn quantiles(durations: &[Duration]) -> [f64; 3] {
     [0.5, 0.99, 1.0].map(ms)
 }
 
-/// All at its default but the flow table, whose size is the memory's matter.
+/// All defaults except the flow table's size, which only affects memory.
 fn builder() -> Builder {
     Katran::builder()
         .gateway_mac("0a:00:00:00:00:fe".parse().unwrap())
@@ -136,8 +136,7 @@ fn vip(index: u16) -> Vip {
     Vip::tcp(([203, 0, 113, 1], 1000 + index).into())
 }
 
-/// One VIP with so many reals. Its packets leave no trace in the flow table, so that each of them
-/// asks the ring.
+/// One VIP with this many reals. It bypasses the flow table, so that each packet looks at the ring.
 fn one_vip(reals: u16) -> Katran {
     let mut katran = builder().load().unwrap();
     katran.add_vip(vip(0), VipFlags::LRU_BYPASS).unwrap();
@@ -146,7 +145,7 @@ fn one_vip(reals: u16) -> Katran {
     katran
 }
 
-/// The real that the loaded program sends a client of a VIP to.
+/// The real that the loaded program chooses for a VIP's client.
 fn sent_to(katran: &Katran, vip: u16, client: u16) -> Option<IpAddr> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
     frame.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]);
@@ -157,13 +156,13 @@ fn sent_to(katran: &Katran, vip: u16, client: u16) -> Option<IpAddr> {
     katran.simulate(&frame).unwrap().real
 }
 
-/// Clients of a VIP that the loaded program sends to a real.
+/// A VIP's clients that the loaded program sends to a real.
 fn clients_on(katran: &Katran, vip: u16, real: Real) -> Vec<u16> {
     let sent_there = |client: &u16| sent_to(katran, vip, *client) == Some(real.address());
     (0..CLIENTS).filter(sent_there).collect()
 }
 
-/// Calls, and what they took until packets were switched.
+/// Calls, and the time until packets were switched.
 #[derive(Default)]
 struct OneReal {
     added: Vec<[Sample; 2]>,
@@ -181,7 +180,7 @@ impl OneReal {
     }
 }
 
-/// Adds and removes a real of a VIP that has so many others, with a pause after each change.
+/// Adds and removes a real of a VIP with this many others, with a pause after each change.
 fn one_real(reals: u16, times: usize, pause: Duration) -> OneReal {
     let mut katran = one_vip(reals);
     let new = real(5000);
@@ -197,7 +196,7 @@ fn one_real(reals: u16, times: usize, pause: Duration) -> OneReal {
     katran.remove_real(vip(0), new.address()).unwrap();
     assert_eq!(clients_on(&katran, 0, new), [0_u16; 0], "the real is gone");
 
-    // Callbacks come when packets have been switched.
+    // Callbacks run once packets have been switched.
     let told = Arc::new(Mutex::new(Instant::now()));
     for register in [Katran::on_real_added, Katran::on_real_removed] {
         let told = Arc::clone(&told);
@@ -221,7 +220,7 @@ fn one_real(reals: u16, times: usize, pause: Duration) -> OneReal {
     measured
 }
 
-/// All 100 reals change their weight; those that were heavy become light.
+/// All 100 reals change their weight; heavy ones become light.
 fn weights(times: usize) -> Vec<Sample> {
     let mut katran = one_vip(REALS);
     let weights = |even, odd| -> Vec<RealChange> {
@@ -242,7 +241,7 @@ fn weights(times: usize) -> Vec<Sample> {
     alternate(&mut katran, &batches, times)
 }
 
-/// Half of the 100 reals leave, and as many others come.
+/// Half of the 100 reals are replaced.
 fn swaps(times: usize) -> Vec<Sample> {
     let mut katran = one_vip(REALS);
     let half = REALS / 2;
@@ -260,7 +259,7 @@ fn swaps(times: usize) -> Vec<Sample> {
     alternate(&mut katran, &batches, times)
 }
 
-/// Takes the batches by turns, back to back. They leave some client on other reals.
+/// Alternates between the batches without a pause. Each must move some client.
 fn alternate(katran: &mut Katran, batches: &[Vec<RealChange>; 2], times: usize) -> Vec<Sample> {
     let all = |katran: &Katran| -> Vec<_> { (0..100).map(|i| sent_to(katran, 0, i)).collect() };
     let at_end_of = [0, 1].map(|turn| {
@@ -290,7 +289,7 @@ fn document() -> String {
     state.to_toml().unwrap()
 }
 
-/// From the document's text to packets, and back to nothing.
+/// From the document's text to packets, and back to an empty one.
 fn whole_configuration() -> [Sample; 2] {
     let document = document();
     let mut katran = builder().load().unwrap();

@@ -1,4 +1,4 @@
-//! The machine that something is measured on: what to say beside the figures.
+//! The machine of a measurement, to describe beside the figures.
 
 use std::fmt;
 use std::fs;
@@ -8,13 +8,13 @@ use serde::Serialize;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
-    /// The model of its processors, as the kernel calls it.
+    /// Its processors' model, as the kernel reports it.
     pub(crate) processor: String,
-    /// CPUs that are online.
+    /// CPUs online.
     pub(crate) cpus: usize,
     /// The kernel's release.
     pub(crate) linux: String,
-    /// Tasks that wanted a CPU in the minute before, on average.
+    /// The load average of the minute before.
     pub(crate) load: f64,
 }
 
@@ -38,7 +38,7 @@ impl Machine {
     }
 }
 
-/// Tasks that wanted a CPU in the last minute, on average.
+/// The load average of the last minute.
 pub(crate) fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let first = text.split(' ').next().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What several benches share: the frames and the balancer that they time, the middle of many
-//! measurements, and where results go that `figures` draws.
+//! Shared by several benches: the frames and the balancer that they time, the median of many
+//! measurements, and the files that `figures` draws from.
 
 #![allow(dead_code, reason = "each bench uses a part")]
 
@@ -31,18 +31,18 @@ pub(crate) const UDP: u8 = 17;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const PORT: u16 = 80;
-/// No VIP has it.
+/// A port without a VIP.
 pub(crate) const OTHER_PORT: u16 = 81;
-/// A CPU's new flows in a second, from which on they are not remembered.
+/// A flood threshold that is never reached.
 pub(crate) const NO_FLOOD_GUARD: u32 = u32::MAX;
 
 const VIPS: [&str; 2] = ["203.0.113.1", "2001:db8:1::1"];
-/// Of each VIP, as many as Katran had when its figures were taken.
+/// Reals of each VIP, as many as Katran had when its figures were taken.
 pub(crate) const REALS: u8 = 100;
 /// The gateway's MAC address.
 pub(crate) const GATEWAY: [u8; 6] = [0x0a, 0, 0, 0, 0, 0xfe];
 
-/// The family of the reals' addresses, and so of the outer headers.
+/// The address family of the reals, and so of the outer headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) enum Reals {
     #[default]
@@ -51,7 +51,7 @@ pub(crate) enum Reals {
 }
 
 impl Reals {
-    /// The real of a number, from 1 to 100; those above are spare ones.
+    /// The real with this number: 1 to 100, and spare ones above.
     pub(crate) fn address(self, number: u8) -> IpAddr {
         match self {
             Self::V4 => [198, 51, 100, number].into(),
@@ -60,8 +60,8 @@ impl Reals {
     }
 }
 
-/// A frame of 100 bytes to the VIP of its family. The wrapper changes source address and port
-/// without the transport checksum; nothing under test reads that.
+/// A frame of 100 bytes to the VIP of its family. The wrapper changes source address and port but
+/// not the transport checksum; nothing under test reads that.
 pub(crate) fn frame(v6: bool, protocol: u8, tcp_flags: u8, port: u16) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     if v6 {
@@ -88,7 +88,7 @@ pub(crate) fn frame(v6: bool, protocol: u8, tcp_flags: u8, port: u16) -> Vec<u8>
     frame
 }
 
-/// The settings of a balancer with two VIPs, for TCP and UDP each.
+/// The settings of a balancer with two VIPs each for TCP and UDP.
 pub(crate) fn settings(
     kind: FlowTableKind,
     flow_table_size: u64,
@@ -111,7 +111,7 @@ pub(crate) fn serve(builder: Builder) -> Katran {
     serve_by(builder, Reals::V4)
 }
 
-/// As [`serve`], with reals of a family.
+/// As [`serve`], with reals of this family.
 pub(crate) fn serve_by(builder: Builder, family: Reals) -> Katran {
     let mut katran = builder.load().unwrap();
     let reals: Vec<_> = (1..=REALS)
@@ -130,7 +130,8 @@ pub(crate) fn serve_by(builder: Builder, family: Reals) -> Katran {
 /// The server id in packets.
 pub(crate) const SERVER_ID: u16 = 1000;
 
-/// Makes the UDP VIPs QUIC's, with one server id: it is where it is looked for first.
+/// Makes the UDP VIPs use QUIC connection ids, with a single server id: the place where lookups
+/// begin.
 pub(crate) fn serve_quic(katran: &mut Katran) {
     for vip in katran.vips() {
         if vip.protocol() == Protocol::Udp {
@@ -142,14 +143,14 @@ pub(crate) fn serve_quic(katran: &mut Katran) {
     katran.server_ids_mut().add(&[id]).unwrap();
 }
 
-/// A short header and a connection id of version 1.
+/// A short header with a connection id of version 1.
 pub(crate) fn quic_short() -> [u8; 9] {
     let id = SERVER_ID;
     let [first, second, third] = [0x40 | id >> 10, id >> 2, id << 6].map(|bits| bits as u8);
     [0x43, first, second, third, 5, 6, 7, 8, 9]
 }
 
-/// A UDP frame with this at the start of its payload.
+/// A UDP frame with this at its payload's start.
 pub(crate) fn with_payload(frame: &[u8], payload: &[u8]) -> Vec<u8> {
     let udp = match frame[12..14] {
         [0x86, 0xdd] => 14 + 40,
@@ -160,8 +161,8 @@ pub(crate) fn with_payload(frame: &[u8], payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Drains all reals of each VIP and adds others in the same change, so that every slot of every ring
-/// goes from one real to another.
+/// Drains all reals of each VIP and adds others in the same change, so that every slot of every
+/// ring changes its real.
 pub(crate) fn change_every_slot(katran: &mut Katran, family: Reals) {
     let drained = (1..=REALS).map(|number| Real::new(family.address(number)).weight(0));
     let spare = (REALS + 1..=2 * REALS).map(|number| Real::new(family.address(number)));
@@ -171,7 +172,7 @@ pub(crate) fn change_every_slot(katran: &mut Katran, family: Reals) {
     }
 }
 
-/// A file among the results that `figures` draws: in `figures` of the target directory.
+/// A file for `figures`, in `figures` of the target directory.
 pub(crate) fn results_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
         .with_file_name("figures")
@@ -191,7 +192,7 @@ pub(crate) fn grouped(number: i64) -> String {
     if number < 0 { format!("-{text}") } else { text }
 }
 
-/// Writes a file and the directories that lead to it.
+/// Writes a file, and creates its parent directories.
 pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -199,7 +200,7 @@ pub(crate) fn write(path: &Path, text: &str) -> io::Result<()> {
     fs::write(path, text)
 }
 
-/// The middle of many measurements, and where half of them lie.
+/// The median of many measurements, and the quartiles around it.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,

@@ -1,5 +1,5 @@
-//! What the command lines of `packet_path` and `live_frames` have in common: which balancer is timed, and
-//! beside which other one.
+//! The common options of `packet_path` and `live_frames`: which balancer to time, and which other
+//! one beside it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use katran::FlowTracking;
 
 use super::settings;
 
-/// The lines that tell about them.
+/// Their lines in the help.
 const HELP: &str = "  --quick          seconds instead of minutes, for whether it works
   --table KIND     the kind of flow table: set-associative (the default) or kernel-lru
   --tracking KIND  which flows are remembered: all or changed
-  --peer OBJECT    time Katran's own program, compiled to this object, and this crate's by turns;
+  --peer OBJECT    time Katran's own program, compiled to this object, and this crate's alternately;
                    docs/performance.md says how to compile it
   --changed        measure after every slot of every ring has gone from one real to another";
 
-/// Longer than any row is measured for, so that no slot that has changed hands settles meanwhile.
+/// Longer than any row is measured, so that no changed slot settles meanwhile.
 const NO_TIME_OUT: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Default)]
@@ -27,13 +27,13 @@ pub(crate) struct Options {
     pub(crate) changed: bool,
     pub(crate) table: FlowTableKind,
     pub(crate) tracking: FlowTracking,
-    /// An object of Katran's.
+    /// An object file of Katran's.
     pub(crate) peer: Option<PathBuf>,
 }
 
 impl Options {
-    /// Reads a command line. `usage` is what a complaint begins with; `other` takes an argument that only this
-    /// bench knows, and says whether it does.
+    /// Parses a command line. `usage` begins a complaint; `other` handles arguments that only this
+    /// bench knows, and returns whether it did.
     pub(crate) fn parse(
         mut arguments: impl Iterator<Item = String>,
         usage: &str,
@@ -61,12 +61,12 @@ impl Options {
                 _ => return Err(format!("{argument} is not known\n{usage}\n{HELP}")),
             }
         }
-        // Like criterion: without --bench it is a test that the bench works.
+        // Like criterion: without --bench it only tests that the bench works.
         options.quick |= !bench;
         Ok(options)
     }
 
-    /// The settings of the balancer that is timed, for packets of one CPU.
+    /// The settings of the timed balancer, for packets on one CPU.
     pub(crate) fn settings(
         &self,
         flow_table_size: u64,
@@ -80,7 +80,7 @@ impl Options {
             .udp_timeout(NO_TIME_OUT)
     }
 
-    /// The balancer, for the head of a table.
+    /// The balancer, for a table's head.
     pub(crate) fn balancer(&self) -> String {
         let changed = if self.changed {
             "; every slot of every ring has changed hands"

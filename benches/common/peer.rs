@@ -1,5 +1,5 @@
-//! Katran's own program beside a balancer of ours: the same VIPs, reals, rings and server ids, so that
-//! both do the same with the same packets.
+//! Katran's own program beside our balancer: with the same VIPs, reals, rings and server ids, so
+//! that both treat packets alike.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,8 +20,8 @@ use crate::common::GATEWAY;
 use crate::common::TCP;
 use crate::common::UDP;
 
-/// Katran's program from an object, with what `katran` has now, for packets of one CPU. `quic`: UDP
-/// VIPs are QUIC's.
+/// Katran's program from an object file, configured as `katran` is now, for packets on one CPU.
+/// `quic`: UDP VIPs use QUIC connection ids.
 pub(crate) fn peer(
     object: &Path,
     katran: &Katran,

@@ -1,5 +1,5 @@
-//! Charts as SVG: one or more panels under a title, each with its axes, lines and points, and a
-//! label at the end of each line. The same data gives the same bytes.
+//! Charts as SVG: one or more panels under a title, each with axes, lines and points, and a label
+//! at each line's end. The same data gives the same bytes.
 
 use std::ops::Range;
 use std::path::Path;
@@ -26,7 +26,7 @@ use plotters::style::Color;
 
 use crate::common::grouped;
 
-/// Colours that are told apart by all eyes and in grey (Okabe and Ito, 2008).
+/// Colours that everyone can tell apart, also in grey (Okabe and Ito, 2008).
 pub(crate) const BLUE: RGBColor = RGBColor(0, 114, 178);
 pub(crate) const ORANGE: RGBColor = RGBColor(213, 94, 0);
 pub(crate) const GREEN: RGBColor = RGBColor(0, 158, 115);
@@ -38,17 +38,17 @@ const GRID: RGBColor = RGBColor(225, 225, 225);
 const FONT: &str = "sans-serif";
 
 const PANEL_HEIGHT: u32 = 320;
-/// A panel that stands alone is wider, as its title is no shorter.
+/// A single panel is wider, as its title is no shorter.
 const PANEL_WIDTHS: [u32; 2] = [720, 490];
 const TITLE_HEIGHT: u32 = 62;
-/// Room for the labels at the ends of the lines.
+/// Room for the labels at the lines' ends.
 const LABELS: u32 = 160;
 const LINE_HEIGHT: i32 = 15;
 
 pub(crate) struct Figure {
-    /// What the figure shows, in one line.
+    /// The figure's content, in one line.
     pub(crate) title: String,
-    /// What is drawn, and the circumstances.
+    /// What is drawn, and the conditions.
     pub(crate) subtitle: String,
     pub(crate) columns: usize,
     pub(crate) panels: Vec<Panel>,
@@ -66,7 +66,7 @@ pub(crate) struct Axis {
     /// The quantity and its unit.
     pub(crate) label: &'static str,
     pub(crate) logarithmic: bool,
-    /// Where numbers stand; the first and the last are the axis's ends.
+    /// The places of numbers; the first and the last are the axis's ends.
     pub(crate) ticks: Vec<f64>,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct Series {
 
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Style {
-    /// Points that were measured, and lines between them.
+    /// Measured points, with lines between them.
     Line,
     Dashed,
     Points,
@@ -130,7 +130,7 @@ impl ValueFormatter<f64> for Axis {
 }
 
 impl Figure {
-    /// Draws it into a file.
+    /// Draws it to a file.
     pub(crate) fn draw(&self, path: &Path) -> Result<()> {
         let rows = self.panels.len().div_ceil(self.columns);
         let width = PANEL_WIDTHS[usize::from(self.columns > 1)];
@@ -221,7 +221,7 @@ impl Panel {
         Ok(())
     }
 
-    /// Labels the series at the right edge, each at the height where it ends, none over another.
+    /// Labels the series at the right edge, each at its end's height, without overlaps.
     fn draw_labels(
         &self,
         area: &Area<'_>,
@@ -241,7 +241,7 @@ impl Panel {
         labels.sort_by_key(|(y, _)| *y);
         let (_, plot) = chart.plotting_area().get_pixel_range();
         let lowest = plot.end - top - LINE_HEIGHT / 2;
-        // As low as they have to be, then up again where the last would leave the panel.
+        // Moved down where needed, then back up if the last would leave the panel.
         let mut free = i32::MIN;
         for (y, _) in &mut labels {
             *y = free.max(*y);

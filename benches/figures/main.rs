@@ -1,7 +1,8 @@
-//! Draws the figures of docs/performance.md and docs/embedding.md. What rings do it finds out by itself; the packet path,
-//! the flow tables' hit rates and what their sizes break are drawn from what the benches `packet_path` (with `--peer`),
-//! `hit_rate` and `table_size` have left in the target directory. A figure without its data is not drawn, and the exit
-//! status says so; but for the packet path, whose data need an object of Katran's.
+//! Draws the figures of docs/performance.md and docs/embedding.md. It measures rings itself; the
+//! packet path, the flow tables' hit rates and the effect of their sizes come from files that the
+//! benches `packet_path` (with `--peer`), `hit_rate` and `table_size` have left in the target
+//! directory. A figure without data is not drawn, and makes the exit status 1, except the packet
+//! path's, whose data needs an object file of Katran's.
 //!
 //! cargo bench --bench figures            # seconds; into docs/img
 //! cargo bench --bench figures -- --quick # into figures/ of the target directory

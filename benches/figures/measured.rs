@@ -1,5 +1,5 @@
-//! What other benches found and left in the target directory: nanoseconds a packet by the number
-//! of flows, and hit rates of flow tables by how full they are.
+//! The results of other benches in the target directory: nanoseconds a packet by the number of
+//! flows, and flow tables' hit rates by their load.
 
 use std::fs;
 
@@ -33,7 +33,7 @@ struct Comparison {
 #[derive(Deserialize)]
 struct ComparedRow {
     traffic: String,
-    /// None where all packets are of different flows.
+    /// None if each packet is of another flow.
     flows: Option<u32>,
     katran: Spread,
     ours: Spread,
@@ -58,7 +58,7 @@ pub(crate) fn read<T: DeserializeOwned>(bench: &str) -> Result<T, String> {
     serde_json::from_slice(&text).map_err(|error| format!("{name}: {error}"))
 }
 
-/// The run of both programs by turns, which needs an object of Katran's.
+/// The alternating run of both programs, which needs an object file of Katran's.
 const COMPARISON: &str = "packet_path_peer";
 
 /// Whether there was such a run.
@@ -66,7 +66,7 @@ pub(crate) fn is_compared() -> bool {
     results_file(COMPARISON).with_extension("json").exists()
 }
 
-/// Nanoseconds a packet, by the number of flows, of both programs by turns.
+/// Nanoseconds a packet by the number of flows, for both programs, alternating.
 pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
     let results: Comparison = read(COMPARISON)?;
     full(quick, results.quick, "packet_path -- --peer OBJECT")?;
@@ -92,7 +92,7 @@ pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
     Ok(Figure {
         title: share_of_katrans(shares)?,
         subtitle: format!(
-            "Established flows, tracking {}; both programs by turns, medians of {} rounds. {}.",
+            "Established flows, tracking {}; both programs alternating, medians of {} rounds. {}.",
             results.tracking, results.rounds, results.machine
         ),
         columns: 2,
@@ -100,7 +100,7 @@ pub(crate) fn packet_path(quick: bool) -> Result<Figure, String> {
     })
 }
 
-/// An error for a quick run's results where a full one's are drawn.
+/// An error if a full run's figure would be drawn from a quick run's results.
 pub(crate) fn full(quick: bool, quick_run: bool, bench: &str) -> Result<(), String> {
     if quick_run && !quick {
         return Err(format!(
@@ -150,7 +150,7 @@ fn times_by_flows(title: &str, katrans: Vec<(f64, f64)>, ours: Vec<(f64, f64)>) 
     }
 }
 
-/// Hit rates by flows for each flow that the table was configured for.
+/// Hit rates by the ratio of flows to the table's configured flows.
 pub(crate) fn hit_rate() -> Result<Figure, String> {
     let rows: Vec<HitRate> = read("hit_rate")?;
     let tables = [

@@ -1,5 +1,5 @@
-//! What is known of rings without a kernel: how long they take to build, whether reals get the
-//! share that their weights say, and how many slots change hands when one leaves.
+//! Properties of rings, without a kernel: the time to build one, the reals' shares by weight, and
+//! how many slots change when a real leaves.
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;
@@ -32,10 +32,10 @@ const LEFT: [u16; 7] = [10, 20, 50, 100, 200, 500, 1000];
 
 type Weight = fn(u16) -> u32;
 const EQUAL: Weight = |_| 1;
-/// 1 to 100, without order.
+/// 1 to 100, in no order.
 const MIXED: Weight = |i| 1 + u32::from(i) * 37 % 100;
 
-/// Reals 10.0.0.1 and on.
+/// Reals 10.0.0.1 and up.
 fn endpoints(reals: u16, weight: impl Fn(u16) -> u32) -> Vec<Endpoint> {
     (1..=reals)
         .map(|i| {
@@ -115,7 +115,7 @@ fn milliseconds(function: HashFunction, endpoints: &[Endpoint], rounds: usize) -
     times[rounds / 2]
 }
 
-/// This thread's: what others took is no part of it.
+/// This thread's CPU time.
 fn cpu_time() -> Duration {
     ClockId::CLOCK_THREAD_CPUTIME_ID.now().unwrap().into()
 }
@@ -183,7 +183,7 @@ pub(crate) fn shares() -> Figure {
     }
 }
 
-/// The slots that change hands when one of so many reals leaves.
+/// The slots that change when one of this many reals leaves.
 pub(crate) fn moved(leavers: u16) -> Figure {
     let (maglev, v2) = (HashFunction::Maglev, HashFunction::MaglevV2);
     assert_eq!(
@@ -262,14 +262,14 @@ pub(crate) fn moved(leavers: u16) -> Figure {
     }
 }
 
-/// Percent of the slots that change hands when a real leaves.
+/// Percentages of the slots that change when a real leaves.
 struct Moved {
     all: f64,
     /// Between reals that stay.
     needless: f64,
 }
 
-/// For each of up to `leavers` reals that could leave, evenly spread.
+/// For each of up to `leavers` reals, evenly spread, that could leave.
 fn moves(function: HashFunction, endpoints: &[Endpoint], leavers: u16) -> Vec<Moved> {
     let full = build(function, endpoints);
     let step = (endpoints.len() / usize::from(leavers)).max(1);

@@ -1,4 +1,5 @@
-//! What the bench `table_size` found: connections that a rolling deployment breaks, by the size of the flow table.
+//! The results of the bench `table_size`: connections that a rolling deployment breaks, by the flow
+//! table's size.
 
 use serde::Deserialize;
 
@@ -14,14 +15,14 @@ use crate::common::grouped;
 use crate::measured::full;
 use crate::measured::read;
 
-/// Below this the axis ends.
+/// The lower end of the axis.
 const LEAST: f64 = 1.0;
 
 /// As `table_size` writes it.
 #[derive(Deserialize)]
 struct TableSize {
     quick: bool,
-    /// Flows, by the name of the tracking.
+    /// Flows, by flow tracking.
     defaults: [(String, f64); 2],
     rows: Vec<Row>,
 }
@@ -33,7 +34,7 @@ struct Row {
     broken_per_million: f64,
 }
 
-/// Broken connections by the size of the flow table, for both kinds of tracking.
+/// Broken connections by the flow table's size, for both kinds of flow tracking.
 pub(crate) fn table_size(quick: bool) -> Result<Figure, String> {
     let results: TableSize = read("table_size")?;
     full(quick, results.quick, "table_size")?;

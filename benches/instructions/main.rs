@@ -1,16 +1,15 @@
-//! What each path through the program costs, counted: the instructions executed, the branches among
-//! them, the lookups in maps and the other helpers called, for one packet of each kind of traffic.
+//! The cost of each path through the program: executed instructions, branches among them, map
+//! lookups and other helper calls, for one packet of each kind of traffic.
 //!
-//! The kernel does not count instructions. So the program is executed here, instruction by
-//! instruction as compiled and linked with the maps of the loaded balancer, and for every packet
-//! the verdict and the frame must be what the kernel makes of it. The kernel's verifier goes on
-//! from there: it takes out branches that constants decide, and puts loads in the place of lookups
-//! in arrays. The counts are exact and know no noise.
+//! The kernel does not count instructions. So the bench executes the program itself, as compiled
+//! and linked with the loaded balancer's maps, and for every packet verdict and frame must agree
+//! with the kernel's. The kernel's verifier optimises further: it removes branches that constants
+//! decide, and turns array lookups into loads. The counts are exact, without noise.
 //!
 //! cargo bench --bench instructions
 //! cargo bench --bench instructions -- --table KIND --tracking all|changed --changed
 //!
-//! `--changed` counts after every slot of every ring has gone from one real to another.
+//! `--changed` counts after every slot of every ring has changed its real.
 
 #![allow(clippy::unwrap_used)]
 
@@ -49,16 +48,16 @@ use crate::machine::Machine;
 
 /// Entries; any number will do.
 const FLOW_TABLE_SIZE: u64 = 10_000;
-/// Flows that come before the one that is looked at, when there is to be a flood.
+/// Flows before the counted one, for a flood.
 const FLOOD: u16 = 10;
 
-/// A packet, and what has gone before it.
+/// A packet, and those sent before it.
 struct Path {
     name: &'static str,
     frame: Vec<u8>,
     verdict: Verdict,
     before: Before,
-    /// The UDP VIPs are QUIC's.
+    /// The UDP VIPs use QUIC connection ids.
     quic: bool,
 }
 
@@ -67,7 +66,7 @@ enum Before {
     Nothing,
     /// The same packet.
     Same,
-    /// More new flows than the flood guard lets be remembered.
+    /// More new flows than the flood guard allows.
     Flood,
 }
 
@@ -78,7 +77,7 @@ fn main() -> ExitCode {
     let mut changed = false;
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            // It takes no time as it is.
+            // It is quick already.
             "--quick" | "--bench" => {}
             "--table" => match arguments.next().unwrap_or_default().parse() {
                 Ok(kind) => table = kind,
@@ -139,7 +138,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A count, and what it is made of.
+/// A total with its parts.
 fn list<'a>(counts: impl Iterator<Item = (&'a str, u32)> + Clone) -> String {
     let total: u32 = counts.clone().map(|(_, count)| count).sum();
     let names: Vec<String> = counts
@@ -228,7 +227,7 @@ fn paths() -> Vec<Path> {
     ]
 }
 
-/// A long header of version 1 with the connection id that a client has chosen.
+/// A long header of version 1 with a client's connection id.
 const QUIC_INITIAL: [u8; 14] = [0xc0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8];
 
 /// A ping of the IPv4 VIP; nothing here reads its checksum.
@@ -239,7 +238,7 @@ fn echo() -> Vec<u8> {
 }
 
 impl Path {
-    /// Sends what has gone before.
+    /// Sends the earlier packets.
     fn prepare(&self, katran: &Katran) {
         let send = |frame: &[u8]| {
             katran.simulate(frame).unwrap();
@@ -257,7 +256,7 @@ impl Path {
         }
     }
 
-    /// Executes the program here, then in the kernel, which has to agree.
+    /// Executes the program here, then in the kernel, which must agree.
     fn execute(&self, katran: &Katran, cpu: usize) -> (Executed, Kernel) {
         let machine = Machine::new(katran);
         let (verdict, executed, kernel) = machine.execute(&self.frame, cpu, self.name);

@@ -1,5 +1,5 @@
-//! Katran's own program and this crate's, by turns: a table of both with the ratio of each pair of
-//! runs, and a file that `figures` draws.
+//! Katran's own program and this crate's, alternating: a table of both with the ratio of each pair of
+//! runs, and a file for `figures`.
 
 use std::fmt;
 use std::io;
@@ -24,15 +24,15 @@ use crate::turns::Runs;
 
 const RESULTS: &str = "packet_path_peer.json";
 
-/// A comparison, and the circumstances.
+/// A comparison, and its conditions.
 #[derive(Serialize)]
 struct Comparison {
     machine: Machine,
-    /// The kind of this crate's flow table.
+    /// This crate's flow table type.
     table: String,
-    /// Which flows this crate's remembers.
+    /// This crate's flow tracking.
     tracking: String,
-    /// Of either program.
+    /// For both programs.
     flow_table_entries: u64,
     packets_a_run: u32,
     rounds: usize,
@@ -43,17 +43,17 @@ struct Comparison {
 #[derive(Serialize)]
 struct Row {
     traffic: String,
-    /// `None`: all packets are of different flows.
+    /// `None`: each packet is of another flow.
     flows: Option<u32>,
     /// Nanoseconds a packet.
     katran: Spread,
     ours: Spread,
-    /// Ours by Katran's in the same round.
+    /// Our time divided by Katran's in the same round.
     ratio: Spread,
 }
 
-/// Measures all rows that Katran's program and this crate's have in common, and prints them; an
-/// error says why Katran's cannot be measured.
+/// Measures and prints all rows that Katran's program and this crate's have in common; an error
+/// says why Katran's cannot be measured.
 pub(crate) fn compare(
     options: &Options,
     effort: &Effort,
@@ -118,7 +118,7 @@ impl Row {
 }
 
 impl fmt::Display for Row {
-    /// As a row of a table in Markdown.
+    /// A row of a Markdown table.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let flows = match self.flows {
             Some(flows) => grouped(flows.into()),

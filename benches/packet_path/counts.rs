@@ -1,5 +1,5 @@
-//! What the balancer counts while it is timed, and what it should: a run whose packets did not go
-//! the way that is being timed is no measurement.
+//! The balancer's counters during a timed run, and their expected values: a run whose packets did
+//! not take the timed path is no measurement.
 
 use katran::Katran;
 
@@ -7,8 +7,8 @@ use crate::traffic::Expected;
 use crate::traffic::Slots;
 use crate::traffic::Traffic;
 
-/// In a table of sets a set may overflow, most of all while the table grows, and the flows of that
-/// set, one packet after another in turn, then miss: at most one packet in so many may.
+/// A set of a set-associative table may overflow, mostly while the table grows; then its flows miss
+/// in turn. At most one packet in this many may.
 const PACKETS_A_MISS: u64 = 200;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,14 +16,14 @@ pub(crate) struct Counts {
     sent: u64,
     passed: u64,
     dropped: u64,
-    /// Packets in settled slots, which ask no flow table.
+    /// Packets in settled slots, which skip the flow table.
     settled: u64,
-    /// Packets that ask it.
+    /// Packets that look at the flow table.
     asked: u64,
     by_base: u64,
     by_entry: u64,
     new: u64,
-    /// Packets that the CPU's own flow table did not see.
+    /// Packets that did not reach the CPU's own flow table.
     without_table: u64,
 }
 
@@ -58,8 +58,8 @@ impl Counts {
         }
     }
 
-    /// Panics unless `packets` have gone the traffic's way since, in such slots, with `unknown` flows among
-    /// them.
+    /// Panics unless `packets` packets have since gone the traffic's way, in slots like these, with
+    /// `unknown` flows among them.
     pub(crate) fn check(
         self,
         katran: &Katran,
@@ -72,7 +72,7 @@ impl Counts {
         let most = packets.into();
         let new = match (slots, traffic.expected) {
             (_, Expected::Passed | Expected::Named) | (Slots::Settled, _) => 0..=0,
-            // They are older than the change, for all that is known of them, and need no entries.
+            // They may be older than the change for all the program knows, so they need no entries.
             (Slots::Unsettled, Expected::Known) if traffic.is_tcp() => 0..=0,
             (_, Expected::Known) => {
                 let unknown = u64::from(unknown);
@@ -87,7 +87,7 @@ impl Counts {
         assert_eq!(counted, expected, "{name}");
     }
 
-    /// With so many new flows among them.
+    /// With this many new flows among them.
     fn expected(traffic: &Traffic, slots: Slots, packets: u64, new: u64) -> Self {
         let nothing = Self {
             sent: 0,
@@ -118,7 +118,8 @@ impl Counts {
                 asked: 0,
                 ..sent
             },
-            // New connections go where the ring leads, datagrams to the base, and are remembered.
+            // New connections go to the ring's real, datagrams to the base, and both are
+            // remembered.
             Slots::Unsettled if traffic.is_tcp() && traffic.expected == Expected::Known => Self {
                 by_base: packets,
                 ..sent

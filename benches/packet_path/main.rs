@@ -1,19 +1,19 @@
 //! Nanoseconds a packet, as docs/performance.md describes: pristine frames of many flows through
-//! the loaded program, the wrapper's own time subtracted, alternating with a fixed yardstick (one
-//! hash lookup in the same wrapper), medians of many runs. What is timed is checked by its
-//! counters, run by run, and by the frames that come out.
+//! the loaded program, minus the wrapper's own time, alternating with a fixed yardstick (one hash
+//! lookup in the same wrapper), medians of many runs. The counters of every run and the frames that
+//! leave are checked.
 //!
 //! cargo bench --bench packet_path               # minutes
-//! cargo bench --bench packet_path -- --quick    # seconds, for whether it works
+//! cargo bench --bench packet_path -- --quick    # seconds: only whether it works
 //! cargo bench --bench packet_path -- FILTER     # rows whose name contains it
 //! cargo bench --bench packet_path -- --table KIND --tracking KIND
 //! cargo bench --bench packet_path -- --check    # fails if a row is slower than the baseline
 //! cargo bench --bench packet_path -- --peer OBJECT [--changed]
 //!
-//! `--peer` times Katran's own program, too, by turns with this crate's: the same frames, VIPs, reals,
-//! rings and sizes of flow tables, in the same run; `figures` draws it. Compare by the ratio of each pair of runs.
-//! `--changed` measures after every slot of every ring has gone from one real to another. Without
-//! `--peer` the last rows are those of 512 busy VIPs (`many_vips.rs`).
+//! `--peer` also times Katran's own program, alternately with this crate's: the same frames, VIPs,
+//! reals, rings and flow table sizes, in the same run; `figures` draws it. Compare by the ratio of
+//! each pair of runs. `--changed` measures after every slot of every ring has changed its real.
+//! Without `--peer` the last rows are those of 512 busy VIPs (`many_vips.rs`).
 
 #![allow(clippy::unwrap_used)]
 
@@ -48,7 +48,7 @@ use crate::traffic::Traffic;
 use crate::traffic::traffics;
 use crate::turns::Runs;
 
-/// How often a row that seems slower than the baseline is measured again before it is.
+/// How often a row that seems slower than the baseline is measured again.
 const SECOND_LOOKS: usize = 2;
 
 fn main() -> ExitCode {
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures this crate's program; the rows that are slower than the baseline.
+/// Measures this crate's program; returns the rows that are slower than the baseline.
 fn measure_all(
     options: &Options,
     effort: &Effort,
@@ -158,7 +158,7 @@ fn measure_all(
     slower
 }
 
-/// The balancer of a row, after the change if one is asked for.
+/// A row's balancer, after the change if requested.
 fn balancer(options: &Options, effort: &Effort, traffic: &Traffic, cpu: usize) -> Katran {
     let timed = &options.timed;
     let settings = timed.settings(effort.flow_table_size, traffic.flood_threshold, cpu);
@@ -189,7 +189,7 @@ fn print_titles() {
     );
 }
 
-/// What a packet of a flow that is in no cache has to wait for at least.
+/// Prints the least that a packet of an uncached flow must wait.
 fn print_latency() {
     let [near, far] = [8 << 20, 128 << 20].map(memory_latency);
     println!("a cache line of 8 MiB at random takes {near:.0} ns now, one of 128 MiB {far:.0} ns");

@@ -1,5 +1,5 @@
-//! What it costs that several hundred VIPs are busy at once: their rings fit no cache together. Packets to
-//! one VIP and packets spread over all of them take turns, through the same balancer.
+//! The cost of several hundred busy VIPs, whose rings together fit no cache. Packets to one VIP and
+//! packets to all of them take turns, through the same balancer.
 
 use std::net::IpAddr;
 
@@ -36,7 +36,7 @@ use crate::traffic::UNSEEN;
 const VIPS: u16 = 512;
 const FIRST_VIP: [u8; 4] = [198, 19, 0, 0];
 
-/// Measures and prints all rows of which the name contains the filter.
+/// Measures and prints all rows whose name contains the filter.
 pub(crate) fn measure(options: &Options, effort: &Effort, cpu: usize) {
     let established = Traffic::new(
         "TCP/IPv4 established, 512 VIPs",
@@ -49,7 +49,7 @@ pub(crate) fn measure(options: &Options, effort: &Effort, cpu: usize) {
         to_first_vip(SYN),
     );
     if by_ring.slots(&options.timed) == Slots::Unsettled {
-        // There they are remembered all the same, and those to the first VIP come again.
+        // This type remembers them anyway, and the first VIP's flows repeat.
         by_ring.expected = Expected::Sent;
     }
     let rows = [
@@ -86,8 +86,8 @@ pub(crate) fn measure(options: &Options, effort: &Effort, cpu: usize) {
     }
 }
 
-/// Nanoseconds a packet of each round, to one VIP and spread over all; `known` flows of either have been
-/// there before.
+/// Nanoseconds a packet for each round, to one VIP and spread over all; `known` flows of each have
+/// been sent before.
 fn take_turns(
     ours: Ours<'_>,
     traffic: &Traffic,
@@ -99,7 +99,7 @@ fn take_turns(
         .map(|destinations| Yardstick::spread(&traffic.frame, flows, destinations).unwrap());
     let balancer = Balancer::Ours(ours);
     let first = u64::from(flows).min(2 * effort.flow_table_size) as u32;
-    // Those of the first VIP are flows of either.
+    // The first VIP's flows are in both.
     let others = |flows: u32| flows - flows.div_ceil(VIPS.into());
     let unknown = [flows - known, others(flows) - others(known)];
     for (stick, unknown) in sticks.iter().zip(unknown) {
@@ -142,7 +142,7 @@ fn balancer(options: &Options, effort: &Effort, threshold: u32, cpu: usize) -> K
     katran
 }
 
-/// A frame to the first of the VIPs.
+/// A frame to the first VIP.
 fn to_first_vip(tcp_flags: u8) -> Vec<u8> {
     let mut frame = frame(false, TCP, tcp_flags, PORT);
     frame[30..34].copy_from_slice(&FIRST_VIP);

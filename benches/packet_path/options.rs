@@ -1,4 +1,4 @@
-//! What the command line asks for, and how much work that is.
+//! The command line's options, and how much work they mean.
 
 use crate::common::options;
 
@@ -12,7 +12,7 @@ pub(crate) struct Effort {
     pub(crate) packets: u32,
     pub(crate) rounds: usize,
     pub(crate) flows: &'static [u32],
-    /// Entries: far more than flows, so that hardly one is evicted.
+    /// Entries: far more than flows, so that almost none is evicted.
     pub(crate) flow_table_size: u64,
 }
 
@@ -29,7 +29,7 @@ const QUICK: Effort = Effort {
     flow_table_size: 262_144,
 };
 
-/// What the command line asks for.
+/// The command line's options.
 pub(crate) struct Options {
     pub(crate) timed: options::Options,
     pub(crate) check: bool,

@@ -1,5 +1,5 @@
-//! What was measured, as a file, and what it is held against: the baseline, which is such a file of
-//! an earlier run.
+//! Measurements as a file, and the baseline that they are compared with, which is the file of an
+//! earlier run.
 
 use std::fs;
 use std::path::Path;
@@ -12,14 +12,14 @@ use crate::common::results_file;
 use crate::common::write;
 
 const RESULTS: &str = "packet_path.json";
-/// One file for each kind of flow table and of tracking.
+/// One file for each flow table type and flow tracking.
 const BASELINES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/packet_path/baseline");
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Results {
-    /// The kind of flow table.
+    /// The flow table type.
     pub(crate) table: String,
-    /// Which flows are remembered.
+    /// The flow tracking.
     pub(crate) tracking: String,
     pub(crate) flow_table_entries: u64,
     pub(crate) quick: bool,
@@ -34,12 +34,12 @@ pub(crate) struct Row {
     pub(crate) ns_quartiles: [f64; 2],
     /// Nanoseconds of one hash lookup in the same wrapper.
     pub(crate) lookup_ns: f64,
-    /// `ns_median` by `lookup_ns`.
+    /// `ns_median` divided by `lookup_ns`.
     pub(crate) ratio: f64,
 }
 
 impl Results {
-    /// Writes the file, of which a baseline can be made.
+    /// Writes the file, which can become a baseline.
     pub(crate) fn write(&self) {
         let text = serde_json::to_string_pretty(self).unwrap();
         let path = results_file(RESULTS);
@@ -48,11 +48,11 @@ impl Results {
     }
 }
 
-/// Ratios of an earlier run on a quiet machine.
+/// The ratios of an earlier run on a quiet machine.
 pub(crate) struct Baseline(Results);
 
 impl Baseline {
-    /// The committed one of the balancer that is timed.
+    /// The committed baseline for the timed balancer.
     pub(crate) fn read(timed: &Options, entries: u64) -> Result<Self, String> {
         let (table, tracking) = (timed.table.to_string(), timed.tracking.to_string());
         let path = Path::new(BASELINES).join(format!("{table}-{tracking}.json"));
@@ -71,7 +71,7 @@ impl Baseline {
         Ok(Self(baseline))
     }
 
-    /// The ratio that a row may have at most; `None` if the baseline lacks the row.
+    /// The highest ratio that a row may have; `None` if the baseline lacks the row.
     pub(crate) fn most(&self, traffic: &str, flows: u32) -> Option<f64> {
         let mut rows = self.0.rows.iter();
         let row = rows.find(|row| row.traffic == traffic && row.flows == flows)?;
@@ -79,9 +79,9 @@ impl Baseline {
     }
 }
 
-/// By how much of itself a ratio may grow. Runs on one machine differ so much by noise: up to a
+/// How much a ratio may grow, relative to itself, by the noise between runs on one machine: up to a
 /// few thousand flows the caches hold everything; above that a packet waits for memory, which the
-/// yardstick's one lookup does not, and which other guests of the machine use too.
+/// yardstick's lookup does not, and which the machine's other guests use too.
 fn tolerance(flows: u32) -> f64 {
     if flows <= 1 << 10 { 0.25 } else { 0.5 }
 }

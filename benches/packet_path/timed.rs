@@ -1,4 +1,4 @@
-//! A balancer's program on a row's packets: timed, and what it counts and sends checked. The same
+//! A balancer's program on a row's packets: timed, with its counters and frames checked. The same
 //! code times Katran's program and this crate's.
 
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use crate::traffic::Traffic;
 
 const ETHERNET: usize = 14;
 
-/// This crate's, and how packets find slots of its rings.
+/// This crate's, and what slots its packets fall on.
 #[derive(Clone, Copy)]
 pub(crate) struct Ours<'a> {
     pub(crate) katran: &'a Katran,
@@ -49,8 +49,8 @@ impl<'a> Balancer<'a> {
         }
     }
 
-    /// Runs the program on `packets` packets, with `unknown` flows among them that it has not seen
-    /// before, and panics unless all went the traffic's way.
+    /// Runs the program on `packets` packets, with `unknown` new flows among them, and panics
+    /// unless all went the traffic's way.
     pub(crate) fn run(
         self,
         stick: &Yardstick,
@@ -66,8 +66,8 @@ impl<'a> Balancer<'a> {
         })
     }
 
-    /// Has `send` send packets through the program, and panics unless it has counted `packets` of the traffic
-    /// meanwhile, with `unknown` flows among them that it had not seen before.
+    /// Runs `send` and panics unless the program has counted `packets` packets of the traffic
+    /// meanwhile, with `unknown` new flows among them.
     pub(crate) fn counted<T>(
         self,
         traffic: &Traffic,
@@ -91,8 +91,8 @@ impl<'a> Balancer<'a> {
         }
     }
 
-    /// What comes out for that flow's frame goes by the gateway to a real, and holds the packet that came
-    /// in; a packet that is passed on is as it was.
+    /// Checks that the frame for this flow goes through the gateway to a real with the original
+    /// packet inside; a passed packet must be unchanged.
     pub(crate) fn check_frame(
         self,
         stick: &Yardstick,
@@ -122,12 +122,12 @@ impl<'a> Balancer<'a> {
         assert_eq!(out[inner..], frame[ETHERNET..], "{what}: the packet inside");
         let real = outer_destination(&out);
         let known = katran.real_index(real);
-        assert!(known.is_some(), "{what}: {real} is no real");
+        assert!(known.is_some(), "{what}: {real} is not a real");
     }
 }
 
-/// Panics unless the program of Katran's has counted `packets` packets of VIPs since, each sent to a
-/// real; none of those that are passed on.
+/// Panics unless Katran's program has since counted `packets` packets to VIPs, each sent to a real;
+/// none for traffic that is passed.
 fn check_counts(peer: &Peer, before: PeerCounts, traffic: &Traffic, packets: u32) {
     let after = peer.counts().unwrap();
     let counted = [

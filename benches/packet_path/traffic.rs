@@ -1,4 +1,4 @@
-//! The rows of the table: which traffic, and what the balancer must make of it.
+//! The table's rows: the traffic, and what the balancer must do with it.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -38,65 +38,65 @@ const TCP_OPTIONS: usize = 14 + 20 + 20;
 
 pub(crate) const TX: u32 = 3;
 pub(crate) const PASS: u32 = 2;
-/// As many as the wrapper can tell apart: more than all packets of a row, so each is a new flow.
+/// As many as the wrapper can distinguish: more than a row's packets, so each is a new flow.
 pub(crate) const UNSEEN: u32 = 1 << 30;
 
-/// What the balancer makes of each packet.
+/// What the balancer does with each packet.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Expected {
-    /// Sent to a real that the flow table remembers, once the flow is known.
+    /// Sent to a real from the flow table, once the flow is known.
     Known,
     /// Sent to a real as a new flow each time.
     New,
-    /// Sent to a real, as a new flow or as one that has been there.
+    /// Sent to a real, as a new flow or a known one.
     Sent,
-    /// Sent to the real that the packet names, which is no miss of the flow table.
+    /// Sent to the real that the packet names, which is no flow table miss.
     Named,
     Passed,
 }
 
-/// How packets find the slots of rings that they fall on.
+/// The state of the slots that packets fall on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Slots {
-    /// Nothing asks how they are: all flows of the VIP are remembered.
+    /// Unused: all flows of the VIP are remembered.
     NotAsked,
     Settled,
-    /// Each of them with a base.
+    /// Each has a base.
     Unsettled,
 }
 
-/// What the balancer of a row has that others have not.
+/// What distinguishes a row's balancer.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Special {
     Nothing,
-    /// The UDP VIPs are QUIC's, and packets name a server id.
+    /// The UDP VIPs use QUIC connection ids, and packets name a server id.
     Quic,
     /// TCP packets name a server id in an option.
     TcpServerId,
     /// Datagrams name a server id.
     StableUdp,
-    /// The client's prefix chooses the real, among many prefixes.
+    /// Source routes choose the real, with many prefixes.
     SourceRoutes,
     /// GUE instead of IP in IP.
     Gue,
 }
 
-/// How many server ids there are.
+/// The number of server ids.
 const SERVER_IDS: u32 = 10_000;
-/// Prefixes of clients.
+/// The number of client prefixes.
 const PREFIXES: u32 = 100_000;
 
 pub(crate) struct Traffic {
     pub(crate) name: &'static str,
     pub(crate) frame: Vec<u8>,
     pub(crate) expected: Expected,
-    /// New flows in a second, from which on they are not remembered; `None`: the default.
+    /// The flood threshold; `None`: the default.
     pub(crate) flood_threshold: Option<u32>,
-    /// How many flows there are, instead of one number after the other.
+    /// The number of flows, instead of several in turn.
     pub(crate) only: Option<u32>,
     pub(crate) special: Special,
     pub(crate) reals: Reals,
-    /// Whether Katran's own program does the same with it, so that `--peer` times both.
+    /// Whether Katran's own program can do the same, so that `--peer` times both.
     pub(crate) compared: bool,
 }
 
@@ -119,7 +119,7 @@ impl Traffic {
         self
     }
 
-    /// The balancer that the traffic is for.
+    /// The traffic's balancer.
     pub(crate) fn balancer(&self, settings: Builder) -> Katran {
         let with = |features| Features::default() | features;
         let settings = match self.special {
@@ -149,7 +149,7 @@ impl Traffic {
             katran.server_ids_mut().add(&ids).unwrap();
         }
         if self.special == Special::SourceRoutes {
-            // Around the clients, 100.64.0.0/16, which have one of their own.
+            // Around the clients, 100.64.0.0/16, which have their own prefix.
             let prefixes = (1..=PREFIXES).map(|i| {
                 let address = Ipv4Addr::from(0x6440_0000 + (i << 8));
                 Prefix::new(address.into(), 24).unwrap()
@@ -169,24 +169,24 @@ impl Traffic {
         protocol == TCP
     }
 
-    /// How its packets find the slots of rings.
+    /// The slots that its packets fall on.
     pub(crate) fn slots(&self, options: &Options) -> Slots {
         match (options.tracking, self.special) {
             (FlowTracking::Changed, Special::Nothing | Special::Gue) if options.changed => {
                 Slots::Unsettled
             }
             (FlowTracking::Changed, Special::Nothing | Special::Gue) => Slots::Settled,
-            // What packets or prefixes name may place those of the other rows.
+            // In the other rows, names in packets or prefixes may place flows.
             _ => Slots::NotAsked,
         }
     }
 
-    /// Has every slot of every ring go from one real to another.
+    /// Changes the real of every slot of every ring.
     pub(crate) fn change_every_slot(&self, katran: &mut Katran) {
         change_every_slot(katran, self.reals);
     }
 
-    /// Katran's own program with the VIPs, reals, rings and server ids that the balancer has now.
+    /// Katran's own program with the balancer's current VIPs, reals, rings and server ids.
     pub(crate) fn peer(
         &self,
         object: &Path,
@@ -197,12 +197,12 @@ impl Traffic {
         peer(object, katran, cpu, flows, self.special == Special::Quic)
     }
 
-    /// Numbers of flows to measure it with: the usual ones, but for traffic that has its own.
+    /// The numbers of flows to measure: the usual ones, unless the traffic has its own.
     pub(crate) fn numbers<'a>(&'a self, usual: &'a [u32]) -> &'a [u32] {
         self.only.as_ref().map_or(usual, slice::from_ref)
     }
 
-    /// Bytes in front of the packet when it leaves, without Ethernet's.
+    /// Bytes before the packet when it leaves, without Ethernet's.
     pub(crate) fn outer_bytes(&self) -> usize {
         match (self.special, self.reals) {
             (Special::Gue, _) => 28,
@@ -211,19 +211,19 @@ impl Traffic {
         }
     }
 
-    /// Hardly any new flow is remembered.
+    /// Almost no new flow is remembered.
     fn full_flood(mut self) -> Self {
         self.flood_threshold = Some(1);
         self
     }
 
-    /// New flows are remembered until there are too many in a second: 125,000, as in Katran.
+    /// New flows are remembered up to 125,000 a second, as in Katran.
     fn default_flood_guard(mut self) -> Self {
         self.flood_threshold = None;
         self
     }
 
-    /// No flow comes twice: a SYN of one that was there a moment ago follows its entry.
+    /// No flow repeats: a SYN of a recent flow would follow its entry.
     fn unseen(mut self) -> Self {
         self.only = Some(UNSEEN);
         self
@@ -239,7 +239,7 @@ impl Traffic {
         self
     }
 
-    /// The XDP action of each packet.
+    /// Each packet's XDP action.
     pub(crate) fn action(&self) -> u32 {
         match self.expected {
             Expected::Passed => PASS,
@@ -307,7 +307,8 @@ pub(crate) fn traffics() -> Vec<Traffic> {
     ]
 }
 
-/// A TCP frame with the server id behind its header: kind, length, id, and two of no operation.
+/// A TCP frame with a server id option behind its header: kind, length, id, and two of no
+/// operation.
 fn with_option(frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     frame[TCP_OFFSET] = 0x70;

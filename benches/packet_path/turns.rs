@@ -1,5 +1,5 @@
-//! Runs by turns: the wrapper alone, one lookup in a hash, and the programs that are timed, each in
-//! every round, so that what others do to the machine meanwhile is done to all.
+//! Runs alternately: the wrapper alone, one hash lookup, and the timed programs, each in every round,
+//! so that disturbances of the machine hit all.
 
 use katran_yardstick::Peer;
 use katran_yardstick::Yardstick;
@@ -10,17 +10,17 @@ use crate::timed::Ours;
 use crate::traffic::PASS;
 use crate::traffic::Traffic;
 
-/// Nanoseconds a packet, of each round in order; the wrapper's are subtracted.
+/// Nanoseconds a packet, for each round in order, minus the wrapper's.
 pub(crate) struct Runs {
     pub(crate) ours: Vec<f64>,
-    /// None where there is no program of Katran's.
+    /// Empty without a program of Katran's.
     pub(crate) katrans: Vec<f64>,
     pub(crate) lookups: Vec<f64>,
 }
 
 impl Runs {
-    /// Times the balancer, and Katran's if there is one, on packets of `flows` flows, `unknown` of which
-    /// the balancer has not seen before.
+    /// Times the balancer, and Katran's if there is one, on packets of `flows` flows, of which the
+    /// balancer has not seen `unknown`.
     pub(crate) fn take(
         ours: Ours<'_>,
         peer: Option<&Peer>,
@@ -32,7 +32,7 @@ impl Runs {
         let stick = Yardstick::new(&traffic.frame, flows).unwrap();
         let mut balancers = vec![Balancer::Ours(ours)];
         balancers.extend(peer.map(Balancer::Katrans));
-        // All flows once, so that the flow table knows them; if there is no end of them, until it is
+        // All flows once, so that the flow table knows them; if they never repeat, until it is
         // full.
         let first = u64::from(flows).min(2 * effort.flow_table_size) as u32;
         for balancer in &balancers {

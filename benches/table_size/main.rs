@@ -1,23 +1,26 @@
-//! How large the flow table has to be: connections that lose their real in a rolling deployment, by the table's size,
-//! for both kinds of tracking. A simulation: the rings are the crate's, the table is `katran_yardstick`'s model of the
-//! set-associative one, which `hit_rate` holds against the program's, and the rules of slots are in `slots.rs`. It leads to
-//! the same each time, and needs neither kernel nor privileges.
+//! How large the flow table must be: connections that lose their real in a rolling deployment, by
+//! the table's size, for both kinds of flow tracking. A simulation: the rings are the crate's, the
+//! table is `katran_yardstick`'s model of the set-associative one, which `hit_rate` compares with
+//! the program's, and the rules for slots are in `slots.rs`. It is deterministic, and needs neither
+//! kernel nor privileges.
 //!
-//! The service has 100 reals of equal weight in one ring of 65,537 slots (MaglevV2). 50,000 connections a second begin.
-//! Their lengths are log-normal with a median of 5 s and a sigma of 2: the mean is 37 s, one in a thousand lasts 40
-//! minutes, and 1.8 million are there at a time. So it is an assumption, of requests to the web and, among them, a few
-//! downloads and message channels; deployments hurt the latter. From one packet to the next a connection waits for a time of
-//! its own, whose logarithm is uniform from 5 s (what sends more often is the same to a table) to 300 s (what a client waits
-//! before it sees to its NAT). Nine in ten end with a FIN; the clients of the others just stop.
+//! The service has 100 reals of equal weight in one ring of 65,537 slots (MaglevV2). 50,000
+//! connections a second begin. Their lengths are log-normal with a median of 5 s and a sigma of 2:
+//! the mean is 37 s, one in a thousand lasts 40 minutes, and 1.8 million exist at a time. This
+//! assumes web requests with a few downloads and message channels among them, which deployments
+//! hurt. Each connection has its own interval between packets, log-uniform from 5 s (for a table,
+//! more often makes no difference) to 300 s (how often a client must refresh its NAT). Nine in
+//! ten end with a FIN; the others' clients just stop.
 //!
-//! Every 36 s one change drains a real and adds another one in its stead; ten minutes later the old one is removed. So it
-//! goes on for an hour, after 20 minutes without a change, and is watched for another half an hour. A connection is broken
-//! when a packet of it goes to another real than its first one. One whose real is removed does not count.
+//! Every 36 s one change drains a real and adds another in its place; ten minutes later the old one
+//! is removed. This takes an hour, after 20 minutes without a change, and the simulation ends half
+//! an hour later. A connection is broken when one of its packets goes to another real than its
+//! first. Connections whose real is removed do not count.
 //!
-//! All is scaled down by a factor, connections and table alike; ring, changes and times are not.
+//! A factor scales down connections and table; ring, changes and times stay.
 //!
 //! cargo bench --bench table_size            # two minutes
-//! cargo bench --bench table_size -- --quick # seconds, for whether it works
+//! cargo bench --bench table_size -- --quick # seconds: only whether it works
 
 #![allow(clippy::unwrap_used)]
 
@@ -46,10 +49,10 @@ use crate::service::Rollout;
 use crate::service::SECOND;
 use crate::traffic::Kind;
 
-/// Seconds of the deployment.
+/// The deployment's seconds.
 const HOUR: u32 = 3600;
 const DRAINED_FOR: u32 = 600;
-/// Of the service, in a second.
+/// New connections a second.
 const RATE: f64 = 50_000.0;
 const KIND: Kind = Kind {
     rate: RATE,
@@ -60,15 +63,15 @@ const KIND: Kind = Kind {
 };
 
 struct Effort {
-    /// By which everything is scaled down.
+    /// The scale factor.
     factor: u32,
-    /// Another one, which must lead to the same results.
+    /// A second factor, which must give the same results.
     other_factor: u32,
-    /// In thousands of flows.
+    /// Table sizes, in thousands of flows.
     sizes: &'static [u32],
-    /// Those with which the factors are compared, the first ones.
+    /// How many of the sizes compare the factors.
     compared: usize,
-    /// Other services that are played, the first ones.
+    /// How many of the other services to play.
     others: usize,
 }
 
@@ -91,7 +94,8 @@ const QUICK: Effort = Effort {
 const DEFAULTS: [(FlowTracking, u32); 2] =
     [(FlowTracking::All, 8000), (FlowTracking::Changed, 4000)];
 
-/// The modes, with the share of FINs, which make no difference where all flows are remembered.
+/// The kinds of tracking, with the share of FINs, which makes no difference if all flows are
+/// remembered.
 const MODES: [(FlowTracking, f64, &str); 3] = [
     (FlowTracking::All, 0.9, "all"),
     (FlowTracking::Changed, 0.9, "changed"),
@@ -110,7 +114,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    // Like criterion: without --bench it is a test that the bench works.
+    // Like criterion: without --bench it only tests that the bench works.
     let quick = quick || !bench;
     let effort = if quick { QUICK } else { FULL };
     let rollout = Rollout::Replaced {
@@ -138,7 +142,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Plays a service that is scaled down; the table is for so many thousands of flows of the one that is not.
+/// Plays a scaled-down service; `flows` is the table's size, in thousands, before scaling.
 fn play(
     tracking: FlowTracking,
     thousands: u32,
@@ -184,7 +188,7 @@ fn by_size(effort: &Effort, changes: &[Change]) -> Vec<Value> {
     rows
 }
 
-/// Plays some again, scaled down by another factor.
+/// Repeats some runs with the other factor.
 fn factors(effort: &Effort, changes: &[Change]) {
     let factors = [effort.factor, effort.other_factor];
     println!(
@@ -205,7 +209,7 @@ fn factors(effort: &Effort, changes: &[Change]) {
             one.text(),
             other.text()
         );
-        // By chance a count differs by some roots of it.
+        // By chance a count may differ by a few times its square root.
         let (one, other) = (&one, &other);
         let tolerance = 0.02 + 6.0 * [one, other].map(Outcome::error).iter().sum::<f64>();
         let ratio = one.per_million() / other.per_million();
@@ -216,7 +220,7 @@ fn factors(effort: &Effort, changes: &[Change]) {
     }
 }
 
-/// Other services and deployments, with the default sizes and with others.
+/// Other services and deployments, with the default sizes and others.
 fn others(effort: &Effort) {
     let replaced = |drained_for| Rollout::Replaced { drained_for };
     let usual = replaced(DRAINED_FOR);

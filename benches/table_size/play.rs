@@ -1,4 +1,5 @@
-//! One run: connections, changes of the service and a flow table, and who loses its real.
+//! One run: connections, changes of the service and a flow table, and which connections lose their
+//! real.
 
 use katran::FlowTracking;
 use katran_yardstick::FlowTable;
@@ -15,16 +16,16 @@ use crate::traffic::Kind;
 
 /// Seconds before the deployment, in which the table fills.
 pub(crate) const BEFORE: u32 = 1200;
-/// Seconds after its last change but removals.
+/// Seconds after the last change, except removals.
 const AFTER: u32 = 1800;
 const MINUTE: u32 = 60 * SECOND;
 const SEED: u64 = 65_537;
 
-/// What is played.
+/// A run's parameters.
 #[derive(Clone, Copy)]
 pub(crate) struct Run<'a> {
     pub(crate) tracking: FlowTracking,
-    /// That the table is made for.
+    /// The table's configured flows.
     pub(crate) flows: u32,
     pub(crate) kind: Kind,
     pub(crate) changes: &'a [Change],
@@ -32,23 +33,23 @@ pub(crate) struct Run<'a> {
     pub(crate) length: u32,
 }
 
-/// What came of it.
+/// A run's results.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outcome {
-    /// Connections that were there during the deployment or after it, but for those whose real was removed.
+    /// Connections during the deployment or after it, except those whose real was removed.
     pub(crate) connections: u64,
-    /// Those of them of which a packet went to another real than the first.
+    /// Connections with a packet to another real than the first.
     pub(crate) broken: u64,
-    /// Those that were there when their real was removed, and sent a packet after that.
+    /// Connections that sent a packet after their real's removal.
     pub(crate) ended: u64,
-    /// The most connections at a time that stay on their real by an entry only.
+    /// The most connections at a time that stay on their real only by an entry.
     pub(crate) need_entries: u64,
-    /// The largest share of the slots that were unsettled at a time.
+    /// The largest share of unsettled slots at a time.
     pub(crate) unsettled: f64,
 }
 
 impl Run<'_> {
-    /// Plays it all.
+    /// Plays everything.
     pub(crate) fn play(&self) -> Outcome {
         let [first, changes @ ..] = self.changes else {
             return Outcome::default();
@@ -89,12 +90,12 @@ impl Outcome {
         self.broken as f64 / self.connections as f64 * 1e6
     }
 
-    /// By how much of itself that differs by chance.
+    /// By how much of itself that varies by chance.
     pub(crate) fn error(&self) -> f64 {
         1.0 / (self.broken.max(1) as f64).sqrt()
     }
 
-    /// With as many digits as can be meant.
+    /// With as many digits as are meaningful.
     pub(crate) fn text(&self) -> String {
         match self.per_million() {
             few if few < 10.0 => format!("{few:.1}"),
@@ -112,7 +113,7 @@ struct World {
 }
 
 impl World {
-    /// Counts what is there.
+    /// Samples the current connections.
     fn look(&mut self, connections: &Connections) {
         let needing = connections.alive().filter(|connection| {
             let slot = connection.slot as usize;
@@ -140,7 +141,7 @@ impl World {
         self.slots.ring[slot]
     }
 
-    /// Another packet of it: whether it goes to the same real.
+    /// Another packet of it; returns whether it goes to the same real.
     fn packet(&mut self, connection: &Connection) -> bool {
         let real = self.real_of(connection);
         if self.slots.is_gone(connection.real) {
@@ -155,13 +156,13 @@ impl World {
         let flow = scattered(connection.number);
         let slot = connection.slot as usize;
         if self.tracking != FlowTracking::Changed {
-            // An entry has the real of the first packet, for a connection that went elsewhere is over.
+            // An entry has the real of the first packet, as connections that go elsewhere end.
             return match self.table.packet(flow, self.now) {
                 true => connection.real,
                 false => self.slots.ring[slot],
             };
         }
-        // That of a real that is gone does not count.
+        // Connections of a removed real do not count.
         let counts = !self.slots.is_gone(connection.real);
         let used = || self.table.last_used(flow).filter(|_| counts);
         match self.slots.way(slot, false, self.now, used) {

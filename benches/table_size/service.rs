@@ -1,5 +1,5 @@
-//! What is done to the service while its connections go on: which real is drained, added and removed when, and
-//! what ring there is then.
+//! Changes of the service while connections continue: when each real is drained, added and removed,
+//! and the ring after it.
 
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -13,39 +13,40 @@ use katran::ring::RingSize;
 pub(crate) const SECOND: u32 = 50;
 pub(crate) const REALS: u16 = 100;
 
-/// What a real is to the service.
+/// A real's standing in the service.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Standing {
-    /// Not yet there, or removed.
+    /// Not added yet, or removed.
     Gone,
     Drained,
     TakesNew,
 }
 
-/// One change of the service, as one call of `modify_reals` makes it.
+/// One change of the service, as by one call of `modify_reals`.
 pub(crate) struct Change {
     pub(crate) at: u32,
     pub(crate) ring: Rc<[u16]>,
-    /// What reals are from now on, by number.
+    /// The new standing of reals, by number.
     pub(crate) reals: Vec<(u16, Standing)>,
 }
 
-/// How a rolling deployment goes. Each real has its turn, one after the other in equal steps.
+/// The kind of rolling deployment. Reals take turns in equal steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Rollout {
-    /// One change drains the real and adds another one in its stead; so many seconds later the old one is
-    /// removed.
+    /// One change drains the real and adds another in its place; the old one is removed this many
+    /// seconds later.
     Replaced { drained_for: u32 },
-    /// The real is drained, so many seconds later removed, and the same address added again a minute after that.
+    /// The real is drained, removed this many seconds later, and the same address is added again a
+    /// minute after that.
     Restarted { drained_for: u32 },
 }
 
-/// Seconds that a server takes to come back.
+/// Seconds that a server takes to restart.
 const RESTART: u32 = 60;
 
 impl Rollout {
-    /// The changes in their order. The first one makes the service, at 0; the deployment starts at `start` and takes
-    /// `length`, in ticks.
+    /// The changes in order. The first one makes the service, at 0; the deployment starts at
+    /// `start` and takes `length`, in ticks.
     pub(crate) fn changes(self, start: u32, length: u32) -> Vec<Change> {
         let all: Vec<_> = (1..=REALS)
             .map(|number| (0, number, number, Standing::TakesNew))

@@ -1,9 +1,10 @@
-//! What slots of the ring were before: the rules of `FlowTracking::Changed` for TCP, written from their definition
-//! and not from the crate's code (`src/ring/history.rs` and `src/bpf/in_slot.h`).
+//! The history of the ring's slots: the rules of `FlowTracking::Changed` for TCP, written from
+//! their definition and not from the crate's code (`src/ring/history.rs` and `src/bpf/in_slot.h`).
 //!
-//! They are here although `tests/model` has them as well, because that one walks whole frames and remembers every flow, while
-//! this simulation plays an hour of 50,000 connections a second on tables that forget, with a packet as a slot and a number. The
-//! library's own are private, and about words that it shares with packets, with moments of 15 bits.
+//! `tests/model` has them as well, but walks whole frames and remembers every flow; this simulation
+//! plays an hour of 50,000 connections a second on tables that evict, where a packet is just a slot
+//! and a number. The library's own code is private, and works on words shared with packets, with
+//! times of 15 bits.
 
 use std::rc::Rc;
 
@@ -15,31 +16,31 @@ use crate::service::Standing;
 /// `flow_idle_timeout`, at its default.
 const IDLE: u32 = 3600 * SECOND;
 
-/// The ring, the reals that it may name, and the slots that have changed hands.
+/// The ring, its possible reals, and the changed slots.
 pub(crate) struct Slots {
     pub(crate) ring: Rc<[u16]>,
     standing: Vec<Standing>,
     unsettled: Vec<Option<Before>>,
 }
 
-/// Of an unsettled slot.
+/// An unsettled slot's history.
 #[derive(Clone, Copy)]
 struct Before {
-    /// The real that it named when it was last settled; 0: that is gone.
+    /// The real that it had when last settled; 0: that real is gone.
     base: u16,
-    /// It has named further reals that had flows to keep.
+    /// It has had further reals with flows to keep.
     others: bool,
     since: u32,
-    /// When a packet last went elsewhere than the ring leads, or when the ring last changed.
+    /// When a packet last went elsewhere than to the ring's real, or the ring last changed.
     deviated: u32,
 }
 
-/// Where a packet goes, and what becomes of its flow's entry.
+/// Where a packet goes, and what happens to its flow's entry.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Way {
     /// To the real, by the ring or the base; the table is not touched.
     To(u16),
-    /// To the ring's real, and an entry says so.
+    /// To the ring's real, which an entry remembers.
     Remembered(u16),
     /// To the entry's real.
     ByEntry,
@@ -58,7 +59,7 @@ impl Slots {
         self.standing[usize::from(real)] == Standing::Gone
     }
 
-    /// The ring and the reals become what the change says.
+    /// Changes the ring and the reals.
     pub(crate) fn change(&mut self, change: &Change) {
         for (real, standing) in &change.reals {
             self.standing[usize::from(*real)] = *standing;
@@ -118,8 +119,8 @@ impl Slots {
         real != without
     }
 
-    /// The way of a packet at this time. `used`: when its flow's entry was last used, if there is one, which is
-    /// asked in unsettled slots only.
+    /// A packet's way at this time. `used`: when its flow's entry was last used, if there is one;
+    /// only unsettled slots need it.
     pub(crate) fn way(
         &mut self,
         slot: usize,
@@ -131,7 +132,7 @@ impl Slots {
         let Some(before) = &mut self.unsettled[slot] else {
             return Way::To(current);
         };
-        // A flow number comes once, so no SYN finds an entry.
+        // Flow numbers do not repeat, so no SYN finds an entry.
         if first {
             return if current == before.base {
                 Way::To(current)

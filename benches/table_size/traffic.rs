@@ -1,8 +1,8 @@
-//! The service's connections: when they come, how long they last and when they send.
+//! The service's connections: when they begin, how long they last and when they send.
 //!
-//! Lengths are log-normal. Each connection sends its SYN, a packet one round trip later, then one after each of
-//! its intervals, and a last one when it ends. Packets that follow each other more closely than that change nothing for a
-//! flow table.
+//! Lengths are log-normal. Each connection sends its SYN, a packet one round trip later, then one
+//! after each of its intervals, and a last one when it ends. More frequent packets would make no
+//! difference to a flow table.
 
 use rand::RngExt;
 use rand::SeedableRng;
@@ -15,28 +15,28 @@ use crate::service::SECOND;
 /// Ticks from a SYN to the next packet.
 const ROUND_TRIP: u32 = 2;
 
-/// What the connections are like.
+/// The connections' parameters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
-    /// New ones in a second.
+    /// New connections a second.
     pub(crate) rate: f64,
     /// The median of the lengths, in seconds.
     pub(crate) median: f64,
     /// The standard deviation of the logarithm of the lengths.
     pub(crate) sigma: f64,
-    /// From and to which interval, in seconds: the logarithm of a connection's is uniform.
+    /// The range of intervals, in seconds: a connection's is log-uniform.
     pub(crate) silence: [f64; 2],
-    /// The share of connections whose last packet is a FIN. The other clients just stop.
+    /// The share of connections whose last packet is a FIN. The others' clients just stop.
     pub(crate) fins: f64,
 }
 
 impl Kind {
-    /// Seconds.
+    /// In seconds.
     pub(crate) fn mean_length(&self) -> f64 {
         self.median * (self.sigma * self.sigma / 2.0).exp()
     }
 
-    /// The connections that are there at a time.
+    /// The mean number of connections at a time.
     pub(crate) fn at_once(&self) -> f64 {
         self.rate * self.mean_length()
     }
@@ -44,10 +44,10 @@ impl Kind {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Connection {
-    /// Of all connections, counted from 0.
+    /// Among all connections, from 0.
     pub(crate) number: u32,
     pub(crate) slot: u32,
-    /// The real that its first packet went to.
+    /// Its first packet's real.
     pub(crate) real: u16,
     interval: u32,
     end: u32,
@@ -55,12 +55,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Whether its packet now is a FIN.
+    /// Whether its packet at this time is a FIN.
     pub(crate) fn ends_by_fin(&self, now: u32) -> bool {
         self.fin && now >= self.end
     }
 
-    /// When it sends next after a packet now; `None`: that was the last.
+    /// When it sends next; `None`: that was the last packet.
     fn next(&self, now: u32) -> Option<u32> {
         (now < self.end).then(|| self.end.min(now + self.interval))
     }
@@ -72,7 +72,7 @@ pub(crate) struct Connections {
     random: StdRng,
     slots: u32,
     lengths: LogNormal<f64>,
-    /// Places of `alive`, in a ring of ticks.
+    /// Places of `alive`, in a wheel of ticks.
     wheel: Vec<Vec<u32>>,
     alive: Vec<Option<Connection>>,
     free: Vec<u32>,
@@ -80,8 +80,8 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// The service as it is after a long time: with the connections that are there at any time, at some moment
-    /// of their lives.
+    /// The service in its steady state: with the usual connections, each at some moment of its
+    /// life.
     pub(crate) fn new(kind: Kind, ring: &[u16], seed: u64) -> Self {
         let longest = (kind.silence[1] * f64::from(SECOND)) as usize + 2;
         let logarithm = kind.median.ln();
@@ -95,8 +95,8 @@ impl Connections {
             free: Vec::new(),
             begun: 0,
         };
-        // Of those that are there the long ones are more than of those that come: weighted by length, a log-normal
-        // distribution is a log-normal one.
+        // Long connections are over-represented among existing ones: a log-normal distribution
+        // weighted by length is log-normal again.
         let there = LogNormal::new(logarithm + kind.sigma * kind.sigma, kind.sigma).unwrap();
         for _ in 0..kind.at_once() as u32 {
             let length = there.sample(&mut all.random);
@@ -140,8 +140,8 @@ impl Connections {
         &mut self.wheel[tick as usize % ticks]
     }
 
-    /// Plays the packets of one tick: those of new connections, of which `first` tells the real, and those of others, of
-    /// which `packet` tells whether they live on.
+    /// Plays the packets of one tick: `first` gives a new connection's real, and `packet` returns
+    /// whether an existing one continues.
     pub(crate) fn tick<T>(
         &mut self,
         now: u32,
@@ -171,12 +171,12 @@ impl Connections {
         }
     }
 
-    /// Those that are there.
+    /// The existing connections.
     pub(crate) fn alive(&self) -> impl Iterator<Item = &Connection> {
         self.alive.iter().flatten()
     }
 
-    /// How many there have been.
+    /// How many connections have begun.
     pub(crate) fn begun(&self) -> u32 {
         self.begun
     }

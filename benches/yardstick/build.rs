@@ -1,4 +1,4 @@
-//! Compiles the wrapper and generates its skeleton, and compiles what tests need.
+//! Compiles the wrapper and generates its skeleton, and compiles objects for tests.
 
 // A build script reports failure by panicking.
 #![allow(clippy::expect_used)]
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use libbpf_cargo::SkeletonBuilder;
 
 const SOURCE: &str = "src/yardstick.bpf.c";
-/// For tests: an object for each, with this constant defined.
+/// For tests: one object for each, with this constant defined.
 const STAND_IN: &str = "src/stand_in.bpf.c";
 const STAND_INS: [&str; 3] = ["COMPLETE", "LACKS_A_MAP", "REFUSED"];
 

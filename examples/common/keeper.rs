@@ -18,7 +18,7 @@ use katran::diagnosis::Subject;
 
 use super::say;
 
-/// The time between two looks. A caller without another clock wakes up as often.
+/// The time between two checks. A caller without another clock wakes up this often.
 pub(crate) const ROUND: Duration = Duration::from_secs(1);
 /// The time after a refused attempt; with a silent gateway an attempt takes seconds.
 const RETRY: Duration = Duration::from_secs(10);
@@ -143,7 +143,7 @@ impl Keeper {
         let left = kept.lost();
         let back = self.lost.difference(&left);
         news.extend(back.map(|lost| format!("put back: {}", lost.place)));
-        // No race with somebody who replaces the program again and again.
+        // No race with a program that keeps replacing ours.
         let was_replaced = self.lost.iter().any(|lost| lost.how == How::Replaced);
         self.lost = left;
         if refused.is_some() || was_replaced {

@@ -193,7 +193,7 @@ pub(crate) fn wait_until_listening(host: &Host, port: u16, server: &mut Process)
     Ok(())
 }
 
-/// Whether somebody listens on a port of the calling thread's namespace, for IPv6 (the servers here
+/// Whether a server listens on a port of the calling thread's namespace, for IPv6 (the servers here
 /// bind that last, or bind both families with it).
 fn is_listening(port: u16) -> io::Result<bool> {
     /// `TCP_LISTEN`, as the kernel prints it.

@@ -121,7 +121,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects from an address of the kernel's choice, and from a port that the demo has not used
+    /// Connects from an address that the kernel chooses, and from a port that the demo has not used
     /// yet. The kernel reuses free ports, and the balancer sends a SYN from a recently used port to
     /// the same real as the connection before.
     pub(crate) fn new(host: &Host, server: SocketAddr) -> io::Result<Self> {

@@ -17,7 +17,7 @@ use crate::common::say;
 use crate::report::Drain;
 use crate::socket::Request;
 
-/// The time between two looks.
+/// The time between two checks.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What to drain.

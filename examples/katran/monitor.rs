@@ -1,10 +1,10 @@
 //! `katran monitor`: prints noteworthy packets of the running balancer as they occur, or writes
 //! them to pcap files.
 //!
-//! Events are `tcp_non_syn_miss` (a TCP packet within a connection that no table knows),
-//! `packet_too_big` (above `max_frame`) and `quic_real_gone`. Meanwhile the balancer's feature
-//! `introspection` is on, whatever its document says. With `--directory` each event type gets a new
-//! file for tshark, Wireshark or tcpdump. SIGINT and SIGTERM end it; the balancer continues.
+//! Events are `tcp_non_syn_miss` (a TCP packet within an unknown connection), `packet_too_big`
+//! (above `max_frame`) and `quic_real_gone`. Meanwhile the balancer's feature `introspection` is
+//! on, whatever its document says. With `--directory` each event type gets a new file for tshark,
+//! Wireshark or tcpdump. SIGINT and SIGTERM end it; the balancer continues.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,7 +38,7 @@ use crate::socket::Heeded;
 use crate::socket::Listening;
 use crate::socket::Request;
 
-/// Which packets, and where to write them.
+/// Which packets to show, and where to write them.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Write one pcap file for each event type here, instead of printing
@@ -94,7 +94,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     thread::spawn(move || {
         if signals.forever().next().is_some() {
             ends.store(true, Ordering::Relaxed);
-            // Any line asks for the end.
+            // Any line ends it.
             let _ = stream.write_all(b"\n");
         }
     });

@@ -27,10 +27,10 @@ pub(crate) struct Rate {
     pub(crate) bits: f64,
 }
 
-/// All of it.
+/// The whole report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Of the crate.
+    /// The crate's version.
     pub(crate) version: String,
     pub(crate) process: u32,
     /// Seconds from the process's start to these figures.
@@ -159,7 +159,7 @@ pub(crate) struct Drain {
     pub(crate) by_command: bool,
     /// Seconds without a packet, if known.
     pub(crate) silent: Option<f64>,
-    /// Its flows are over: it can be switched off.
+    /// Its flows have ended: it can be switched off.
     pub(crate) done: bool,
 }
 

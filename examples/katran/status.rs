@@ -20,7 +20,7 @@ use crate::report::Report;
 use crate::report::rated;
 use crate::report::scaled;
 
-/// Of which, and how.
+/// Which balancer, and what to show.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Print one JSON object, with rates

@@ -140,7 +140,7 @@ impl Entry {
         self.entries.holds(self.position, self.kept.program.as_fd())
     }
 
-    /// Empties the entry, unless it now belongs to somebody else.
+    /// Empties the entry, unless it now belongs to another program.
     fn undo(&mut self) -> Result<()> {
         if self.is_undone {
             return Ok(());
@@ -437,7 +437,7 @@ impl Drop for Entry {
 #[derive(Debug)]
 struct SpecialPin {
     path: PathBuf,
-    /// It belongs to somebody else now, or is gone.
+    /// It belongs to another program now, or is gone.
     is_left: bool,
     owner: Owner,
 }

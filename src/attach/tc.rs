@@ -435,7 +435,7 @@ impl Filter {
             }
             if !exists {
                 let made = place.make_clsact();
-                // Somebody else made one a moment ago.
+                // Another process made one a moment ago.
                 made_clsact =
                     made.map_err(|error| kernel_error("make a clsact qdisc on", interface, error))?;
             }

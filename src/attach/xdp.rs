@@ -494,7 +494,7 @@ fn foreign(interface: &str, program_id: u32) -> Error {
 
 fn refused(interface: &str, index: u32, error: io::Error) -> Error {
     match error.raw_os_error() {
-        // Somebody else attached since we looked.
+        // Another process attached since we looked.
         Some(libc::EBUSY | libc::EEXIST) => refuse_foreign(interface, index)
             .err()
             .unwrap_or_else(|| kernel_error("attach XDP to", interface, error)),

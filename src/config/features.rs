@@ -25,43 +25,48 @@ bitflags! {
         /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING).
         #[doc(alias = "LPM_SRC_LOOKUP")]
         const SOURCE_ROUTING = feature::FEATURE_SOURCE_ROUTING.0;
-        /// Unwrap tunnelled packets for this host; see
-        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add). If you list features,
-        /// name `STRICT_DESTINATION`, too.
+        /// Unwrap tunnels that end at this host. Name
+        /// [`STRICT_DESTINATION`](Self::STRICT_DESTINATION) too.
+        ///
+        /// See [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add).
         #[doc(alias = "INLINE_DECAP_GENERIC")]
         const INLINE_DECAP = feature::FEATURE_INLINE_DECAP.0;
-        /// Of tunnels to addresses that were not added with
-        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add), unwrap only those to this
-        /// host's own source address ([`Builder::source_v4`](crate::Builder::source_v4),
-        /// [`Builder::source_v6`](crate::Builder::source_v6)). On by default, but without effect
-        /// unless [`INLINE_DECAP`](Self::INLINE_DECAP) is on. To unwrap tunnels, name both.
+        /// With [`INLINE_DECAP`](Self::INLINE_DECAP), unwrap only tunnels to decap addresses,
+        /// [`Builder::source_v4`](crate::Builder::source_v4) and
+        /// [`Builder::source_v6`](crate::Builder::source_v6), not every tunnel that reaches this
+        /// host.
         ///
-        /// **Without it the program unwraps every tunnel that reaches this host, whatever its
-        /// address, and passes the inner packet to the host's network stack**: anybody can make
+        /// [`InlineDecapMut::add`](crate::routing::InlineDecapMut::add) adds decap addresses.
+        ///
+        /// **Without this feature the program unwraps every tunnel that reaches this host, whatever
+        /// its address, and passes the inner packet to the host's network stack**: anybody can make
         /// packets with forged sources appear there, behind filters, and be forwarded if the host
         /// forwards (CVE-2020-10136).
         const STRICT_DESTINATION = feature::FEATURE_STRICT_DESTINATION.0;
         /// Answer packets longer than `max_frame` with an ICMP error that names the MTU, instead of
-        /// dropping them. On by default.
+        /// dropping them.
         #[doc(alias = "ICMP_TOOBIG_GENERATION")]
         const ICMP_TOO_BIG = feature::FEATURE_ICMP_TOO_BIG.0;
-        /// Route TCP by the server id in a TCP option; see
-        /// [`ServerIdOption`](crate::ServerIdOption).
+        /// Route TCP by the server id in a TCP option.
+        ///
+        /// Servers and clients send it with [`ServerIdOption`](crate::ServerIdOption).
         #[doc(alias = "TCP_SERVER_ID_ROUTING")]
         const TCP_SERVER_ID = feature::FEATURE_TCP_SERVER_ID.0;
         /// Route UDP by the id in the datagram, for VIPs with
         /// [`VipFlags::UDP_STABLE_ROUTING`](crate::VipFlags::UDP_STABLE_ROUTING).
         const UDP_STABLE_ROUTING = feature::FEATURE_UDP_STABLE_ROUTING.0;
         /// Look into a second flow table that the host application fills, for VIPs with
-        /// [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU); see
-        /// [`GlobalFlowsMut::set`](crate::flows::GlobalFlowsMut::set).
+        /// [`VipFlags::GLOBAL_LRU`](crate::VipFlags::GLOBAL_LRU).
+        ///
+        /// [`GlobalFlowsMut::set`](crate::flows::GlobalFlowsMut::set) fills it.
         #[doc(alias = "GLOBAL_LRU_LOOKUP")]
         const GLOBAL_FLOW_TABLE = feature::FEATURE_GLOBAL_FLOW_TABLE.0;
-        /// Pass packets of local VIPs for local reals to this host's network stack. On by default.
+        /// Pass packets of local VIPs for local reals to this host's network stack.
         #[doc(alias = "LOCAL_DELIVERY_OPTIMIZATION")]
         const LOCAL_DELIVERY = feature::FEATURE_LOCAL_DELIVERY.0;
-        /// Report noteworthy packets to the host application, with their first bytes; see
-        /// [`Katran::events`](crate::Katran::events).
+        /// Report noteworthy packets to the host application, with their first bytes.
+        ///
+        /// [`Katran::events`](crate::Katran::events) returns them.
         const INTROSPECTION = feature::FEATURE_INTROSPECTION.0;
         /// Remember the outer hops of unwrapped GUE flows. Not in this version.
         const FLOW_DEBUG = 1 << 9;

@@ -129,8 +129,8 @@ impl Builder {
 }
 
 settings! {
-    /// The router that gets every encapsulated frame: its MAC address, or [`Gateway::Auto`] to
-    /// resolve and follow it.
+    /// The router for encapsulated frames: its MAC address, or [`Gateway::Auto`] to resolve and
+    /// follow it.
     ///
     /// [`gateway_mac`](Self::gateway_mac) is short for a MAC address. In a document, the key is
     /// `gateway_mac`. The library looks for the router in the network namespace of the thread that
@@ -144,7 +144,7 @@ settings! {
         changes: live,
     }
 
-    /// The router's MAC address for IPv6 reals, if it differs from that for IPv4 reals.
+    /// The router's MAC address for frames to IPv6 reals, if it differs.
     gateway_mac_v6: MacAddr {
         set: gateway_mac_v6(mac: MacAddr) = mac,
         default: none,
@@ -154,9 +154,10 @@ settings! {
         changes: live,
     }
 
-    /// Where encapsulated frames go; [`NextHops::Gateway`] is the fastest.
+    /// Where encapsulated frames go: to one router (fastest), to each real's own next hop, or there by
+    /// the interface that leads to it.
     ///
-    /// With the other choices, a configured [`gateway_mac`](Self::gateway_mac) is the address of
+    /// With the last two, a configured [`gateway_mac`](Self::gateway_mac) is the address of
     /// the routers, and of reals that are not resolved yet. With [`Gateway::Auto`] the program
     /// drops packets to those reals and counts them as `next_hop_unknown`.
     next_hops: NextHops {
@@ -186,7 +187,7 @@ settings! {
     /// Whether outer IPv4 headers copy the inner packet's DF bit.
     outer_dont_fragment: OuterDontFragment {
         set: outer_dont_fragment(bit: OuterDontFragment) = bit,
-        default: (OuterDontFragment::Clear, "`clear`, as in Katran"),
+        default: (OuterDontFragment::Clear, "`clear`"),
         range: ("`clear` or `inherit`"),
         unit: "choice",
         key: text,
@@ -196,7 +197,7 @@ settings! {
         ),
     }
 
-    /// The optional parts of the program that are on; all others are off.
+    /// The optional parts of the program to use; all others are off.
     ///
     /// With `inline-decap`, name `strict-destination` too. **Without it every tunnel that reaches
     /// this host is unwrapped**: see [`Features::STRICT_DESTINATION`].
@@ -215,8 +216,8 @@ settings! {
         constants: (features = |on, _| on.bits()),
     }
 
-    /// This host's IPv4 address: the outer source of GUE packets and probes, and a tunnel end with
-    /// [`Features::STRICT_DESTINATION`].
+    /// This host's IPv4 address: the outer source of GUE packets and probes. With
+    /// [`Features::INLINE_DECAP`], tunnels end there too.
     ///
     /// IPv4 reals need it with GUE.
     /// [`GatewaysMut::set_source`](crate::attachments::GatewaysMut::set_source) changes it later.
@@ -230,8 +231,7 @@ settings! {
         changes: live,
     }
 
-    /// This host's IPv6 address: the outer source of GUE packets and probes, and a tunnel end with
-    /// [`Features::STRICT_DESTINATION`].
+    /// This host's IPv6 address, used like [`source_v4`](Self::source_v4).
     ///
     /// IPv6 reals need it with GUE.
     /// [`GatewaysMut::set_source`](crate::attachments::GatewaysMut::set_source) changes it later.
@@ -245,14 +245,14 @@ settings! {
         changes: live,
     }
 
-    /// The outer sources of IPIP packets to IPv4 reals: the first address of a /16 prefix.
+    /// The outer sources of IPIP packets to IPv4 reals.
     ///
-    /// The last 16 bits differ by flow, so that a backend's receive-side scaling spreads flows over
+    /// The argument is the first address of a /16 prefix. The last 16 bits differ by flow, so that a backend's receive-side scaling spreads flows over
     /// its queues. If your network filters by source, use a prefix that it lets through.
     #[doc(alias = "IPIP_V4_PREFIX")]
     ipip_source_v4: Ipv4Addr {
         set: ipip_source_v4(first: Ipv4Addr) = first,
-        default: (Ipv4Addr::new(172, 16, 0, 0), "172.16.0.0, as in Katran"),
+        default: (Ipv4Addr::new(172, 16, 0, 0), "172.16.0.0/16"),
         range: ("a /16 prefix of host addresses", |first| check_ipip_source_v4(*first)),
         unit: "prefix",
         key: (prefix 16),
@@ -260,13 +260,13 @@ settings! {
         constants: (ipip_source_v4 = |first, _| prefix_v4(*first)),
     }
 
-    /// The outer sources of IPIP packets to IPv6 reals: the first address of a /96 prefix.
+    /// The outer sources of IPIP packets to IPv6 reals.
     ///
-    /// The last 32 bits differ by flow, as with [`ipip_source_v4`](Self::ipip_source_v4).
+    /// The argument is the first address of a /96 prefix. The last 32 bits differ by flow, as with [`ipip_source_v4`](Self::ipip_source_v4).
     #[doc(alias = "IPIP_V6_PREFIX1")]
     ipip_source_v6: Ipv6Addr {
         set: ipip_source_v6(first: Ipv6Addr) = first,
-        default: (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), "100::, as in Katran"),
+        default: (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), "100::/96"),
         range: ("a /96 prefix of host addresses", |first| check_ipip_source_v6(*first)),
         unit: "prefix",
         key: (prefix 96),
@@ -318,7 +318,7 @@ settings! {
         constants: (frags),
     }
 
-    /// The largest number of VIPs. Enters the flow hash.
+    /// The largest number of VIPs; part of the flow hash.
     ///
     /// **Hosts behind one ECMP group must agree**, Katran's included.
     #[doc(alias = "maxVips")]
@@ -332,12 +332,13 @@ settings! {
         constants: (max_vips),
     }
 
-    /// The largest number of reals over all VIPs; each address counts once. More than
-    /// 32,767 need `flow_tracking = "all"`.
+    /// The largest number of reals over all VIPs; each address counts once.
+    ///
+    /// More than 32,767 need `flow_tracking = "all"`.
     #[doc(alias = "maxReals")]
     max_reals: u32 => u16 {
         set: max_reals(reals: u32) = reals,
-        default: (4096),
+        default: (4_096),
         range: (1 to 65_535),
         unit: "reals",
         key: plain,
@@ -345,7 +346,7 @@ settings! {
         constants: (max_reals),
     }
 
-    /// The number of slots in each VIP's ring. Enters the flow hash.
+    /// The number of slots in each VIP's ring; part of the flow hash.
     ///
     /// **Hosts behind one ECMP group must agree**, Katran's included. The more slots there are for
     /// each real, the closer shares follow weights; 100 for each is a good rule.
@@ -360,8 +361,8 @@ settings! {
         constants: (ring_size),
     }
 
-    /// A secret that replaces the public `max_vips` and `ring_size` in the flow hash, so that
-    /// nobody can compute flows that all go to one real.
+    /// A secret for the flow hash, instead of the public `max_vips` and `ring_size`: attackers
+    /// cannot aim flows at one real.
     ///
     /// **Hosts behind one ECMP group must agree**; Katran has no such setting. The seed is part of
     /// the state and of the document, so keep both secret.
@@ -377,7 +378,7 @@ settings! {
         changes: never,
     }
 
-    /// How rings are filled, for VIPs that do not set `hash`.
+    /// How rings are filled, for VIPs without `hash`.
     ///
     /// Beside Katran hosts, use what they use.
     #[doc(alias = "hashFunction")]
@@ -391,8 +392,7 @@ settings! {
     }
 
     /// Which flows are remembered: all, or only those that their ring would now send elsewhere.
-    ///
-    /// With `changed`, `max_reals` is at most 32,767.
+    /// `changed` allows up to 32,767 reals.
     flow_tracking: FlowTracking {
         set: flow_tracking(tracking: FlowTracking) = tracking,
         default: (FlowTracking::Changed, "`changed`"),
@@ -446,14 +446,13 @@ settings! {
         changes: never,
     }
 
-    /// The CPUs that receive the interface's packets; each gets a flow table. Default: all online
-    /// CPUs.
+    /// The CPUs that receive the interface's packets; each gets a flow table.
     ///
     /// Packets on other CPUs are forwarded too, with a small table that those CPUs share.
     #[doc(alias = "forwardingCores")]
     forwarding_cpus: Vec<u32> {
         set: forwarding_cpus(cpus: impl IntoIterator<Item = u32>) = cpus.into_iter().collect(),
-        default: none,
+        default: (by "all online CPUs"),
         range: ("at least one, no duplicates, only possible CPUs"),
         unit: "list of CPUs",
         key: list,
@@ -461,19 +460,18 @@ settings! {
     }
 
     /// The NUMA node of each flow table, in the order of
-    /// [`forwarding_cpus`](Self::forwarding_cpus). Default: each CPU's node.
+    /// [`forwarding_cpus`](Self::forwarding_cpus).
     #[doc(alias = "numaNodes")]
     numa_nodes: Vec<u32> {
         set: numa_nodes(nodes: impl IntoIterator<Item = u32>) = nodes.into_iter().collect(),
-        default: none,
+        default: (by "each CPU's node"),
         range: ("one online node for each forwarding CPU"),
         unit: "list of nodes",
         key: list,
         changes: never,
     }
 
-    /// Above this rate, a CPU forwards new flows without remembering them. Default: its flow
-    /// table's size, at most 125,000.
+    /// Above this rate, a CPU forwards new flows without remembering them.
     ///
     /// The limit keeps a flood of made-up flows from displacing real ones. Only flows that would be
     /// remembered count.
@@ -484,7 +482,7 @@ settings! {
     #[doc(alias = "MAX_CONN_RATE")]
     flood_threshold: u32 {
         set: flood_threshold(flows: u32) = flows,
-        default: none,
+        default: (by "the size of the CPU's flow table, at most 125,000"),
         range: (1 to 4_294_967_295),
         unit: "flows a second",
         key: plain,
@@ -509,7 +507,7 @@ settings! {
     }
 
     /// How long a [pinned](Self::pin) balancer forwards without a sign of life from its owner; then
-    /// all frames pass to the host's network stack until an owner returns.
+    /// it passes all frames until an owner returns.
     ///
     /// Set it on hosts that should rather stop balancing than follow a stale configuration, for
     /// example behind a router that then chooses another host. The owner gives a sign of life each
@@ -523,7 +521,7 @@ settings! {
     /// features is attached, as for `source-routing`. It requires [`pin`](Self::pin).
     orphan_limit: Duration {
         set: orphan_limit(limit: Duration) = limit,
-        default: (Duration::ZERO, "0, no limit"),
+        default: (Duration::ZERO, "0: no limit"),
         range: ("0, or 5 seconds to 1 day", |limit| check_orphan_limit(*limit)),
         unit: "seconds",
         key: seconds,
@@ -546,7 +544,7 @@ settings! {
         changes: never,
     }
 
-    /// The largest number of pairs of a VIP and a real whose packets are counted.
+    /// The largest number of pairs of a VIP and a real with their own counters.
     ///
     /// [`Stats::vip_reals`](crate::stats::Stats::vip_reals) returns the counts.
     ///
@@ -562,7 +560,7 @@ settings! {
     /// instructions more and a hash lookup. Changing the number resets the counts of pairs.
     max_vip_reals: u32 {
         set: max_vip_reals(pairs: u32) = pairs,
-        default: (0, "0, none"),
+        default: (0, "0"),
         range: (0 to 1_048_576),
         unit: "pairs",
         key: plain,
@@ -611,8 +609,8 @@ settings! {
         changes: never,
     }
 
-    /// Accept tunnels only from these prefixes: the outer sources of other balancers, and of
-    /// backends that use [`DecapMode::Egress`](crate::DecapMode::Egress) addresses.
+    /// Accept tunnels only from these prefixes: other balancers, and backends that use
+    /// [`DecapMode::Egress`](crate::DecapMode::Egress) addresses.
     ///
     /// Both families are mixed in one list.
     ///
@@ -624,7 +622,7 @@ settings! {
     /// its edge.
     allow_sources: Vec<Prefix> {
         set: allow_sources(prefixes: impl IntoIterator<Item = Prefix>) = prefixes.into_iter().collect(),
-        default: (Vec::new(), "none, any source"),
+        default: (Vec::new(), "any source"),
         range: ("at most 65_536", |prefixes| check_prefixes("allow_sources", prefixes)),
         unit: "list of prefixes",
         key: texts,
@@ -632,8 +630,8 @@ settings! {
         constants: (limit_outer_sources = |prefixes, _| (!prefixes.is_empty()).into()),
     }
 
-    /// Send packets out at [`DecapMode::Egress`](crate::DecapMode::Egress) addresses only from
-    /// these inner sources: the VIPs, which backends answer from.
+    /// At [`DecapMode::Egress`](crate::DecapMode::Egress) addresses, send out only packets from
+    /// these prefixes: list the VIPs, which backends answer from.
     ///
     /// Both families are mixed in one list.
     ///
@@ -642,7 +640,7 @@ settings! {
     /// Used with [`Features::INLINE_DECAP`].
     egress_sources: Vec<Prefix> {
         set: egress_sources(prefixes: impl IntoIterator<Item = Prefix>) = prefixes.into_iter().collect(),
-        default: (Vec::new(), "none, any source"),
+        default: (Vec::new(), "any source"),
         range: ("at most 65_536", |prefixes| check_prefixes("egress_sources", prefixes)),
         unit: "list of prefixes",
         key: texts,
@@ -662,7 +660,7 @@ settings! {
         constants: (server_id_chunks = |ids, _| max_server_id_chunks(*ids)),
     }
 
-    /// The interface that probes leave through, where a tc program puts them into the tunnel.
+    /// The interface that probes leave by; a tc program there encapsulates them.
     ///
     /// The program is attached with the balancer, in the network namespace of the thread that does
     /// so. Only packets that the host sends through this interface can be probes, so the routes to
@@ -693,27 +691,26 @@ settings! {
         changes: never,
     }
 
-    /// The longest probe, with its Ethernet header and before encapsulation; longer ones are
-    /// dropped and counted.
+    /// The longest probe, measured like `max_frame`; longer ones are dropped and counted.
     ///
     /// For a packet that is segmented later (GSO), the size of its segments counts.
     #[doc(alias = "maxHcPacketSize")]
     healthcheck_max_packet: u32 {
         set: healthcheck_max_packet(bytes: u32) = bytes,
-        default: (0, "0, no limit"),
+        default: (0, "0: no limit"),
         range: any,
         unit: "bytes",
         key: plain,
         changes: never,
     }
 
-    /// The outer source of IPIP probes: this host's address, or made-up ones as for clients'
-    /// packets, for networks that filter by source.
+    /// The outer source of IPIP probes: this host's address, or one made up as for clients' packets.
     ///
+    /// If the network blocks made-up sources, it then blocks the probes too.
     /// With [`ProbeSource::MadeUp`] and IPIP, probes need no address of this host.
     healthcheck_source: ProbeSource {
         set: healthcheck_source(source: ProbeSource) = source,
-        default: (ProbeSource::Own, "`own`, as in Katran"),
+        default: (ProbeSource::Own, "`own`"),
         range: ("`own` or `made-up`"),
         unit: "choice",
         key: text,
@@ -730,7 +727,7 @@ settings! {
         changes: never,
     }
 
-    /// The size of the buffer for events; an event takes 160 bytes.
+    /// The size of the event buffer; an event takes 160 bytes.
     ///
     /// [`Katran::events`](crate::Katran::events) empties it.
     ///

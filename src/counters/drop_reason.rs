@@ -1,5 +1,6 @@
 //! The table of drop reasons. A row gives the reason, the program's name for it (in
-//! `bpf/shared.h`), and its name in counters and reports.
+//! `bpf/shared.h`), its name in counters and reports, and the remedy, if you have one. `make docs`
+//! writes the rows to `docs/metrics.md`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +11,7 @@ use crate::skel::katran::types::drop_reason;
 macro_rules! drop_reasons {
     ($(
         $(#[doc = $doc:literal])+
-        $reason:ident = $number:ident, $name:literal;
+        $reason:ident = $number:ident, $name:literal $(=> $remedy:literal)?;
     )+) => {
         /// Why a frame was dropped. The program drops a frame that it cannot parse only if the
         /// destination is an address of a VIP; others pass.
@@ -42,76 +43,100 @@ macro_rules! drop_reasons {
                     $(Self::$reason => $name,)+
                 }
             }
+
+            /// What to do about it; empty if only the sender can do something.
+            pub(crate) const fn remedy(self) -> &'static str {
+                match self {
+                    $(Self::$reason => concat!($($remedy)?),)+
+                }
+            }
+
+            /// The first paragraph of its documentation.
+            #[cfg(test)]
+            pub(super) fn meaning(self) -> String {
+                let doc = match self {
+                    $(Self::$reason => concat!($($doc, "\n"),+),)+
+                };
+                let lines = doc.lines().take_while(|line| !line.is_empty());
+                lines.map(str::trim).collect::<Vec<_>>().join(" ")
+            }
         }
     };
 }
 
 drop_reasons! {
-    /// Shorter than an Ethernet header; the only drop that [`Totals`](super::Totals) leaves out.
+    /// Shorter than its Ethernet header or VLAN tags.
+    ///
+    /// [`Totals`](super::Totals) leaves out frames without an Ethernet header.
     FrameTruncated = DROP_FRAME_TRUNCATED, "frame_truncated";
-    /// Shorter than an IPv4 header.
+    /// Shorter than its IPv4 header.
     Ipv4Truncated = DROP_IPV4_TRUNCATED, "ipv4_truncated";
     /// IPv4 with options.
     Ipv4Options = DROP_IPV4_OPTIONS, "ipv4_options";
-    /// A fragment of an IPv4 packet.
-    Ipv4Fragment = DROP_IPV4_FRAGMENT, "ipv4_fragment";
-    /// Shorter than an IPv6 header.
+    /// An IPv4 fragment.
+    Ipv4Fragment = DROP_IPV4_FRAGMENT, "ipv4_fragment" => "have backends announce a smaller MSS";
+    /// Shorter than its IPv6 header.
     Ipv6Truncated = DROP_IPV6_TRUNCATED, "ipv6_truncated";
-    /// A fragment of an IPv6 packet.
-    Ipv6Fragment = DROP_IPV6_FRAGMENT, "ipv6_fragment";
+    /// An IPv6 fragment.
+    Ipv6Fragment = DROP_IPV6_FRAGMENT, "ipv6_fragment" => "have backends announce a smaller MSS";
     /// An IP length beyond the frame, or shorter than the IP header.
     Length = DROP_LENGTH, "length";
-    /// IPv6 extension headers that cannot be walked: more than four, segments left, or cut short.
+    /// More than four IPv6 extension headers, or some that cannot be read.
     ExtensionHeaders = DROP_EXTENSION_HEADERS, "extension_headers";
-    /// Shorter than an ICMP header.
+    /// Shorter than its ICMP header.
     IcmpTruncated = DROP_ICMP_TRUNCATED, "icmp_truncated";
     /// An ICMP error that quotes too little to find the flow.
     QuoteTruncated = DROP_QUOTE_TRUNCATED, "quote_truncated";
-    /// An ICMP error that quotes an IPv4 header with options.
+    /// An ICMP error that quotes IPv4 options.
     QuoteOptions = DROP_QUOTE_OPTIONS, "quote_options";
-    /// Shorter than its TCP or UDP header, by the frame or by the IP length.
+    /// Shorter than its TCP or UDP header.
     TransportTruncated = DROP_TRANSPORT_TRUNCATED, "transport_truncated";
-    /// Above `max_frame`, with `ICMP_TOO_BIG` off.
-    TooBig = DROP_TOO_BIG, "too_big";
-    /// No real takes new flows of the VIP.
-    RingEmpty = DROP_RING_EMPTY, "ring_empty";
+    /// Longer than `max_frame`, without an ICMP answer.
+    TooBig = DROP_TOO_BIG, "too_big" => "raise max_frame with the MTU, or switch icmp-too-big on";
+    /// No real of the VIP takes new flows.
+    RingEmpty = DROP_RING_EMPTY, "ring_empty"
+        => "add reals, repair those that are down, or give drained ones a weight";
     /// The ring names a real out of range.
-    RingUnknownReal = DROP_RING_UNKNOWN_REAL, "ring_unknown_real";
+    RingUnknownReal = DROP_RING_UNKNOWN_REAL, "ring_unknown_real"
+        => "find what else writes to the balancer's maps";
     /// No headroom for an outer IPv4 header.
-    EncapV4 = DROP_ENCAP_V4, "encap_v4";
+    EncapV4 = DROP_ENCAP_V4, "encap_v4" => "too little headroom: attach in generic mode";
     /// No headroom for an outer IPv6 header.
-    EncapV6 = DROP_ENCAP_V6, "encap_v6";
-    /// No room for the balancer's ICMP message.
-    ReplyFailed = DROP_REPLY_FAILED, "reply_failed";
-    /// The QUIC connection id names a server whose real is being removed.
+    EncapV6 = DROP_ENCAP_V6, "encap_v6" => "too little headroom: attach in generic mode";
+    /// No headroom for an ICMP answer.
+    ReplyFailed = DROP_REPLY_FAILED, "reply_failed"
+        => "too little headroom: attach in generic mode";
+    /// The QUIC connection id names a real that is being removed.
     QuicRealGone = DROP_QUIC_REAL_GONE, "quic_real_gone";
-    /// The id of stable UDP routing names a server whose real is being removed.
+    /// The id in the datagram names a real that is being removed.
     StableUdpRealGone = DROP_STABLE_UDP_REAL_GONE, "stable_udp_real_gone";
-    /// A tunnelled packet that is longer than the outer packet's contents.
+    /// An inner packet that is longer than its tunnel packet.
     InnerTruncated = DROP_INNER_TRUNCATED, "inner_truncated";
-    /// A tunnelled packet whose inner time to live has expired.
-    InnerExpired = DROP_INNER_EXPIRED, "inner_expired";
+    /// An inner packet without hops left.
+    InnerExpired = DROP_INNER_EXPIRED, "inner_expired" => "look for a routing loop";
     /// The outer headers could not be removed.
     DecapFailed = DROP_DECAP_FAILED, "decap_failed";
-    /// Not an IP packet of the family that the outer header names.
+    /// An inner packet that is not of the family in the outer header.
     InnerVersion = DROP_INNER_VERSION, "inner_version";
-    /// The outer header marks congestion, which the inner packet's ends do not understand (RFC
-    /// 6040).
+    /// The outer header marks congestion, and the inner packet cannot (RFC 6040).
     Ecn = DROP_ECN, "ecn";
-    /// A tunnel in a tunnel to an egress address.
-    NestedTunnel = DROP_NESTED_TUNNEL, "nested_tunnel";
-    /// A tunnel whose source is not in `allow_sources`.
-    OuterSource = DROP_OUTER_SOURCE, "outer_source";
-    /// A packet to leave an egress address whose source is not in `egress_sources`.
-    EgressSource = DROP_EGRESS_SOURCE, "egress_source";
-    /// The VLAN tags could not be removed or put back.
-    VlanFailed = DROP_VLAN_FAILED, "vlan_failed";
-    /// The Ethernet address of the real's next hop is not known.
-    NextHopUnknown = DROP_NEXT_HOP_UNKNOWN, "next_hop_unknown";
-    /// The packet could not leave by the interface that leads to the real.
-    RedirectFailed = DROP_REDIRECT_FAILED, "redirect_failed";
-    /// A program that continues the walk is missing: something emptied `special_programs`.
-    ProgramMissing = DROP_PROGRAM_MISSING, "program_missing";
+    /// A tunnel within a tunnel to an `egress` address.
+    NestedTunnel = DROP_NESTED_TUNNEL, "nested_tunnel" => "look for a routing loop";
+    /// A tunnel from outside `allow_sources`.
+    OuterSource = DROP_OUTER_SOURCE, "outer_source" => "if the sender is yours, add it";
+    /// An inner source outside `egress_sources`, at an `egress` address.
+    EgressSource = DROP_EGRESS_SOURCE, "egress_source" => "if it is a VIP, add it";
+    /// No headroom for the VLAN tags.
+    VlanFailed = DROP_VLAN_FAILED, "vlan_failed" => "too little headroom: attach in generic mode";
+    /// The MAC address of the real's next hop is unknown.
+    NextHopUnknown = DROP_NEXT_HOP_UNKNOWN, "next_hop_unknown"
+        => "find the silent next hop with `ip neighbour`";
+    /// The interface that leads to the real refused it.
+    RedirectFailed = DROP_REDIRECT_FAILED, "redirect_failed"
+        => "the interface to the real needs native XDP, and with some drivers a program";
+    /// A program that continues the walk is missing.
+    ProgramMissing = DROP_PROGRAM_MISSING, "program_missing"
+        => "find what else writes to the balancer's maps";
 }
 
 impl DropReason {

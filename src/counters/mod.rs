@@ -384,8 +384,7 @@ impl Counters {
             by_label(
                 MetricKind::Counter,
                 ("interface_sent_frames", "frames", "interface"),
-                "Frames sent by the interface since attachment, including the host's. Some drivers leave out what XDP \
-                 sends.",
+                "Frames sent by the interface since attachment, including the host's; some drivers leave out XDP's.",
                 &[
                     "interfaces.sent",
                     "interfaces.interface",
@@ -397,8 +396,8 @@ impl Counters {
             by_label(
                 MetricKind::Counter,
                 ("interface_unsent_frames", "frames", "interface"),
-                "Frames that the interface failed to send since attachment, although the balancer counts them as sent: those of \
-                 XDP programs in native mode if the driver counts them, else all.",
+                "Frames lost while sending since attachment, although `tx` counts them; includes the host's, unless the \
+                 driver counts native XDP's separately.",
                 &["interfaces.unsent"],
                 of(|counters| counters.unsent),
             ),
@@ -414,22 +413,21 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("vip_settled_slots", "slots", "vip"),
-                "Slots of the VIP's ring whose packets need no flow table; only for VIPs that remember only changed \
-                 flows.",
+                "Settled slots of the VIP's ring; no series for VIPs that remember all flows.",
                 &["slots.settled"],
                 of(|slots| slots.settled.into()),
             ),
             by_label(
                 MetricKind::Gauge,
                 ("vip_unsettled_slots", "slots", "vip"),
-                "Slots of the VIP's ring with flows that may belong to another real.",
+                "Unsettled slots of the VIP's ring, whose flows may belong to another real.",
                 &["slots.unsettled"],
                 of(|slots| slots.unsettled.into()),
             ),
             by_label(
                 MetricKind::Gauge,
                 ("vip_oldest_unsettled_slot_seconds", "seconds", "vip"),
-                "Time since the VIP's oldest unsettled slot changed; 0: all are settled.",
+                "Time since the VIP's oldest unsettled slot changed; 0: none is unsettled.",
                 &["slots.oldest"],
                 of(|slots| slots.oldest.map_or(0, |oldest| oldest.as_secs())),
             ),
@@ -441,7 +439,7 @@ impl Counters {
             name: "flow_entries_age_seconds",
             kind: MetricKind::Gauge,
             unit: "seconds",
-            help: "Age of the last count of flow table entries, from its beginning.",
+            help: "Age of the last count of flow entries, from its beginning.",
             labels: Vec::new(),
             fields: vec!["flow_entries_age".to_owned()],
             samples: vec![Sample {
@@ -452,7 +450,7 @@ impl Counters {
         let of_vips = by_label(
             MetricKind::Gauge,
             ("vip_flow_entries", "entries", "vip"),
-            "Flow table entries of the VIP at the last count; a flow that several CPUs know has an entry on each.",
+            "Flow entries of the VIP at the last count; a flow on several CPUs has an entry on each.",
             &["flow_entries"],
             self.flow_entries
                 .iter()
@@ -494,7 +492,7 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("cpu_under_flood", "0 or 1", "cpu"),
-                "1 while the CPU has more new flows than `flood_threshold` and remembers none; else 0.",
+                "1: the CPU gets more new flows than `flood_threshold`, and remembers none.",
                 &["cpus.under_flood"],
                 of(|cpu| cpu.under_flood.into()),
             ),
@@ -536,14 +534,14 @@ impl Counters {
             single(
                 "panicked_callbacks",
                 "callbacks",
-                "Callbacks that panicked, which the library does not call again.",
+                "Callbacks that panicked; the library does not call them again.",
                 "library.panicked_callbacks",
                 self.library.panicked_callbacks,
             ),
             single(
                 "waits_for_packets",
                 "grace periods",
-                "Grace periods that calls waited for while the kernel put maps into maps.",
+                "Grace periods that calls waited for while putting maps into maps.",
                 "library.waits_for_packets",
                 self.library.waits_for_packets,
             ),
@@ -551,7 +549,7 @@ impl Counters {
                 name: "sign_of_life_age_seconds",
                 kind: MetricKind::Gauge,
                 unit: "seconds",
-                help: "Time since a pinned balancer's owner gave its last sign of life; no series if it is not pinned.",
+                help: "Time since the owner's last sign of life; no series unless the balancer is pinned.",
                 labels: Vec::new(),
                 fields: vec!["library.sign_of_life_age".to_owned()],
                 samples: self

@@ -26,8 +26,8 @@ impl NextHopCounts {
         by_label(
             MetricKind::Gauge,
             ("next_hops", "next hops", "state"),
-            "Next hops that the library discovers, by state. Silent: packets go to the last known address. Unknown: \
-             packets are dropped. Here: the real is this host.",
+            "Next hops that the library discovers, by state; `silent`: packets go to the last known address; `unknown`: \
+             they are dropped; `here`: the real is this host.",
             &[
                 "next_hops.answering",
                 "next_hops.silent",

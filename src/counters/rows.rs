@@ -16,32 +16,15 @@ pub(super) fn full_name(metric: &Metric) -> String {
 
 pub(super) fn code(names: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
     let names: Vec<_> = names.into_iter().map(|name| format!("`{name}`")).collect();
-    match names.is_empty() {
-        true => "-".to_owned(),
-        false => names.join(", "),
-    }
+    names.join(", ")
 }
 
-/// A table of metrics, whose fields are those of the type `owner`.
-pub(crate) fn rows_of(owner: &str, metrics: &[Metric]) -> String {
-    let mut text = format!(
-        "| metric | type | unit | labels | field of `{owner}` | meaning |\n\
-         | --- | --- | --- | --- | --- | --- |\n"
-    );
+/// A table of metrics. Their names end in the unit and show the kind.
+pub(crate) fn rows_of(metrics: &[Metric]) -> String {
+    let mut text = "| metric | labels | meaning |\n| --- | --- | --- |\n".to_owned();
     for metric in metrics {
-        let (name, labels, fields) = (
-            full_name(metric),
-            code(&metric.labels),
-            code(&metric.fields),
-        );
-        let Metric {
-            kind, unit, help, ..
-        } = metric;
-        writeln!(
-            text,
-            "| `{name}` | {kind} | {unit} | {labels} | {fields} | {help} |"
-        )
-        .unwrap();
+        let (name, labels) = (full_name(metric), code(&metric.labels));
+        writeln!(text, "| `{name}` | {labels} | {} |", metric.help).unwrap();
     }
     text
 }

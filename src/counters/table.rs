@@ -19,7 +19,7 @@ counters! {
     /// What the flow table did.
     FlowTableCounters from types::counters {
         Counter flow_table_packets, "packets" {
-            /// Packets to any VIP that looked into the flow table: all but those in settled slots.
+            /// Packets that looked into the flow table: all to VIPs but those in settled slots.
             packets = sum(flow_packets);
         }
         Counter flow_table_misses, "packets" {
@@ -39,7 +39,7 @@ counters! {
             fallback = sum(flow_fallback);
         }
         Counter slot_packets, "packets" by choice:
-            "Packets to VIPs that remember only changed flows, by what chose the real: the ring in a settled slot; \
+            "Packets to VIPs that remember only changed flows, by what chose the real: the ring in a settled slot, \
              base or entry in an unsettled one."
         {
             /// Packets in settled slots, which followed the ring without asking the flow table.
@@ -126,7 +126,7 @@ counters! {
     /// Packets that looked into the global flow tables.
     GlobalFlowCounters from types::counters {
         Counter global_flow_no_table_packets, "packets" {
-            /// Packets on a CPU without a global flow table, which looked into the shared one.
+            /// Packets on a CPU without a global flow table, which used the shared one.
             no_table = sum(global_no_table);
         }
         Counter global_flow_hit_packets, "packets" {
@@ -229,15 +229,15 @@ counters! {
             cid_v3 = sum(quic.versions[3]) as "3";
         }
         Counter quic_dst_match_in_lru_packets, "packets" {
-            /// QUIC packets routed by id, as the flow table would have routed them.
+            /// QUIC packets routed by id, to the same real as by the flow table.
             dst_match_in_lru = sum(quic.r#match);
         }
         Counter quic_dst_mismatch_in_lru_packets, "packets" {
-            /// QUIC packets routed by id, which corrected the flow table's entry.
+            /// QUIC packets routed by id, which corrected the flow's entry.
             dst_mismatch_in_lru = sum(quic.mismatch);
         }
         Counter quic_dst_not_found_in_lru_packets, "packets" {
-            /// QUIC packets routed by id, whose flow the flow table did not know.
+            /// QUIC packets routed by id, whose flow had no entry.
             dst_not_found_in_lru = sum(quic.not_found);
         }
         Counter quic_icmp_packets, "packets" {
@@ -245,8 +245,7 @@ counters! {
             icmp = sum(quic.icmp);
         }
         Counter quic_icmp_ignored_packets, "packets" {
-            /// ICMP errors about flows of QUIC VIPs that QUIC servers ignore: port or host
-            /// unreachable.
+            /// ICMP errors that QUIC servers ignore: port or host unreachable.
             icmp_ignored = sum(quic.icmp_ignored);
         }
     }
@@ -259,7 +258,7 @@ counters! {
             ch_routed = sum(tcp_server_id.no_id);
         }
         Counter tcp_server_id_dst_mismatch_in_lru_packets, "packets" {
-            /// TCP packets routed by server id, which corrected the flow table's entry.
+            /// TCP packets routed by server id, which corrected the flow's entry.
             dst_mismatch_in_lru = sum(tcp_server_id.mismatch);
         }
         Counter tcp_server_id_sid_routed_packets, "packets" {
@@ -287,12 +286,11 @@ counters! {
             cid_invalid_server_id = sum(stable_udp.unknown_id);
         }
         Counter stable_udp_cid_unknown_real_dropped_packets, "packets" {
-            /// Stable UDP packets dropped because the real of their server id is just being
-            /// removed.
+            /// Stable UDP packets dropped because the real of their server id is being removed.
             cid_unknown_real_dropped = sum(stable_udp.real_gone);
         }
         Counter stable_udp_invalid_type_packets, "packets" {
-            /// Packets to stable UDP VIPs with another first byte, or too short.
+            /// Packets to stable UDP VIPs with an unknown first byte, or too short.
             invalid_packet_type = sum(stable_udp.invalid_type);
         }
     }
@@ -300,7 +298,7 @@ counters! {
     /// UDP flows that left a real that is down.
     UdpFlowMigrationCounters from types::counters {
         Counter udp_flow_migration_invalidated_packets, "packets" {
-            /// Packets whose flow table entry names a real that is down.
+            /// Datagrams of `udp-flow-migration` VIPs that left a real that is down.
             invalidated = sum(migrated);
         }
     }
@@ -308,8 +306,8 @@ counters! {
     /// What [`orphan_limit`](crate::Builder::orphan_limit) did.
     OrphanCounters from types::counters {
         Counter orphan_passed_packets, "packets" {
-            /// Frames passed, because the owner gave no sign of life within `orphan_limit`; also
-            /// among the passed frames.
+            /// Frames passed because the owner gave no sign of life within `orphan_limit`; `pass`
+            /// counts them too.
             passed = sum(orphaned);
         }
     }
@@ -354,11 +352,11 @@ counters! {
                 "Bytes of packets to the VIP: total length of IPv4, payload length of IPv6.";
         }
         Counter vip_server_id_new_packets, "packets" {
-            /// Packets that open a connection, whose later packets may carry a server id.
+            /// Packets that open connections whose later packets may carry a server id.
             server_id_new = sum(server_id_new);
         }
         Counter vip_server_id_moved_flows, "flows" {
-            /// Flows that a server id moved from the flow table's real to another.
+            /// Flows that a server id moved to another real than their entry's.
             server_id_moved = sum(server_id_moved);
         }
         Counter vip_decap_packets, "packets" {
@@ -371,13 +369,12 @@ counters! {
     /// [`max_vip_reals`](crate::Builder::max_vip_reals) turns on.
     VipDetails from types::vip_details {
         Counter vip_syn_packets, "packets" {
-            /// TCP packets with SYN, forwarded or delivered to this host: each opens a connection
-            /// or retries.
+            /// TCP packets with SYN to the VIP: each opens a connection or retries.
             syns = sum(syns);
         }
         Counter vip_unpaired_packets, "packets" {
-            /// Packets to the VIP not counted per real: `max_vip_reals` other pairs exist, or did
-            /// up to 255 such packets ago. 0 without that setting.
+            /// Packets to the VIP not counted by real, because all `max_vip_reals` places were
+            /// taken; 0 without that setting.
             unpaired = sum(unpaired);
         }
     }
@@ -389,7 +386,7 @@ counters! {
             packets: vip_real_packets,
                 "Packets of the VIP to the real; with `max_vip_reals`.";
             bytes: vip_real_bytes,
-                "Bytes of the VIP's packets to the real: total length of IPv4, payload length of IPv6.";
+                "Bytes of the VIP's packets to the real, counted as for VIPs.";
         }
         Counter vip_real_syn_packets, "packets" {
             /// TCP packets with SYN of the VIP to the real; with `max_vip_reals`.
@@ -404,7 +401,7 @@ counters! {
             packets: real_packets,
                 "Packets of all VIPs to the real.";
             bytes: real_bytes,
-                "Bytes of packets to the real: total length of IPv4, payload length of IPv6.";
+                "Bytes of packets to the real, counted as for VIPs.";
         }
         Counter real_watched_misses, "packets":
             "New flows of the watched VIP to the real; 0 while none is watched."

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
 
 use super::rows::code;
 use super::rows::full_name;
@@ -116,6 +114,7 @@ fn names_and_series_are_unique() {
     let mut names = BTreeSet::new();
     for metric in Counters::default().metrics() {
         assert!(names.insert(metric.name), "{}", metric.name);
+        assert!(!metric.unit.is_empty(), "{}", metric.name);
         assert!(
             metric.help.ends_with('.'),
             "{}: {}",
@@ -135,29 +134,26 @@ fn documentation_is_current() {
     let counters = Counters::default();
     let mut tables: Vec<(&str, String)> = Vec::new();
     for (section, metrics) in counters.sections() {
-        tables.push((section, rows_of("Counters", &metrics)));
+        tables.push((section, rows_of(&metrics)));
     }
     tables.push(("labels", labels(&counters.metrics())));
+    let [with, others] = drop_reasons();
+    tables.extend([("remedies", with), ("other drop reasons", others)]);
     generated::check("docs/metrics.md", &tables);
 }
 
-#[test]
-fn every_drop_reason_is_explained() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-    let page = fs::read_to_string(page).unwrap();
-    let (_, section) = page.split_once("\n### Drop reasons\n").unwrap();
-    let rows = section
-        .split("\n## ")
-        .next()
-        .unwrap()
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `"));
-    let explained: BTreeSet<_> = rows
-        .flat_map(|row| row.split(" |").next().unwrap().split(", "))
-        .map(|name| name.trim_matches('`').to_owned())
-        .collect();
-    let names = DropReason::ALL.map(|reason| reason.name().to_owned());
-    assert_eq!(explained, BTreeSet::from(names));
+/// Drop reasons with a remedy, and the others.
+fn drop_reasons() -> [String; 2] {
+    let mut with = "| reason | meaning | what to do |\n| --- | --- | --- |\n".to_owned();
+    let mut others = "| reason | meaning |\n| --- | --- |\n".to_owned();
+    for reason in DropReason::ALL {
+        let row = format!("| `{reason}` | {} |", reason.meaning());
+        match reason.remedy() {
+            "" => writeln!(others, "{row}").unwrap(),
+            remedy => writeln!(with, "{row} {remedy} |").unwrap(),
+        }
+    }
+    [with, others]
 }
 
 /// Labels whose values are known in advance.
@@ -168,7 +164,10 @@ fn labels(metrics: &[Metric]) -> String {
             let samples = metric.samples.iter();
             let values: Vec<_> = samples.map(|sample| &sample.labels[place]).collect();
             if !values.is_empty() {
-                let values = code(values);
+                let values = match metric.name {
+                    "dropped_frames" => "[drop reasons](#drop-reasons)".to_owned(),
+                    _ => code(values),
+                };
                 let groups = of_labels.entry(label).or_default();
                 match groups.iter_mut().find(|(known, _)| *known == values) {
                     Some((_, names)) => names.push(full_name(metric)),
@@ -179,9 +178,13 @@ fn labels(metrics: &[Metric]) -> String {
     }
     let mut text = "| label | values |\n| --- | --- |\n".to_owned();
     for (label, groups) in of_labels {
+        let is_alone = groups.len() == 1;
         let groups = groups.into_iter();
         let groups: Vec<_> = groups
-            .map(|(values, names)| format!("of {}: {values}", code(names)))
+            .map(|(values, names)| match is_alone {
+                true => values,
+                false => format!("of {}: {values}", code(names)),
+            })
             .collect();
         writeln!(text, "| `{label}` | {} |", groups.join("; ")).unwrap();
     }

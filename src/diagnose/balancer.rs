@@ -567,7 +567,8 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         "the host forwards packets, and {first} {more}: packets to ports without a VIP are routed on, \
          possibly in a loop"
             ),
-        "give the host the address (ip addr add ADDRESS dev lo), or discard such packets (ip route add \
+        "switch forwarding off (sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0); if \
+         it must stay on and no probe goes through the tunnel, discard such packets (ip route add \
          unreachable ADDRESS)",
         );
     }

@@ -40,7 +40,7 @@ fn settings() -> String {
     let mut text = HEAD.to_owned();
     for row in ROWS {
         let (key, meaning) = (row.key, summary(row.doc));
-        let value = value(row.unit, &plain(row.range));
+        let value = value(row.unit, &plain(row.range), &meaning);
         let is_list = matches!(row.form[1], "texts" | "set" | "list");
         assert_eq!(value.starts_with("list of"), is_list, "{key}");
         let default = match row.default.starts_with("none: required") {
@@ -56,16 +56,21 @@ fn settings() -> String {
     text
 }
 
-/// The values of a key: its range, with the unit unless the range has it.
-fn value(unit: &str, range: &str) -> String {
+/// The values of a key: its range, with the unit unless the range or the meaning has it.
+fn value(unit: &str, range: &str, meaning: &str) -> String {
     let is_plain = matches!(
         unit,
         "choice" | "boolean" | "check" | "flags" | "list" | "table" | "text"
     );
     match unit {
         "address" | "prefix" | "MAC address" | "interface" => range.to_owned(),
+        "seconds" if range.contains("second") => format!("{range}, in seconds"),
+        "list of features" => "list of [features](#features)".to_owned(),
         _ if range == "any" => unit.to_owned(),
         _ if is_plain => range.to_owned(),
+        "number" => range.to_owned(),
+        "bytes" | "seconds" | "percent" => format!("{unit}: {range}"),
+        _ if meaning.contains(unit) => range.to_owned(),
         _ => format!("{unit}: {range}"),
     }
 }
@@ -102,7 +107,7 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
         }
         for (first, names) in others {
             let names = names.join("`, `");
-            write!(text, "Takes these keys of {first}, too: `{names}`.\n\n").unwrap();
+            write!(text, "Also takes these keys of {first}: `{names}`.\n\n").unwrap();
         }
         if rows.is_empty() {
             continue;
@@ -111,7 +116,7 @@ pub(crate) fn tables(sections: &[&Section]) -> String {
         for key in rows {
             let (name, meaning) = (key.name, key.meaning.trim());
             let (value, default) = (
-                value(key.unit, key.range),
+                value(key.unit, key.range, meaning),
                 key.default.unwrap_or("required"),
             );
             writeln!(text, "| `{name}` | {meaning} | {value} | {default} |").unwrap();

@@ -108,7 +108,7 @@ sections! {
         /// The service's address, or the first address of its prefix.
         address: "address", NEEDED,
             "an IPv4 or IPv6 address; not unspecified (except for a prefix), multicast, broadcast or loopback";
-        /// Makes the VIP a prefix; a VIP with a longer prefix takes precedence.
+        /// Makes the VIP a prefix; the longest prefix wins.
         prefix_length: "bits", Some("32 for IPv4, 128 for IPv6"), "0 to 32 for IPv4, 0 to 128 for IPv6";
         /// The service's port; 0 covers all ports without their own VIP.
         port: "port", NEEDED, "0 to 65,535, 0 for any";
@@ -117,15 +117,15 @@ sections! {
         /// How packets are routed; see [flags](#flags-of-a-vip).
         flags: "flags", Some("none"), "a list of flags; `quic` only with `udp`";
         /// How the ring is filled.
-        hash: "choice", Some("`hash_function`"), "`maglev` or `maglev-v2`";
+        hash: "choice", Some("as `hash_function`"), "`maglev` or `maglev-v2`";
         /// The backends: `reals = [ { address = "198.51.100.1" } ]`.
         reals: "list", Some("none"), "a list of reals";
         /// [Health checks](health.md) of its reals.
-        health: "table", Some("as `[health]`"), "a table";
+        health: "table", Some("`[health]`"), "a table";
     }
 
-    /// A backend of a VIP. A real in several VIPs must have the same `local` and
-    /// `application_flags` in each.
+    /// A backend of a VIP. In all of its VIPs, a real must have the same `local` and
+    /// `application_flags`.
     REAL = "reals" as "a real" {
         /// The backend's address.
         address: "address", NEEDED,
@@ -136,10 +136,10 @@ sections! {
         local: "boolean", Some("false"), "true or false";
         /// Bits for the host application, which the balancer only stores.
         application_flags: "bits", Some("0"), "a multiple of 4, 0 to 252";
-        /// The real gets no packets, as after a failed health check.
+        /// The real gets no packets, as after failed health checks.
         down: "boolean", Some("false"), "true or false";
         /// [Health checks](health.md) of this real.
-        health: "table", Some("as the VIP's"), "a table";
+        health: "table", Some("the VIP's"), "a table";
     }
 
     /// A number in packets (QUIC, TCP option, stable UDP routing) that names a real.
@@ -148,7 +148,7 @@ sections! {
         id: "number", NEEDED, "1 to 4,294,967,295";
         /// The real.
         real: "address", NEEDED, "the address of a real";
-        /// Packets are routed by it.
+        /// Whether it routes packets.
         valid: "boolean", Some("true"), "true or false";
     }
 

@@ -147,7 +147,7 @@ impl Document {
     }
 
     /// The files of authorities that it names, with duplicates. The checking process opens them,
-    /// and its errors reveal which exist: consider that if the document comes from somebody else.
+    /// and its errors reveal which exist: consider that if you did not write the document.
     pub fn authorities(&self) -> impl Iterator<Item = &Path> {
         self.settings.iter().flat_map(Settings::authorities)
     }

@@ -28,11 +28,11 @@ const VIP_KEYS: &[Key] = key_rows! {
     /// The largest random change of an interval.
     jitter: "percent", Some("10"), "0 to 50";
     /// If less than this share of the VIP's weight works, no further real is taken out.
-    panic_threshold: "percent", Some("0, only if none works"), "0 to 100";
+    panic_threshold: "percent", Some("0: only if none works"), "0 to 100";
     /// Drained reals that work take flows while all others are down.
     drained_fallback: "boolean", Some("true"), "true or false";
     /// How long a real's weight climbs after it comes back or joins others; needs `maglev-v2`.
-    slow_start: "seconds", Some("0, at once"), "0 to 3,600";
+    slow_start: "seconds", Some("0: at once"), "0 to 3,600";
     /// The number of steps of that climb.
     slow_start_steps: "steps", Some("8"), "4 to 8";
 };
@@ -85,19 +85,17 @@ sections! {
         pause: "seconds", Some("0.1"), "0.01 to 10";
     } with PROBE_KEYS, VIP_KEYS
 
-    /// For one VIP: `[vip.health]` after its `[[vip]]`, or `health = { ... }` in it. A missing key
-    /// is as in `[health]`. Reals of a prefix VIP or of port 0 need `port` and `via = "direct"` to
-    /// be probed.
+    /// For one VIP: `[vip.health]` after its `[[vip]]`, or `health = { ... }` in it. Reals of a
+    /// prefix VIP or of port 0 are probed only with `port` and `via = "direct"`.
     OF_VIP = "health" as "`health` of a VIP" {
         /// The check of its reals.
-        check: "check", Some("as in `[health]`"), "a check";
+        check: "check", Some("`tcp_check` or `udp_check`"), "a check";
     } with PROBE_KEYS, VIP_KEYS
 
-    /// For one real of one VIP: `{ address = "198.51.100.1", health = { port = 8080 } }`. A missing
-    /// key is as for the VIP.
+    /// For one real of one VIP: `{ address = "198.51.100.1", health = { port = 8080 } }`.
     OF_REAL = "health" as "`health` of a real" {
         /// Its check; with `none` the real stays in use.
-        check: "check", Some("as for the VIP"), "a check";
+        check: "check", Some("the VIP's"), "a check";
     } with PROBE_KEYS
 
     /// Sends an HTTP/1.1 request and checks the answer. It does not follow redirections.
@@ -110,7 +108,7 @@ sections! {
     HTTPS = "https" as "`kind = \"https\"`" {
         /// The word `https`.
         kind: "choice", NEEDED, "`https`";
-        /// The name for SNI, which the certificate must be for.
+        /// The name for SNI, which the certificate must match.
         server_name: "text", Some("none: no SNI, a certificate for the address"), "a DNS name or an address";
     } with HTTP_KEYS, TRUST_KEYS
 
@@ -151,7 +149,7 @@ sections! {
         kind: "choice", NEEDED, "`quic`";
         /// The offered application protocols.
         alpn: "list", Some("`h3`"), "a list of up to 64 words of 1 to 255 bytes";
-        /// The name for SNI, which the certificate must be for.
+        /// The name for SNI, which the certificate must match.
         server_name: "text", Some("the address"), "a DNS name or an address";
     } with TRUST_KEYS
 

@@ -98,7 +98,7 @@ impl Settings {
     }
 
     /// The files of authorities that checks name, with duplicates. The checking process opens them,
-    /// and its errors reveal which exist: consider that if the settings come from somebody else.
+    /// and its errors reveal which exist: consider that if you did not choose the settings.
     pub fn authorities(&self) -> impl Iterator<Item = &Path> {
         let tls = self.checks().filter_map(|check| match check {
             Check::Http(http) => http.tls.as_ref(),

@@ -49,38 +49,16 @@ use crate::types::Vip;
 use crate::types::VipFlags;
 
 /// Drops that point to a wrong setting, of the balancer or the network.
-const TELLING: [(DropReason, &str); 9] = [
-    (
-        DropReason::NextHopUnknown,
-        "reals whose next hop does not answer: see `ip neighbour`",
-    ),
-    (
-        DropReason::RedirectFailed,
-        "the interface that leads to the real takes no packets from XDP: it needs native XDP, and \
-         some drivers a program of their own on it",
-    ),
-    (DropReason::EncapV4, "the driver leaves too little headroom"),
-    (DropReason::EncapV6, "the driver leaves too little headroom"),
-    (
-        DropReason::VlanFailed,
-        "the driver leaves too little headroom",
-    ),
-    (
-        DropReason::ReplyFailed,
-        "the driver leaves too little headroom",
-    ),
-    (
-        DropReason::TooBig,
-        "packets above max_frame: raise it with the MTU, or switch icmp-too-big on",
-    ),
-    (
-        DropReason::RingEmpty,
-        "a VIP without reals that take new flows",
-    ),
-    (
-        DropReason::Ipv4Fragment,
-        "clients' packets are fragmented on the way: smaller MTU or MSS on the backends",
-    ),
+const TELLING: [DropReason; 9] = [
+    DropReason::NextHopUnknown,
+    DropReason::RedirectFailed,
+    DropReason::EncapV4,
+    DropReason::EncapV6,
+    DropReason::VlanFailed,
+    DropReason::ReplyFailed,
+    DropReason::TooBig,
+    DropReason::RingEmpty,
+    DropReason::Ipv4Fragment,
 ];
 
 /// How long a silent flow should be remembered where no setting says.
@@ -227,7 +205,7 @@ impl Katran {
             },
             drops: TELLING
                 .into_iter()
-                .map(|(reason, advice)| (reason.name(), drops.get(reason), advice))
+                .map(|reason| (reason.name(), drops.get(reason), reason.remedy()))
                 .filter(|(_, frames, _)| *frames > 0)
                 .collect(),
         }))

@@ -164,7 +164,7 @@ impl Katran {
         voids.prepare(&self.kernel, number, change).map(Some)
     }
 
-    /// The same for a change of a VIP's flags, which may change what becomes of the entries of down
+    /// The same for a change of a VIP's flags, which may change what happens to the entries of down
     /// reals.
     pub(super) fn prepare_down(&self, vip: Vip, flags: VipFlags) -> Result<Option<Voiding>> {
         let entry = self.entry(vip)?;

@@ -41,8 +41,8 @@ pub(crate) struct Lasting {
     pub(crate) keep: bool,
 }
 
-/// Whether entries of a VIP that is gone may become valid if the same VIP comes again with the same
-/// number.
+/// Whether entries of a VIP that is gone may become valid if the same VIP is added again with the
+/// same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entries {
     /// None names a real that is still known.

@@ -1,4 +1,4 @@
-//! A computed change before it is made: what to tell the kernel, and what becomes of the table.
+//! A computed change before it is made: what to tell the kernel, and what happens to the table.
 //! `stage.rs` computes it. A change is committed once the kernel has accepted it, or abandoned.
 
 use std::collections::BTreeMap;
@@ -144,7 +144,7 @@ pub(crate) struct StagedRealFlags {
     pub(super) edit: Edit,
 }
 
-/// The common part of all staged changes: which reals come and go, and what becomes of the table.
+/// The common part of all staged changes: which reals come and go, and what happens to the table.
 #[derive(Clone, Debug)]
 #[must_use = "nothing changes until it is committed"]
 pub(crate) struct Paper {

@@ -161,7 +161,7 @@ bitflags! {
         /// Ignore the client's port: each client goes to one real.
         #[doc(alias = "F_HASH_NO_SRC_PORT")]
         const NO_SRC_PORT = vip_flag::VIP_NO_SRC_PORT.0;
-        /// Neither look into the flow table nor write it.
+        /// Do not use the flow table.
         #[doc(alias = "F_LRU_BYPASS")]
         const LRU_BYPASS = vip_flag::VIP_LRU_BYPASS.0;
         /// Route by QUIC connection id; UDP only.
@@ -170,7 +170,7 @@ bitflags! {
         /// Hash only the destination port (VoIP-like services).
         #[doc(alias = "F_HASH_DPORT_ONLY")]
         const DPORT_HASH = vip_flag::VIP_DPORT_HASH.0;
-        /// Choose reals by the client's prefix; with
+        /// Choose reals by the client's prefix; needs the feature
         /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING).
         #[doc(alias = "F_SRC_ROUTING")]
         const SRC_ROUTING = vip_flag::VIP_SRC_ROUTING.0;
@@ -179,19 +179,19 @@ bitflags! {
         /// Local reals have the flag [`RealFlags::LOCAL_REAL`](crate::RealFlags::LOCAL_REAL).
         #[doc(alias = "F_LOCAL_VIP")]
         const LOCAL_VIP = vip_flag::VIP_LOCAL.0;
-        /// Look into the global flow table; with
+        /// Look into the global flow table; needs the feature
         /// [`Features::GLOBAL_FLOW_TABLE`](crate::Features::GLOBAL_FLOW_TABLE).
         #[doc(alias = "F_GLOBAL_LRU")]
         const GLOBAL_LRU = vip_flag::VIP_GLOBAL_LRU.0;
         /// Hash both ports, even on a VIP with port 0.
         #[doc(alias = "F_HASH_SRC_DST_PORT")]
         const SRC_DST_PORT = vip_flag::VIP_SRC_DST_PORT.0;
-        /// Route by the id in the datagram; with
+        /// Route by the id in the datagram; needs the feature
         /// [`Features::UDP_STABLE_ROUTING`](crate::Features::UDP_STABLE_ROUTING).
         #[doc(alias = "F_UDP_STABLE_ROUTING_VIP")]
         const UDP_STABLE_ROUTING = vip_flag::VIP_UDP_STABLE_ROUTING.0;
-        /// Count datagrams whose flow leaves a real that is [down](crate::Katran::mark_down), and
-        /// let none leave under flood; for users of Katran. Flows leave such a real with any flags.
+        /// Count datagrams that leave [down](crate::Katran::mark_down) reals, and keep their flows
+        /// there under flood, as Katran does. Flows leave down reals without this flag too.
         #[doc(alias = "F_UDP_FLOW_MIGRATION")]
         const UDP_FLOW_MIGRATION = vip_flag::VIP_UDP_FLOW_MIGRATION.0;
     }

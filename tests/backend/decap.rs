@@ -40,11 +40,11 @@ const REAL4: &str = "198.51.100.1";
 const REAL6: &str = "2001:db8:2::1";
 
 thread_local! {
-    /// If it is the tc program that is tested: a host for it to be attached to, which loads it.
+    /// When testing the tc program: the host it is attached on, which loads it.
     static TC: RefCell<Option<Host>> = const { RefCell::new(None) };
 }
 
-/// Runs a test with the XDP program, then with the one for tc.
+/// Runs a test with the XDP program, then with the tc program.
 pub(super) fn both(test: impl Fn()) {
     require_root();
     test();
@@ -81,7 +81,7 @@ pub(super) fn inner_flows() -> [Flow; 2] {
     ]
 }
 
-/// What `ipip` makes of a frame, for a real of either family.
+/// The frame that `ipip` makes, for a real of either family.
 fn tunnelled(flow: Flow, real: &str) -> Vec<u8> {
     let source = flow.source;
     ipip(&frame(flow), Some(source.ip()), source.port(), ip(real))
@@ -94,8 +94,8 @@ pub(super) fn run(decap: &Decap, frame: &[u8]) -> Ran {
     }
 }
 
-/// What becomes of a tunnel that nothing speaks against: before Linux 6.3 a tc program cannot take off a
-/// header of another family.
+/// The verdict on a tunnel that no rule rejects: before Linux 6.3 a tc program cannot strip a
+/// header of the other family.
 pub(super) fn when_taken(decap: &Decap, tunnel: &[u8], inner_v6: bool) -> Verdict {
     let outer_v6 = tunnel[12..14] == [0x86, 0xdd];
     let across = Newer::DecapAcrossFamilies.is_here() || decap.tc_program_fd().is_none();
@@ -106,8 +106,8 @@ pub(super) fn when_taken(decap: &Decap, tunnel: &[u8], inner_v6: bool) -> Verdic
     }
 }
 
-/// Runs the program on a tunnel with this packet in it, which comes out of it as it was, or is dropped and
-/// counted where that cannot be. Whether it came out.
+/// Runs the program on a tunnel with this packet. Checks that the packet comes out unchanged, or is
+/// dropped and counted where that is impossible. Returns whether it came out.
 pub(super) fn strips(decap: &Decap, tunnel: &[u8], inner: &[u8]) -> bool {
     let before = decap.counters().unwrap();
     let ran = run(decap, tunnel);
@@ -125,7 +125,7 @@ pub(super) fn strips(decap: &Decap, tunnel: &[u8], inner: &[u8]) -> bool {
     stripped
 }
 
-/// Inserts an option (4 bytes, "no operation") into an IPv4 frame's header.
+/// Inserts an option (4 bytes, "no operation") into an IPv4 header.
 fn with_option(frame: &[u8]) -> Vec<u8> {
     let mut bytes = frame.to_vec();
     bytes.splice(ETHERNET + IPV4..ETHERNET + IPV4, [1, 1, 1, 0]);
@@ -136,7 +136,7 @@ fn with_option(frame: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A fragment of an IPv4 packet: more to come, or at an offset.
+/// A fragment of an IPv4 packet: with more to come, or at an offset.
 fn fragment(frame: &[u8], field: u16) -> Vec<u8> {
     let mut bytes = frame.to_vec();
     bytes[ETHERNET + 6..ETHERNET + 8].copy_from_slice(&field.to_be_bytes());
@@ -151,17 +151,17 @@ fn fix_checksum(header: &mut [u8]) {
 }
 
 #[test]
-fn strips_all_four_mixes_and_leaves_the_inner_packet_as_it_was() {
+fn strips_all_four_mixes_and_keeps_the_inner_packet() {
     both(|| {
         let decap = decap(&[]);
         let mut stripped = [0, 0];
         for flow in inner_flows() {
             for (real, count) in [REAL4, REAL6].into_iter().zip(&mut stripped) {
                 let tunnel = tunnelled(flow, real);
-                // The station it came from is the balancer's gateway.
+                // The frame's source becomes the balancer's gateway.
                 assert_eq!(tunnel[..6], common::GATEWAY.octets());
                 assert_eq!(tunnel[6..12], frames::OWN_MAC);
-                // The inner TTL included.
+                // Unchanged, including the inner TTL.
                 *count += u64::from(strips(&decap, &tunnel, &frame(flow)[ETHERNET..]));
             }
         }
@@ -199,7 +199,7 @@ fn undoes_what_the_balancer_did() {
 }
 
 #[test]
-fn what_is_not_tunnelled_passes_untouched() {
+fn packets_in_no_tunnel_pass_untouched() {
     both(|| {
         let decap = decap(&[]);
         let [v4, v6] = inner_flows().map(frame);
@@ -217,7 +217,7 @@ fn what_is_not_tunnelled_passes_untouched() {
             arp,
         ];
         if decap.tc_program_fd().is_some() {
-            // The kernel gives tc programs no packet whose IP header is cut short.
+            // The kernel gives tc programs no packet with a truncated IP header.
             untouched.retain(|bytes| bytes.len() >= ETHERNET + IPV4);
         }
         for bytes in &untouched {
@@ -232,7 +232,7 @@ fn what_is_not_tunnelled_passes_untouched() {
 }
 
 #[test]
-fn what_cannot_be_stripped_is_dropped_and_counted() {
+fn tunnels_that_cannot_be_stripped_are_dropped_and_counted() {
     both(|| {
         let decap = decap(&[]);
         let [v4, v6] = inner_flows();
@@ -269,7 +269,7 @@ fn strict_destinations_leave_the_tunnels_of_others_alone() {
         let others = [
             tunnelled(flow, "198.51.100.2"),
             tunnelled(flow, "2001:db8:2::2"),
-            // Not ours, so it is not ours to drop either.
+            // Not to this host, so not for this program to drop.
             with_option(&tunnelled(flow, "198.51.100.2")),
             fragment(&tunnelled(flow, "198.51.100.2"), 0x2000),
         ];
@@ -337,7 +337,7 @@ fn gue_is_stripped_in_all_four_mixes() {
                 let moved = gue(&inner, real, 7000);
                 let _ = strips(&other, &moved, &inner);
                 assert_eq!(run(&usual, &moved).frame, moved);
-                // What is cut short cannot be told from GUE; what is something else can.
+                // A truncated packet may be GUE; other payloads can be told apart.
                 assert_eq!(
                     run(&usual, &gue(&inner[..9], real, 6080)).verdict,
                     Verdict::Drop
@@ -354,7 +354,7 @@ fn gue_is_stripped_in_all_four_mixes() {
 }
 
 #[test]
-fn server_ids_are_counted_where_one_is_set() {
+fn server_ids_are_counted_if_one_is_set() {
     both(|| {
         require_root();
         let id = 0x8000_0102_u32;
@@ -373,7 +373,8 @@ fn server_ids_are_counted_where_one_is_set() {
             (option(0), 0, 0),
             (padded, 1, 0),
             (too_far, 0, 0),
-            // Timestamps before it; another length; an end before it; cut off by the header's length.
+            // Behind timestamps; another length; behind the list's end; cut off by the header's
+            // length.
             (
                 [&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2][..], &option(id)].concat(),
                 1,
@@ -400,14 +401,14 @@ fn server_ids_are_counted_where_one_is_set() {
             }
         }
         assert_eq!(usual.counters().unwrap().server_ids, 0);
-        // Not in what is no TCP.
+        // Not in UDP.
         let udp = Packet::new(inner_flows()[1]).data(&option(id)).ip();
         let _ = run(&counting, &gue(&udp, REAL4, 6080));
         assert_eq!(counting.counters().unwrap().server_ids, 8);
     });
 }
 
-/// Behind the outer header of one frame are several packets, which nobody can take apart here.
+/// Several packets behind the outer header of one frame, which the program cannot take apart.
 #[test]
 fn gue_packets_that_the_kernel_has_merged_are_dropped_by_tc_and_counted() {
     require_root();

@@ -1,4 +1,5 @@
-//! A decapsulator that outlives its handle, by XDP, by tcx and by a clsact filter; and other settings for one that works.
+//! A decapsulator that outlives its handle, by XDP, tcx and a clsact filter; and changing the
+//! settings of a running one.
 
 use std::fs;
 use std::net::IpAddr;
@@ -67,7 +68,7 @@ fn ways() -> Vec<By> {
     ways
 }
 
-/// A BPF file system of the test's own, and a host with an interface.
+/// A BPF file system for this test alone, and a host with an interface.
 struct Place {
     files: PathBuf,
     host: Host,
@@ -105,7 +106,7 @@ impl Place {
         });
     }
 
-    /// What the host says of programs on its interface; its tools do not know tcx.
+    /// The programs on its interface, according to the host's tools, which do not know tcx.
     fn seen(&self) -> String {
         let link = self.host.ip("link show eth0").unwrap();
         let qdiscs = self.host.tool("tc", "qdisc show dev eth0").unwrap();
@@ -118,13 +119,13 @@ impl Place {
         has(&link, "xdp") + &has(&qdiscs, "clsact") + &has(&filters, "decap_tc")
     }
 
-    /// The kernel's number of what is attached, and of its program.
+    /// The ids of the attachment and of its program.
     fn link(&self, by: By) -> (u32, u32) {
         let names: Vec<_> = pins_in(&self.attached());
         assert_eq!(names.len(), 1, "{names:?}");
         let pinned = pins::open(&self.attached().join(&names[0]));
         match by {
-            // It has no number of its own.
+            // It has no id.
             By::Tc(TcHook::Clsact) => (0, pins::program_id(pinned.as_fd())),
             _ => pins::link(pinned.as_fd()),
         }
@@ -142,7 +143,7 @@ fn states(decap: &Decap) -> Vec<AttachmentState> {
     by_xdp.chain(at_tc).collect()
 }
 
-/// What every program of it makes of a frame, which all make the same of.
+/// The verdict on a frame, which all its programs share.
 fn verdict(decap: &Decap, frame: &[u8]) -> Verdict {
     let verdict = bpf::run(decap.program_fd(), frame).verdict;
     if let Some(program) = decap.tc_program_fd() {
@@ -151,7 +152,7 @@ fn verdict(decap: &Decap, frame: &[u8]) -> Verdict {
     verdict
 }
 
-/// A tunnel from an address, with a packet to an address in it.
+/// A tunnel from an address, with a packet to an address.
 fn tunnel(from: &str) -> Vec<u8> {
     let [inner, _] = inner_flows();
     let mut tunnel = ipip(
@@ -171,7 +172,7 @@ fn tunnel(from: &str) -> Vec<u8> {
     tunnel
 }
 
-/// Each of them says something in what follows.
+/// Each setting affects a result below.
 fn settings() -> DecapBuilder {
     Decap::builder()
         .destination(ip("198.51.100.1"))
@@ -188,7 +189,7 @@ fn settings() -> DecapBuilder {
         .server_id(77)
 }
 
-/// As another version leaves it. Settings that this one cannot read it does not make up.
+/// As another version leaves it. This version does not invent settings that it cannot read.
 #[test]
 fn one_of_another_layout_keeps_its_settings_or_stays() {
     let place = Place::new();
@@ -224,7 +225,7 @@ fn one_of_another_layout_keeps_its_settings_or_stays() {
 }
 
 #[test]
-fn the_next_handle_goes_on_with_all_of_it() {
+fn the_next_handle_adopts_everything() {
     let place = Place::new();
     for by in ways() {
         let directory = place.directory();
@@ -259,17 +260,17 @@ fn the_next_handle_goes_on_with_all_of_it() {
         assert!(matches!(there, Error::AlreadyExists { .. }), "{says}");
         assert!(says.contains("adopt it"), "{says}");
 
-        // Its settings are its own, not those of the call; and the link is the same.
+        // The pinned settings count, not the call's, and the link is the same.
         let (mut decap, start) = Decap::builder().pin(&directory).adopt_or_load().unwrap();
         assert!(matches!(start, katran::Start::Adopted { .. }), "{start:?}");
         assert_eq!(states(&decap), [AttachmentState::Attached], "{by:?}");
         assert_eq!(tree(&place.files), pinned);
         let now = place.link(by);
         assert_eq!(now.0, link.0);
-        assert_ne!(now.1, link.1, "that of this version");
+        assert_ne!(now.1, link.1, "the program is this version's");
         assert_ne!(pins::program_id(decap.program_fd()), program);
         assert!(counters.ipip_v4 > 0 && counters.drop_source > 0);
-        // What the host itself has sent is in the total, too.
+        // The total includes what the host itself sent.
         let now = decap.counters().unwrap();
         assert!(now.total >= counters.total);
         assert_eq!(
@@ -279,13 +280,13 @@ fn the_next_handle_goes_on_with_all_of_it() {
         let own = |decap: &Decap| pins::program_id(decap.program_fd());
         let before = own(&decap);
         decap.reload(settings()).unwrap();
-        assert_eq!(own(&decap), before, "they are the current ones");
+        assert_eq!(own(&decap), before, "the settings are unchanged");
         assert_eq!(verdict(&decap, &tunnel("172.16.7.7")), Verdict::Pass);
         assert_eq!(verdict(&decap, &tunnel("172.17.7.7")), Verdict::Drop);
         let after = decap.counters().unwrap();
         assert_eq!(after.drop_source, 2 * counters.drop_source);
 
-        // Others take their place, and are kept.
+        // Other settings replace them, and are pinned.
         let open = settings().allow_sources(["172.17.0.0/16".parse().unwrap()]);
         decap.reload(open.clone()).unwrap();
         assert_eq!(verdict(&decap, &tunnel("172.17.7.7")), Verdict::Pass);
@@ -309,7 +310,7 @@ fn the_next_handle_goes_on_with_all_of_it() {
     }
 }
 
-/// Other settings need no directory.
+/// Changing settings does not require pinning.
 #[test]
 fn settings_change_between_two_packets() {
     let place = Place::new();
@@ -324,7 +325,7 @@ fn settings_change_between_two_packets() {
         assert!(decap.counters().unwrap().total > total);
         assert_eq!(place.seen(), seen);
         assert_eq!(states(&decap), [AttachmentState::Attached]);
-        // GUE to a port that is none of its own any more.
+        // GUE to a port that is no longer its own.
         let other = settings().gue_port(7001);
         let [inner, _] = inner_flows();
         let before = decap.counters().unwrap();
@@ -343,7 +344,7 @@ fn settings_change_between_two_packets() {
 }
 
 #[test]
-fn an_interface_that_comes_back_is_attached_to_again() {
+fn a_recreated_interface_is_attached_again() {
     let place = Place::new();
     for by in ways() {
         let directory = place.directory();
@@ -358,7 +359,7 @@ fn an_interface_that_comes_back_is_attached_to_again() {
         place.host.ip("link del eth0").unwrap();
         let mut decap = Decap::builder().pin(&directory).adopt().unwrap();
         assert_eq!(states(&decap), [AttachmentState::Gone], "{by:?}");
-        // As long as there is none nothing happens.
+        // Without an interface nothing happens.
         place.host.run(|| decap.reattach().unwrap());
         assert_eq!(states(&decap), [AttachmentState::Gone]);
         place.make_interface();
@@ -369,7 +370,7 @@ fn an_interface_that_comes_back_is_attached_to_again() {
         drop(decap);
         assert_eq!(place.seen().is_empty(), by == By::Tc(TcHook::Tcx));
         if let Some((name, link)) = &former {
-            // Its process ended as it had put it back, and not unpinned the one before.
+            // As if its process ended after reattaching, before it unpinned the former attachment.
             pins::pin(link.as_fd(), &place.attached().join(name));
         }
         let mut decap = Decap::builder().pin(&directory).adopt().unwrap();
@@ -385,7 +386,7 @@ fn an_interface_that_comes_back_is_attached_to_again() {
 }
 
 #[test]
-fn what_fails_leaves_all_as_it_was() {
+fn failed_calls_change_nothing() {
     let place = Place::new();
     let directory = place.directory();
     let load = || settings().pin(&directory).load().map(drop);
@@ -441,9 +442,9 @@ fn what_fails_leaves_all_as_it_was() {
 
 type Adopt<'a> = &'a dyn Fn(&Path) -> katran::Result<()>;
 
-/// Each kind of thing has directories of its own, and says what is in that of another one.
+/// Each kind of object has its own directories, and reports another kind's.
 #[test]
-fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
+fn a_directory_of_another_kind_is_refused_and_named() {
     let place = Place::new();
     let [of_decap, of_katran, of_option] =
         ["decap", "katran", "option"].map(|name| place.files.join(name));
@@ -475,7 +476,7 @@ fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
         adopt(own).unwrap();
     }
     assert_eq!(tree(&place.files), before);
-    // Of each it is told what it is, whose, and since when; a balancer alone has to be looked after.
+    // Each lists its kind, owner and since when; only a balancer needs an owner.
     let (decap, _) = settings().pin(&of_decap).adopt_or_load().unwrap();
     let process = PinnedOwner::Process(std::process::id());
     for (path, kind, owner) in [
@@ -503,9 +504,9 @@ fn a_directory_of_another_kind_is_refused_and_said_whose_it_is() {
     assert!(tree(&place.files).is_empty());
 }
 
-/// What is not its own stays; a pin that is gone is named; what a later version has made is left alone.
+/// Foreign pins stay; a missing pin is named; a later version's is left alone.
 #[test]
-fn what_is_not_as_it_was_left_is_said() {
+fn changes_to_pins_are_reported() {
     let place = Place::new();
     let directory = place.directory();
     drop(settings().pin(&directory).load().unwrap());

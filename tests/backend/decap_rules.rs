@@ -1,5 +1,5 @@
-//! What the decapsulator lets through of what it strips: marks of congestion that go along or end a packet, and
-//! sources and destinations that are allowed. Both programs, for XDP and for tc.
+//! What the decapsulator lets through: congestion marks that carry over or drop a packet, and
+//! allowed sources and destinations. Both programs, for XDP and for tc.
 
 use std::net::IpAddr;
 
@@ -39,7 +39,7 @@ fn prefixes(texts: &[&str]) -> Vec<Prefix> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-/// What a frame moves.
+/// The verdict on a frame, and the counters it moves.
 fn difference(decap: &Decap, frame: &[u8]) -> (Verdict, DecapCounters) {
     let before = decap.counters().unwrap();
     let verdict = run(decap, frame).verdict;
@@ -53,7 +53,7 @@ fn difference(decap: &Decap, frame: &[u8]) -> (Verdict, DecapCounters) {
 }
 
 #[test]
-fn marks_of_congestion_reach_the_inner_packet() {
+fn congestion_marks_reach_the_inner_packet() {
     both(|| {
         let decap = load_decap(Decap::builder());
         let (mut drops, mut stripped) = (0, 0);
@@ -81,7 +81,7 @@ fn marks_of_congestion_reach_the_inner_packet() {
         }
         let counters = decap.counters().unwrap();
         assert_eq!((counters.drop_ecn, drops), (8, 8));
-        // As many of each kind.
+        // Equally many of each kind.
         assert_eq!(counters.ipip_v4 * 4, stripped);
         assert_eq!(counters.gue_v6 * 4, stripped);
         assert_eq!(stripped + counters.drop_head, 120);
@@ -89,7 +89,7 @@ fn marks_of_congestion_reach_the_inner_packet() {
 }
 
 #[test]
-fn what_is_no_ip_packet_of_the_family_is_dropped() {
+fn inner_packets_of_the_wrong_version_are_dropped() {
     both(|| {
         let decap = load_decap(Decap::builder());
         for flow in inner_flows() {
@@ -97,7 +97,7 @@ fn what_is_no_ip_packet_of_the_family_is_dropped() {
                 let mut inner = Packet::new(flow).ip();
                 inner[0] ^= 0x20;
                 let mut tunnel = in_tunnel(&inner, 3, ip(end), None);
-                // The outer header says what was there before.
+                // The outer header claims the former version.
                 let protocol = if end == REALS[0] { 9 } else { 6 };
                 tunnel[protocol] = if flow.source.is_ipv4() { 4 } else { 41 };
                 let (verdict, moved) = difference(&decap, &ethernet(&tunnel));
@@ -111,9 +111,9 @@ fn what_is_no_ip_packet_of_the_family_is_dropped() {
     });
 }
 
-/// Also if there is nothing behind UDP's header.
+/// Even if nothing follows the UDP header.
 #[test]
-fn datagrams_to_gues_port_that_hold_no_packet_pass_untouched() {
+fn datagrams_to_the_gue_port_without_a_packet_pass_untouched() {
     both(|| {
         let decap = load_decap(Decap::builder());
         for data in [&b""[..], b"\0", b"\x35 version 3", b"\x70 version 7"] {
@@ -127,7 +127,7 @@ fn datagrams_to_gues_port_that_hold_no_packet_pass_untouched() {
     });
 }
 
-/// A tunnel from an address to a backend of its family, with a packet from a client.
+/// A tunnel from an address to a backend of its family, with a client's packet.
 fn tunnel(from: &str, flow: Flow, gue: bool) -> Vec<u8> {
     let inner = Packet::new(flow).ip();
     let from: IpAddr = ip(from);
@@ -166,7 +166,7 @@ fn only_allowed_sources_may_open_a_tunnel() {
                     ("10.0.0.3", false),
                     ("192.0.2.1", false),
                     ("100:0:0:1::", false),
-                    // The first bytes are those of an IPv4 prefix.
+                    // Begins with the bytes of an allowed IPv4 prefix.
                     ("ac10::1", false),
                 ] {
                     let frame = tunnel(from, flow, gue);
@@ -188,16 +188,16 @@ fn only_allowed_sources_may_open_a_tunnel() {
                     assert_eq!((verdict, moved.drop_source), expected, "{from} {flow}");
                     assert_eq!(run(&open, &frame).verdict, taken);
                 }
-                // What is in no tunnel may come from anywhere.
+                // A packet in no tunnel may come from anywhere.
                 assert_eq!(run(&decap, &frame(flow)).frame, frame(flow));
             }
         }
     });
 }
 
-/// Not even a tunnel to another address is stopped.
+/// A tunnel to another address is passed, not stopped.
 #[test]
-fn foreign_tunnels_are_nobodys_to_drop() {
+fn foreign_tunnels_are_not_dropped() {
     both(|| {
         let builder = Decap::builder().destination(ip("198.51.100.9"));
         let builder = builder.allow_sources(prefixes(&["10.0.0.0/8"]));
@@ -209,7 +209,7 @@ fn foreign_tunnels_are_nobodys_to_drop() {
     });
 }
 
-/// An address of the other family does not make those of zeros ours.
+/// Without an address of a family, an all-zero address must not count as ours.
 #[test]
 fn a_family_without_a_destination_has_none() {
     both(|| {
@@ -265,13 +265,13 @@ fn only_allowed_destinations_may_be_in_a_tunnel() {
                 }
             }
         }
-        // It is the inner one that counts, whatever its end.
+        // The inner destination decides, whatever the tunnel's end.
         let counters = decap.counters().unwrap();
         assert_eq!((counters.drop_source, counters.drop_destination), (0, 16));
     });
 }
 
-/// The prefixes are the tries' contents: as many as there are, up to all of an address.
+/// The prefixes are the tries' entries: any number, up to full addresses.
 #[test]
 fn many_prefixes_fit() {
     both(|| {
@@ -296,7 +296,7 @@ fn many_prefixes_fit() {
     });
 }
 
-/// A SYN's id is of an earlier connection, and leads nowhere.
+/// The id in a SYN is an earlier connection's, and leads nowhere.
 #[test]
 fn server_ids_of_syns_are_not_counted() {
     both(|| {
@@ -314,9 +314,9 @@ fn server_ids_of_syns_are_not_counted() {
     });
 }
 
-/// By the outer length, and in GUE by that of the datagram; whatever the frame has behind it.
+/// By the outer length, and in GUE by the datagram's, whatever follows it in the frame.
 #[test]
-fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
+fn a_tunnels_payload_ends_with_its_outer_packet() {
     both(|| {
         let decap = load_decap(Decap::builder());
         for (flow, header) in inner_flows().into_iter().zip([IPV4, IPV6]) {
@@ -339,7 +339,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
                         let outcome = (verdict, moved.drop_truncated);
                         assert_eq!(outcome, (Verdict::Drop, 1), "{what} {missing}");
                     }
-                    // Nothing: an empty datagram is no tunnel.
+                    // An empty datagram is no tunnel.
                     let mut tunnel = whole.clone();
                     ends_earlier(&mut tunnel, inner.len(), datagram);
                     let frame = ethernet(&tunnel);
@@ -359,7 +359,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
                         );
                     }
                 }
-                // A frame that ends before the outer packet does, by as little as a byte of no use to anybody.
+                // A frame that ends before its outer packet does, even by a single unused byte.
                 let mut longer = whole.clone();
                 longer[if end == REALS[0] { 3 } else { 5 }] += 1;
                 let (verdict, moved) = difference(&decap, &ethernet(&longer));
@@ -368,7 +368,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
                     (Verdict::Drop, 1),
                     "{flow}"
                 );
-                // An inner packet that says that it is longer than what is carried, in a frame that is.
+                // An inner packet that claims to be longer than the payload, in a frame that is.
                 let mut longer = inner.clone();
                 longer[if header == IPV4 { 3 } else { 5 }] += 1;
                 let mut frame = ethernet(&in_tunnel(&longer, 0, ip(end), kind));
@@ -379,7 +379,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
                     (Verdict::Drop, 1),
                     "{flow}"
                 );
-                // Padding behind all of it stays padding.
+                // Padding behind everything stays padding.
                 let mut padded = ethernet(&whole);
                 padded.extend([0x45; 7]);
                 let _ = strips(&decap, &padded, &[&inner[..], &[0x45; 7]].concat());
@@ -388,7 +388,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
     });
 }
 
-/// A frame whose IP version is not that of its EtherType holds no packet that anybody could take out.
+/// A frame whose IP version contradicts its EtherType contains no valid packet.
 #[test]
 fn a_frame_of_another_version_than_its_ethertype_passes_untouched() {
     both(|| {
@@ -419,7 +419,7 @@ fn a_frame_of_another_version_than_its_ethertype_passes_untouched() {
     });
 }
 
-/// Options that reach behind the packet's end are none of it.
+/// Options beyond the packet's end are not part of it.
 #[test]
 fn server_ids_in_padding_are_not_counted() {
     both(|| {
@@ -438,9 +438,9 @@ fn server_ids_in_padding_are_not_counted() {
     });
 }
 
-/// A header that is cut short is told before what it says is looked at.
+/// A truncated header is detected before its contents are used.
 #[test]
-fn what_is_cut_short_is_that_whatever_is_allowed() {
+fn truncation_is_detected_before_other_rules() {
     both(|| {
         let builder = Decap::builder().allow_destinations(prefixes(&["10.0.0.0/8", "100::/64"]));
         let decap = load_decap(builder);

@@ -1,5 +1,5 @@
-//! What becomes of a decapsulator and a server id option that nobody owns: each thing that may happen to their place has
-//! a clear answer, and nothing else ends with it.
+//! Decapsulators and server id options without an owner: whatever happens to their place has a
+//! clear outcome, and ends nothing else.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -28,7 +28,7 @@ use crate::common::faults::without_capabilities;
 use crate::common::pins;
 use crate::common::pins::tree;
 
-/// How it is attached: by XDP if not at tc.
+/// The tc hook; `None`: XDP.
 type By = Option<TcHook>;
 
 fn ways() -> Vec<By> {
@@ -51,7 +51,7 @@ fn host() -> Host {
     host
 }
 
-/// A decapsulator on an interface, which nobody has.
+/// Leaves an attached decapsulator without an owner.
 fn leave(directory: &Path, host: &Host, by: By) {
     let mut decap = Decap::builder().pin(directory).load().unwrap();
     host.run(|| match by {
@@ -76,7 +76,7 @@ fn files() -> PathBuf {
 }
 
 #[test]
-fn an_interface_that_was_moved_or_whose_namespace_is_gone() {
+fn moved_interfaces_and_removed_namespaces_are_survived() {
     let files = files();
     let directory = files.join("decap");
     for by in ways() {
@@ -97,7 +97,7 @@ fn an_interface_that_was_moved_or_whose_namespace_is_gone() {
         eventually("it is gone", || {
             let decap = adopt(&directory);
             let states = states(&decap);
-            // A filter is forgotten with its namespace.
+            // A filter vanishes with its namespace.
             states.is_empty() || states == [AttachmentState::Gone]
         });
         adopt(&directory).remove().unwrap();
@@ -106,7 +106,7 @@ fn an_interface_that_was_moved_or_whose_namespace_is_gone() {
 }
 
 #[test]
-fn pins_that_were_removed_by_hand() {
+fn pins_removed_by_hand_are_survived() {
     let files = files();
     let directory = files.join("decap");
     let host = host();
@@ -128,12 +128,12 @@ fn pins_that_were_removed_by_hand() {
         decap.remove().unwrap();
         let filters = host.tool("tc", "filter show dev eth0 ingress");
         assert!(!filters.is_ok_and(|filters| filters.contains("decap_tc")));
-        // Who had made its discipline nobody knows any more.
+        // The record of who made the qdisc is lost.
         let removed = host.tool("tc", "qdisc del dev eth0 clsact");
         assert_eq!(removed.is_ok(), by == Some(TcHook::Clsact));
     }
-    // What is attached works on without a pin, also if that says that something is pinned: it is not taken for one that
-    // is half made.
+    // An attached program works without its pins, even without the one that marks the set as
+    // complete: it is not taken for half made.
     let link = || host.ip("link show dev eth0").unwrap();
     for pin in ["set/maps/decap_counters", "set/contents"] {
         leave(&directory, &host, None);
@@ -189,7 +189,7 @@ fn a_process_without_privileges_takes_nothing_and_ends_nothing() {
     assert_eq!(tree(&files), before);
     assert!(host.ip("link show dev eth0").unwrap().contains("xdp"));
     assert_eq!(pins::programs_of_cgroup(group.path()), 1);
-    // Those of the guide's units are enough.
+    // The capabilities of the guide's units are enough.
     let others: Vec<_> = caps::all().into_iter().collect();
     let enough = [
         Capability::CAP_BPF,
@@ -212,7 +212,7 @@ fn a_process_without_privileges_takes_nothing_and_ends_nothing() {
 
 #[test]
 fn a_file_system_that_was_unmounted_leaves_nothing_to_adopt() {
-    // So that mounts are this thread's.
+    // Gives this thread its own mounts.
     drop(files());
     let point = tempfile::tempdir().unwrap();
     const NONE: Option<&str> = None;
@@ -226,7 +226,7 @@ fn a_file_system_that_was_unmounted_leaves_nothing_to_adopt() {
         )
         .unwrap()
     };
-    // A program that another test starts may have a copy of a descriptor until it runs.
+    // A process that another test starts may hold a copy of a descriptor until it executes.
     let unmount = || {
         let unmounted = || umount2(point.path(), MntFlags::empty()).is_ok();
         eventually("it is unmounted", unmounted);
@@ -247,7 +247,7 @@ fn a_file_system_that_was_unmounted_leaves_nothing_to_adopt() {
             .adopt_or_load()
             .unwrap_err();
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
-        // As after a start of the machine.
+        // As after a reboot.
         mount();
         let (mut decap, start) = Decap::builder().pin(&directory).adopt_or_load().unwrap();
         assert_eq!(start, katran::Start::Loaded);

@@ -1,5 +1,5 @@
-//! What the path of health checks does besides wrapping probes: packets of their connections that have no mark,
-//! outer checksums, and sources that are made up.
+//! The path of health checks besides wrapping marked probes: unmarked packets of their connections,
+//! outer checksums, and made-up sources.
 
 use std::net::SocketAddr;
 
@@ -37,7 +37,7 @@ fn rst(flow: Flow) -> Vec<u8> {
 }
 
 #[test]
-fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
+fn packets_without_a_mark_follow_their_connection() {
     let mut katran = load(settings());
     for (real, other) in [(REAL4, REAL6), (REAL6, REAL4)] {
         for flow in probes() {
@@ -49,7 +49,7 @@ fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
                     "{flow}"
                 );
             };
-            // Nobody has opened it.
+            // No probe has opened it.
             passes(&rst(flow));
             let (_, opened, _) = send(&katran, &syn(flow), MARK);
             assert_ne!(opened, syn(flow));
@@ -64,7 +64,7 @@ fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
                 let (action, out, _) = send(&katran, &late, 0);
                 let expected = wrapped(&late, ip(real), ours, None);
                 assert_eq!((action, &out), (UNSPEC, &expected), "{flags:#x}");
-                // Not with a mark that means nothing: a socket has sent it.
+                // A packet with an unmapped mark comes from a socket.
                 let other = MARK + 1;
                 assert_eq!(send(&katran, &late, other), (UNSPEC, late, other));
             }
@@ -72,7 +72,7 @@ fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
             assert_eq!(now.recalled - before.recalled, 5);
             assert_eq!(now.processed - before.processed, 5);
             assert_eq!(now.skipped - before.skipped, 5);
-            // Another connection, by any part of its name, is none of ours.
+            // A connection that differs in any address or port is not ours.
             let port = |of: SocketAddr| SocketAddr::new(of.ip(), of.port() + 1);
             let (source, destination) = (port(flow.source), port(flow.destination));
             passes(&rst(Flow { source, ..flow }));
@@ -80,16 +80,16 @@ fn what_the_kernel_sends_without_a_mark_goes_where_its_connection_went() {
                 destination,
                 ..flow
             }));
-            // It gets another real, or loses its mark: still there.
+            // The mark gets another real, or is unmapped: the connection is still known.
             katran.probes_mut().map_mark(MARK, ip(other)).unwrap();
             send(&katran, &frame(flow), MARK);
             katran.probes_mut().unmap_mark(MARK).unwrap();
             let (_, out, _) = send(&katran, &rst(flow), 0);
             assert_eq!(out, wrapped(&rst(flow), ip(other), ours, None), "{flow}");
-            // Not what its socket still sends with the mark that is unmapped.
+            // But not what its socket still sends with the unmapped mark.
             let last = Packet::new(flow).flags(ACK).frame();
             assert_eq!(send(&katran, &last, MARK), (UNSPEC, last, MARK));
-            // And somebody else's, once it is opened without a mark that means something.
+            // Opened again without a mapped mark, it is no longer ours.
             let passes = |frame: &[u8]| {
                 assert_eq!(
                     send(&katran, frame, 0),
@@ -130,7 +130,7 @@ fn late_packets_count_for_no_key_and_matches_go_first() {
     assert_eq!(katran.probes().counter(key).unwrap(), 2);
 }
 
-/// Of packets of all kinds, and 0 where nobody knows what the packet adds up to.
+/// For packets of all kinds; 0 where the packet's sum is unknown.
 #[test]
 fn the_outer_checksum_of_gue_is_right() {
     let mut katran = load(settings().encapsulation(Encapsulation::Gue));
@@ -155,7 +155,7 @@ fn the_outer_checksum_of_gue_is_right() {
             if flow.protocol == Protocol::Udp {
                 check(&Packet::new(flow).without_checksum().frame(), false);
             }
-            // A part of a packet, or what is no transport that it knows.
+            // A fragment, or an unknown transport.
             let v4 = from.is_ipv4();
             let mut odd = frame(flow);
             match v4 {
@@ -172,7 +172,7 @@ fn the_outer_checksum_of_gue_is_right() {
 
 #[test]
 fn made_up_sources_are_those_of_clients_packets() {
-    // No address of the host's own is needed.
+    // Needs no source address of the host.
     let mut katran = load(builder().healthcheck_source(ProbeSource::MadeUp));
     for real in [REAL4, REAL6] {
         katran.probes_mut().map_mark(MARK, ip(real)).unwrap();
@@ -186,7 +186,7 @@ fn made_up_sources_are_those_of_clients_packets() {
             }
         }
     }
-    // GUE has to have one, and comes from it.
+    // GUE needs a source address, and uses it.
     let gue = builder()
         .encapsulation(Encapsulation::Gue)
         .healthcheck_source(ProbeSource::MadeUp);
@@ -200,7 +200,7 @@ fn made_up_sources_are_those_of_clients_packets() {
 }
 
 #[test]
-fn own_wrapped_probes_with_made_up_sources_pass_where_they_come_by_again() {
+fn wrapped_probes_with_made_up_sources_are_not_wrapped_again() {
     let settings = builder().healthcheck_source(ProbeSource::MadeUp);
     let mut katran = load(settings.next_hops(katran::NextHops::PerReal));
     for real in [REAL4, REAL6] {
@@ -217,7 +217,7 @@ fn own_wrapped_probes_with_made_up_sources_pass_where_they_come_by_again() {
             let before = counters(&katran);
             assert_eq!(send(&katran, &again, 0), (UNSPEC, again.clone(), 0));
             assert_eq!(counters(&katran), before);
-            // Of another prefix it is somebody's, and matched.
+            // From another prefix it is not ours, and matched.
             let mut others = again.clone();
             others[ETHERNET + if real == REAL4 { 13 } else { 9 }] ^= 1;
             assert_ne!(send(&katran, &others, 0).1, others);

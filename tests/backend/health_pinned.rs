@@ -1,5 +1,6 @@
-//! The path of health checks of a pinned balancer: what wraps probes, and what is known of it, goes on without a handle and
-//! with the next one, whether it was loaded with the balancer or when it was first needed.
+//! The path of health checks of a pinned balancer: wrapping probes, and what is known of it,
+//! continue without a handle and with the next one, whether it was loaded with the balancer or when
+//! first needed.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -35,7 +36,7 @@ use crate::common::pins::tree;
 /// The command of bpf(2) that pins, as in linux/bpf.h.
 const OBJ_PIN: u32 = 6;
 
-/// All that can be told of probes.
+/// Everything that can be asked about probes.
 fn known(katran: &Katran) -> impl PartialEq + std::fmt::Debug + use<> {
     let probes = katran.probes();
     let counted = probes.list().into_iter();
@@ -51,12 +52,12 @@ fn known(katran: &Katran) -> impl PartialEq + std::fmt::Debug + use<> {
     )
 }
 
-/// Whether a packet with this mark is taken for a probe.
+/// Whether a packet with this mark counts as a probe.
 fn wraps(katran: &Katran, frame: &[u8], mark: u32) -> bool {
     send(katran, frame, mark).1 != frame
 }
 
-/// Probes by mark, by destination and by source, of both families.
+/// Sends probes by mark, destination and source, in both families.
 fn probe(katran: &Katran) {
     for flow in probes() {
         assert!(wraps(katran, &syn(flow), MARK), "{flow}");
@@ -68,7 +69,7 @@ fn probe(katran: &Katran) {
     }
 }
 
-/// What the pinned program makes of a probe, without a handle.
+/// Whether the pinned program wraps a probe, without a handle.
 fn is_wrapped(directory: &Path) -> bool {
     let program = pins::open(&directory.join("set/probes/healthcheck"));
     let buffer = Buffer {
@@ -80,7 +81,7 @@ fn is_wrapped(directory: &Path) -> bool {
 }
 
 #[test]
-fn marks_matches_and_counters_go_on() {
+fn marks_matches_and_counters_survive() {
     require_root();
     let files = private_bpf_fs().unwrap();
     let directory = files.join("katran");
@@ -93,7 +94,7 @@ fn marks_matches_and_counters_go_on() {
         let [v4, v6]: [IpAddr; 2] = [ip(REAL4), ip(REAL6)];
         let vip = Vip::tcp(at("203.0.113.1:443"));
         if interface.is_none() {
-            // Loaded when it is first needed: if it cannot be pinned, nothing has changed.
+            // Loaded when first needed: if it cannot be pinned, nothing has changed.
             let before = tree(&files);
             let error = without_commands(&[OBJ_PIN], Errno::ENOSPC, || {
                 katran.probes_mut().map_mark(MARK, v4)
@@ -115,17 +116,17 @@ fn marks_matches_and_counters_go_on() {
         let mut katran = builder().pin(&directory).adopt().unwrap();
         let counted = counters(&katran);
         assert_eq!(katran.state(), state);
-        // What was wrapped without a handle is counted, too.
+        // Packets wrapped without a handle count, too.
         assert_ne!(known(&katran), before);
         let program = katran.probes().program_fd().unwrap();
         let pinned = pins::open(&directory.join("set/probes/healthcheck"));
         assert_eq!(pins::program_id(program), pins::program_id(pinned.as_fd()));
-        // A late RST without a mark goes where its connection went, which began before.
+        // A late RST without a mark follows its connection, which began earlier.
         let rst = Packet::new(probes()[0]).flags(RST).frame();
         assert!(wraps(&katran, &rst, 0));
         probe(&katran);
         assert!(counters(&katran).processed > counted.processed);
-        // And all of it can be changed.
+        // Everything can be changed.
         let other = Vip::udp(at("203.0.113.1:443"));
         katran.probes_mut().register(other).unwrap();
         katran.probes_mut().unregister(vip).unwrap();

@@ -1,5 +1,5 @@
-//! The path of health checks on single packets: what a wrapped probe looks like to the last byte,
-//! which packets are probes, and what is counted. The program runs as at the egress of `lo`.
+//! The path of health checks on single packets: the bytes of a wrapped probe, which packets are
+//! probes, and the counters. The program runs as at the egress of `lo`.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ use crate::common::frames::sum;
 use crate::common::ip;
 use crate::common::load;
 
-/// Of linux/pkt_cls.h.
+/// From linux/pkt_cls.h.
 pub(super) const UNSPEC: u32 = u32::MAX;
 const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
@@ -45,7 +45,7 @@ pub(super) fn settings() -> Builder {
     builder.source_v6(SOURCE6.parse().unwrap())
 }
 
-/// Probes of both families, of TCP and UDP.
+/// Probes of both families, TCP and UDP.
 pub(super) fn probes() -> [Flow; 4] {
     let (v4, v6) = (at("203.0.113.1:443"), at("[2001:db8:1::1]:443"));
     let (from4, from6) = (at("10.0.0.2:40001"), at("[2001:db8:b::2]:40001"));
@@ -67,8 +67,8 @@ pub(super) fn counters(katran: &Katran) -> HealthcheckCounters {
     katran.probes().counters().unwrap()
 }
 
-/// What `frame` is to be behind outer headers: id and flags 0, TTL 64, ToS 0, flow label 0. With the
-/// source port of GUE, if there is one.
+/// What `frame` must become behind outer headers: id and flags 0, TTL 64, ToS 0, flow label 0.
+/// `gue`: the source port, if tunnelled in GUE.
 pub(super) fn wrapped(
     frame: &[u8],
     real: IpAddr,
@@ -126,7 +126,7 @@ fn mac_at(frame: &[u8], at: usize) -> MacAddr {
     MacAddr::new(frame[at..at + 6].try_into().unwrap())
 }
 
-/// Checks one probe to the last byte; the Ethernet source is to be `source`, or as it was.
+/// Checks one probe byte for byte; its Ethernet source must be `source`, or unchanged.
 fn check(katran: &Katran, flow: Flow, real: &str, gue: bool, source: Option<MacAddr>) -> u32 {
     let frame = Packet::new(flow).tos(0x2e).payload(333).frame();
     let (action, out, mark) = send(katran, &frame, MARK);
@@ -146,8 +146,7 @@ fn check(katran: &Katran, flow: Flow, real: &str, gue: bool, source: Option<MacA
 fn a_probe_is_wrapped_as_specified() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let gue = encapsulation == Encapsulation::Gue;
-        // For embedders who attach the program by means of their own: packets leave where they were
-        // sent.
+        // For embedders who attach the program themselves: packets leave where they were sent.
         let mut katran = load(settings().encapsulation(encapsulation));
         let mut ports = std::collections::BTreeSet::new();
         for real in [REAL4, REAL6] {
@@ -166,7 +165,7 @@ fn a_probe_is_wrapped_as_specified() {
 }
 
 #[test]
-fn a_probe_that_leaves_by_another_interface_has_that_ones_address() {
+fn a_probe_has_the_address_of_the_interface_it_leaves_by() {
     let host = Host::new("balancer").unwrap();
     host.ip("link add eth0 type veth peer name eth1").unwrap();
     host.ip("link set eth0 address 02:00:00:00:00:11").unwrap();
@@ -176,16 +175,16 @@ fn a_probe_that_leaves_by_another_interface_has_that_ones_address() {
     katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let own = Some(MacAddr::new([2, 0, 0, 0, 0, 0x11]));
     for flow in probes() {
-        // To the program it was sent on `lo`.
+        // The program sees them as sent on `lo`.
         assert_eq!(check(&katran, flow, REAL4, false, own), REDIRECT);
     }
-    // If the program is attached by other means afterwards, they leave where they are.
+    // Detached, and attached by other means: packets leave where they were sent.
     katran.probes_mut().detach();
     assert_eq!(check(&katran, probes()[0], REAL4, false, None), UNSPEC);
 }
 
 #[test]
-fn what_is_no_probe_is_left_as_it_was() {
+fn other_packets_are_left_unchanged() {
     let mut katran = load(settings());
     katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let arp = [&[0xff; 12][..], &[8, 6], &[0; 46]].concat();
@@ -204,8 +203,8 @@ fn what_is_no_probe_is_left_as_it_was() {
 }
 
 #[test]
-fn what_cannot_be_sent_is_dropped_and_counted() {
-    // The gateway is to be discovered, and is not known before anything is attached.
+fn unsendable_probes_are_dropped_and_counted() {
+    // A discovered gateway is unknown until something is attached.
     let mut katran = load(settings().gateway(Gateway::Auto));
     katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let key = Vip::tcp(at("203.0.113.1:443"));
@@ -215,14 +214,14 @@ fn what_cannot_be_sent_is_dropped_and_counted() {
     let now = counters(&katran);
     assert_eq!((now.dropped, now.processed, now.too_big), (1, 0, 0));
     assert_eq!(katran.probes().counter(key).unwrap(), 0);
-    // Once it is known, they go.
+    // Once it is known, probes go there.
     katran.gateways_mut().set_mac(GATEWAY).unwrap();
     assert_eq!(check(&katran, probes()[0], REAL4, false, None), UNSPEC);
     assert_eq!(katran.probes().counter(key).unwrap(), 1);
 }
 
 #[test]
-fn the_length_that_counts_is_that_of_segments() {
+fn the_segments_length_counts() {
     let mut katran = load(settings().healthcheck_max_packet(200));
     katran.probes_mut().map_mark(MARK, ip(REAL4)).unwrap();
     let program = katran.probes().program_fd().unwrap();
@@ -264,14 +263,14 @@ fn each_registered_key_counts_its_own_probes() {
         for _ in 0..times {
             send(&katran, &frame(flow), MARK);
         }
-        // Another port is another key, and a packet that is no probe none.
+        // Another port is another key; a packet that is no probe counts for none.
         let other = SocketAddr::new(flow.destination.ip(), 444);
         let other = Flow {
             destination: other,
             ..flow
         };
         send(&katran, &frame(other), MARK);
-        // Nor is what the kernel sends for its connection when that is gone.
+        // Nor does one that the kernel sends for the closed connection.
         send(&katran, &frame(flow), 0);
     }
     let counts = keys
@@ -280,7 +279,7 @@ fn each_registered_key_counts_its_own_probes() {
     assert_eq!(counts.collect::<Vec<_>>(), [1, 2, 3, 4]);
 }
 
-/// The real that a packet is wrapped for; `None`: it is not.
+/// The real that a packet is wrapped for; `None`: not wrapped.
 fn real_of(katran: &Katran, flow: Flow) -> Option<IpAddr> {
     let (_, out, _) = send(katran, &frame(flow), 0);
     if out == frame(flow) {
@@ -345,17 +344,17 @@ fn exact_ports_go_before_any_port_in_both_families() {
     }
 }
 
-/// By its neighbour's address a probe passes the hook again: then it is neither a probe nor
-/// counted.
+/// A probe to a neighbour's MAC address passes the hook twice: the second time it is neither a
+/// probe nor counted.
 #[test]
-fn own_wrapped_probes_pass_uncounted_where_they_come_by_again() {
+fn wrapped_probes_are_neither_wrapped_nor_counted_again() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let gue = encapsulation == Encapsulation::Gue;
         let settings = settings().encapsulation(encapsulation);
         let mut katran = load(settings.next_hops(NextHops::PerReal));
         for (real, source) in [(REAL4, SOURCE4), (REAL6, SOURCE6)] {
             katran.probes_mut().map_mark(MARK, ip(real)).unwrap();
-            // Both would wrap it once more.
+            // Both would wrap it a second time.
             katran
                 .probes_mut()
                 .match_source((ip(source), 0).into(), ip(real))
@@ -370,7 +369,7 @@ fn own_wrapped_probes_pass_uncounted_where_they_come_by_again() {
                 let again = wrapped(&frame(flow), ip(real), macs, gue.then_some(0x1400));
                 assert_eq!(send(&katran, &again, 0), (UNSPEC, again.clone(), 0));
                 assert_eq!(counters(&katran), before, "{flow} to {real}");
-                // One of somebody else's is looked at as ever; of GUE that is any without the bit.
+                // Foreign tunnels are still matched; in GUE these are all without our bit.
                 let mut others = again.clone();
                 let at = ETHERNET + if real == REAL4 { 20 } else { 40 };
                 match (gue, real == REAL4) {
@@ -387,7 +386,7 @@ fn own_wrapped_probes_pass_uncounted_where_they_come_by_again() {
 }
 
 #[test]
-fn what_is_not_there_is_not_looked_for_in_the_kernel() {
+fn empty_maps_are_not_looked_up() {
     let mut katran = load(settings());
     let vip = Vip::tcp(at("203.0.113.1:443"));
     assert!(katran.probes_mut().unmap_mark(1).is_err());

@@ -1,5 +1,5 @@
-//! The programs beside the balancer's: the backend's decapsulator and its server id option, and the
-//! path of health checks, each on single packets or connections over the loopback.
+//! The programs beside the balancer's: the backend's decapsulator and server id option, and the
+//! path of health checks, on single packets or on loopback connections.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 

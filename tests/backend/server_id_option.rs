@@ -1,5 +1,5 @@
-//! The sockops program of both ends: loading, attaching to cgroups, and what it refuses. What it writes
-//! is shown end to end in `tests/e2e/server_ids.rs`, and here on connections over the loopback.
+//! The sockops program of both ends: loading, attaching to cgroups, and refusals. What it writes is
+//! tested end to end in `tests/e2e/server_ids.rs`, and here on loopback connections.
 
 use std::io::Read;
 use std::io::Write;
@@ -19,7 +19,8 @@ use socket2::Type;
 
 use crate::common;
 
-/// A connection between a listener and a client in their groups, and ten bytes back and forth, so often.
+/// Connects a client to a listener, each in its group, and sends ten bytes back and forth this many
+/// times.
 fn talk(host: &Host, server: &Cgroup, client: &Cgroup, rounds: usize) {
     let any = (Ipv4Addr::LOCALHOST, 0);
     let listener = server.run(|| host.run(|| TcpListener::bind(any).unwrap()));
@@ -31,7 +32,7 @@ fn exchange(host: &Host, listener: &TcpListener, client: &Cgroup, rounds: usize)
     rally(&mut out, &mut back, rounds);
 }
 
-/// The client's end of a connection, and the server's.
+/// Both ends of a connection: the client's, then the server's.
 pub(super) fn connect(
     host: &Host,
     listener: &TcpListener,
@@ -54,7 +55,7 @@ pub(super) fn rally(out: &mut TcpStream, back: &mut TcpStream, rounds: usize) {
     }
 }
 
-/// A TCP packet over IPv4, with what matters to the option.
+/// An IPv4 TCP packet, reduced to what matters for the option.
 struct Seen {
     from_port: u16,
     /// SYN and ACK.
@@ -63,7 +64,7 @@ struct Seen {
     option: Option<(u8, u32)>,
 }
 
-/// What is in a frame of the loopback; `None`: no TCP over IPv4.
+/// The packet in a loopback frame; `None`: not TCP over IPv4.
 fn look(frame: &[u8]) -> Option<Seen> {
     let packet = frame.get(14..).filter(|ip| ip[0] == 0x45 && ip[9] == 6)?;
     let tcp = &packet[20..];
@@ -74,7 +75,7 @@ fn look(frame: &[u8]) -> Option<Seen> {
             (0, _) => &[],
             (1, rest) => rest,
             (0xb6 | 0xb7, [6, a, b, c, d, ..]) => {
-                assert_eq!(option, None, "one of them only");
+                assert_eq!(option, None, "two options in a packet");
                 option = Some((*kind, u32::from_le_bytes([*a, *b, *c, *d])));
                 &options[6..]
             }
@@ -130,7 +131,7 @@ fn each_end_writes_its_own_kind_of_option() {
 }
 
 #[test]
-fn an_id_changes_while_servers_run_and_clients_tell_what_they_have_learned() {
+fn an_id_changes_while_servers_run_and_clients_report_what_they_heard() {
     require_root();
     let host = Host::new("host").unwrap();
     let [servers, clients, others] = [(); 3].map(|()| Cgroup::new().unwrap());
@@ -147,7 +148,7 @@ fn an_id_changes_while_servers_run_and_clients_tell_what_they_have_learned() {
     assert_eq!(server.learned_id(&back).unwrap(), None, "the server's end");
     server.set_id(0x8000_0008).unwrap();
     assert_eq!(server.id(), Some(0x8000_0008));
-    // The existing connection keeps its id; the next one has the new id.
+    // The existing connection keeps its id; the next one gets the new id.
     rally(&mut out, &mut back, 3);
     assert_eq!(client.learned_id(&out).unwrap(), Some(7));
     let (mut later, mut later_back) = connect(&host, &listener, &clients);
@@ -155,9 +156,9 @@ fn an_id_changes_while_servers_run_and_clients_tell_what_they_have_learned() {
     assert_eq!(client.learned_id(&later).unwrap(), Some(0x8000_0008));
     let zero = server.set_id(0).unwrap_err();
     assert!(matches!(zero, Error::InvalidConfig { .. }), "{zero}");
-    assert_eq!(server.id(), Some(0x8000_0008), "as it was");
+    assert_eq!(server.id(), Some(0x8000_0008), "the id is unchanged");
 
-    // A socket that has learned nothing, and what is no socket.
+    // A socket that has heard no id, and a descriptor that is no socket.
     let plain = host.run(|| TcpListener::bind(any).unwrap());
     let (plain_out, _plain_back) = connect(&host, &plain, &clients);
     assert_eq!(client.learned_id(&plain_out).unwrap(), None);
@@ -165,7 +166,7 @@ fn an_id_changes_while_servers_run_and_clients_tell_what_they_have_learned() {
     let error = client.learned_id(&file).unwrap_err();
     assert!(matches!(error, Error::Kernel { .. }), "{error}");
 
-    // Two servers on a host, each with its own; a client's end becomes a server's.
+    // Two servers on a host, each with its own id; then one whose cgroup had clients.
     let mut second = ServerIdOption::client().unwrap();
     second.attach(others.path()).unwrap();
     second.set_id(9).unwrap();
@@ -186,7 +187,7 @@ fn a_client_repeats_what_a_server_writes() {
     server.attach(servers.path()).unwrap();
     client.attach(clients.path()).unwrap();
 
-    // The other group is not concerned, and a peer that does not understand the option is unharmed.
+    // The other group is not affected, nor is a peer without the option.
     talk(&host, &others, &others, 3);
     assert_eq!(server.counters().unwrap(), Default::default());
     talk(&host, &others, &clients, 3);
@@ -194,20 +195,20 @@ fn a_client_repeats_what_a_server_writes() {
     talk(&host, &servers, &others, 3);
     let alone = server.counters().unwrap();
     assert_eq!((alone.served, alone.heard), (1, 0));
-    // In the SYN-ACK, and in every packet, for nobody repeats it.
+    // In the SYN-ACK and in every later packet, as the client never repeats it.
     assert!(alone.written >= 4, "{alone:?}");
 
     talk(&host, &servers, &clients, 20);
     let counters = server.counters().unwrap();
     assert_eq!(counters.served, 2);
-    // The client has it from the SYN-ACK: the server writes it only until it hears it itself.
+    // The client has it from the SYN-ACK: the server stops writing it once the client repeats it.
     let written = counters.written - alone.written;
     assert!((1..5).contains(&written), "{counters:?}");
     let heard = client.counters().unwrap();
     assert_eq!((heard.served, heard.heard), (0, 1));
     assert!(heard.written >= 20, "in every packet: {heard:?}");
 
-    // A server in front of another one is both.
+    // A server in front of another one is also a client.
     client.detach(clients.path()).unwrap();
     let mut both = ServerIdOption::server(7).unwrap();
     both.attach(clients.path()).unwrap();
@@ -240,7 +241,7 @@ fn a_socket_that_listened_before_writes_from_the_second_packet_on() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     require_root();
     let error = ServerIdOption::server(0).unwrap_err();
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
@@ -259,7 +260,7 @@ fn what_cannot_be_is_refused() {
     option.detach(group.path()).unwrap();
     let gone = option.detach(group.path()).unwrap_err();
     assert!(matches!(gone, Error::NotFound { .. }), "{gone}");
-    // Programs of several owners are attached side by side.
+    // Several owners' programs can be attached side by side.
     let mut other = ServerIdOption::client().unwrap();
     other.attach(group.path()).unwrap();
     option.attach(group.path()).unwrap();

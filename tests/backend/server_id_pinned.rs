@@ -35,7 +35,7 @@ fn files() -> PathBuf {
     private_bpf_fs().unwrap()
 }
 
-/// The kernel's numbers of the links, and of their programs.
+/// The ids of the links and of their programs.
 fn links(files: &std::path::Path) -> Vec<(u32, u32)> {
     let attached = files.join("option/attached");
     let names = tree(&attached).into_iter().map(|(name, _)| name);
@@ -49,7 +49,7 @@ fn states(option: &ServerIdOption) -> Vec<AttachmentState> {
     option.cgroups().into_iter().map(|of| of.state).collect()
 }
 
-/// As another version leaves it. What connections have learned this one does not forget.
+/// As another version leaves it. This version keeps the ids that connections have heard.
 #[test]
 fn one_of_another_layout_keeps_its_ids_or_stays() {
     let files = files();
@@ -81,7 +81,7 @@ fn one_of_another_layout_keeps_its_ids_or_stays() {
 }
 
 #[test]
-fn the_next_handle_goes_on_with_all_of_it() {
+fn the_next_handle_adopts_everything() {
     let files = files();
     let directory = files.join("option");
     let host = Host::new("host").unwrap();
@@ -112,7 +112,7 @@ fn the_next_handle_goes_on_with_all_of_it() {
     let counters = option.counters().unwrap();
     drop(option);
 
-    // Without a handle: the connection that there is, and a new one.
+    // Without a handle: the existing connection, and a new one.
     rally(&mut out, &mut back, 5);
     let (mut later, mut later_back) = connect(&host, &listener, &clients);
     rally(&mut later, &mut later_back, 5);
@@ -153,9 +153,9 @@ fn the_next_handle_goes_on_with_all_of_it() {
     assert_eq!(other.counters().unwrap().served, 1);
 }
 
-/// As when a service is started again: a cgroup of its path is another one.
+/// As when a service restarts: its cgroup is recreated at the same path.
 #[test]
-fn a_cgroup_that_was_made_anew_is_attached_to_again() {
+fn a_recreated_cgroup_is_attached_again() {
     let files = files();
     let directory = files.join("option");
     let parent = Cgroup::new().unwrap();
@@ -168,7 +168,7 @@ fn a_cgroup_that_was_made_anew_is_attached_to_again() {
     let mut option = ServerIdOption::adopt(&directory).unwrap();
     assert_eq!(states(&option), [AttachmentState::Gone]);
     assert_eq!(option.cgroups()[0].path, path);
-    // As long as there is none nothing happens.
+    // Without a cgroup nothing happens.
     option.reattach().unwrap();
     assert_eq!(states(&option), [AttachmentState::Gone]);
     fs::create_dir(&path).unwrap();
@@ -178,7 +178,7 @@ fn a_cgroup_that_was_made_anew_is_attached_to_again() {
     let names: Vec<_> = tree(&directory.join("attached"));
     assert_eq!(names.len(), 2, "{names:?}");
     drop(option);
-    // While the handle lives it is the same.
+    // The same while the handle lives.
     let mut option = ServerIdOption::adopt(&directory).unwrap();
     assert_eq!(states(&option), [AttachmentState::Attached]);
     fs::remove_dir(&path).unwrap();
@@ -193,7 +193,7 @@ fn a_cgroup_that_was_made_anew_is_attached_to_again() {
 }
 
 #[test]
-fn what_fails_leaves_all_as_it_was() {
+fn failed_calls_change_nothing() {
     let files = files();
     let directory = files.join("option");
     let group = Cgroup::new().unwrap();
@@ -216,7 +216,7 @@ fn what_fails_leaves_all_as_it_was() {
             (pinned.clone(), before.clone())
         );
     }
-    // One that another process has half made, and what says where a cgroup is that was never attached to.
+    // An attachment that another process has half made: the record of a cgroup, without a link.
     let attached = directory.join("attached");
     std::os::unix::fs::symlink("/nowhere", attached.join("path_77")).unwrap();
     let option = ServerIdOption::adopt(&directory).unwrap();

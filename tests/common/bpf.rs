@@ -1,5 +1,5 @@
-//! Programs and maps as the kernel shows them to anybody with a descriptor: running a program on a
-//! frame, reading and writing elements, sizes.
+//! Programs and maps through their descriptors: running a program on a frame, reading and writing
+//! elements, sizes.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 
 use katran::flows::Verdict;
 
-/// What a program made of a frame.
+/// What a program did with a frame.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ran {
     pub(crate) verdict: Verdict,
@@ -34,7 +34,7 @@ pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> Ran {
     run_with(program, frame, None)
 }
 
-/// The same with `metadata` bytes in front of the frame, which take that much headroom.
+/// The same with `metadata` bytes before the frame, which use up that much headroom.
 pub(crate) fn run_with_metadata(program: BorrowedFd<'_>, frame: &[u8], metadata: u32) -> Ran {
     let mut bytes = vec![0; metadata as usize];
     bytes.extend(frame);
@@ -61,15 +61,16 @@ pub(crate) fn run_tc(program: BorrowedFd<'_>, frame: &[u8]) -> Ran {
     Ran { verdict, frame }
 }
 
-/// What a socket buffer is to say besides its bytes, and what it says afterwards.
+/// A socket buffer's fields besides its bytes, before a run and after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Buffer {
     pub(crate) mark: u32,
-    /// If it is cut into segments later: the bytes of payload of each.
+    /// For a buffer to be segmented later: the payload bytes of each segment.
     pub(crate) segment: u32,
 }
 
-/// Runs a tc program on a frame that leaves by `lo`: its action, the frame, and the buffer's mark.
+/// Runs a tc program on a frame that leaves by `lo`; returns its action, the frame, and the
+/// buffer's mark.
 pub(crate) fn run_tc_with(
     program: BorrowedFd<'_>,
     frame: &[u8],
@@ -97,7 +98,7 @@ pub(crate) fn run_tc_with(
         repeat: 1,
         ..Default::default()
     };
-    // SAFETY: all buffers are as long as the options say and outlive the call.
+    // SAFETY: the options give all buffers' lengths, and all of them outlive the call.
     check(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })
         .unwrap();
     out.truncate(options.data_size_out as usize);
@@ -119,7 +120,7 @@ fn run_with(
     Ran { verdict, frame }
 }
 
-/// What the program answers, as the kernel numbers it.
+/// The program's return value, as a number.
 pub(crate) fn run_raw(
     program: BorrowedFd<'_>,
     bytes: &[u8],
@@ -140,23 +141,24 @@ pub(crate) fn run_raw(
         options.ctx_in = std::ptr::from_ref(context).cast();
         options.ctx_size_in = size;
     }
-    // SAFETY: all buffers are as long as the options say and outlive the call.
+    // SAFETY: the options give all buffers' lengths, and all of them outlive the call.
     check(unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) })
         .unwrap();
     out.truncate(options.data_size_out as usize);
     (options.retval, out)
 }
 
-/// The type of a map, as the kernel numbers them.
+/// A map's type, as the kernel's number.
 pub(crate) fn map_type(map: BorrowedFd<'_>) -> u32 {
     map_info(map).type_
 }
 
-/// Has the kernel fill in what it knows of a program. The arrays that `about` asks for have to be as long as it
-/// says.
+/// Makes the kernel fill in what it knows of a program. Arrays that `about` asks for must have the
+/// lengths it states.
 fn tell_about(program: BorrowedFd<'_>, about: &mut libbpf_sys::bpf_prog_info) {
     let mut length = mem::size_of_val(about) as u32;
-    // SAFETY: `about` is as long as `length` says, and the callers here keep to what is asked of them.
+    // SAFETY: `length` is the size of `about`, and the callers here provide arrays of the stated
+    // lengths.
     check(unsafe {
         libbpf_sys::bpf_obj_get_info_by_fd(
             program.as_raw_fd(),
@@ -182,7 +184,7 @@ pub(crate) fn maps_of(program: BorrowedFd<'_>) -> Vec<u32> {
         .collect()
 }
 
-/// Bytes of a program as the kernel runs it, and how many instructions the verifier has looked at.
+/// The size of a program as the kernel runs it, and how many instructions the verifier processed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     pub(crate) bytes: u32,
@@ -199,7 +201,7 @@ pub(crate) fn size(program: BorrowedFd<'_>) -> Size {
     }
 }
 
-/// A program as the kernel runs it: the instructions that the verifier has left, of 8 bytes each.
+/// A program as the kernel runs it: the instructions after verification, 8 bytes each.
 pub(crate) fn translated(program: BorrowedFd<'_>) -> Vec<u8> {
     let mut instructions = vec![0; size(program).bytes as usize];
     let mut info = libbpf_sys::bpf_prog_info {
@@ -211,13 +213,13 @@ pub(crate) fn translated(program: BorrowedFd<'_>) -> Vec<u8> {
     instructions
 }
 
-/// All programs that this process has a descriptor of, or of a link to: by name, of which the kernel keeps 15
-/// characters.
+/// All programs that this process has a descriptor of, or of a link to, by name (the kernel keeps
+/// 15 characters).
 pub(crate) fn own_programs() -> Vec<(String, Size)> {
     let descriptors = fs::read_dir("/proc/self/fdinfo").unwrap();
     let mut ids = BTreeSet::new();
     for descriptor in descriptors {
-        // Other tests close theirs meanwhile.
+        // Concurrent tests close theirs.
         let about = fs::read_to_string(descriptor.unwrap().path()).unwrap_or_default();
         let id = about.lines().find_map(|line| line.strip_prefix("prog_id:"));
         ids.extend(id.map(|id| id.trim().parse::<u32>().unwrap()));
@@ -267,7 +269,7 @@ fn map_by_id(id: u32) -> OwnedFd {
 fn map_info(map: BorrowedFd<'_>) -> libbpf_sys::bpf_map_info {
     let mut info = libbpf_sys::bpf_map_info::default();
     let mut length = mem::size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says.
+    // SAFETY: `length` is the size of `info`.
     check(unsafe {
         libbpf_sys::bpf_obj_get_info_by_fd(
             map.as_raw_fd(),
@@ -335,7 +337,7 @@ pub(crate) fn count_on_all_cpus(map: BorrowedFd<'_>, index: u32, count: u64) -> 
     cpus as u64
 }
 
-/// Makes a map empty: no elements, or zeros where there always are some.
+/// Empties a map: no elements, or zeros where elements always exist.
 pub(crate) fn clear(map: BorrowedFd<'_>) {
     let info = map_info(map);
     if info.type_ == libbpf_sys::BPF_MAP_TYPE_ARRAY {
@@ -372,11 +374,11 @@ pub(crate) fn clear(map: BorrowedFd<'_>) {
     }
 }
 
-/// Makes every entry of a flow table of either kind so much older, in ticks of the kernel's clock.
+/// Makes every entry of a flow table of either type older by this many ticks of the kernel's clock.
 pub(crate) fn age_flows(table: BorrowedFd<'_>, ticks: u32) {
-    // The two low bits of a stamp are no time.
+    // The two low bits of a stamp are flags.
     let ticks = ticks.next_multiple_of(4);
-    // An entry of a set: tag, id, stamp; of the LRU hash: id, stamp.
+    // An entry of a set is tag, id and stamp; one of the LRU hash is id and stamp.
     const ENTRY: usize = 16;
     let is_hash = map_type(table) == libbpf_sys::BPF_MAP_TYPE_LRU_HASH;
     let entry = if is_hash { ENTRY / 2 } else { ENTRY };
@@ -396,7 +398,7 @@ pub(crate) fn age_flows(table: BorrowedFd<'_>, ticks: u32) {
     }
 }
 
-/// Removes an element, which is there.
+/// Removes an existing element.
 pub(crate) fn remove(map: BorrowedFd<'_>, key: &[u8]) {
     assert_eq!(key.len(), map_info(map).key_size as usize);
     // SAFETY: the key is as long as the map's.
@@ -404,7 +406,7 @@ pub(crate) fn remove(map: BorrowedFd<'_>, key: &[u8]) {
         .unwrap();
 }
 
-/// Every element of a map; one that goes meanwhile may be in it or not.
+/// Every element of a map; one that is removed meanwhile may be missing.
 pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut elements = BTreeMap::new();
     let mut key = vec![0u8; map_info(map).key_size as usize];
@@ -427,7 +429,7 @@ pub(crate) fn dump(map: BorrowedFd<'_>) -> BTreeMap<Vec<u8>, Vec<u8>> {
     }
 }
 
-/// The entries of a flow table of either kind, whatever holds them.
+/// The entries of a flow table of either type.
 pub(crate) fn flow_entries(table: BorrowedFd<'_>) -> Vec<Vec<u8>> {
     const ENTRY: usize = 16;
     const ID: std::ops::Range<usize> = 8..12;

@@ -1,21 +1,21 @@
-//! A memory cgroup of a test's own, of whichever version there is.
+//! A memory cgroup for a test, of whichever version the host has.
 //!
-//! A cgroup of version 2 with processes in it cannot hand the memory controller on, so the group of a test
-//! is made below the nearest one above that does. There may be none: cgroups are read-only in many
+//! A version 2 cgroup with processes cannot delegate the memory controller, so a test's group is
+//! made below the nearest ancestor that does. There may be none: cgroups are read-only in many
 //! containers.
 
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// A memory cgroup; the process is back in its own when it is dropped.
+/// A memory cgroup. Dropping it returns the process to its former one.
 pub(crate) struct Cgroup {
     group: PathBuf,
     own: PathBuf,
 }
 
 impl Cgroup {
-    /// Makes one with a limit in bytes; the error says why there can be none.
+    /// Makes one with a limit in bytes; the error says why it cannot.
     pub(crate) fn new(limit: u64) -> Result<Self, String> {
         let place = Place::of(Path::new("/"))?;
         let name = format!("katran-limits-{}", std::process::id());
@@ -48,7 +48,7 @@ impl Drop for Cgroup {
                 .map_err(|error| format!("{}: {error}", self.group.display()))
         });
         if let Err(error) = left {
-            // The test itself may be about to fail.
+            // Not a panic: the test itself may be failing.
             eprintln!("a cgroup is left behind: {error}");
         }
     }
@@ -59,7 +59,7 @@ fn enter(group: &Path) -> Result<(), String> {
     fs::write(&processes, "0").map_err(|error| format!("{}: {error}", processes.display()))
 }
 
-/// Where a process is in the tree of memory cgroups, and where another one can be made.
+/// A process's place in the tree of memory cgroups, and where another one can be made.
 pub(crate) struct Place {
     pub(crate) own: PathBuf,
     pub(crate) parent: PathBuf,
@@ -68,7 +68,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// That of this process, in the file system that begins at `root`; the error says why there is none.
+    /// This process's place, in the file system rooted at `root`; the error says why there is none.
     pub(crate) fn of(root: &Path) -> Result<Self, String> {
         let read = |path: &str| {
             let path = root.join(path);

@@ -1,4 +1,4 @@
-//! Congestion marks at the end of a tunnel, as RFC 6040 has them (section 4.2, figure 4).
+//! Congestion marks at a tunnel's end, by RFC 6040 (section 4.2, figure 4).
 
 use std::net::IpAddr;
 
@@ -12,8 +12,8 @@ const ECT_1: u8 = 1;
 const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
-/// Marks of the inner and the outer header, and that of the packet that leaves the tunnel; `None`: it is
-/// dropped.
+/// Marks of the inner and outer header, and the resulting mark of the packet that leaves the
+/// tunnel; `None`: dropped.
 #[rustfmt::skip]
 pub(crate) const RFC6040: [(u8, u8, Option<u8>); 16] = [
     (NOT_ECT, NOT_ECT, Some(NOT_ECT)), (NOT_ECT, ECT_0, Some(NOT_ECT)), (NOT_ECT, ECT_1, Some(NOT_ECT)), (NOT_ECT, CE, None),
@@ -22,7 +22,7 @@ pub(crate) const RFC6040: [(u8, u8, Option<u8>); 16] = [
     (CE, NOT_ECT, Some(CE)), (CE, ECT_0, Some(CE)), (CE, ECT_1, Some(CE)), (CE, CE, Some(CE)),
 ];
 
-/// The six bits beside the mark, of the inner header and of the outer one.
+/// The other six bits of the inner and outer traffic class.
 const INNER_CLASS: u8 = 0xb8;
 const OUTER_CLASS: u8 = 0x28;
 
@@ -31,7 +31,7 @@ pub(crate) fn marked(flow: Flow, mark: u8) -> Vec<u8> {
     Packet::new(flow).tos(INNER_CLASS | mark).ip()
 }
 
-/// That packet in a tunnel whose header has this mark: GUE to a port, or IP in IP.
+/// That packet in a tunnel whose outer header has this mark: GUE to a port, or IP in IP.
 pub(crate) fn in_tunnel(inner: &[u8], mark: u8, end: IpAddr, gue: Option<u16>) -> Vec<u8> {
     let source: IpAddr = match end.is_ipv4() {
         true => [172, 16, 1, 1].into(),

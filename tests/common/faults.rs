@@ -1,5 +1,6 @@
-//! Threads on which the kernel refuses things: with a seccomp filter that answers a system call
-//! with an errno, or has somebody else judge it, or without capabilities. All last as long as the thread and bind nobody else.
+//! Threads on which the kernel refuses things: by a seccomp filter that returns an errno or asks
+//! another thread, or without capabilities. All of this lasts as long as the thread and affects no
+//! other.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -84,8 +85,8 @@ fn refusing<T: Send>(
     })
 }
 
-/// Runs `f` on a thread whose every call of this kind (`command`: of bpf(2)) waits until `judge` has said whether it fails, and
-/// how; what has happened so far can be looked at meanwhile.
+/// Runs `f` on a thread whose every call of this kind (`command`: of bpf(2)) waits for `judge`,
+/// which decides whether it fails, and how, and can look at what has happened so far.
 pub(crate) fn judged<T: Send>(
     call: libc::c_long,
     command: Option<u32>,
@@ -108,7 +109,7 @@ pub(crate) fn judged<T: Send>(
     })
 }
 
-/// Has this thread's calls wait for answers, which the descriptor gives.
+/// Makes this thread's calls wait for answers, which the descriptor gives.
 fn listen(call: libc::c_long, command: Option<u32>) -> OwnedFd {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
@@ -126,7 +127,8 @@ fn listen(call: libc::c_long, command: Option<u32>) -> OwnedFd {
         len: steps.len() as u16,
         filter: steps.as_mut_ptr(),
     };
-    // SAFETY: they take numbers and a program that outlives the calls; the descriptor is nobody else's.
+    // SAFETY: the calls take numbers and a filter that outlives them; only the caller owns the
+    // descriptor.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         let listener = libc::syscall(
@@ -140,7 +142,7 @@ fn listen(call: libc::c_long, command: Option<u32>) -> OwnedFd {
     }
 }
 
-/// Whether a call waits; after some milliseconds, that none does.
+/// Whether a call is waiting; gives up after some milliseconds.
 fn is_asked(listener: &OwnedFd) -> bool {
     let mut asked = libc::pollfd {
         fd: listener.as_raw_fd(),
@@ -153,7 +155,7 @@ fn is_asked(listener: &OwnedFd) -> bool {
 }
 
 fn answer(listener: &OwnedFd, judge: &mut impl FnMut() -> Option<Errno>) {
-    // SAFETY: numbers, for which zero is a value.
+    // SAFETY: only numbers, for which zero is valid.
     let mut asked: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     let fd = listener.as_raw_fd();
     // SAFETY: takes a structure that outlives the call.

@@ -1,4 +1,4 @@
-//! Names of the places that most tests speak of: VIPs, the reals behind them, and a client's flow to each.
+//! Fixed names for most tests: VIPs, their reals, and a client's flow to each.
 
 use katran::Flow;
 

@@ -1,11 +1,11 @@
-//! Frames as they arrive, built field by field, with right lengths and checksums.
+//! Frames as received, built field by field, with right lengths and checksums.
 
 use std::net::IpAddr;
 
 use katran::Flow;
 use katran::Protocol;
 
-/// The station that the frames come from, and the balancer's own.
+/// The MAC addresses of the frames' source and of the balancer.
 pub(crate) const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 pub(crate) const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 
@@ -21,7 +21,7 @@ pub(crate) const ETHERNET: usize = 14;
 pub(crate) const IPV4: usize = 20;
 pub(crate) const IPV6: usize = 40;
 
-/// A TCP or UDP packet; a TCP one has only ACK set unless told otherwise.
+/// A TCP or UDP packet; by default TCP has only ACK set.
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
     flow: Flow,
@@ -49,7 +49,7 @@ impl Packet {
         self
     }
 
-    /// So many bytes of payload.
+    /// This many bytes of payload.
     pub(crate) fn payload(mut self, bytes: usize) -> Self {
         self.payload = (0..bytes).map(|i| (i * 31) as u8).collect();
         self
@@ -61,7 +61,7 @@ impl Packet {
         self
     }
 
-    /// TCP options, filled up to whole words with ends of the list.
+    /// TCP options, padded to whole words.
     pub(crate) fn options(mut self, options: &[u8]) -> Self {
         self.options = options.to_vec();
         self.options.resize(options.len().next_multiple_of(4), 0);
@@ -181,7 +181,7 @@ pub(crate) fn ethernet(ip: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The frame with so many bytes of its IP packet, and the length that fits.
+/// The frame cut to this many bytes of its IP packet, with the length field to match.
 pub(crate) fn cut(frame: &[u8], ip: usize) -> Vec<u8> {
     let mut frame = frame[..ETHERNET + ip].to_vec();
     let (at, length) = match frame[ETHERNET] >> 4 {
@@ -192,8 +192,7 @@ pub(crate) fn cut(frame: &[u8], ip: usize) -> Vec<u8> {
     frame
 }
 
-/// An IPv6 frame with bytes between its IP header and what follows that: extension headers, the first of
-/// which has this number.
+/// An IPv6 frame with extension headers inserted, the first of which has this number.
 pub(crate) fn extended(frame: &[u8], first: u8, headers: &[u8]) -> Vec<u8> {
     let (ip, rest) = frame.split_at(ETHERNET + IPV6);
     let mut bytes = [ip, headers, rest].concat();
@@ -223,8 +222,8 @@ pub(crate) fn icmp(
     ethernet(&packet(source, destination, protocol, 0, &message))
 }
 
-/// "Port unreachable" from the flow's client to the VIP, about a packet of the VIP's to the
-/// client; `transport` bytes of it are quoted behind its IP header.
+/// "Port unreachable" from the flow's client to the VIP, about a packet from the VIP to the client,
+/// quoting `transport` bytes behind its IP header.
 pub(crate) fn unreachable(flow: Flow, transport: usize) -> Vec<u8> {
     icmp_about(flow, Packet::new(reverse(flow)).ip(), transport)
 }
@@ -246,7 +245,7 @@ pub(crate) fn icmp_about(flow: Flow, quoted: Vec<u8>, transport: usize) -> Vec<u
     )
 }
 
-/// "Fragmentation needed" or "packet too big" with this MTU, about a packet of the VIP's.
+/// "Fragmentation needed" or "packet too big" with this MTU, about a packet from the VIP.
 pub(crate) fn too_big(flow: Flow, mtu: u16) -> Vec<u8> {
     let (client, vip) = (flow.source.ip(), flow.destination.ip());
     let quoted = Packet::new(reverse(flow)).ip();
@@ -269,8 +268,7 @@ pub(crate) fn reverse(flow: Flow) -> Flow {
     }
 }
 
-/// The ones' complement sum of the 16-bit words (RFC 1071); 0xffff over what holds a right
-/// checksum.
+/// The ones' complement sum of the 16-bit words (RFC 1071); 0xffff if it includes a right checksum.
 pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let mut sum = 0u64;
     for pair in bytes.chunks(2) {
@@ -297,8 +295,8 @@ pub(crate) fn pseudo_sum(source: IpAddr, destination: IpAddr, protocol: u8, body
     sum(&bytes)
 }
 
-/// Has the packet at the start of `bytes` say that it ends so many bytes earlier. With `datagram` it is the UDP
-/// datagram in it that does, and not the packet.
+/// Changes the length field at the start of `bytes` so that the packet ends this many bytes
+/// earlier; with `datagram` the UDP datagram's, not the packet's.
 pub(crate) fn ends_earlier(bytes: &mut [u8], by: usize, datagram: bool) {
     let (header, length) = if bytes[0] >> 4 == 4 {
         (IPV4, 2)

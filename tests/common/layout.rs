@@ -1,4 +1,5 @@
-//! What a pinned set says of its layout: the words of its map `contents`, by which tests make it another version's.
+//! The layout of a pinned set: the words of its map `contents`, which tests change to make it
+//! another version's.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -6,7 +7,7 @@ use std::path::Path;
 use super::bpf;
 use super::pins;
 
-/// Words: the layout of the set, and those of its parts.
+/// The words: the set's layout, then its parts'.
 pub(crate) const LAYOUT: usize = 1;
 pub(crate) const STATE: usize = 2;
 pub(crate) const FLOWS: usize = 3;
@@ -25,7 +26,7 @@ pub(crate) fn words(set: &Path) -> Vec<u64> {
         .collect()
 }
 
-/// Gives a set other words.
+/// Overwrites a set's words.
 pub(crate) fn write(set: &Path, words: &[u64]) {
     let value: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
     let contents = pins::open(&set.join("contents"));

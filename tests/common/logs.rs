@@ -1,4 +1,4 @@
-//! What the library says by `log`, of which each thread hears its own.
+//! What the library logs, separately for each thread.
 
 use std::cell::RefCell;
 use std::sync::Once;
@@ -31,7 +31,7 @@ impl Log for Heard {
     fn flush(&self) {}
 }
 
-/// Runs `f`, and what was said meanwhile on this thread.
+/// Runs `f`, and returns what this thread logged meanwhile.
 pub(crate) fn heard<T>(f: impl FnOnce() -> T) -> (T, Vec<(Level, String)>) {
     static SET: Once = Once::new();
     SET.call_once(|| {

@@ -23,8 +23,9 @@ use katran::state::OuterDontFragment;
 use katran_model as model;
 use katran_model::Balancer;
 
-/// A model of the balancer as it is now, without flows and with all counters 0, for packets that come
-/// to CPU `cpu`. VIPs have their places in `katran.vips()` as numbers, reals those of the library.
+/// A model of the balancer's current configuration, without flows and with all counters 0, for
+/// packets on CPU `cpu`. VIPs are numbered by their place in `katran.vips()`, reals as in the
+/// library.
 pub(crate) fn of(katran: &Katran, cpu: u32) -> Balancer {
     Balancer::new(config(katran, cpu), tables(katran))
 }
@@ -158,7 +159,7 @@ fn flags(flags: VipFlags) -> model::VipFlags {
     }
 }
 
-/// A VIP as it is now, all of its slots settled.
+/// A VIP as it is now, with all of its slots settled.
 pub(crate) fn vip_of(katran: &Katran, vip: Vip) -> model::Vip {
     let numbers = numbers(katran);
     let reals = katran.reals(vip).unwrap();

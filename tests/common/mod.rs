@@ -1,6 +1,6 @@
-//! What the tests of the loaded program share: a small balancer, frames with right checksums, the
-//! frames that must come in answer, and the kernel's view of programs and maps.
-//! Each test binary uses a part of it.
+//! Shared by the tests of the loaded program: a small balancer, frames with right checksums, the
+//! frames expected in return, and the kernel's view of programs and maps. Each test binary uses a
+//! part of it.
 
 pub(crate) mod bpf;
 pub(crate) mod cgroup;
@@ -34,19 +34,19 @@ use katran::flows::Reason;
 use katran_lab::require_root;
 
 pub(crate) const GATEWAY: MacAddr = MacAddr::new([0x0a, 0, 0, 0, 0, 0xfe]);
-/// Prime, as every ring's size, and small, so that rings are built and written at once.
+/// Prime, like every ring's size, and small, so that rings are built and written quickly.
 pub(crate) const RING_SIZE: u32 = 1009;
 pub(crate) const MAX_VIPS: u32 = 16;
 pub(crate) const MAX_REALS: u32 = 64;
 
-/// The kind of flow table that the tests run with: that of the environment variable
-/// `KATRAN_FLOW_TABLE`, or the default one. `make test` runs with both.
+/// The flow table type to test: the one in the environment variable `KATRAN_FLOW_TABLE`, or the
+/// default. `make test` runs both.
 pub(crate) fn flow_table() -> FlowTableKind {
     std::env::var("KATRAN_FLOW_TABLE")
         .map_or(FlowTableKind::default(), |kind| kind.parse().unwrap())
 }
 
-/// A balancer with small tables, in which changed flows are remembered; the other settings at their defaults.
+/// A balancer with small tables that remembers changed flows; other settings at their defaults.
 pub(crate) fn builder() -> Builder {
     Katran::builder()
         .flow_table(flow_table())
@@ -58,7 +58,7 @@ pub(crate) fn builder() -> Builder {
         .flow_table_size(10_000)
 }
 
-/// As [`builder`], with all flows in the flow table: for tests of that, and of what asks it.
+/// As [`builder`], but remembers all flows: for tests of the flow table and of what reads it.
 pub(crate) fn all_in_table() -> Builder {
     builder().flow_tracking(FlowTracking::All)
 }
@@ -68,7 +68,7 @@ pub(crate) fn load(builder: Builder) -> Katran {
     builder.load().unwrap()
 }
 
-/// What this thread has spent of a CPU's time so far: other threads and guests do not count.
+/// The CPU time that this thread has used so far, without other threads and guests.
 pub(crate) fn cpu_time() -> Duration {
     let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
     clock.now().unwrap().into()
@@ -98,20 +98,20 @@ pub(crate) fn serve(katran: &mut Katran, text: &str, flags: VipFlags, reals: &[&
     vip
 }
 
-/// New flows of the VIP go to `to` from now on; `from` is drained, and keeps what is remembered.
+/// From here on the VIP's new flows go to `to`; `from` is drained, and keeps what is remembered.
 pub(crate) fn drain(katran: &mut Katran, vip: Vip, from: &str, to: &str) {
     let drained = RealChange::Add(Real::new(ip(from)).weight(0));
     let other = RealChange::Add(Real::new(ip(to)));
     katran.modify_reals(vip, &[drained, other]).unwrap();
 }
 
-/// Where the program sends a frame, and why.
+/// The real that the program sends a frame to, and the reason.
 pub(crate) fn sent(katran: &Katran, frame: &[u8]) -> (Option<IpAddr>, Reason) {
     let ran = katran.simulate(frame).unwrap();
     (ran.real, ran.reason)
 }
 
-/// Flows from as many clients of the destination's family, each with another address and port.
+/// Flows from this many clients of the destination's family, each with its own address and port.
 pub(crate) fn flows(protocol: Protocol, destination: &str, count: u16) -> Vec<Flow> {
     let destination = at(destination);
     (0..count)

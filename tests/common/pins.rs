@@ -1,4 +1,4 @@
-//! Objects that are pinned in a BPF file system, and whether the kernel still has a program.
+//! Objects pinned in a BPF file system, and whether the kernel still has a program.
 
 use std::ffi::CString;
 use std::fs;
@@ -19,7 +19,7 @@ fn owned(fd: i32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens what is pinned at a path.
+/// Opens a pinned object.
 pub(crate) fn open(path: &Path) -> OwnedFd {
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     // SAFETY: takes a C string that outlives the call.
@@ -34,7 +34,7 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) {
     assert_eq!(pinned, 0);
 }
 
-/// Somebody else's map.
+/// A foreign map.
 pub(crate) fn array() -> OwnedFd {
     // SAFETY: takes numbers, a name and no options.
     let map = unsafe {
@@ -50,11 +50,11 @@ pub(crate) fn array() -> OwnedFd {
     owned(map).unwrap()
 }
 
-/// The kernel's number of a program.
+/// A program's id.
 pub(crate) fn program_id(program: BorrowedFd<'_>) -> u32 {
     let mut info = libbpf_sys::bpf_prog_info::default();
     let mut length = size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says, and both outlive the call.
+    // SAFETY: `length` is the size of `info`, and both outlive the call.
     let asked = unsafe {
         libbpf_sys::bpf_obj_get_info_by_fd(
             program.as_raw_fd(),
@@ -66,30 +66,30 @@ pub(crate) fn program_id(program: BorrowedFd<'_>) -> u32 {
     info.id
 }
 
-/// Whether the kernel has a program of this number.
+/// Whether the kernel has a program with this id.
 pub(crate) fn has_program(id: u32) -> bool {
     // SAFETY: takes a number.
     owned(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) }).is_ok()
 }
 
-/// A program, by its number.
+/// The program with this id.
 pub(crate) fn program(id: u32) -> OwnedFd {
     // SAFETY: takes a number.
     owned(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) }).unwrap()
 }
 
-/// The kernel's numbers of a link and of its program.
+/// The ids of a link and of its program.
 pub(crate) fn link(link: BorrowedFd<'_>) -> (u32, u32) {
     let mut info = libbpf_sys::bpf_link_info::default();
     let mut length = size_of_val(&info) as u32;
-    // SAFETY: `info` is as long as `length` says, and both outlive the call.
+    // SAFETY: `length` is the size of `info`, and both outlive the call.
     let asked =
         unsafe { libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut length) };
     assert_eq!(asked, 0);
     (info.id, info.prog_id)
 }
 
-/// All that is in a directory, with the modes; what the file system itself puts there has dots.
+/// Everything in a directory, with modes, except names with dots, which are the file system's own.
 pub(crate) fn tree(directory: &Path) -> Vec<(String, u32)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
@@ -109,11 +109,11 @@ pub(crate) fn tree(directory: &Path) -> Vec<(String, u32)> {
     found
 }
 
-/// How many sockops programs are attached to the cgroup of a directory.
+/// How many sockops programs are attached to a directory's cgroup.
 pub(crate) fn programs_of_cgroup(directory: &Path) -> u32 {
     let directory = fs::File::open(directory).unwrap();
     let mut count = 0;
-    // SAFETY: takes a descriptor, numbers and a pointer to a number; no ids are asked for.
+    // SAFETY: takes a descriptor, numbers and a pointer to a number; it asks for no ids.
     let asked = unsafe {
         libbpf_sys::bpf_prog_query(
             directory.as_raw_fd(),

@@ -1,8 +1,8 @@
-//! Where tests that draw at random begin: `KATRAN_SEED`, or anywhere.
+//! The seed of randomised tests: `KATRAN_SEED`, or a random one.
 
 use fastrand::Rng;
 
-/// Prints how to have a failure again.
+/// Prints how to repeat a failure.
 pub(crate) struct Seed(u64);
 
 impl Drop for Seed {
@@ -13,7 +13,7 @@ impl Drop for Seed {
     }
 }
 
-/// What draws, with what is to be kept until the test is over.
+/// A generator, and a guard to keep until the test is over.
 pub(crate) fn seeded() -> (Seed, Rng) {
     let given = std::env::var("KATRAN_SEED").ok();
     let given = given.map(|text| text.replace('_', "").parse().unwrap());

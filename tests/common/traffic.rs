@@ -1,4 +1,4 @@
-//! Clients that are served as long as a test takes, and the frames that hosts count meanwhile.
+//! Clients that are served throughout a test, and the frames that hosts count meanwhile.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,12 +15,12 @@ use katran_lab::TcpClient;
 use katran_lab::UdpClient;
 
 pub(crate) const PORT: u16 = 80;
-/// Connections of each service that live as long as the test.
+/// Lasting connections of each service.
 pub(crate) const LASTING: usize = 4;
-/// Between two questions of a client: so that a busy machine loses nothing in queues.
+/// Between two questions of a client, so that a busy machine drops nothing from its queues.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Packets that a host has sent, but for those by which it looks for its neighbours.
+/// Packets that a host has sent, except its neighbour discovery.
 pub(crate) fn sent(host: &Host) -> u64 {
     let read = |name: &str| {
         let path = format!("/proc/thread-self/net/{name}");
@@ -43,7 +43,7 @@ pub(crate) fn sent(host: &Host) -> u64 {
     v4 + of("Ip6OutRequests") - of("Icmp6OutMsgs")
 }
 
-/// Frames that interfaces of each host of a lab have lost.
+/// Frames that each host's interfaces have lost.
 pub(crate) fn lost(lab: &Lab) -> Vec<u64> {
     let hosts = [&lab.client, &lab.router, &lab.balancers[0].host].into_iter();
     let hosts = hosts.chain(lab.backends.iter().map(|backend| &backend.host));
@@ -64,7 +64,7 @@ fn lost_by(host: &Host) -> u64 {
     columns.sum()
 }
 
-/// What clients have been answered.
+/// The answers that clients got.
 #[derive(Default)]
 pub(crate) struct Answers {
     lasting: AtomicU64,
@@ -74,25 +74,25 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// To lasting connections, to new ones, and to datagrams.
+    /// On lasting connections, on new ones, and to datagrams.
     pub(crate) fn all(&self) -> [u64; 3] {
         [&self.lasting, &self.new, &self.datagrams].map(|of| of.load(Relaxed))
     }
 
-    /// Whether there are so many more of each kind than there were.
+    /// Whether there are this many more of each kind.
     pub(crate) fn are_more(&self, before: [u64; 3], by: u64) -> bool {
         let now = self.all().into_iter();
         now.zip(before).all(|(now, before)| now > before + by)
     }
 
-    /// Lasting connections by the backend that they are with for good.
+    /// Lasting connections by the backend that each belongs to.
     pub(crate) fn homes(&self) -> BTreeMap<String, usize> {
         self.homes.lock().unwrap().clone()
     }
 }
 
-/// Serves clients until `stop`, whose every question has to be answered: lasting connections and new ones in both families,
-/// and datagrams.
+/// Serves clients until `stop`; every question must be answered: on lasting and new connections in
+/// both families, and by datagram.
 pub(crate) fn serve<'a>(
     scope: &'a thread::Scope<'a, '_>,
     lab: &'a Lab,

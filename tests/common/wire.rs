@@ -1,4 +1,4 @@
-//! What must be on the wire, worked out byte by byte and from nothing of the library's.
+//! Expected frames, computed byte by byte without the library.
 
 use std::net::IpAddr;
 
@@ -23,7 +23,7 @@ impl Default for Prefixes {
     }
 }
 
-/// The frame in IP-in-IP for `real`. `source` and `port` are the flow's, where they count.
+/// The frame in IP-in-IP for `real`. `source` and `port` are the flow's, where they matter.
 pub(crate) fn ipip(frame: &[u8], source: Option<IpAddr>, port: u16, real: IpAddr) -> Vec<u8> {
     ipip_from(Prefixes::default(), frame, source, port, real)
 }
@@ -89,7 +89,7 @@ fn usable<const BYTES: usize>(mut host: [u8; BYTES]) -> [u8; BYTES] {
 }
 
 /// The frame in GUE for `real`, from the balancer's own address of that family. The checksum is
-/// worked out over all that is sent, or 0 if the packet has none itself.
+/// computed over everything sent, or 0 if the packet has none.
 pub(crate) fn gue(
     frame: &[u8],
     source: Option<IpAddr>,
@@ -153,7 +153,7 @@ pub(crate) fn gue(
         _ => panic!("{own} cannot send to {real}"),
     }
     out.extend(udp);
-    // What follows the packet in the frame.
+    // The bytes behind the packet.
     out.extend(&inner[usize::from(length)..]);
     out
 }

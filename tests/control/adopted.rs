@@ -1,5 +1,5 @@
-//! A pinned balancer that the next handle adopts: it knows all that the one before knew, counters and flows go
-//! on, and every kind of change works on it.
+//! Adopting a pinned balancer: the next handle knows all that the former one knew, counters and
+//! flows continue, and every kind of change works.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -57,7 +57,7 @@ pub(crate) fn rich(tracking: FlowTracking) -> Builder {
         .source_v4("192.0.2.1".parse().unwrap())
 }
 
-/// Some of everything.
+/// Adds some of everything.
 pub(crate) fn fill(katran: &mut Katran) {
     let tcp = serve(katran, VIP4, VipFlags::empty(), &[A, B, C]);
     serve(katran, VIP6, VipFlags::empty(), &[A6]);
@@ -81,7 +81,7 @@ pub(crate) fn fill(katran: &mut Katran) {
         .unwrap();
     katran.probes_mut().map_mark(9, ip(A)).unwrap();
     katran.probes_mut().register(tcp).unwrap();
-    // A number that was given back, and one whose flows are still to be moved.
+    // A number that was given back, and a down real whose flows have yet to move.
     katran.add_real(tcp, Real::new(ip("198.51.100.9"))).unwrap();
     katran.remove_real(tcp, ip("198.51.100.9")).unwrap();
     katran.mark_down(tcp, ip(B)).unwrap();
@@ -105,7 +105,7 @@ pub(crate) fn answers(katran: &Katran) -> Vec<Simulation> {
 }
 
 #[test]
-fn the_next_handle_knows_all_that_the_one_before_knew() {
+fn the_next_handle_knows_what_the_former_one_knew() {
     for tracking in [FlowTracking::All, FlowTracking::Changed] {
         let directory = directory();
         let missing = builder().pin(&directory).adopt().unwrap_err();
@@ -120,7 +120,7 @@ fn the_next_handle_knows_all_that_the_one_before_knew() {
         assert!(matches!(busy, Error::Busy { .. }), "{busy}");
         drop(katran);
 
-        // Its settings are its own, not those of the call.
+        // The pinned settings count, not the call's.
         let (mut katran, start) = builder()
             .max_vips(3)
             .pin(&directory)
@@ -136,7 +136,7 @@ fn the_next_handle_knows_all_that_the_one_before_knew() {
             assert_eq!((after.real, after.reason), (before.real, before.reason));
         }
 
-        // Twice, with changes of every kind in between.
+        // Adopted twice, with changes of every kind in between.
         let tcp = vip(VIP4);
         katran.mark_up(tcp, ip(B)).unwrap();
         katran
@@ -157,7 +157,7 @@ fn the_next_handle_knows_all_that_the_one_before_knew() {
         drop(katran);
         let katran = builder().pin(&directory).adopt().unwrap();
         assert_eq!(katran.state(), state);
-        // The same from scratch gives the same.
+        // A new balancer with this state behaves the same.
         let mut fresh = load(state.builder().unwrap());
         let _ = fresh.apply(&state).unwrap();
         for flow in flows(Protocol::Tcp, "203.0.113.77:1", 40) {
@@ -181,7 +181,7 @@ fn next_hops_of_reals_are_kept() {
 }
 
 #[test]
-fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
+fn pinned_programs_are_kept_if_they_are_current() {
     let directory = directory();
     let builder = || builder().pin(&directory);
     let mut katran = load(builder());
@@ -192,7 +192,8 @@ fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
     let katran = builder().adopt().unwrap();
     assert_eq!(id(&katran), loaded);
     drop(katran);
-    // As another version leaves it, or one that is built in another way: nobody knows with what they were loaded.
+    // Another version, or another build, leaves no such file: what the programs were loaded with is
+    // then unknown.
     fs::remove_file(directory.join("set/programs/constants")).unwrap();
     let mut katran = builder().adopt().unwrap();
     let renewed = id(&katran);
@@ -212,9 +213,10 @@ fn programs_that_would_be_loaded_again_are_kept_and_others_are_not() {
     assert!(!directory.exists());
 }
 
-/// A ring whose slots are all settled names places still in which its history was. They are another VIP's ring by now.
+/// A fully settled ring still records the places where its history was. By now they belong to
+/// another VIP's ring.
 #[test]
-fn a_history_that_is_over_takes_no_ring() {
+fn a_settled_history_takes_no_ring() {
     let directory = directory();
     let mut katran = load(builder().pin(&directory));
     let first = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
@@ -251,7 +253,7 @@ fn a_history_that_is_over_takes_no_ring() {
         }
     };
     rings(&katran);
-    // Places that are free are written to.
+    // Free places are reused.
     let more = serve(
         &mut katran,
         "203.0.113.9:99/tcp",
@@ -263,13 +265,13 @@ fn a_history_that_is_over_takes_no_ring() {
     katran.remove().unwrap();
 }
 
-/// What says that flows of a VIP are void that is gone, and that a process has not come to take back.
+/// Pairs that void a removed VIP's flows, left by a process that ended before it could remove them.
 #[test]
 fn void_flows_of_a_vip_that_is_gone_are_forgotten() {
     let directory = directory();
     drop(load(builder().pin(&directory)));
     let map = pins::open(&directory.join("set/maps/down_reals"));
-    // Their VIP's number, and their reals.
+    // Keys: the VIP's number, and its reals.
     for real in 1..4_u32 {
         let key = [9_u32, real].map(u32::to_ne_bytes).concat();
         bpf::update(map.as_fd(), &key, &1_u32.to_ne_bytes());
@@ -280,11 +282,12 @@ fn void_flows_of_a_vip_that_is_gone_are_forgotten() {
     katran.remove().unwrap();
 }
 
-/// A replacement was cut off by a process of another version, which counts in another form: what is of the same form is
-/// carried, and nothing of the other set stays for an owner who could never carry it.
+/// A replacement was interrupted by a process of another version with other counters: the counters
+/// of the same form are carried over, and nothing of that set remains, as no owner could ever carry
+/// it over.
 #[test]
-fn what_was_counted_in_another_form_waits_for_nobody() {
-    /// Of `struct real_counters`.
+fn counters_of_another_form_are_not_kept() {
+    /// The size of `struct real_counters`.
     const VALUE: u32 = 24;
     let directory = directory();
     let mut katran = load(builder().pin(&directory));
@@ -311,11 +314,12 @@ fn what_was_counted_in_another_form_waits_for_nobody() {
     katran.remove().unwrap();
 }
 
-/// The owner before has not come to remove the entries: if the VIP is there again they are not its.
+/// The former owner has not removed the VIP's entries yet: they must not count for the VIP that is
+/// added again.
 #[test]
 fn entries_of_a_vip_that_was_removed_do_not_come_back() {
     let directory = directory();
-    // One number, so that it has the one that it had; and a table that takes a while to walk.
+    // A single free number, so that it is reused; and a table that takes a while to walk.
     let settings = all_in_table().max_vips(2).flow_table_size(4_000_000);
     let mut katran = load(settings.pin(&directory));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);

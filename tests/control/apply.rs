@@ -1,5 +1,5 @@
 //! The declarative state against the kernel: `apply` makes the balancer what a document says with
-//! the fewest changes, `state` gives it back, and what is refused changes nothing.
+//! the fewest changes, `state` returns it, and a refused document changes nothing.
 
 use katran::DecapMode;
 use katran::Error;
@@ -69,7 +69,7 @@ pub(super) fn document() -> State {
     State::from_toml(DOCUMENT).unwrap()
 }
 
-/// A balancer made from a state: its settings, then what it balances.
+/// A balancer made from a state: its settings, then its VIPs.
 pub(super) fn from_state(state: &State) -> Katran {
     require_root();
     let mut katran = state.builder().unwrap().load().unwrap();
@@ -77,7 +77,7 @@ pub(super) fn from_state(state: &State) -> Katran {
     katran
 }
 
-/// Where the flows of every VIP of the document go that no table knows.
+/// Purges the flow tables and returns where each VIP's flows then go.
 pub(super) fn routes(
     katran: &mut Katran,
 ) -> Vec<(Option<katran::Vip>, Option<std::net::IpAddr>, Vec<u8>)> {
@@ -92,7 +92,7 @@ pub(super) fn routes(
 }
 
 #[test]
-fn a_document_becomes_a_balancer_and_a_document_again() {
+fn a_document_survives_the_round_trip_through_a_balancer() {
     let mut first = from_state(&document());
     assert_eq!(first.vips().len(), 3);
     let one = vip("203.0.113.1:443/tcp");
@@ -119,7 +119,7 @@ fn a_document_becomes_a_balancer_and_a_document_again() {
 }
 
 #[test]
-fn what_does_not_change_keeps_flows_counters_and_numbers() {
+fn unchanged_parts_keep_flows_counters_and_numbers() {
     let mut state = document();
     state.balancer.as_mut().unwrap().flow_tracking = Some(FlowTracking::All);
     let mut katran = from_state(&state);
@@ -184,7 +184,7 @@ fn any_order_of_states_ends_in_the_last_one() {
     }
 }
 
-/// Applying this is refused, and neither state nor routes nor flow table move.
+/// Checks that the state is refused, and that state, routes and flow table stay the same.
 fn refused(katran: &mut Katran, state: &State) -> Error {
     let before = (katran.state(), routes(katran), katran.real_numbers());
     let table = bpf::flow_entries(katran.flows().table_fd(0).unwrap());
@@ -207,7 +207,7 @@ fn a_document_without_a_table_size_has_that_of_its_tracking() {
         let mut katran = from_state(&state);
         let told = katran.state();
         assert_eq!(told.balancer.as_ref().unwrap().flow_table_size, Some(size));
-        // What does not say it leaves it, and what says the same is no change.
+        // A document without a size, and one with the same size, both change nothing.
         assert!(katran.apply(&state).unwrap().is_empty());
         assert!(katran.apply(&told).unwrap().is_empty());
         katran.reload(katran::Features::default()).unwrap();
@@ -217,7 +217,7 @@ fn a_document_without_a_table_size_has_that_of_its_tracking() {
 }
 
 #[test]
-fn features_come_before_what_needs_them_and_go_after_it() {
+fn features_are_enabled_first_and_disabled_last() {
     let whole = State::from_toml(WHOLE).unwrap();
     let mut bare = whole.clone();
     let settings = bare.balancer.as_mut().unwrap();
@@ -237,12 +237,12 @@ fn features_come_before_what_needs_them_and_go_after_it() {
     );
     assert_eq!(katran.source_routes().count(), 2);
     assert!(katran.apply(&whole).unwrap().is_empty());
-    // And back; the state is that of before.
+    // And back to the former state.
     katran.apply(&bare).unwrap();
     assert_eq!(katran.features(), katran::Features::GLOBAL_FLOW_TABLE);
     assert!(katran.apply(&bare).unwrap().is_empty());
 
-    // What needs a feature that is to be off: nothing changes.
+    // A document that uses a feature it disables changes nothing.
     let mut wrong = whole.clone();
     wrong.balancer.as_mut().unwrap().features = Some(katran::Features::INLINE_DECAP);
     let error = refused(&mut katran, &wrong);
@@ -294,7 +294,7 @@ fn a_state_that_does_not_fit_is_refused_whole() {
         refused(&mut katran, &quic),
         Error::InvalidConfig { .. }
     ));
-    // What the balancer was loaded without.
+    // A feature that the balancer was loaded without.
     let mut routes = document();
     routes.vips.remove(0);
     let prefix = "100.64.0.0/10".parse().unwrap();

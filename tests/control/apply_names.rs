@@ -1,5 +1,5 @@
-//! What a state says beside VIPs and reals: server ids, source routes, marks, tunnel ends. `apply` makes it so, and
-//! calls come to the same.
+//! What a state has besides VIPs and reals: server ids, source routes, marks, tunnel ends. `apply`
+//! and the single calls give the same result.
 
 use std::collections::BTreeMap;
 
@@ -95,8 +95,8 @@ fn kernel(katran: &Katran) -> Vec<BTreeMap<Vec<u8>, Vec<u8>>> {
     maps.into()
 }
 
-/// What voids entries of reals that have gone is there until they are removed; of one that is down for
-/// this VIP it stays.
+/// Waits until void entries are removed, and then the pairs that void them. The pair of the down
+/// real stays.
 fn until_swept(katran: &Katran) {
     eventually("void entries are removed", || {
         bpf::dump(katran.map_fd("down_reals").unwrap()).len() <= 1
@@ -118,7 +118,8 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
     let other = from_state(&State::from_toml(&text).unwrap());
     assert_eq!(other.state(), katran.state());
 
-    // Each to something else, some gone, some new; the id's real becomes the VIP's and stays itself.
+    // Each name leads elsewhere, some are gone, some new; the id's real joins the VIP and keeps its
+    // number.
     let number = katran.real_index(ip("198.51.100.3"));
     let prefix = |text: &str| text.parse::<Prefix>().unwrap();
     let mut next = document.clone();
@@ -158,7 +159,7 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
          address added, 1 decap address removed, 1 decap address changed"
     );
 
-    // Too many of each: nothing moves.
+    // Too many of each: nothing changes.
     until_swept(&katran);
     let in_kernel = kernel(&katran);
     let mut full = |change: fn(&mut State)| {
@@ -198,13 +199,13 @@ fn ids_routes_marks_and_tunnel_ends_are_part_of_the_state() {
     assert_eq!(katran.state(), fresh.state());
 }
 
-/// The state that a new balancer of this document has.
+/// The state of a new balancer with this document.
 fn fresh_of(document: &State) -> State {
     from_state(document).state()
 }
 
 #[test]
-fn calls_and_states_are_one_thing() {
+fn calls_and_states_are_equivalent() {
     let mut katran = load(builder());
     let one = serve(
         &mut katran,

@@ -1,4 +1,5 @@
-//! Events in files: what is written, that tshark reads it, and what becomes of it where a file cannot be written.
+//! Events in files: what is written, that tshark reads it, and what happens when a file cannot be
+//! written.
 
 use std::fs;
 use std::fs::File;
@@ -28,14 +29,14 @@ use super::monitor::watched;
 use crate::common::at;
 use crate::common::faults::without_call;
 
-/// A directory that goes with the test.
+/// A directory that is removed after the test.
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
         let name = format!("{name}-{}", process::id());
         let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        // Of a process that had this number and was killed.
+        // Left by a killed process with the same id.
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).unwrap();
         Self(path)
@@ -64,7 +65,7 @@ fn events_are_written_to_a_file_for_each_kind() {
     katran.simulate(&too_big()).unwrap();
     let stats = wait(&monitor, |stats| stats.delivered == 4);
     assert_eq!(stats.failure, None);
-    // What is there can be read while it goes on.
+    // Files can be read while the capture continues.
     for (kind, frames) in [
         (EventKind::TcpNonSynMiss, vec![tcp(1), tcp(2), tcp(3)]),
         (EventKind::PacketTooBig, vec![tcp(7).payload(1600)]),
@@ -86,7 +87,7 @@ fn events_are_written_to_a_file_for_each_kind() {
         assert!(reader.next_raw_packet().is_none(), "{kind}");
     }
     monitor.stop();
-    // They are not written over.
+    // Existing files are not overwritten.
     let error = katran
         .events()
         .to_pcap(options.clone(), &scratch.0)
@@ -103,8 +104,8 @@ fn events_are_written_to_a_file_for_each_kind() {
     assert!(!scratch.0.join("tcp_non_syn_miss.pcap").exists());
 }
 
-/// What tshark makes of a file: of each packet the bytes that are there, those of the frame, the seconds
-/// since 1970, and where to.
+/// A file's packets according to tshark: captured and original length, seconds since 1970, and
+/// destination.
 fn tshark(file: &Path) -> Vec<(usize, usize, f64, String)> {
     let mut command = Command::new("tshark");
     command.arg("-n").arg("-r").arg(file);
@@ -152,12 +153,12 @@ fn tshark_reads_every_kind_of_file_and_sees_where_packets_were_cut() {
         };
         assert_eq!((*captured, *length), (50, frame.len()), "{kind}");
         assert_eq!(*destination, at(to).ip().to_string());
-        // Two clocks are read one after the other.
+        // Two clocks, read one after the other.
         assert!((before - 0.1..after + 0.1).contains(time), "{kind}: {time}");
     }
 }
 
-/// Mounts in the mount namespace of this thread.
+/// Mounts in this thread's mount namespace.
 fn mount(arguments: &[&str]) {
     mount_command("mount", arguments);
 }
@@ -167,7 +168,7 @@ fn mount_command(name: &str, arguments: &[&str]) {
     assert!(status.success(), "{name} {arguments:?}");
 }
 
-/// A mount that goes with the test, so that the directory can.
+/// A mount that ends with the test, so that the directory can be removed.
 struct Mounted<'a>(&'a str);
 
 impl Drop for Mounted<'_> {
@@ -179,7 +180,7 @@ impl Drop for Mounted<'_> {
 #[test]
 fn a_full_disk_leaves_whole_packets() {
     let katran = watched();
-    // The thread has a mount namespace of its own then, which ends with it.
+    // Gives the thread its own mount namespace.
     private_bpf_fs().unwrap();
     let scratch = Scratch::new("full");
     let path = scratch.0.to_str().unwrap();
@@ -213,7 +214,7 @@ fn a_full_disk_leaves_whole_packets() {
         assert!(reader.next_raw_packet().is_none());
     };
     whole(fit);
-    // There is room again: it goes on behind the last whole one.
+    // With room again, writing continues after the last whole packet.
     mount(&["-o", "remount,size=1m", path]);
     for client in 1..=5 {
         katran.simulate(&tcp(client).frame()).unwrap();
@@ -244,7 +245,7 @@ fn a_monitor_that_cannot_listen_is_an_error_and_leaves_nothing() {
         }
         assert!(!katran.events().is_running());
         assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 0);
-        // Nobody listens, so nothing is handed over.
+        // No monitor runs, so no event is made.
         katran.simulate(&too_big()).unwrap();
         assert_eq!(katran.stats().events().unwrap().packet_too_big, 0);
     }

@@ -1,5 +1,5 @@
-//! Changes as transactions: at every limit a document can take the place of another, callbacks run
-//! when all is done, and what fails half way leaves library and kernel agreeing.
+//! Changes as transactions: at every limit one document can replace another, callbacks run when
+//! everything is done, and after a failure half way library and kernel agree.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -53,7 +53,7 @@ use crate::common::vip;
 const VIP: &str = "203.0.113.1:443/tcp";
 const PREFIX_VIP: &str = "203.0.113.0/24:0/tcp";
 
-/// A balancer that routes by prefixes and ids, with room for two of whatever can be limited.
+/// A balancer with routing by prefixes and ids, and room for two of whatever has a limit.
 fn small() -> Builder {
     builder()
         .features(Features::SOURCE_ROUTING | Features::INLINE_DECAP | Features::TCP_SERVER_ID)
@@ -82,8 +82,8 @@ fn id(id: u32, real: &str) -> ServerIdState {
     ServerIdState::new(ServerId::new(id, ip(real)))
 }
 
-/// Brings a balancer through all the states, and back: each is what the balancer says it is, and what
-/// one says that comes to it from nothing.
+/// Takes a balancer through all the states and back. Each must become the state it reports, and
+/// behave as in a new balancer.
 fn go_through(builder: impl Fn() -> Builder, states: &[State]) {
     let [mut katran, mut fresh] = [(), ()].map(|()| load(builder()));
     for (round, wanted) in (0..).zip(states.iter().chain(states.iter().rev())) {
@@ -99,7 +99,7 @@ fn go_through(builder: impl Fn() -> Builder, states: &[State]) {
             };
             assert_eq!(keys(&katran), keys(&fresh));
         }
-        // Other clients each time, for a SYN of a flow that was just used follows its entry.
+        // New clients each time: a SYN of a recent flow would follow its entry.
         let clients = flows(Protocol::Tcp, "203.0.113.1:443", 20 * (round + 1));
         for flow in clients.into_iter().skip(20 * usize::from(round)) {
             let ran = [&katran, &fresh].map(|katran| katran.simulate(&syn(flow)).unwrap());
@@ -118,11 +118,11 @@ fn source_routes_at_their_limit_are_replaced() {
     };
     let states = [
         with(&[("100.64.0.0/24", A), ("100.64.1.0/24", B)]),
-        // One of them, and where the other one leads.
+        // One route changes its real, the other is replaced.
         with(&[("100.64.0.0/24", B), ("100.64.2.0/24", B)]),
-        // All of them.
+        // Both are replaced.
         with(&[("100.64.3.0/24", C), ("100.64.4.0/24", A)]),
-        // Of both families.
+        // Routes of both families.
         with(&[
             ("100.64.0.0/16", C),
             ("100.65.0.0/16", A),
@@ -140,7 +140,7 @@ fn source_routes_at_their_limit_are_replaced() {
 }
 
 #[test]
-fn a_prefix_that_stays_is_there_all_the_while() {
+fn an_unchanged_prefix_never_disappears() {
     let mut katran = load(small());
     let with = |stays: &str, other: &str| {
         let mut state = state_of(&[(VIP, &[A])]);
@@ -159,7 +159,7 @@ fn a_prefix_that_stays_is_there_all_the_while() {
                 looks.fetch_add(1, Ordering::Relaxed);
             }
         });
-        // Until enough looks have come between.
+        // Until enough lookups have run in between.
         let mut applied = Ok(());
         for i in (0..=255).cycle().take(100_000) {
             let stays = if i % 2 == 0 { B } else { A };
@@ -215,9 +215,9 @@ fn server_ids_at_their_limit_are_replaced() {
     go_through(small, &states);
 }
 
-/// The name of a real that a VIP is about to name goes after that, and takes its place until then.
+/// A name is removed only after its real has joined the VIP, and keeps its place until then.
 #[test]
-fn names_of_reals_that_a_vip_comes_to_name_are_replaced_at_their_limit() {
+fn names_of_reals_that_join_a_vip_are_replaced_at_their_limit() {
     let with = |reals: &[&str], names: [u32; 2], real: &str| {
         let mut state = state_of(&[(VIP, reals)]);
         state.server_ids = names.map(|name| id(name, real)).to_vec();
@@ -227,7 +227,7 @@ fn names_of_reals_that_a_vip_comes_to_name_are_replaced_at_their_limit() {
     };
     let states = [with(&[A], [1, 2], B), with(&[A, B], [3, 4], A)];
     go_through(small, &states);
-    // The promise that they are ordered for: flows of that real stay.
+    // The reason for that order: the real's flows stay.
     let mut katran = load(small());
     katran.apply(&states[0]).unwrap();
     let number = katran.real_index(ip(B));
@@ -246,7 +246,7 @@ fn reals_at_their_limit_are_replaced_whatever_names_them() {
     };
     let states = [
         with(&[A, B], &[], &[]),
-        // Numbers go from the VIP to ids, and on to routes.
+        // The numbers move from the VIP to ids, and on to routes.
         with(&[], &[id(1, C), id(2, "198.51.100.4")], &[]),
         with(
             &[],
@@ -327,7 +327,7 @@ fn vips_at_their_limit_are_replaced() {
     go_through(full, &states);
 }
 
-/// What callbacks were told, in order.
+/// The callbacks' calls, in order.
 type Told = Arc<Mutex<Vec<(&'static str, IpAddr, RealNumber)>>>;
 
 fn listen(katran: &mut Katran) -> Told {
@@ -360,7 +360,7 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
     let added = katran.on_real_added(count("a callback that panics, added"));
     katran.on_real_removed(count("a callback that panics, removed"));
     let told = listen(&mut katran);
-    // Whatever names a real.
+    // Everything that can name a real.
     serve(&mut katran, VIP, VipFlags::SRC_ROUTING, &[A]);
     katran
         .source_routes_mut()
@@ -376,7 +376,7 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
     let counters = katran.stats().library().unwrap();
     assert_eq!(counters.panicked_callbacks, 1);
     assert!(!katran.remove_callback(added), "it is gone");
-    // Library and kernel agree, and the reals go as they came.
+    // Library and kernel agree.
     let mut fresh = load(small());
     fresh.apply(&katran.state()).unwrap();
     for flow in flows(Protocol::Tcp, "203.0.113.1:443", 20) {
@@ -396,7 +396,7 @@ fn a_callback_that_panics_is_reported_and_not_called_again() {
 #[test]
 fn callbacks_run_after_the_whole_state_is_applied() {
     let mut katran = load(small());
-    // The map of marks is there with the first one.
+    // The first mark makes the map.
     katran.probes_mut().map_mark(1, ip(A)).unwrap();
     let marks = katran.map_fd("marks").unwrap();
     let marks = marks.try_clone_to_owned().unwrap();
@@ -412,20 +412,20 @@ fn callbacks_run_after_the_whole_state_is_applied() {
     katran.on_real_added(note);
     let mut state = state_of(&[(VIP, &[A, B])]);
     state.source_routes = vec![route("100.64.0.0/24", C)];
-    // The last step.
+    // Setting marks is the last step.
     state.marks = vec![MarkState::new(1, ip(A)), MarkState::new(2, ip(B))];
     katran.apply(&state).unwrap();
     assert_eq!(*seen.lock().unwrap(), [true; 3]);
 }
 
 #[test]
-fn nothing_is_told_of_a_state_that_was_undone() {
+fn callbacks_do_not_run_for_a_state_that_was_undone() {
     let mut katran = load(small());
     serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     katran.probes_mut().map_mark(1, ip(A)).unwrap();
     let before = katran.state();
     let told = listen(&mut katran);
-    // Reals come, and then the mark cannot go.
+    // Reals are added, then the mark cannot be removed.
     let mut wanted = before.clone();
     wanted.vips[0].reals.push(Real::new(ip(B)));
     wanted.server_ids = vec![id(1, C)];
@@ -440,11 +440,11 @@ fn nothing_is_told_of_a_state_that_was_undone() {
 }
 
 #[test]
-fn what_could_not_be_undone_is_told() {
+fn callbacks_report_what_could_not_be_undone() {
     let mut katran = load(small());
     serve(&mut katran, VIP, VipFlags::empty(), &[A, B]);
     let told = listen(&mut katran);
-    // A real goes, a VIP cannot come, and the real cannot come back.
+    // A real is removed, a VIP cannot be added, and the real cannot be added back.
     let wanted = state_of(&[(VIP, &[B]), ("203.0.113.2:443/tcp", &[B])]);
     let updates = [faults::MAP_UPDATE_ELEM];
     let error = without_commands(&updates, Errno::ENOMEM, || katran.apply(&wanted));
@@ -459,7 +459,7 @@ fn what_could_not_be_undone_is_told() {
 }
 
 #[test]
-fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
+fn numbers_of_failed_names_are_reused_after_a_grace_period() {
     let fail = |katran: &mut Katran| {
         let routes = ["100.64.0.0/24".parse().unwrap()];
         let batch = [faults::MAP_UPDATE_BATCH];
@@ -472,7 +472,7 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
         );
         assert!(katran.real_numbers().is_empty());
     };
-    // Packets may have seen the first number lead to A: it is the last one to be given out again.
+    // Packets may have seen the first number lead to A: it is the last one to be reused.
     let mut katran = load(small().max_reals(2));
     let mut other = load(small().max_reals(2));
     fail(&mut katran);
@@ -483,7 +483,7 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
         number
     };
     assert_ne!(number(&mut katran), number(&mut other));
-    // And if there is no other, only after a grace period, which is refused here.
+    // The only number is reused after a grace period, which is refused here.
     let mut katran = load(small().max_reals(1));
     katran.add_vip(vip(VIP), VipFlags::empty()).unwrap();
     let add = [RealChange::Add(Real::new(ip(B)))];
@@ -493,7 +493,7 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
         assert!(matches!(added, Err(Error::Kernel { .. })), "{added:?}");
     });
     katran.modify_reals(vip(VIP), &add).unwrap();
-    // As another owner of that number: no entry of a flow that saw the first one matches.
+    // With a new generation: no entry of a flow that saw the first one matches.
     let flow = flows(Protocol::Tcp, "203.0.113.1:443", 1)[0];
     katran.simulate(&syn(flow)).unwrap();
     let ids: BTreeMap<_, _> = bpf::dump(katran.map_fd(".data.reals").unwrap());
@@ -503,7 +503,7 @@ fn numbers_of_names_that_failed_wait_for_packets_to_let_go() {
 }
 
 #[test]
-fn a_watch_that_cannot_begin_leaves_the_one_before() {
+fn a_watch_that_cannot_begin_leaves_the_former_one() {
     let mut katran = load(all_in_table());
     let one = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
     let two = serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
@@ -528,11 +528,11 @@ fn a_watch_that_cannot_begin_leaves_the_one_before() {
 }
 
 #[test]
-fn the_number_of_a_probe_is_given_out_again_after_a_grace_period() {
+fn a_probes_number_is_reused_after_a_grace_period() {
     let mut katran = load(small().max_vips(1));
     let [one, two] = [1, 2].map(|port| vip(&format!("203.0.113.9:{port}/tcp")));
     katran.probes_mut().register(one).unwrap();
-    // A probe under way may still be counted under the one number that there is.
+    // A probe under way may still count under the only number.
     without_call(libc::SYS_membarrier, Errno::EINVAL, || {
         katran.probes_mut().unregister(one).unwrap();
         let registered = katran.probes_mut().register(two);

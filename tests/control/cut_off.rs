@@ -1,5 +1,6 @@
-//! Another set of maps that packets have met, beside one that the next owner reads in part or not at all: what they have done
-//! there is known to the next owner, and what cannot be known is told.
+//! An interrupted replacement that packets have used, beside a set that the next owner can read
+//! only in part or not at all: the next owner continues with the packets' counters and flows, and
+//! reports what it cannot know.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -55,7 +56,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         require_root();
-        // Whose flow table `simulate` asks.
+        // `simulate` uses this CPU's flow table.
         stay_on(allowed_cpus()[0]);
         Self {
             host: host(),
@@ -71,7 +72,7 @@ impl Place {
         let builder = all_in_table().max_vips(4);
         let mut katran = builder.pin(&self.directory).load().unwrap();
         serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
-        // Whose other reals the replacement has.
+        // The replacement has other reals for it.
         serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
         attach(&self.host, &mut katran);
         katran
@@ -83,7 +84,7 @@ impl Place {
     }
 }
 
-/// Packets are on the one that is to take the place of another layout, as a link refuses it.
+/// Leaves packets on a replacement of a set of another layout, as one link refuses its program.
 fn refused_by_a_link(place: &Place, frames: &[Vec<u8>]) {
     let links = links(&place.directory);
     let before = programs(&links);
@@ -103,12 +104,12 @@ fn refused_by_a_link(place: &Place, frames: &[Vec<u8>]) {
     };
     let failed = judged(libc::SYS_bpf, Some(LINK_UPDATE), judge, || place.adopt());
     failed.unwrap_err();
-    assert_eq!(updates, 3, "there, refused, and back");
+    assert_eq!(updates, 3, "updated, refused, and restored");
     assert_eq!(programs(&links), before);
 }
 
 #[test]
-fn what_packets_have_done_meanwhile_comes_back() {
+fn counters_and_flows_of_a_cut_off_replacement_return() {
     for parts in [&[COUNTERS][..], &[FLOW_TABLES], &[STATE]] {
         let place = Place::new();
         let katran = place.load();
@@ -122,11 +123,11 @@ fn what_packets_have_done_meanwhile_comes_back() {
         let mut katran = place.adopt().unwrap();
         let counted = katran.counters().unwrap().totals.total.packets;
         match parts {
-            // There is nothing that this version could count on.
+            // The former counts are unreadable to this version.
             [COUNTERS] => assert_eq!(counted, 0),
             _ => assert_eq!(counted, u64::from(FLOWS), "{parts:?}"),
         }
-        // Only an entry leads there.
+        // Only a flow entry leads there.
         katran
             .add_real(vip(FIRST), Real::new(ip(A)).weight(0))
             .unwrap();
@@ -138,9 +139,10 @@ fn what_packets_have_done_meanwhile_comes_back() {
     }
 }
 
-/// A later version has begun to take its place: what it has given out cannot be read, and that is said.
+/// A later version has begun a replacement: this one cannot read which numbers it used, and says
+/// so.
 #[test]
-fn a_record_that_cannot_be_read_is_told() {
+fn an_unreadable_record_is_reported() {
     let place = Place::new();
     let mut katran = place.load();
     let before = (katran.state(), tree(&place.directory));

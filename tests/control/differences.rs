@@ -1,6 +1,5 @@
-//! Where this balancer is better than Katran on purpose when VIPs and reals change: numbers that are
-//! used again, rings that are switched, weights, questions. `docs/compatibility.md` lists all
-//! differences.
+//! Deliberate improvements on Katran when VIPs and reals change: reused numbers, switched rings,
+//! weights, queries. `docs/compatibility.md` lists all differences.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -71,7 +70,7 @@ fn a_vip_without_reals_drops_and_counts() {
 }
 
 #[test]
-fn a_vip_without_reals_drops_also_when_another_vip_keeps_the_real() {
+fn a_vip_without_reals_drops_although_another_vip_has_the_real() {
     let mut katran = load(builder());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
@@ -84,7 +83,7 @@ fn a_vip_without_reals_drops_also_when_another_vip_keeps_the_real() {
 }
 
 #[test]
-fn an_entry_of_a_gone_real_never_names_the_one_that_has_its_number() {
+fn an_entry_of_a_removed_real_never_names_its_successor() {
     let mut katran = load(all_in_table().max_reals(2));
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
     let flows = flows(Protocol::Tcp, TO_VIP4, 200);
@@ -140,8 +139,8 @@ fn a_packet_sees_the_old_ring_or_the_new_one() {
     let started = Instant::now();
     thread::scope(|scope| {
         let runner = scope.spawn(|| {
-            // Packets of one CPU, in their order: which set each saw. Every change of the set is
-            // a switch; a ring that is rewritten slot by slot would show both sets by turns.
+            // One CPU's packets in order: which set each saw. Every change of the set is a switch;
+            // rewriting a ring slot by slot would show both sets alternately.
             let mut seen = None;
             for bytes in frames.iter().cycle() {
                 if done.load(Ordering::Relaxed) {
@@ -208,7 +207,7 @@ fn weights_count_by_default() {
 }
 
 #[test]
-fn asking_for_a_flow_leaves_no_trace() {
+fn querying_a_flow_leaves_no_trace() {
     let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
     serve(
@@ -227,7 +226,7 @@ fn asking_for_a_flow_leaves_no_trace() {
         counters.flow_entries_age = Duration::ZERO;
         (counters, table, fallback)
     };
-    // Half of them are remembered, half are not.
+    // Half of the flows are remembered.
     for flow in tcp.iter().chain(&udp).step_by(2) {
         katran.simulate(&frame(*flow)).unwrap();
     }
@@ -237,7 +236,7 @@ fn asking_for_a_flow_leaves_no_trace() {
         assert!(katran.real_for_flow(flow).unwrap().unwrap().real.is_some());
     }
     assert_eq!(trace(&katran), before);
-    // The dump would show it: a simulated frame is a frame.
+    // Proves that the comparison sees a packet.
     katran.simulate(&frame(tcp[1])).unwrap();
     let after = trace(&katran);
     assert_ne!(after.0, before.0);
@@ -256,7 +255,7 @@ fn a_new_vip_starts_empty_and_at_zero() {
         Reason::NotAVip
     );
 
-    // There is one number, so this VIP has the old one's.
+    // With a single number, this VIP reuses the old one's.
     for text in [VIP6, VIP4] {
         let new = vip(text);
         katran.add_vip(new, VipFlags::empty()).unwrap();
@@ -287,7 +286,7 @@ fn weight_zero_has_no_slot_whatever_the_function() {
         katran.set_hash_function(vip, function).unwrap();
         assert_eq!(spread(&katran, &flows), BTreeMap::from([(ip(B), 300)]));
     }
-    // Nor has a VIP whose reals are all drained any.
+    // Nor does a VIP with only drained reals have a ring.
     katran.add_real(vip, Real::new(ip(B)).weight(0)).unwrap();
     katran
         .set_hash_function(vip, HashFunction::MaglevV2)

@@ -1,5 +1,5 @@
-//! Mutated documents for a balancer that runs: each is applied as a whole, or is refused and changes nothing.
-//! `KATRAN_SEED` chooses them; a failure prints it.
+//! Mutated documents for a running balancer: each is applied as a whole, or refused without a
+//! change. `KATRAN_SEED` chooses them; a failure prints it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -28,7 +28,7 @@ use crate::common::seed::seeded;
 
 const CASES: u32 = 250;
 
-/// Two VIPs more than the document of the other tests has, which share a real.
+/// Two VIPs beyond the other tests' document, which share a real.
 const VIPS: &str = r#"
 [[vip]]
 address = "203.0.113.2"
@@ -46,7 +46,7 @@ flags = ["no-src-port"]
 reals = [ { address = "2001:db8:2::1", weight = 2 } ]
 "#;
 
-/// Values that may stand for others: right ones, and such as only the balancer refuses.
+/// Replacement values: valid ones, and ones that only the balancer refuses.
 const VALUES: [&str; 44] = [
     "0",
     "1",
@@ -98,7 +98,7 @@ pub(super) fn one_of<T: Clone>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(0..of.len())].clone()
 }
 
-/// Where values stand, with their keys.
+/// The places of values, with their keys.
 fn values(text: &str) -> Vec<(&str, Range<usize>)> {
     let found = text.match_indices(" = ").map(|(at, _)| {
         let key = text[..at].rfind(['\n', ' ', '{']).map_or(0, |at| at + 1);
@@ -130,7 +130,7 @@ fn is_like(one: &str, other: &str) -> bool {
 fn mutate(rng: &mut Rng, text: &mut String) {
     let of = values(text);
     match rng.u32(0..4) {
-        // Something else that looks like it; most of [balancer] is fixed, so rather the rest.
+        // A similar value; most of [balancer] is fixed, so usually outside of it.
         0 | 1 => {
             let balancer = text.find("\n[[").unwrap();
             let of: Vec<_> = match rng.u32(0..6) {
@@ -150,7 +150,7 @@ fn mutate(rng: &mut Rng, text: &mut String) {
                 text.replace_range(place, other);
             }
         }
-        // What another table says at the same key.
+        // The value of the same key in another table.
         2 => {
             let (key, from) = one_of(rng, &of);
             let same: Vec<_> = of.iter().filter(|(of, _)| *of == key).collect();
@@ -158,7 +158,7 @@ fn mutate(rng: &mut Rng, text: &mut String) {
             let other = text[from].to_owned();
             text.replace_range(to, &other);
         }
-        // A table less, twice or elsewhere.
+        // A table removed, duplicated or moved.
         _ => {
             let mut tables: Vec<_> = text.split("\n[[").map(str::to_owned).collect();
             let (from, to) = (rng.usize(1..tables.len()), rng.usize(1..tables.len()));
@@ -173,7 +173,7 @@ fn mutate(rng: &mut Rng, text: &mut String) {
     }
 }
 
-/// Something that no document can say, as it would be refused when it is read.
+/// Makes the state invalid in a way that no document can be: parsing would refuse it.
 fn make_wrong(rng: &mut Rng, state: &mut State) {
     let nowhere: IpAddr = [127, 0, 0, 1].into();
     let vips = state.vips.len();
@@ -203,7 +203,7 @@ fn make_wrong(rng: &mut Rng, state: &mut State) {
 
 type Reals = BTreeMap<IpAddr, (u32, RealFlags, bool)>;
 
-/// VIPs as values that can be compared, whatever their order.
+/// VIPs in a comparable form, whatever their order.
 fn vips(state: &State) -> BTreeMap<Vip, (VipFlags, HashFunction, Reals)> {
     let vips = state.vips.iter().map(|state| {
         let reals = state.reals.iter().map(|real| {
@@ -237,7 +237,7 @@ fn others(state: &State) -> String {
     format!("{of:?}")
 }
 
-/// The balancer has what the document says.
+/// Checks that the balancer has what the document says.
 fn check(katran: &mut Katran, wanted: &State, text: &str) {
     let state = katran.state();
     assert_eq!(vips(&state), vips(wanted), "{text}");
@@ -248,11 +248,11 @@ fn check(katran: &mut Katran, wanted: &State, text: &str) {
     }
 }
 
-/// Bytes of a `struct vip_info`, and where its flags are.
+/// The size of `struct vip_info`, and the offset of its flags.
 const VIP_INFO: usize = 32;
 const FLAGS: usize = 24;
 
-/// What packets see of VIPs, source routes and destinations of tunnels.
+/// What packets see of VIPs, source routes and tunnel ends.
 fn kernel(katran: &Katran) -> Vec<BTreeMap<Vec<u8>, Vec<u8>>> {
     let maps = [
         ".data.vip_heads",
@@ -263,7 +263,8 @@ fn kernel(katran: &Katran) -> Vec<BTreeMap<Vec<u8>, Vec<u8>>> {
         "decap_destinations",
     ];
     let mut maps = maps.map(|map| bpf::dump(katran.map_fd(map).unwrap()));
-    // That a VIP has void flows (bit 29 of the flags, behind its key) ends by itself when they are swept.
+    // The bit for void flows (bit 29 of the flags, behind the key) clears itself once they are
+    // removed.
     for info in maps[1]
         .values_mut()
         .flat_map(|all| all.chunks_exact_mut(VIP_INFO))
@@ -305,10 +306,11 @@ fn a_mutated_document_is_applied_whole_or_changes_nothing() {
                 assert_eq!(kernel(&katran), before.1, "{error}\n{text}");
             }
         }
-        // Often from the first one again.
+        // Half the time, go back to the first document.
         if rng.bool() {
             if let Err(error) = katran.apply(&document) {
-                // While there was room for more VIPs one of them got a number that lies beyond now.
+                // While there was room for more VIPs, one got a number that is beyond the limit
+                // now.
                 assert!(matches!(error, Error::InUse { .. }), "{error}");
                 let _ = katran.apply(&State::default()).unwrap();
                 let _ = katran.apply(&document).unwrap();

@@ -1,5 +1,5 @@
-//! Single calls of the kernel that fail in the middle of a change: it fails whole, says so and counts; library and
-//! kernel agree, and the next call works.
+//! Single system calls that fail in the middle of a change: the change fails whole, says so and
+//! counts it; library and kernel agree, and the next call works.
 
 use std::thread;
 use std::time::Duration;
@@ -49,7 +49,7 @@ use crate::common::load;
 use crate::common::serve;
 use crate::common::vip;
 
-/// Flows that are in no table yet: a SYN of one that was just used goes where it went.
+/// Flows that are in no table yet: a SYN of a recent flow would follow it.
 fn new_clients(to: &str) -> Vec<Flow> {
     flows(Protocol::Tcp, to, 80).split_off(30)
 }
@@ -69,8 +69,8 @@ fn balancer_with(builder: Builder) -> Katran {
     katran
 }
 
-/// What a frame meets. A slot that named another real for a moment is unsettled since then, which makes no difference to where
-/// a packet goes.
+/// The result for a frame. A slot that briefly named another real is unsettled, which makes no
+/// difference to where a packet goes.
 fn meets(katran: &Katran, frame: &[u8]) -> Simulation {
     let mut ran = katran.simulate(frame).unwrap();
     if let Reason::SettledSlot | Reason::Base = ran.reason {
@@ -79,7 +79,7 @@ fn meets(katran: &Katran, frame: &[u8]) -> Simulation {
     ran
 }
 
-/// What is configured, and what packets of old and new flows meet.
+/// The configuration, and the results for packets of old and new flows.
 fn observe(katran: &Katran) -> (State, Vec<Simulation>, Vec<u64>) {
     let known = flows(Protocol::Tcp, "203.0.113.1:443", 30);
     let to = ["203.0.113.1:443", "203.0.113.9:1", "[2001:db8:1::1]:80"];
@@ -88,7 +88,7 @@ fn observe(katran: &Katran) -> (State, Vec<Simulation>, Vec<u64>) {
     let known = known.map(|frame| meets(katran, &frame));
     let simulations = known.chain(new.map(|flow| {
         let mut ran = meets(katran, &syn(flow));
-        // The first one's entry decides for five seconds.
+        // The first SYN's entry counts for five seconds.
         if ran.reason == Reason::FlowTable {
             ran.reason = Reason::Ring;
         }
@@ -96,7 +96,7 @@ fn observe(katran: &Katran) -> (State, Vec<Simulation>, Vec<u64>) {
     }));
     let simulations = simulations.collect();
     let maps = katran.stats().library().unwrap().maps;
-    // Places of rings are given back later, and flows are what this function makes.
+    // Only these: places of rings are given back later, and this function makes flows.
     let entries = maps
         .iter()
         .filter(|map| ["vips", "prefix_vips", "reals"].contains(&map.name))
@@ -105,7 +105,8 @@ fn observe(katran: &Katran) -> (State, Vec<Simulation>, Vec<u64>) {
     (katran.state(), simulations, entries)
 }
 
-/// `change` fails while these commands do, leaves all as it was, and works afterwards.
+/// Checks that `change` fails while these commands do, leaves everything unchanged, and works
+/// afterwards.
 fn fails_whole(commands: &[u32], change: impl Fn(&mut Katran) -> Result<()> + Sync) {
     for builder in [all_in_table(), builder()] {
         fails_whole_with(builder, commands, &change);
@@ -135,7 +136,7 @@ fn fails_whole_with(
     let before = katran.state();
     change(&mut katran).unwrap();
     assert_ne!(katran.state(), before);
-    // The same from scratch gives the same.
+    // A new balancer with this state behaves the same.
     let mut fresh = load(builder);
     let _ = fresh.apply(&katran.state()).unwrap();
     let new = new_clients("203.0.113.9:1").into_iter();
@@ -161,7 +162,7 @@ fn adding_a_vip_fails_whole() {
 #[test]
 fn removing_a_vip_fails_whole() {
     fails_whole(DELETES, |katran| katran.remove_vip(vip(PREFIX)));
-    // One with an address of its own is taken out of memory that is shared with the kernel.
+    // An exact VIP is removed through memory shared with the kernel, without a call.
     let mut katran = balancer();
     without_commands(DELETES, Errno::EPERM, || katran.remove_vip(vip(VIP4))).unwrap();
     assert_eq!(katran.vips(), [vip(PREFIX)]);
@@ -180,7 +181,7 @@ fn changing_reals_fails_whole() {
     });
 }
 
-/// Uses up the rings that there is memory for, but for the spare ones that updates need: the next
+/// Uses up the rings that memory is allocated for, except the spares that updates need: the next
 /// VIP with a ring needs more.
 fn use_up_rings(katran: &mut Katran) {
     for port in 2000..2007 {
@@ -190,7 +191,7 @@ fn use_up_rings(katran: &mut Katran) {
     }
     let rings = katran.stats().library().unwrap().maps;
     let rings = rings.iter().find(|map| map.name == "ring_chunk").unwrap();
-    assert_eq!(rings.entries, 9, "of two chunks of 8, of which 7 are spare");
+    assert_eq!(rings.entries, 9, "two chunks of 8, minus 7 spare rings");
 }
 
 #[test]
@@ -218,7 +219,7 @@ fn a_ring_without_memory_fails_whole() {
             let drained = Real::new(ip(C)).weight(0);
             katran.add_real(vip(DRAINED), drained).unwrap();
             use_up_rings(&mut katran);
-            // Once for the flow table, which the second time finds as it was.
+            // The first call fills the flow table, so that the second one finds it unchanged.
             observe(&katran);
             let before = observe(&katran);
             let error = without_commands(commands, Errno::ENOMEM, || change(&mut katran));
@@ -265,12 +266,12 @@ fn an_update_needs_no_memory() {
 }
 
 #[test]
-fn numbers_are_not_given_out_again_before_packets_have_let_go() {
+fn numbers_are_not_reused_before_a_grace_period() {
     let mut katran = load(builder().max_vips(1).max_reals(1));
     let one = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let membarrier = libc::SYS_membarrier;
     let add = |katran: &mut Katran| katran.add_real(one, Real::new(ip(B)));
-    // The thread that would see packets let go is refused the call as well.
+    // The thread that waits for grace periods is refused the call as well.
     without_call(membarrier, Errno::EINVAL, || {
         katran.remove_real(one, ip(A)).unwrap();
         let before = observe(&katran);
@@ -285,8 +286,8 @@ fn numbers_are_not_given_out_again_before_packets_have_let_go() {
     assert_eq!(katran.reals(one).unwrap().len(), 1);
 }
 
-/// Waits until no thread of this process sees packets let go: one that began before goes on to do so for what
-/// comes after, whatever is refused to others.
+/// Waits until no thread waits for grace periods: one that began earlier could still make the call
+/// that others are refused.
 fn no_grace_thread() {
     eventually("no thread waits for packets", || {
         !is_thread_there("katran-grace")
@@ -294,17 +295,17 @@ fn no_grace_thread() {
 }
 
 #[test]
-fn outer_sources_are_not_written_where_packets_still_read() {
+fn outer_sources_are_not_overwritten_while_packets_read_them() {
     let mut katran = load(builder());
     let [first, second] = [ip("192.0.2.1"), ip("192.0.2.2")];
     no_grace_thread();
-    // The thread that would see packets let go is refused the call as well.
+    // The thread that waits for grace periods is refused the call as well.
     without_call(libc::SYS_membarrier, Errno::EINVAL, || {
         katran.gateways_mut().set_source(first).unwrap();
         let error = katran.gateways_mut().set_source(second);
         assert!(matches!(error, Err(Error::Kernel { .. })), "{error:?}");
         assert_eq!(katran.gateways().source(Family::V4), Some(first));
-        // Nothing has to be written for what is set.
+        // The current value needs no write.
         katran.gateways_mut().set_source(first).unwrap();
     });
     katran.gateways_mut().set_source(second).unwrap();
@@ -329,7 +330,7 @@ fn the_hop_of_a_removed_real_stays_while_packets_are_under_way() {
     };
     let known = GATEWAY.octets().to_vec();
     no_grace_thread();
-    // Nobody sees packets let go.
+    // No grace period can be seen to end.
     without_call(libc::SYS_membarrier, Errno::EINVAL, || {
         katran.remove_real(one, ip(A)).unwrap();
         katran.remove_real(one, ip(B)).unwrap();
@@ -338,7 +339,7 @@ fn the_hop_of_a_removed_real_stays_while_packets_are_under_way() {
         let hops = [a, b].map(|real| hop_of(&katran, real));
         assert_eq!(hops, [known.clone(), known]);
     });
-    // Others get the numbers; what is left of the first owners does not clear their hops.
+    // Other reals get the numbers; cleaning up after the first owners does not clear the new hops.
     let others = ["198.51.100.7", "198.51.100.8"].map(ip);
     for other in others {
         katran.add_real(one, Real::new(other)).unwrap();
@@ -350,7 +351,7 @@ fn the_hop_of_a_removed_real_stays_while_packets_are_under_way() {
         [a, b].map(|real| hop_of(katran, real) == [0; 6])
     };
     assert_eq!(cleared(&mut katran, PREFIX), [false, false]);
-    // Without another owner they are cleared in time.
+    // Without another owner they are cleared soon.
     for other in others {
         katran.remove_real(one, other).unwrap();
     }
@@ -362,7 +363,7 @@ fn the_hop_of_a_removed_real_stays_while_packets_are_under_way() {
 }
 
 #[test]
-fn numbers_are_given_out_again_without_waiting_once_packets_have_let_go() {
+fn numbers_are_reused_at_once_after_a_grace_period() {
     let mut katran = load(builder().max_vips(1).max_reals(1));
     let one = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     katran.remove_real(one, ip(A)).unwrap();
@@ -374,8 +375,8 @@ fn numbers_are_given_out_again_without_waiting_once_packets_have_let_go() {
     katran.add_real(vip(PREFIX), Real::new(ip(C))).unwrap();
 }
 
-/// Tries again until packets have let go of what was removed, which nobody waits for here: the call
-/// itself could not, and one that is refused changes nothing.
+/// Retries until a grace period has passed since the removal. The call itself cannot wait for one
+/// here, and a refused call changes nothing.
 fn without_membarrier(
     katran: &mut Katran,
     call: impl Fn(&mut Katran) -> katran::Result<()> + Sync,
@@ -385,7 +386,7 @@ fn without_membarrier(
     });
 }
 
-/// Another state: a VIP goes, one changes, more come than there is memory for rings.
+/// Another state: a VIP is removed, one changes, and more are added than there is memory for rings.
 fn other_state() -> State {
     let mut state = State::default();
     for i in 0..12 {
@@ -403,19 +404,19 @@ fn other_state() -> State {
 #[test]
 fn a_state_that_fails_in_the_middle_is_undone() {
     let mut keeps = other_state();
-    // Before the first new VIP, one that is there changes its flags and its ring.
+    // Before the first new VIP, an existing one changes its flags and its ring.
     let one = keeps.vips.last_mut().unwrap();
     one.reals = vec![Real::new(ip(A)).weight(3), Real::new(ip(B))];
     let mut prefix = VipState::new(vip(PREFIX));
     prefix.reals = vec![Real::new(ip(B))];
     keeps.vips.push(prefix);
-    // Settings that the balancer was loaded without have no value again, either.
+    // Settings that the balancer was loaded without are unset again, too.
     let mut settings = BalancerState::default();
     settings.source_v4 = Some("192.0.2.1".parse().unwrap());
     settings.source_v6 = Some("2001:db8::1".parse().unwrap());
     settings.gateway_mac_v6 = Some("02:00:00:00:00:06".parse().unwrap());
     keeps.balancer = Some(settings);
-    // There is no memory for the rings of twelve more VIPs, or those cannot be found.
+    // No memory for the rings of twelve more VIPs, or those rings cannot be entered.
     for commands in [&[faults::MAP_CREATE], UPDATES] {
         let mut katran = balancer();
         let before = observe(&katran);
@@ -434,10 +435,10 @@ fn a_state_that_fails_in_the_middle_is_undone() {
     }
 }
 
-/// A watch is no part of a state, and ends with its VIP: it is there again if that is.
+/// A watch is no part of a state and ends with its VIP: undoing the removal restores it.
 #[test]
-fn a_watch_goes_on_when_a_state_is_undone() {
-    // With the VIP its real goes, and counters restart; or it stays.
+fn a_watch_survives_an_undone_state() {
+    // The real goes with the VIP, and its counters restart; or it stays.
     for other_reals in [&[B][..], &[A, B]] {
         let features = Features::default() | Features::SOURCE_ROUTING;
         let mut katran = load(all_in_table().features(features));
@@ -451,7 +452,7 @@ fn a_watch_goes_on_when_a_state_is_undone() {
             katran.simulate(&frame(*flow)).unwrap();
         }
         assert_eq!(misses(&katran), 3);
-        // The last step is to load other programs.
+        // Loading other programs is the last step.
         let mut wanted = katran.state();
         wanted.vips.retain(|state| state.vip != watched);
         wanted.balancer.as_mut().unwrap().features = Some(Features::default());
@@ -482,7 +483,7 @@ fn a_state_that_cannot_be_undone_leaves_library_and_kernel_agreeing() {
             katran.apply(&wanted).unwrap_err()
         });
         assert!(matches!(error, Error::InsufficientMemory { .. }), "{error}");
-        // Whatever it is now, packets meet what the library says.
+        // Whichever state it is now, packets see what the library reports.
         let mut fresh = load(all_in_table());
         let _ = fresh.apply(&katran.state()).unwrap();
         for to in ["203.0.113.1:443", "203.0.113.9:1", "[2001:db8:1::1]:80"] {
@@ -497,7 +498,7 @@ fn a_state_that_cannot_be_undone_leaves_library_and_kernel_agreeing() {
 }
 
 #[test]
-fn questions_that_fail_are_counted_and_can_be_asked_again() {
+fn failed_queries_are_counted_and_can_be_repeated() {
     let katran = balancer();
     let flow = flows(Protocol::Tcp, "203.0.113.1:443", 1)[0];
     let commands = [

@@ -1,5 +1,5 @@
-//! A replacement that the kernel refuses when packets are on its programs already: what they have done there is not held
-//! against anything that comes later.
+//! The kernel refuses a replacement when packets already use its programs: what they did there does
+//! not affect anything later.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -46,7 +46,7 @@ use crate::common::vip;
 
 pub(crate) const FIRST: &str = "203.0.113.1:443/tcp";
 pub(crate) const SECOND: &str = "203.0.113.2:443/tcp";
-/// The replacement's own, as is one of its reals.
+/// Only the replacement has this VIP and the next real.
 const THIRD: &str = "203.0.113.3:443/tcp";
 const NEW: &str = "198.51.100.90";
 const LATER: &str = "198.51.100.91";
@@ -75,7 +75,7 @@ pub(crate) fn frames(of: &str) -> Vec<Vec<u8>> {
     flows.into_iter().map(syn).collect()
 }
 
-/// Where all connections of a VIP go.
+/// The real that all of a VIP's connections go to.
 pub(crate) fn real_of(katran: &Katran, of: &str) -> IpAddr {
     let frames = frames(of).into_iter();
     let mut reals: Vec<_> = frames
@@ -86,11 +86,11 @@ pub(crate) fn real_of(katran: &Katran, of: &str) -> IpAddr {
     reals[0]
 }
 
-/// The links that are pinned.
+/// The pinned links.
 pub(crate) fn links(directory: &Path) -> Vec<OwnedFd> {
     let entries = std::fs::read_dir(directory.join("attached")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
-    // A record of an entry is a symbolic link.
+    // An entry's record is a symbolic link.
     let paths = paths.filter(|path| !path.is_symlink());
     paths.map(|path| pins::open(&path)).collect()
 }
@@ -100,7 +100,7 @@ pub(crate) fn programs(links: &[OwnedFd]) -> Vec<u32> {
     links.map(|link| pins::link(link.as_fd()).1).collect()
 }
 
-/// More VIPs than there is room for now, one more VIP, and other reals for those that there are.
+/// A higher limit of VIPs, one more VIP, and other reals for the existing ones.
 fn wanted(katran: &Katran) -> State {
     let mut wanted = katran.state();
     wanted.balancer.as_mut().unwrap().max_vips = Some(40);
@@ -113,8 +113,8 @@ fn wanted(katran: &Katran) -> State {
     wanted
 }
 
-/// Applies it with the second interface's link refusing the new program, when the first one has it and connections have
-/// come there; with `strays` that one keeps it.
+/// Applies `wanted`. The second interface's link refuses the new program when the first one already
+/// has it and connections have arrived there; with `strays`, the first one keeps it.
 pub(crate) fn refused(katran: &mut Katran, links: &[OwnedFd], strays: bool) -> Error {
     let wanted = wanted(katran);
     let before = programs(links);
@@ -139,19 +139,19 @@ pub(crate) fn refused(katran: &mut Katran, links: &[OwnedFd], strays: bool) -> E
     };
     let apply = || katran.apply(&wanted).unwrap_err();
     let error = judged(libc::SYS_bpf, Some(LINK_UPDATE), judge, apply);
-    assert_eq!(updates, 3, "there, refused, and back");
+    assert_eq!(updates, 3, "updated, refused, and restored");
     error
 }
 
 #[test]
-fn numbers_that_packets_have_met_mean_nothing_else_later() {
+fn numbers_that_packets_have_seen_mean_nothing_else_later() {
     require_root();
-    // Whose flow table `simulate` asks.
+    // `simulate` uses this CPU's flow table.
     stay_on(allowed_cpus()[0]);
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");
     for (strays, adopted) in [(false, false), (false, true), (true, false), (true, true)] {
-        // With one number that is free, so that the VIP to come has that of the replacement's own.
+        // One number is free, so the next VIP gets the number of the replacement's VIP.
         let builder = all_in_table().max_vips(4);
         let mut katran = builder.pin(&directory).load().unwrap();
         serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
@@ -173,12 +173,12 @@ fn numbers_that_packets_have_met_mean_nothing_else_later() {
             assert_eq!(tree(&directory), before.1);
             assert_eq!(programs(&links), programs_before);
         }
-        // The handle that went on reports what was counted.
+        // The handle that continues reports these counters.
         let counted = |of| katran.stats().vip(vip(of)).unwrap().forwarded.packets;
         if !strays || adopted {
             assert_eq!([FIRST, SECOND].map(counted), [u64::from(FLOWS); 2]);
         }
-        // Drained, so that connections come there only if an entry says so.
+        // Drained, so only an entry leads connections there.
         let later = Real::new(ip(LATER)).weight(0);
         katran.add_real(vip(FIRST), later).unwrap();
         serve(&mut katran, THIRD, VipFlags::empty(), &[A]);
@@ -189,10 +189,10 @@ fn numbers_that_packets_have_met_mean_nothing_else_later() {
     }
 }
 
-/// The replacement's own VIP has a number that lies beyond the room here: its entries are removed all the same, also for
-/// who has that number once there is room, and nothing of this one's memory is taken for the number's.
+/// The number of the replacement's VIP exceeds the limit here: its entries are still removed, also
+/// for a later owner of that number, and no memory of this balancer is mistaken for the number's.
 #[test]
-fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
+fn numbers_beyond_the_limit_are_swept_as_well() {
     require_root();
     stay_on(allowed_cpus()[0]);
     let host = host();
@@ -202,7 +202,7 @@ fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
         let mut katran = settings.pin(&directory).load().unwrap();
         serve(&mut katran, FIRST, VipFlags::empty(), &[A]);
         serve(&mut katran, SECOND, VipFlags::empty(), &[B]);
-        // Known here, so that its entries would count.
+        // Known here, so its entries would count.
         let named = ServerId::new(1, ip(C));
         katran.server_ids_mut().add(&[named]).unwrap();
         attach(&host, &mut katran);
@@ -214,7 +214,7 @@ fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
         }
         assert_eq!(katran.state(), before);
         let mut wanted = katran.state();
-        // So that there is no other number for the VIP to come.
+        // Leaves no other number for the next VIP.
         wanted.balancer.as_mut().unwrap().max_vips = Some(3);
         host.run(|| katran.apply(&wanted)).unwrap();
         serve(&mut katran, THIRD, VipFlags::empty(), &[A]);
@@ -223,7 +223,8 @@ fn numbers_beyond_the_room_that_there_is_are_met_as_well() {
     }
 }
 
-/// The owner has not come to remove the entries of a VIP that is gone: the one that takes its place knows of them no more.
+/// The owner has not removed the entries of a removed VIP yet: the VIP that reuses its number must
+/// not see them.
 #[test]
 fn entries_of_a_vip_that_was_removed_right_before_do_not_come_back() {
     stay_on(allowed_cpus()[0]);
@@ -235,7 +236,7 @@ fn entries_of_a_vip_that_was_removed_right_before_do_not_come_back() {
     for frame in frames(FIRST) {
         assert_eq!(bpf::run(katran.program_fd(), &frame).verdict, Verdict::Tx);
     }
-    // The thread that removes them is refused what it asks for, as the one that starts it is.
+    // The thread that removes them is refused these calls, as it inherits that from its creator.
     let asked = [MAP_LOOKUP_ELEM, MAP_LOOKUP_BATCH];
     let remove = || katran.remove_vip(vip(FIRST)).unwrap();
     without_commands(&asked, Errno::EPERM, remove);
@@ -247,7 +248,8 @@ fn entries_of_a_vip_that_was_removed_right_before_do_not_come_back() {
     assert_eq!(real_of(&katran, FIRST), ip(B));
 }
 
-/// One walk through the tables removes what is left of all VIPs that are gone, for the first one that has a former number.
+/// When the first VIP reuses a number, one walk through the tables removes the entries of all
+/// removed VIPs.
 #[test]
 fn former_numbers_take_one_walk_for_all() {
     const VIPS: u32 = 8;
@@ -287,9 +289,10 @@ fn former_numbers_take_one_walk_for_all() {
     }
 }
 
-/// Whatever has the new program when the exchange is refused has the one before again: links, an entry, the path of probes.
+/// When an exchange is refused, everything that had the new program gets the former one back:
+/// links, an entry, the probes' path.
 #[test]
-fn everything_that_was_switched_has_the_program_before_again() {
+fn everything_that_was_switched_gets_the_former_program_back() {
     require_root();
     let host = host();
     let directory = private_bpf_fs().unwrap();

@@ -1,5 +1,6 @@
-//! A pinned balancer that another handle takes over while the one before lives: the old one refuses and changes nothing
-//! from then on, whatever it was doing; the new one knows all that it had done.
+//! Another handle takes over a pinned balancer while the former one lives: from then on the old one
+//! refuses calls and changes nothing, whatever it was doing; the new one knows all that it had
+//! done.
 
 use std::fs;
 use std::path::Path;
@@ -78,7 +79,7 @@ fn assert_handed_over<T>(result: Result<T>, call: &str) {
 }
 
 #[test]
-fn the_old_handle_tells_and_changes_nothing_any_more() {
+fn the_old_handle_neither_reports_nor_changes_anything() {
     let directory = directory();
     let features = Features::default() | Features::INTROSPECTION | Features::INLINE_DECAP;
     let mut old = load(
@@ -92,7 +93,7 @@ fn the_old_handle_tells_and_changes_nothing_any_more() {
     for flow in flows(Protocol::Tcp, "203.0.113.1:443", 40) {
         old.simulate(&syn(flow)).unwrap();
     }
-    // Threads have something to do.
+    // Gives the threads work.
     old.remove_real(tcp, ip(B)).unwrap();
     let (state, counted) = (old.state(), old.counters().unwrap().totals);
     assert!(!old.is_handed_over());
@@ -134,14 +135,14 @@ fn the_old_handle_tells_and_changes_nothing_any_more() {
     assert_handed_over(old.flows_mut().purge(tcp), "purge");
     assert_handed_over(old.flows_mut().remove(&flow), "forget");
     assert_handed_over(old.stats_mut().watch_misses(tcp), "watch");
-    // What reads what packets see: it may be of other VIPs by now.
+    // Reads of what packets see: it may belong to other VIPs by now.
     assert_handed_over(old.counters(), "counters");
     assert_handed_over(old.stats().vip(tcp), "stats");
     assert_handed_over(old.flows().find(&flow), "find");
     assert_handed_over(old.real_for_flow(&flow), "real_for_flow");
     assert_handed_over(old.simulate(&syn(flow)), "simulate");
     assert_handed_over(old.events().to_list(MonitorOptions::new(), 1), "events");
-    // What cannot be refused changes nothing.
+    // Calls that return no error change nothing.
     old.detach_all();
     old.gateways_mut().stop_following();
     old.stats_mut().unwatch_misses();
@@ -151,7 +152,7 @@ fn the_old_handle_tells_and_changes_nothing_any_more() {
     drop(monitor.stop());
     drop(old);
 
-    // The new one does not notice.
+    // The new handle is unaffected.
     assert!(new.events().is_running());
     assert_eq!(listening.stats().failure, None);
     drop(listening);
@@ -160,7 +161,7 @@ fn the_old_handle_tells_and_changes_nothing_any_more() {
     for flow in flows(Protocol::Tcp, "203.0.113.1:443", 40) {
         assert!(new.simulate(&syn(flow)).unwrap().real.is_some());
     }
-    // And a handle that was handed over does not take away what is another's.
+    // A handle that was taken over cannot remove the balancer.
     let third = take_over(&directory, LONG).unwrap();
     assert_handed_over(new.remove(), "remove");
     third.remove().unwrap();
@@ -190,7 +191,7 @@ fn a_call_that_takes_long_keeps_the_balancer() {
         assert!(matches!(busy, Error::Busy { owner: Some(_), .. }), "{busy}");
         assert!((SHORT..LONG).contains(&began.elapsed()));
         assert!(!is_asked(&directory));
-        // It ends, and what follows in the same process goes on.
+        // The call ends, and later ones of the same process work.
         leave.send(()).unwrap();
         let (added, mut old) = call.join().unwrap();
         added.unwrap();
@@ -203,9 +204,9 @@ fn a_call_that_takes_long_keeps_the_balancer() {
     });
 }
 
-/// Calls that follow one another without a pause: the next owner knows the last one that was made.
+/// Calls without a pause in between: the next owner knows the last successful one.
 #[test]
-fn calls_in_a_row_end_with_one_that_is_whole() {
+fn a_handover_waits_for_the_current_call() {
     let directory = directory();
     let mut katran = load(builder().pin(&directory));
     let tcp = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
@@ -242,8 +243,8 @@ fn calls_in_a_row_end_with_one_that_is_whole() {
     katran.remove().unwrap();
 }
 
-/// Wherever they are: the directory is the channel. Those who ask take turns, and one that has died is no one.
-/// An owner that has no `/proc`, as in a chroot: it hears of a request within a second.
+/// The directory is the only channel. Processes that ask take turns, and one that died does not
+/// count. An owner without `/proc`, as in a chroot, notices a request within a second.
 #[test]
 fn an_owner_without_proc_lets_go() {
     let directory = directory();
@@ -295,7 +296,7 @@ fn those_who_ask_take_turns() {
                 }
             });
         }
-        eventually("each has had it", || owned.load(Ordering::Relaxed) == 3);
+        eventually("each has owned it", || owned.load(Ordering::Relaxed) == 3);
         stop.store(true, Ordering::Relaxed);
     });
     assert!(first.is_handed_over() && !is_asked(&directory));
@@ -303,12 +304,13 @@ fn those_who_ask_take_turns() {
     katran::remove(&directory).unwrap();
 }
 
-/// Nobody takes what was given up for another, and nobody lets go for one that could not go on.
+/// A handover goes only to the process that asked, and the owner lets go only for one that can
+/// continue.
 #[test]
-fn a_handover_is_for_the_one_that_asked() {
+fn a_handover_goes_to_the_process_that_asked() {
     let directory = directory();
     drop(load(builder().pin(&directory)));
-    // As a process does that has asked and is about to take it.
+    // As a process that has asked and is about to take over.
     let request = directory.join("handover");
     fs::create_dir(&request).unwrap();
     let request = fs::File::open(&request).unwrap();
@@ -329,9 +331,9 @@ fn a_handover_is_for_the_one_that_asked() {
     assert!(!directory.exists());
 }
 
-/// Anybody can look whose a balancer is, and for how long nobody has looked after it.
-/// A handle has ended when the next owner comes, also if it never had the thread that says that it lives; and a monitor that
-/// outlives it says so.
+/// Any process can look up a balancer's owner, and how long there has been none. A former handle
+/// that never had a sign-of-life thread has ended when the next owner comes; a monitor that
+/// outlives it reports that.
 #[test]
 fn a_monitor_that_outlives_its_handle_leaves_the_next_one_alone() {
     for has_keeper in [true, false] {
@@ -353,7 +355,7 @@ fn a_monitor_that_outlives_its_handle_leaves_the_next_one_alone() {
         });
         let listening = new.events().to_list(MonitorOptions::new(), 10).unwrap();
         drop(monitor.stop());
-        // Of flows that nobody knows.
+        // Packets of unknown flows.
         for flow in flows(Protocol::Tcp, "203.0.113.1:443", 3) {
             bpf::run(new.program_fd(), &frame(flow));
         }
@@ -386,7 +388,7 @@ fn an_orphan_is_seen() {
     assert_eq!(worst(), Severity::Ok);
     let counted = katran.counters().unwrap().library.sign_of_life_age;
     assert!(counted.is_some_and(|age| age < alive), "{counted:?}");
-    // Those who look are in nobody's way.
+    // Looking it up blocks nothing.
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {

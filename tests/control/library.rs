@@ -1,5 +1,5 @@
-//! The library against the kernel: VIPs and reals come and go, tables fill up, calls are refused
-//! with everything as it was, numbers are given out again, callbacks are told.
+//! The library against the kernel: VIPs and reals added and removed, full tables, refused calls
+//! that change nothing, reused numbers, callbacks.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ fn add(address: &str) -> RealChange {
     RealChange::Add(Real::new(ip(address)))
 }
 
-/// What is configured, and what becomes of packets: VIPs without a flow table, so that asking
+/// The configuration, and the results for packets. Its VIPs bypass the flow table, so that asking
 /// changes nothing.
 fn observe(katran: &Katran) -> (State, Vec<Simulation>, Vec<(IpAddr, RealNumber)>) {
     let to = ["203.0.113.1:443", "203.0.113.2:443", "[2001:db8:1::1]:443"];
@@ -134,7 +134,7 @@ fn every_vip_there_is_room_for_has_a_ring() {
             memory.push(katran.stats().memory_in_use().unwrap() - empty);
         }
     }
-    // Eight rings come at a time, each with its page rounding; the first eight came at load.
+    // Rings are allocated eight at a time, with page rounding; the load allocates the first eight.
     let last = memory[memory.len() - 1] as f64;
     for (steps, bytes) in (1..).zip(&memory) {
         let share = *bytes as f64 / last;
@@ -146,7 +146,7 @@ fn every_vip_there_is_room_for_has_a_ring() {
         matches!(error, Error::Exhausted { limit, what } if limit == u64::from(VIPS) && what.contains("max_vips")),
         "{error}"
     );
-    // With all of them in use, rings can still be switched, again and again.
+    // With all of them in use, rings can still be switched, repeatedly.
     for i in 0..VIPS {
         let vip = Vip::tcp((address(i), 443).into());
         katran
@@ -169,7 +169,7 @@ fn every_vip_there_is_room_for_has_a_ring() {
 }
 
 #[test]
-fn what_is_full_refuses_and_stays_as_it_is() {
+fn full_tables_refuse_and_stay_unchanged() {
     let mut katran = load(builder().max_vips(2).max_reals(3));
     let one = serve(&mut katran, VIP4, VipFlags::LRU_BYPASS, &[A, B]);
     let two = serve(
@@ -184,7 +184,7 @@ fn what_is_full_refuses_and_stays_as_it_is() {
         matches!(error, Err(Error::Exhausted { limit: 2, .. })),
         "{error:?}"
     );
-    // The first would fit.
+    // The first of the two would fit.
     let error = katran.modify_reals(two, &[add(C), add(D6)]);
     assert!(
         matches!(error, Err(Error::Exhausted { limit: 3, what }) if what.contains("max_reals")),
@@ -194,7 +194,7 @@ fn what_is_full_refuses_and_stays_as_it_is() {
     assert_eq!(katran.real_index(ip(C)), None);
 
     katran.add_real(two, Real::new(ip(C))).unwrap();
-    // A real that another VIP names needs no room; nor is there any in the batch that makes it.
+    // Another VIP's real needs no room; and a batch cannot use the room that it frees.
     katran.add_real(two, Real::new(ip(A))).unwrap();
     let full = observe(&katran);
     let change = [RealChange::Remove(ip(C)), add(D6)];
@@ -224,7 +224,7 @@ fn batches_are_all_or_nothing() {
         "{invalid:?}"
     );
     assert_eq!(observe(&katran), before);
-    // In their order, and the last one on an address counts.
+    // In order: the last change for an address counts.
     let changes = [
         add(C),
         RealChange::Remove(ip(C)),
@@ -243,7 +243,7 @@ fn batches_are_all_or_nothing() {
 }
 
 #[test]
-fn addresses_that_cannot_be_are_refused_and_counted() {
+fn invalid_addresses_are_refused_and_counted() {
     let mut katran = load(builder());
     let one = serve(&mut katran, VIP4, VipFlags::LRU_BYPASS, &[A]);
     let before = observe(&katran);
@@ -288,7 +288,7 @@ fn addresses_that_cannot_be_are_refused_and_counted() {
 }
 
 #[test]
-fn flags_that_cannot_be_are_refused() {
+fn invalid_flags_are_refused() {
     let mut katran = load(builder());
     let (udp, tcp) = (vip("203.0.113.1:443/udp"), vip("203.0.113.1:443/tcp"));
     let error = katran.add_vip(tcp, VipFlags::QUIC).unwrap_err();
@@ -317,7 +317,7 @@ fn a_real_lives_as_long_as_a_vip_names_it() {
     let flow = Flow::tcp(at("192.0.2.7:40001"), at("203.0.113.2:443"));
     katran.simulate(&frame(flow)).unwrap();
     let forwarded = katran.stats().real(ip(B)).unwrap();
-    // Adding it again is to change its weight.
+    // Adding it again changes its weight.
     katran.add_real(one, Real::new(ip(B)).weight(9)).unwrap();
     katran.remove_real(one, ip(B)).unwrap();
     assert_eq!(katran.real_index(ip(B)), Some(number));
@@ -347,7 +347,7 @@ fn flags_of_a_real_are_the_same_for_all_vips() {
     for vip in [one, two] {
         assert_eq!(katran.reals(vip).unwrap()[0].get_flags(), Some(flags));
     }
-    // A weight leaves them alone; the family's bit is the library's.
+    // Changing a weight keeps the flags; the family's bit is the library's.
     katran.add_real(two, Real::new(ip(A)).weight(3)).unwrap();
     assert_eq!(katran.reals(one).unwrap()[0].get_flags(), Some(flags));
     katran.set_real_flags(ip(D6), RealFlags::empty()).unwrap();
@@ -366,7 +366,7 @@ fn flags_of_a_real_are_the_same_for_all_vips() {
 }
 
 #[test]
-fn numbers_are_used_again_with_nothing_left_of_their_past() {
+fn reused_numbers_start_afresh() {
     for (builder, reason) in [
         (all_in_table(), Reason::Ring),
         (builder(), Reason::SettledSlot),
@@ -396,11 +396,11 @@ fn numbers_are_used_again_with_nothing_left_of_their_past() {
     }
 }
 
-/// What callbacks were told, in order.
+/// The callbacks' calls, in order.
 type Told = Arc<Mutex<Vec<(&'static str, IpAddr, RealNumber)>>>;
 
 #[test]
-fn callbacks_are_told_of_reals_that_come_and_go() {
+fn callbacks_report_added_and_removed_reals() {
     let mut katran = load(builder());
     let told = Told::default();
     let note = |what| {
@@ -423,7 +423,7 @@ fn callbacks_are_told_of_reals_that_come_and_go() {
             .modify_reals(one, &[add(C), RealChange::Remove(ip(D6))])
             .is_err()
     );
-    assert_eq!(take(), [], "named before, named still, or refused");
+    assert_eq!(take(), [], "calls for reals that stay, or were refused");
     katran.remove_vip(two).unwrap();
     assert_eq!(take(), [("removed", ip(B), b)]);
 
@@ -482,7 +482,7 @@ fn maps_are_known_by_their_names() {
         let known = match map.name {
             "flows" => katran.flows().table_fd(0).is_some(),
             "ring_chunk" => katran.map_fd("rings").is_some(),
-            // Constants, and what the follower of next hops alone writes.
+            // Constants, and a map that only the follower of next hops writes.
             "rodata" | ".data.ports" => true,
             name => katran.map_fd(name).is_some(),
         };

@@ -1,4 +1,4 @@
-//! Packets go by signs of life, which do not end while the next owner is on its way.
+//! Signs of life: packets depend on them, so they continue during an adoption.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -30,11 +30,11 @@ use crate::common::load;
 use crate::common::pins;
 use crate::common::serve;
 
-/// The least that there is.
+/// The minimum.
 const LIMIT: Duration = Duration::from_secs(5);
 const LONGER: Duration = Duration::from_secs(7);
 
-/// What becomes of a frame when the set that counts has had that long.
+/// Whether the set forwards a frame after this time.
 fn forwarded_after(set: &Path, time: Duration) -> bool {
     thread::sleep(time);
     let program = pins::open(&set.join("programs/program"));
@@ -46,7 +46,7 @@ fn forwarded_after(set: &Path, time: Duration) -> bool {
 #[test]
 fn an_adoption_may_take_longer_than_the_limit() {
     require_root();
-    // The last one: when this version's set counts, and before there is an owner.
+    // `None` last: slow when this version's set counts already, but there is no owner yet.
     type Slow = (Option<&'static [usize]>, libc::c_long, Option<u32>);
     let slow: [Slow; 3] = [
         (Some(&[COUNTERS]), libc::SYS_bpf, Some(PROG_LOAD)),
@@ -81,7 +81,7 @@ fn an_adoption_may_take_longer_than_the_limit() {
     });
 }
 
-/// Who cannot adopt it is no owner, however often it tries.
+/// A process that cannot adopt the balancer is no owner, however often it tries.
 #[test]
 fn an_adoption_that_fails_at_once_gives_no_sign() {
     require_root();

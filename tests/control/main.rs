@@ -1,5 +1,5 @@
 //! The calls of the library against the kernel: what they change, what they refuse and why, and the
-//! events that come back. `make test` runs all of it with both kinds of flow table.
+//! events that come back. `make test` runs all of it with both flow table types.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 

@@ -1,5 +1,5 @@
-//! Events: which packets make one, what they hold, and what limits them. `captures.rs` has the files that they are
-//! written to, `monitor_ends.rs` how one begins and ends.
+//! Events: which packets make one, what it holds, and what limits them. `captures.rs` tests the
+//! files, `monitor_ends.rs` how a monitor begins and ends.
 
 use std::os::fd::AsFd;
 use std::sync::mpsc;
@@ -69,15 +69,14 @@ pub(super) fn too_big() -> Vec<u8> {
     tcp(7).payload(1600).frame()
 }
 
-/// A packet of a connection whose server has just gone: the id is known and names nobody.
+/// A packet of a connection whose server has just been removed: the id is known, but has no real.
 pub(super) fn real_gone(katran: &mut Katran) -> Vec<u8> {
     const ID: u32 = 0x123;
     katran
         .server_ids_mut()
         .add(&[ServerId::new(ID, ip("198.51.100.9"))])
         .unwrap();
-    // The kernel's memory of the real is taken away under the library, as between the two stores
-    // of a removal.
+    // Clear the real in the kernel's memory only, as between the two writes of a removal.
     let number = katran.real_index(ip("198.51.100.9")).unwrap().get() as usize;
     let reals = katran.map_fd(".data.reals").unwrap();
     let mut all = lookup(reals, &[0; 4]).unwrap();
@@ -97,7 +96,7 @@ fn each_event_comes_with_the_packet_that_made_it() {
     let (monitor, events) = listen(&katran, MonitorOptions::new());
     assert!(katran.events().is_running());
     let gone = real_gone(&mut katran);
-    // A SYN, and what follows on a known flow, make none.
+    // A SYN makes none, nor do later packets of its flow.
     for frame in [tcp(1).flags(SYN).frame(), tcp(1).frame()] {
         assert_eq!(katran.simulate(&frame).unwrap().verdict, Verdict::Tx);
     }
@@ -112,7 +111,7 @@ fn each_event_comes_with_the_packet_that_made_it() {
         let event = events.recv_timeout(Duration::from_secs(10)).unwrap();
         assert_eq!(event.kind, kind);
         assert_eq!(event.length as usize, frame.len());
-        // As it came in: nothing is wrapped or answered yet.
+        // As received, before it is wrapped or answered.
         assert_eq!(event.packet, frame[..frame.len().min(128)]);
         assert!(
             event.time >= before - Duration::from_secs(1),
@@ -124,7 +123,7 @@ fn each_event_comes_with_the_packet_that_made_it() {
     let stats = monitor.stop();
     assert_eq!((stats.delivered, stats.failure), (3, None));
     assert!(!katran.events().is_running());
-    // Nobody listens any more.
+    // No monitor runs any more.
     katran.simulate(&tcp(3).frame()).unwrap();
     let counters = katran.stats().events().unwrap();
     assert_eq!(counters.tcp_non_syn_miss, 1);
@@ -135,7 +134,7 @@ fn each_event_comes_with_the_packet_that_made_it() {
 }
 
 #[test]
-fn only_what_was_asked_for_is_delivered_and_as_much_of_it() {
+fn only_requested_events_and_bytes_are_delivered() {
     let katran = watched();
     let options = MonitorOptions::new()
         .events([EventKind::PacketTooBig])
@@ -189,7 +188,7 @@ fn the_rate_is_limited_in_the_kernel() {
     }
     let counters = katran.stats().events().unwrap();
     assert_eq!(counters.tcp_non_syn_miss + counters.limited, 100);
-    // Three of each second that it took, and of the one that had begun.
+    // Three for each second, including the one that had begun.
     assert!(
         (3..=30).contains(&counters.tcp_non_syn_miss),
         "{counters:?}"
@@ -197,7 +196,7 @@ fn the_rate_is_limited_in_the_kernel() {
     let stats = monitor.stop();
     assert_eq!(stats.delivered, counters.tcp_non_syn_miss);
     assert_eq!(events.iter().count() as u64, stats.delivered);
-    // All packets went their way.
+    // All packets were still forwarded.
     assert_eq!(katran.stats().totals().unwrap().tx.packets, 100);
 }
 
@@ -209,8 +208,7 @@ fn each_kind_has_a_limit_of_its_own_on_each_cpu() {
     let cpus = std::thread::available_parallelism().unwrap().get().min(2);
     for cpu in 0..cpus {
         stay_on(cpu);
-        // A flow is not remembered by an RST, so it is missed each time. On a flood of the one kind
-        // the other has its share.
+        // An RST makes no entry, so each misses. A flood of one kind leaves the other its share.
         let miss = tcp(9).flags(RST).frame();
         for (number, frame) in [(2 * LIMIT, miss), (LIMIT, too_big())] {
             for _ in 0..number {
@@ -221,7 +219,7 @@ fn each_kind_has_a_limit_of_its_own_on_each_cpu() {
     let counters = katran.stats().events().unwrap();
     let limits = u64::from(LIMIT) * cpus as u64;
     assert_eq!(counters.packet_too_big, limits);
-    // More if seconds have passed meanwhile.
+    // More if a second began meanwhile.
     assert!(counters.tcp_non_syn_miss >= limits);
     assert_eq!(counters.tcp_non_syn_miss + counters.limited, 2 * limits);
     let delivered = monitor.stop().delivered;
@@ -231,7 +229,7 @@ fn each_kind_has_a_limit_of_its_own_on_each_cpu() {
     );
 }
 
-/// Has the program hand over all kinds, whatever a monitor has asked for.
+/// Makes the program report all kinds, whatever a monitor asked for.
 fn tell_all(katran: &Katran) {
     const EVENTS: usize = 80;
     let live = katran.map_fd(".data.live").unwrap();
@@ -242,7 +240,7 @@ fn tell_all(katran: &Katran) {
 }
 
 #[test]
-fn what_came_before_a_monitor_or_was_not_asked_for_is_not_delivered() {
+fn earlier_and_unrequested_events_are_not_delivered() {
     let katran = watched();
     tell_all(&katran);
     for client in 1..=3 {
@@ -275,7 +273,7 @@ fn events_beyond_the_buffer_are_counted_as_lost() {
     );
     let (go, wait) = mpsc::channel::<()>();
     let options = MonitorOptions::new().rate_limit(u32::MAX);
-    // A callback that does not return.
+    // A callback that hangs.
     let monitor = katran
         .events()
         .start(options, move |_| {
@@ -297,9 +295,9 @@ fn events_beyond_the_buffer_are_counted_as_lost() {
 }
 
 #[test]
-fn off_costs_nothing() {
+fn a_disabled_feature_costs_nothing() {
     let (without, with) = (load(Features::default()), watched());
-    // There is no ring buffer, and no program refers to one.
+    // No ring buffer exists, and no program refers to one.
     let ring_buffers = |katran: &Katran| {
         let special = bpf::programs_in(katran.map_fd("special_programs").unwrap());
         let own = katran.program_fd().try_clone_to_owned().unwrap();
@@ -314,7 +312,7 @@ fn off_costs_nothing() {
     let memory = [&without, &with].map(|katran| katran.stats().memory_in_use().unwrap());
     let default_buffer = 1 << 20;
     assert!(memory[1] >= memory[0] + default_buffer, "{memory:?}");
-    // The attached program holds no trace of it; switched off again it is the same.
+    // The attached program is smaller without the feature, also after disabling it again.
     let plain = without.stats().program_size().unwrap();
     let mut katran = with;
     assert!(katran.stats().program_size().unwrap() > plain);

@@ -1,4 +1,5 @@
-//! How a monitor begins and ends: one at a time, by the callback itself, by a panic; its successor is not touched.
+//! How a monitor begins and ends: one at a time, from within its callback, by a panic; its
+//! successor is not affected.
 
 use std::sync::Arc;
 use std::sync::Barrier;
@@ -40,14 +41,14 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
     assert!(failure.contains("panicked"), "{failure}");
     assert!(failure.contains("this one not"), "{failure}");
     assert_eq!(stats.delivered, 1);
-    // The program makes no more of them.
+    // The program reports no more events.
     let ran = katran.simulate(&tcp(2).frame()).unwrap();
     assert_eq!(ran.verdict, Verdict::Tx);
     assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 1);
     assert!(katran.events().is_running());
     assert_eq!(monitor.stop().delivered, 1);
     assert_eq!(events.iter().count(), 2);
-    // The next one is a new beginning.
+    // The next one starts fresh.
     let (monitor, events) = listen(&katran, MonitorOptions::new());
     katran.simulate(&tcp(3).frame()).unwrap();
     assert_eq!(monitor.stop().delivered, 1);
@@ -55,7 +56,7 @@ fn a_panic_of_the_callback_ends_the_events_and_nothing_else() {
 }
 
 #[test]
-fn a_payload_that_panics_when_it_is_dropped_ends_nobody() {
+fn a_panic_payload_that_panics_when_dropped_is_harmless() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -71,7 +72,7 @@ fn a_payload_that_panics_when_it_is_dropped_ends_nobody() {
     let failure = stats.failure.unwrap();
     assert!(failure.contains("without a text"), "{failure}");
     assert_eq!(monitor.stop().delivered, 0);
-    // The next one listens.
+    // The next one works.
     let (monitor, events) = listen(&katran, MonitorOptions::new());
     katran.simulate(&tcp(2).frame()).unwrap();
     events.recv_timeout(Duration::from_secs(5)).unwrap();
@@ -110,17 +111,17 @@ fn one_monitor_at_a_time_and_only_with_the_feature() {
         .to_list(MonitorOptions::new(), 1)
         .unwrap_err();
     assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
-    // Nor can the feature go while one listens.
+    // While one runs, the feature cannot be disabled.
     let error = katran.reload(Features::default()).unwrap_err();
     assert!(error.to_string().contains("stop it first"), "{error}");
-    // With other features it listens on.
+    // It keeps running when other features change.
     let more = katran.features() | Features::SOURCE_ROUTING;
     katran.simulate(&tcp(2).frame()).unwrap();
     wait(&monitor, |stats| stats.delivered == 1);
     katran.reload(more).unwrap();
     katran.simulate(&tcp(1).frame()).unwrap();
     wait(&monitor, |stats| stats.delivered == 2);
-    // Nor do the counters restart.
+    // Counters do not restart, either.
     assert_eq!(katran.stats().events().unwrap().tcp_non_syn_miss, 2);
     drop(monitor);
     let bad = MonitorOptions::new().rate_limit(0);
@@ -136,8 +137,8 @@ fn one_monitor_at_a_time_and_only_with_the_feature() {
     ));
 }
 
-/// The next one may begin as soon as the balancer is not monitored any more, while `stop` has yet to
-/// return on another thread.
+/// The next monitor may begin as soon as the balancer has none, even if `stop` has not returned on
+/// another thread.
 #[test]
 fn a_monitor_that_ends_leaves_its_successor_alone() {
     let katran = watched();

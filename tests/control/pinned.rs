@@ -1,5 +1,5 @@
-//! The directory of a pinned balancer: what is in it and who may see it, what is refused, whose it is, and that
-//! nothing stays when it goes, also after a call of the kernel has failed.
+//! The directory of a pinned balancer: its contents and permissions, what is refused, who owns it,
+//! and that nothing remains after removal, even if a system call failed.
 
 use std::fs;
 use std::fs::DirBuilder;
@@ -47,7 +47,7 @@ use crate::common::serve;
 /// The command of bpf(2) that pins, as in linux/bpf.h.
 const OBJ_PIN: u32 = 6;
 
-/// A BPF file system of the test's own.
+/// A BPF file system for this test alone.
 fn file_system() -> PathBuf {
     require_root();
     private_bpf_fs().unwrap()
@@ -63,7 +63,7 @@ fn full() -> Builder {
 }
 
 #[test]
-fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle() {
+fn everything_is_pinned_for_its_user_alone_and_outlives_the_handle() {
     let files = file_system();
     let directory = files.join("katran");
     let mut katran = load(full().pin(&directory));
@@ -75,7 +75,7 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
         assert_eq!(*mode, if is_directory { 0o700 } else { 0o600 }, "{path}");
     }
     let has = |path: &str| pinned.iter().any(|(of, _)| of == path);
-    // Every map that the programs use, those of features with the programs.
+    // Every map that the programs use, including those of features.
     for name in [
         "set/maps/rings",
         "set/maps/server_ids",
@@ -103,13 +103,13 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
     assert!(real.is_some());
     drop(katran);
     assert_eq!(tree(&files), pinned);
-    // It forwards as before: the program, what it hands packets on to, and the tables.
+    // It still forwards: the program, those it hands packets to, and the tables.
     let program = pins::open(&directory.join("set/programs/program"));
     assert_eq!(pins::program_id(program.as_fd()), id);
     let ran = bpf::run(program.as_fd(), &syn(flow_v4()));
     assert_eq!(ran.verdict, Verdict::Tx);
 
-    // No second one beside it.
+    // A second balancer cannot be pinned there.
     let refused = full().pin(&directory).load().unwrap_err();
     assert!(matches!(refused, Error::AlreadyExists { .. }), "{refused}");
     assert!(refused.to_string().contains("remove it"), "{refused}");
@@ -119,7 +119,7 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
     assert!(tree(&files).is_empty(), "{:?}", tree(&files));
     let missing = katran::remove(&directory).unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
-    // The program goes when its last descriptor is closed.
+    // The program goes with its last descriptor.
     drop(program);
     assert!(!pins::has_program(id));
 }
@@ -128,9 +128,9 @@ fn all_that_a_balancer_has_is_pinned_for_its_user_alone_and_outlives_the_handle(
 fn a_handle_removes_its_balancer() {
     let files = file_system();
     let katran = load(full().pin(files.join("katran")));
-    // A child has no part in it.
+    // A forked child must not remove it.
     let pinned = tree(&files);
-    // SAFETY: the child makes one call with what it has of this thread, and ends.
+    // SAFETY: the child makes one call with this thread's handles, and ends.
     let katran = match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => {
             let status = waitpid(child, None).unwrap();
@@ -151,7 +151,7 @@ fn a_handle_removes_its_balancer() {
     assert_eq!(tree(&files), pinned);
     katran.remove().unwrap();
     assert!(tree(&files).is_empty());
-    // One that is not pinned goes as with its handle.
+    // An unpinned balancer goes as when its handle is dropped.
     let katran = load(builder());
     assert_eq!(katran.pinned_in(), None);
     let id = pins::program_id(katran.program_fd());
@@ -219,9 +219,9 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
     }
     assert_eq!(tree(&files), before);
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
-    // Where nobody else can move it.
+    // In a sticky directory no other user can move it.
     load(builder().pin(sticky.join("katran"))).remove().unwrap();
-    // By a path through a symbolic link, and one that is relative to what is the working directory now.
+    // By a path through a symbolic link, and by one relative to the current directory.
     let link = outside.path().join("link");
     std::os::unix::fs::symlink(&files, &link).unwrap();
     let katran = load(builder().pin(link.join("katran")));
@@ -230,7 +230,7 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
 }
 
 #[test]
-fn what_others_have_put_there_stays() {
+fn foreign_pins_stay() {
     let files = file_system();
     let directory = files.join("katran");
     drop(load(builder().pin(&directory)));
@@ -244,7 +244,7 @@ fn what_others_have_put_there_stays() {
     for name in theirs {
         pins::pin(map.as_fd(), &directory.join(name));
     }
-    // Of the name that one of ours has.
+    // With the name of one of ours.
     let taken = directory.join("set/maps/cpus");
     fs::remove_file(&taken).unwrap();
     pins::pin(map.as_fd(), &taken);
@@ -282,7 +282,7 @@ fn a_balancer_has_one_owner() {
         }
     };
     refuses();
-    // Wherever one comes from: the lock is the directory's.
+    // From whichever path: the lock is the directory's.
     std::thread::scope(|scope| {
         let elsewhere = scope.spawn(|| {
             let new = nix::sched::CloneFlags::CLONE_NEWNET | nix::sched::CloneFlags::CLONE_NEWNS;
@@ -296,7 +296,8 @@ fn a_balancer_has_one_owner() {
     assert!(tree(&files).is_empty());
 }
 
-/// A load that fails leaves nothing, whatever has failed, and so does a removal that is tried again.
+/// A failed load leaves nothing, whatever has failed, and neither does a removal that is tried
+/// again.
 #[test]
 fn a_load_that_fails_leaves_nothing() {
     let files = file_system();
@@ -327,7 +328,7 @@ fn a_load_that_fails_leaves_nothing() {
             tree(&files)
         );
     }
-    // A directory that was there and is empty is as good as none.
+    // An empty directory counts as none.
     DirBuilder::new().mode(0o700).create(&directory).unwrap();
     drop(load().unwrap());
     let pinned = tree(&files);
@@ -336,7 +337,7 @@ fn a_load_that_fails_leaves_nothing() {
     assert_eq!(tree(&files), pinned);
     let kept = without_call(libc::SYS_rmdir, Errno::EIO, || katran::remove(&directory));
     assert!(matches!(kept.unwrap_err(), Error::File { .. }));
-    // What is half removed is no balancer any more, and it is said.
+    // A half-removed balancer is none, and the error says so.
     let refused = load().unwrap_err().to_string();
     assert!(refused.contains("not fully removed"), "{refused}");
     katran::remove(&directory).unwrap();

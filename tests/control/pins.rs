@@ -1,6 +1,6 @@
-//! What others have pinned where a root program and its balancers look: maps of any kind and size, programs,
-//! directories, names of any bytes. Each is an array of programs with what is in it, or an error that says so, and
-//! all of it stays as it was. `KATRAN_SEED` chooses; a failure prints it.
+//! Foreign pins where a root program and its balancers look: maps of any kind and size, programs,
+//! directories, names of any bytes. Each gives an array of programs and its contents, or an error
+//! that says why not, and stays unchanged. `KATRAN_SEED` chooses; a failure prints it.
 
 use std::ffi::CStr;
 use std::ffi::CString;
@@ -27,7 +27,7 @@ use crate::common::builder;
 use crate::common::load;
 use crate::common::seed::seeded;
 
-/// Type, bytes of key and value, entries, flags: each one that the kernel makes.
+/// Type, key and value size, entries, flags: one of each map that the kernel can make.
 const MAPS: [(u32, u32, u32, u32, u32); 13] = [
     (libbpf_sys::BPF_MAP_TYPE_PROG_ARRAY, 4, 4, 1, 0),
     (libbpf_sys::BPF_MAP_TYPE_PROG_ARRAY, 4, 4, 3, 0),
@@ -63,7 +63,8 @@ pub(crate) fn map(of: (u32, u32, u32, u32, u32), name: &CStr) -> OwnedFd {
         map_flags: flags,
         ..Default::default()
     };
-    // SAFETY: takes numbers, a name and options that outlive the call; nobody else owns the result.
+    // SAFETY: takes numbers, a name and options that outlive the call; only the caller owns the
+    // result.
     unsafe {
         let fd = libbpf_sys::bpf_map_create(kind, name.as_ptr(), key, value, entries, &options);
         assert!(
@@ -89,7 +90,7 @@ fn program(kind: u32, attached: u32) -> OwnedFd {
         ..Default::default()
     };
     let (name, license) = (c"of_others", c"MIT");
-    // SAFETY: instructions and options outlive the call, and are as long as it says.
+    // SAFETY: instructions and options outlive the call, and the call gets their lengths.
     unsafe {
         let fd = libbpf_sys::bpf_prog_load(
             kind,
@@ -115,7 +116,7 @@ fn pin(object: BorrowedFd<'_>, path: &Path) {
     assert_eq!(pinned, 0, "{path:?}");
 }
 
-/// Everything that has a name without a dot.
+/// All names without a dot.
 fn list(directory: &Path) -> Vec<OsString> {
     let entries = fs::read_dir(directory).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name());
@@ -126,7 +127,7 @@ fn list(directory: &Path) -> Vec<OsString> {
     names
 }
 
-/// What entries hold, against what was put there.
+/// Checks the entries against what was put there.
 fn check_entries(rng: &mut Rng, entries: &SharedEntries) {
     let programs = [xdp(), xdp()];
     let foreign = program(libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER, 0);
@@ -140,7 +141,7 @@ fn check_entries(rng: &mut Rng, entries: &SharedEntries) {
         let done = match which {
             0 | 1 => entries.set(position, programs[which].as_fd()),
             2 => entries.clear(position),
-            // The first one says which kind the array takes, so it is not.
+            // The first program decides which kind an array takes, so skip it while empty.
             _ if expected.iter().all(Option::is_none) => continue,
             _ => entries.set(position, foreign.as_fd()),
         };
@@ -172,7 +173,7 @@ fn check_entries(rng: &mut Rng, entries: &SharedEntries) {
             .filter(move |(expected, _)| **expected == Some(of));
         of.map(|(_, found)| found.as_ref().unwrap().id).collect()
     };
-    // One number a program, and another one for the other.
+    // Each program has one number, different from the other's.
     for of in [0, 1] {
         assert!(ids(of).windows(2).all(|two| two[0] == two[1]));
         assert!(ids(of).iter().all(|id| !ids(1 - of).contains(id)));
@@ -180,7 +181,7 @@ fn check_entries(rng: &mut Rng, entries: &SharedEntries) {
 }
 
 #[test]
-fn what_others_have_pinned_is_told_apart_and_stays() {
+fn foreign_pins_are_recognised_and_stay() {
     let (_seed, mut rng) = seeded();
     let rng = &mut rng;
     let mut katran = load(builder());
@@ -216,19 +217,19 @@ fn what_others_have_pinned_is_told_apart_and_stays() {
             match kind {
                 0 => pin(xdp().as_fd(), &path),
                 1 => fs::create_dir(&path).unwrap(),
-                // Whatever it leads to.
+                // A link, whatever it leads to.
                 2 => std::os::unix::fs::symlink(&root_path, &path).unwrap(),
                 _ => pin(map(of, c"of_others").as_fd(), &path),
             }
             kept.push((path.clone(), kind));
-            // The root is not there yet, so a link leads nowhere.
+            // The root is not pinned yet, so the link leads nowhere.
             let found = SharedEntries::open(&path);
             match found {
                 Ok(entries) => {
                     assert!(kind > 2 && is_array, "{path:?} {kind} {of:?}");
                     assert_eq!(entries.count(), of.3);
                     if of.3 > 3 {
-                        // Not one by one.
+                        // Checked all at once.
                         assert!(entries.programs().unwrap().iter().all(Option::is_none));
                     } else {
                         check_entries(rng, &entries);
@@ -250,7 +251,7 @@ fn what_others_have_pinned_is_told_apart_and_stays() {
         let mut root = RootProgram::builder().load().unwrap();
         root.pin(&root_path).unwrap();
         let position = rng.u32(0..3);
-        // Somebody else's program is not replaced.
+        // A foreign program is not replaced.
         if rng.bool() {
             let entries = SharedEntries::open(&root_path).unwrap();
             entries.set(position, xdp().as_fd()).unwrap();
@@ -280,7 +281,7 @@ fn what_others_have_pinned_is_told_apart_and_stays() {
     }
 }
 
-/// The same path, from the working directory on.
+/// The same path, relative to the current directory.
 fn from_here(path: &Path) -> PathBuf {
     let here = std::env::current_dir().unwrap();
     let up = here.components().skip(1).map(|_| "..");
@@ -288,7 +289,8 @@ fn from_here(path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap())
 }
 
-/// Named from here or from the root: it is the same entry, also when its root program is not there any more.
+/// Named by a relative or an absolute path, it is the same entry, even after its root program is
+/// gone.
 #[test]
 fn an_entry_is_found_by_whichever_path() {
     let directory = private_bpf_fs().unwrap();

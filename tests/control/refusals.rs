@@ -1,5 +1,5 @@
-//! What a machine can refuse before a balancer is there: privileges, bpf(2), memory, the program. Each error says
-//! what it is.
+//! What a machine can refuse before a balancer exists: privileges, bpf(2), memory, the program.
+//! Each error says which.
 
 use std::thread;
 
@@ -48,7 +48,7 @@ fn missing_privileges_are_named() {
         let missing = without_capabilities(&without, || name(builder().load().unwrap_err()));
         assert_eq!(missing, expected);
     }
-    // The three are enough.
+    // The three capabilities are enough.
     let loaded = without_capabilities(&all[..1], || builder().load());
     assert!(loaded.is_ok(), "{loaded:?}");
 }
@@ -98,7 +98,7 @@ fn a_container_that_forbids_bpf_is_named() {
 #[test]
 fn too_little_memory_is_known_before_anything_is_made() {
     require_root();
-    // As many flows as are allowed: some 15 GiB for each CPU.
+    // The maximum number of flows: some 15 GiB for each CPU.
     let cpus = thread::available_parallelism().unwrap().get() as u32;
     let huge = || {
         builder()
@@ -107,7 +107,7 @@ fn too_little_memory_is_known_before_anything_is_made() {
             .flow_table_size(u64::from(cpus) << 27)
     };
     let wanted = huge().memory_estimate().unwrap().at_load();
-    // Where no map can be made, the error is the same: none was tried.
+    // The error is the same if no map can be made: none was tried.
     for commands in [&[][..], &[faults::MAP_CREATE]] {
         let load = || huge().load().unwrap_err();
         let error = match commands.is_empty() {

@@ -1,5 +1,6 @@
-//! A pinned balancer of another layout, as another version of the crate leaves it, adopted: a set of this version's takes
-//! its place, with all that it knew. Another layout is made by the words of the map `contents`.
+//! Adopting a pinned balancer of another layout, as another version of the crate leaves it: a set
+//! of this version's replaces it, with all that it knew. The test changes the layout in the words
+//! of the map `contents`.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -73,7 +74,7 @@ fn directory() -> PathBuf {
     private_bpf_fs().unwrap().join("katran")
 }
 
-/// All that is counted and does not go on by itself.
+/// All counters that do not advance by themselves.
 fn counted(of: &Counters) -> impl PartialEq + std::fmt::Debug + use<> {
     let cpus: Vec<_> = of.cpus.iter().map(|cpu| cpu.forwarded).collect();
     (
@@ -85,7 +86,7 @@ fn counted(of: &Counters) -> impl PartialEq + std::fmt::Debug + use<> {
     )
 }
 
-/// What can be told of a balancer.
+/// What can be asked of a balancer.
 struct Known {
     state: katran::State,
     numbers: Vec<(std::net::IpAddr, katran::RealNumber)>,
@@ -94,7 +95,7 @@ struct Known {
 }
 
 impl Known {
-    /// Packets have been through it, and have made entries of flows.
+    /// Sends packets, which make flow entries, and records everything.
     fn of(katran: &Katran) -> Self {
         answers(katran);
         let answers = answers(katran);
@@ -125,15 +126,15 @@ impl Known {
 fn adopt(directory: &Path) -> Katran {
     let (katran, start) = builder().pin(directory).adopt_or_load().unwrap();
     let Start::Adopted { by_version, .. } = start else {
-        panic!("there was one");
+        panic!("adopt_or_load loaded a new one");
     };
     assert_eq!(by_version, env!("CARGO_PKG_VERSION"));
     katran
 }
 
-/// Nothing of it is lost but what a part knows that this version cannot read.
+/// Nothing is lost but the parts that this version cannot read.
 #[test]
-fn one_of_another_layout_is_replaced_and_knows_all_that_it_knew() {
+fn another_layout_is_replaced_and_nothing_is_forgotten() {
     let all = FlowTracking::All;
     let changed = FlowTracking::Changed;
     let kinds: [(FlowTracking, &[&[usize]]); 2] = [
@@ -158,20 +159,20 @@ fn one_of_another_layout_is_replaced_and_knows_all_that_it_knew() {
             let (adopted, heard) = heard(|| adopt(&directory));
             katran = adopted;
             known.assert_same(&katran, parts);
-            // What is lost, and nothing else.
+            // One warning for each lost part, and no other.
             let warned = heard.iter().filter(|(level, _)| *level <= Level::Warn);
             assert_eq!(warned.count(), parts.len(), "{parts:?} {heard:?}");
             assert_eq!(tree(&directory), pinned, "{parts:?}");
             assert_eq!(words(&directory.join("set")), own);
             for (before, after) in known.answers.iter().zip(&answers(&katran)) {
-                // Those that are not where their ring leads are known by tables, or by the rings' history.
+                // Tables or the rings' history know the flows that are not where their ring leads.
                 match parts.contains(&FLOWS) || parts.contains(&STATE) && tracking == changed {
                     true => assert_eq!(after.real.is_some(), before.real.is_some()),
                     false => assert_eq!(after.real, before.real, "{parts:?} {before:?} {after:?}"),
                 }
             }
         }
-        // Changes of every kind go on, and the next handle knows them.
+        // Changes of every kind work, and the next handle knows them.
         let features = Features::default() | Features::SOURCE_ROUTING | Features::INLINE_DECAP;
         katran.reload(features).unwrap();
         serve(&mut katran, "203.0.113.250:1/tcp", VipFlags::empty(), &[A]);
@@ -186,10 +187,10 @@ fn one_of_another_layout_is_replaced_and_knows_all_that_it_knew() {
     }
 }
 
-/// Rings lead them elsewhere: they are where they were as long as tables have the same layout, copied or not.
+/// The rings lead elsewhere: connections stay while the tables have the same layout, copied or not.
 #[test]
-fn connections_that_tables_alone_know_stay() {
-    // Whose flow table `simulate` asks.
+fn connections_that_only_tables_know_stay() {
+    // `simulate` uses this CPU's flow table.
     stay_on(allowed_cpus()[0]);
     let directory = directory();
     let mut katran = load(builder().flow_tracking(FlowTracking::All).pin(&directory));
@@ -216,9 +217,9 @@ fn connections_that_tables_alone_know_stay() {
     katran.remove().unwrap();
 }
 
-/// The attachment is the same link, and the other program is in it.
+/// The same link has the new program.
 #[test]
-fn links_stay_and_packets_meet_the_new_program() {
+fn links_stay_and_get_the_new_program() {
     let directory = directory();
     let host = Host::new("relaid").unwrap();
     host.ip("link set lo up").unwrap();
@@ -243,9 +244,9 @@ fn links_stay_and_packets_meet_the_new_program() {
     katran.remove().unwrap();
 }
 
-/// A ledger of another layout: what is there forwards on, and the error says what to do.
+/// A ledger of another layout: the balancer keeps forwarding, and the error says what to do.
 #[test]
-fn a_ledger_that_cannot_be_read_is_told_before_anybody_lets_go() {
+fn an_unreadable_ledger_is_reported_before_a_handover() {
     let directory = directory();
     let mut katran = load(builder().pin(&directory));
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
@@ -273,7 +274,7 @@ fn a_ledger_that_cannot_be_read_is_told_before_anybody_lets_go() {
         assert_eq!(tree(&directory), pinned);
         bpf::update(ledger.as_fd(), &[0; 4], &page);
     }
-    // One that can be read is taken over, in whatever layout the rest is.
+    // With a readable ledger it is taken over, whatever the layout of the rest.
     let state = katran.state();
     let new = take_over().unwrap();
     assert!(katran.is_handed_over());
@@ -294,7 +295,7 @@ fn a_ledger_that_cannot_be_read_is_told_before_anybody_lets_go() {
     assert!(!directory.exists());
 }
 
-/// What packets read of a set that this version's is to share, and write.
+/// What packets read and write in a set that shares maps with this version's.
 #[derive(PartialEq, Debug)]
 struct Seen {
     hops: Option<Vec<u8>>,
@@ -308,9 +309,9 @@ fn seen(directory: &Path) -> Seen {
         bpf::lookup(map.as_fd(), &[0; 4])
     };
     let mut live = of("data_live").unwrap();
-    // The last sign of life comes from the owner.
+    // Without the last sign of life, which the owner writes.
     live.truncate(live.len() - 8);
-    // Own addresses: of two copies packets read either.
+    // Without the host's addresses: packets may read either of two copies.
     live.drain(28..72);
     Seen {
         hops: of("data_hops"),
@@ -318,7 +319,7 @@ fn seen(directory: &Path) -> Seen {
     }
 }
 
-/// Whatever the kernel refuses: what was there keeps working, and the next attempt continues with it.
+/// Whatever the kernel refuses, the old set keeps working, and the next attempt continues with it.
 #[test]
 fn one_that_fails_changes_nothing() {
     for (hops, parts) in [
@@ -335,7 +336,7 @@ fn one_that_fails_changes_nothing() {
         drop(katran);
         relay(&directory.join("set"), &[parts]);
         if let Some(mut cells) = seen(&directory).hops {
-            // As a follower has found them.
+            // As if a follower had found these addresses.
             for (_, number) in &numbers {
                 let number = number.get() as usize;
                 cells[number * 8..][..8].copy_from_slice(&[2, 0, 0, 0, 9, number as u8, 0, 0]);
@@ -385,7 +386,7 @@ fn one_that_fails_changes_nothing() {
     }
 }
 
-/// Names that this version does not know are another version's, where the set has its layout.
+/// Unknown names are another version's if the set has that version's layout.
 #[test]
 fn one_of_another_layout_is_removed_whole() {
     let directory = directory();
@@ -400,9 +401,10 @@ fn one_of_another_layout_is_removed_whole() {
     assert!(!directory.exists());
 }
 
-/// One without which nobody can go on, and that its owner does not need, is missing: the owner keeps it.
+/// A pin is missing that the owner does not need, but its successor would: the owner keeps the
+/// balancer.
 #[test]
-fn nobody_lets_go_of_one_that_was_spoiled() {
+fn an_owner_keeps_a_damaged_balancer() {
     for pin in ["contents", "ledger"] {
         let directory = directory();
         let katran = load(builder().pin(&directory));
@@ -420,9 +422,9 @@ fn nobody_lets_go_of_one_that_was_spoiled() {
     }
 }
 
-/// Probes go on at the switch, not when the gateway has been found again.
+/// Probes work from the switch on, not only once the gateway is found again.
 #[test]
-fn other_probes_know_the_gateway_that_packets_know() {
+fn probes_know_the_gateway_from_the_switch_on() {
     let directory = directory();
     let katran = load(
         builder()
@@ -465,9 +467,9 @@ fn with_router(name: &str) -> Host {
     host
 }
 
-/// Nobody would own it until the router answers.
+/// Otherwise it would have no owner until the router answers.
 #[test]
-fn a_gateway_that_does_not_answer_keeps_nobody_from_it() {
+fn a_silent_gateway_does_not_prevent_an_adoption() {
     let directory = directory();
     let host = with_router("relaid-silent");
     let mut katran = load(builder().gateway(Gateway::Auto).pin(&directory));
@@ -483,7 +485,7 @@ fn a_gateway_that_does_not_answer_keeps_nobody_from_it() {
     katran.remove().unwrap();
 }
 
-/// Wherever the next owner is: the gateway is known before packets are on the one that asks for it.
+/// Whatever the next owner's namespace, the gateway is known before packets use the new program.
 #[test]
 fn a_gateway_is_found_from_another_network_namespace() {
     let directory = directory();

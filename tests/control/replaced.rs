@@ -1,5 +1,5 @@
-//! Settings that only a load can change, applied: another set of programs and maps takes the place of the one that is
-//! there, and knows all that it knew.
+//! Applying load-time settings: another set of programs and maps replaces the current one, and
+//! knows all that it knew.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,11 +55,11 @@ use crate::common::pins::tree;
 use crate::common::serve;
 use crate::common::vip;
 
-/// What a change does to flows.
+/// How a change affects flows.
 #[derive(Clone, Copy, PartialEq)]
 enum Flows {
     Stay,
-    /// Those that no table knows may go elsewhere.
+    /// Flows without an entry may move.
     MayMove,
 }
 
@@ -127,7 +127,7 @@ fn changed(katran: &Katran, change: fn(&mut BalancerState)) -> State {
     state
 }
 
-/// All that is counted and does not go on by itself.
+/// All counters that do not advance by themselves.
 fn counted(katran: &Katran) -> impl PartialEq + std::fmt::Debug + use<> {
     let of = katran.counters().unwrap();
     let cpus: Vec<_> = of.cpus.iter().map(|cpu| cpu.forwarded).collect();
@@ -140,9 +140,10 @@ fn same_reals(before: &[Simulation], after: &[Simulation], change: &str) {
     }
 }
 
-/// One after the other, so that each also comes after all others; pinned or not.
+/// Each change in turn on the same balancer, so that each follows all the others; pinned and
+/// unpinned.
 #[test]
-fn every_setting_can_be_another_and_nothing_else_changes() {
+fn every_setting_can_change_and_nothing_else_does() {
     for (tracking, pinned) in [(FlowTracking::Changed, true), (FlowTracking::All, false)] {
         let directory = directory();
         let mut katran = match pinned {
@@ -182,7 +183,7 @@ fn every_setting_can_be_another_and_nothing_else_changes() {
     }
 }
 
-/// What the document changes besides comes into force with it.
+/// The document's other changes take effect with the replacement.
 #[test]
 fn a_state_that_needs_more_room_is_applied_at_once() {
     let mut katran = load(builder());
@@ -218,13 +219,13 @@ fn a_state_that_needs_more_room_is_applied_at_once() {
         last.into_iter()
             .all(|flow| katran.simulate(&syn(flow)).unwrap().real.is_some())
     );
-    // Changes of every kind go on.
+    // Changes of every kind still work.
     katran.remove_vip(vip(VIP4)).unwrap();
     serve(&mut katran, "203.0.113.250:1/tcp", VipFlags::empty(), &[B]);
 }
 
 #[test]
-fn what_has_no_room_is_refused_and_told() {
+fn a_state_without_room_is_refused_with_the_limit() {
     let mut katran = load(rich(FlowTracking::Changed));
     fill(&mut katran);
     let before = (katran.state(), katran.counters().unwrap().totals);
@@ -255,14 +256,14 @@ fn what_has_no_room_is_refused_and_told() {
         );
         assert!(is_told, "{error}");
     }
-    // A real of IPv6, and no address of that for its outer header.
+    // An IPv6 real, but no IPv6 source address for its outer header.
     let error = refuses(|of| of.encapsulation = Some(Encapsulation::Gue));
     assert!(error.to_string().contains("source_v6"), "{error}");
     let error = refuses(|of| of.ring_size = Some(10));
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
 }
 
-/// Whatever the kernel refuses: all is as it was, and the next attempt works.
+/// Whatever the kernel refuses, nothing changes, and the next attempt works.
 #[test]
 fn one_that_fails_changes_nothing() {
     let directory = directory();
@@ -315,7 +316,7 @@ fn one_that_fails_changes_nothing() {
 const OBJ_PIN: u32 = 6;
 
 #[test]
-fn another_kind_of_table_and_of_tracking_can_be_had() {
+fn flow_table_type_and_tracking_can_change() {
     let mut katran = load(rich(FlowTracking::All));
     fill(&mut katran);
     let kinds = [FlowTableKind::KernelLru, FlowTableKind::SetAssociative];
@@ -330,16 +331,17 @@ fn another_kind_of_table_and_of_tracking_can_be_had() {
             katran.apply(&wanted).unwrap();
             assert_eq!(katran.state(), wanted);
             assert_eq!(counted(&katran), counted_before);
-            // Their rings are those of before, and no real has gone.
+            // The rings are the same, and no real was removed.
             same_reals(&before, &answers(&katran), "tracking");
         }
     }
 }
 
-/// With server ids tables are to know all connections, but those that are older stay on the bases of their slots, also where a
-/// ring changes at once; without them tables are asked in unsettled slots only.
+/// With server ids, tables must know all connections, but older ones stay on their slots' bases,
+/// even if a ring changes at the same time; without them, only packets in unsettled slots look at
+/// the tables.
 #[test]
-fn histories_stay_while_server_ids_go_and_come() {
+fn histories_stay_while_server_ids_are_toggled() {
     let ids = Features::default() | Features::TCP_SERVER_ID;
     let mut katran = load(builder());
     let vip = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
@@ -354,7 +356,7 @@ fn histories_stay_while_server_ids_go_and_come() {
         flows.collect::<Vec<_>>()
     };
     let mut known = begins(&katran, 0);
-    // Those that were on it have no entry.
+    // Connections on this real have no entry.
     katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
     known.extend(begins(&katran, 1000));
     assert!(known.iter().any(|(_, real)| *real == Some(ip(A))));
@@ -370,7 +372,7 @@ fn histories_stay_while_server_ids_go_and_come() {
         let mut wanted = katran.state();
         let settings = wanted.balancer.as_mut().unwrap();
         settings.features = Some(features);
-        // Turned by replacement, and by a reload.
+        // By replacement twice, and once by a reload.
         if nth != 2 {
             settings.max_vips = settings.max_vips.map(|most| most + 1);
         }
@@ -389,14 +391,14 @@ fn histories_stay_while_server_ids_go_and_come() {
     }
 }
 
-/// Entries that mean nothing any more are removed when no more of them come from the tables before.
+/// Void entries are removed only once the old tables can add no more.
 #[test]
-fn flows_of_the_last_moment_bring_no_void_entry_back() {
-    // Whose flow table `simulate` asks.
+fn late_copied_flows_restore_no_void_entry() {
+    // `simulate` uses this CPU's flow table.
     stay_on(allowed_cpus()[0]);
     let mut katran = load(all_in_table());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
-    // Known, so that its entries would count.
+    // Known, so its entries would count.
     let named = ServerId::new(1, ip(A));
     katran.server_ids_mut().add(&[named]).unwrap();
     let flows = flows(Protocol::Tcp, TO_VIP4, 100);
@@ -409,7 +411,8 @@ fn flows_of_the_last_moment_bring_no_void_entry_back() {
         of.max_reals = Some(200);
     });
     wanted.vips[0].reals = vec![Real::new(ip(B))];
-    // What is counted is carried on between the switch and the last entries.
+    // Stretches the time between the switch and the last copied entries: the counters are carried
+    // over in it.
     let slowly = || {
         std::thread::sleep(Duration::from_millis(500));
         None

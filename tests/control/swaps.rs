@@ -1,4 +1,5 @@
-//! Names of two kinds that swap their reals in one state: the reals are named by neither for a moment, and stay.
+//! Two names of different kinds swap their reals in one state: for a moment neither names them, and
+//! still they stay.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ fn state(id: &str, route: &str) -> State {
     state
 }
 
-/// A balancer in the first state, and the reals that callbacks tell of from then on.
+/// A balancer in the first state, and the reals in its callbacks' calls from then on.
 fn balancer(max_reals: u32) -> (Katran, Arc<Mutex<Vec<IpAddr>>>) {
     let features = Features::SOURCE_ROUTING | Features::TCP_SERVER_ID;
     let mut katran = load(builder().features(features).max_reals(max_reals));
@@ -45,8 +46,8 @@ fn balancer(max_reals: u32) -> (Katran, Arc<Mutex<Vec<IpAddr>>>) {
 }
 
 #[test]
-fn an_id_and_a_route_swap_their_only_reals_and_neither_goes() {
-    // With numbers to spare, and without.
+fn an_id_and_a_route_swap_their_only_reals_and_both_stay() {
+    // With spare numbers, and without.
     for max_reals in [10, 2] {
         let (mut katran, told) = balancer(max_reals);
         let numbers = katran.real_numbers();
@@ -55,7 +56,7 @@ fn an_id_and_a_route_swap_their_only_reals_and_neither_goes() {
             assert_eq!(katran.real_numbers(), numbers, "{max_reals} reals");
         }
         assert_eq!(*told.lock().unwrap(), [] as [IpAddr; 0]);
-        // Nothing holds them any longer than that.
+        // Nothing keeps them after that.
         katran.apply(&State::default()).unwrap();
         assert_eq!(katran.real_numbers(), []);
         assert_eq!(told.lock().unwrap().len(), 2);
@@ -78,7 +79,7 @@ fn a_swap_that_the_kernel_refuses_leaves_nothing_behind() {
         assert_eq!(katran.real_numbers(), numbers);
         assert!(told.lock().unwrap().is_empty());
     }
-    assert!(refused > 0, "the kernel was never asked");
+    assert!(refused > 0, "the kernel refused nothing");
     katran.apply(&State::default()).unwrap();
     assert_eq!(katran.real_numbers(), []);
 }

@@ -1,5 +1,5 @@
-//! One balancer and many threads: questions at the same time, changes one after the other, and packets
-//! that wait for neither.
+//! One balancer and many threads: concurrent queries, changes one at a time, and packets that wait
+//! for neither.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -29,9 +29,9 @@ use crate::common::ip;
 use crate::common::load;
 use crate::common::serve;
 
-/// Of each VIP.
+/// For each VIP.
 const CHANGES: usize = 40;
-/// The reals of both VIPs change between these sets.
+/// Both VIPs' reals alternate between these sets.
 const SETS: [[&str; 2]; 2] = [
     ["198.51.100.1", "2001:db8:2::1"],
     ["198.51.100.2", "2001:db8:2::2"],
@@ -42,7 +42,7 @@ fn set(index: usize) -> BTreeSet<IpAddr> {
     SETS[index].map(ip).into()
 }
 
-/// Asks in three ways, which must agree: all of it is before a change, or all after it.
+/// Asks in three ways, which must agree: all before a change, or all after it.
 fn ask(katran: &Katran, vip: Vip, flow: Flow) {
     let reals: BTreeSet<IpAddr> = katran
         .reals(vip)
@@ -58,9 +58,9 @@ fn ask(katran: &Katran, vip: Vip, flow: Flow) {
 }
 
 #[test]
-fn questions_changes_and_packets_go_on_beside_each_other() {
+fn queries_changes_and_packets_run_concurrently() {
     let mut katran = load(builder());
-    // Without a flow table the ring decides, so that each answer tells which ring it is from.
+    // Without a flow table the ring decides, so each answer shows which ring it used.
     let vips = SERVICES.map(|to| {
         let text = format!("{to}/tcp");
         serve(&mut katran, &text, VipFlags::LRU_BYPASS, &SETS[0])
@@ -102,7 +102,7 @@ fn questions_changes_and_packets_go_on_beside_each_other() {
                     let mut changes: Vec<_> = old.into_iter().map(RealChange::Remove).collect();
                     changes.extend(new.into_iter().map(|real| RealChange::Add(Real::new(real))));
                     katran.write().unwrap().modify_reals(vip, &changes).unwrap();
-                    // Each change is seen by some of the others.
+                    // Some packets and queries see each change.
                     for count in [packets, questions] {
                         let seen = count.load(Ordering::Relaxed);
                         while goes_on() && count.load(Ordering::Relaxed) == seen {
@@ -126,7 +126,7 @@ fn questions_changes_and_packets_go_on_beside_each_other() {
         assert_eq!(reals, set(CHANGES % 2));
     }
     assert_eq!(katran.real_numbers().len(), SETS[0].len());
-    // Every packet counts once, a simulated one too.
+    // Every packet counts once, simulated ones too.
     let all = packets.into_inner() + questions.into_inner();
     assert_eq!(katran.stats().totals().unwrap().tx.packets, all);
 }

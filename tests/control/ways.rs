@@ -1,5 +1,5 @@
-//! Next hops of single reals, and the ways of their probes, after an adoption: what packets read stays right, and goes on being
-//! looked after.
+//! Next hops of single reals, and their probes' paths, after an adoption: what packets read stays
+//! right, and is kept current.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ use crate::common::load;
 use crate::common::pins;
 use crate::common::serve;
 
-/// Two interfaces with a router each, by which reals are reached.
+/// Two interfaces, each with a router to the reals.
 fn host() -> Host {
     let host = Host::new("ways").unwrap();
     for (number, real) in [(1, A), (2, B)] {
@@ -51,7 +51,7 @@ fn map(directory: &Path, name: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
     bpf::dump(pins::open(&directory.join("set").join(name)).as_fd())
 }
 
-/// The port of each real, and the interface that packets are sent out of by it.
+/// Each real's port, and the interface that packets leave by through it.
 fn ports(directory: &Path, katran: &Katran) -> Vec<(u16, u32)> {
     let hops = pins::open(&directory.join("set/maps/data_hops"));
     let hops = bpf::lookup(hops.as_fd(), &[0; 4]).unwrap();
@@ -75,9 +75,9 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A number that packets may still go by means the same interface until none does.
+/// A number that packets may still use keeps its interface until none does.
 #[test]
-fn ports_of_the_owner_before_mean_nothing_else() {
+fn the_former_owners_ports_keep_their_meaning() {
     require_root();
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");
@@ -97,7 +97,7 @@ fn ports_of_the_owner_before_mean_nothing_else() {
         let numbers: BTreeSet<u16> = before.iter().map(|(port, _)| *port).collect();
         drop(katran);
         katran = host.run(|| settings().adopt().unwrap());
-        eventually("others are in their place, and lead there", || {
+        eventually("new ports lead there", || {
             let now = ports(&directory, &katran);
             assert!(is_whole(&now), "{round}: {before:?} {now:?}");
             now.iter().all(|(port, _)| !numbers.contains(port))
@@ -106,9 +106,9 @@ fn ports_of_the_owner_before_mean_nothing_else() {
     katran.remove().unwrap();
 }
 
-/// Their routes change when the process that had asked for them is gone.
+/// Routes change after the process that followed them is gone.
 #[test]
-fn ways_of_probes_are_followed_by_the_next_owner() {
+fn the_next_owner_follows_probes_paths() {
     require_root();
     let host = host();
     let directory = private_bpf_fs().unwrap().join("katran");
@@ -136,7 +136,7 @@ fn ways_of_probes_are_followed_by_the_next_owner() {
     let route = format!("route replace {A}/32 via 192.0.2.29 dev near2");
     host.ip(&route).unwrap();
     eventually("it has changed", || ways() == [devices[1]]);
-    // The next one that leads there is the last one to leave.
+    // A second mark shares the path; removing it leaves the first one's.
     host.run(|| katran.probes_mut().map_mark(10, ip(A)).unwrap());
     katran.probes_mut().unmap_mark(10).unwrap();
     assert_eq!(ways(), [devices[1]]);

@@ -1,5 +1,5 @@
-//! Code of the pages: Rust is compiled as documentation tests, documents of the balancer are read by its reader,
-//! and a shell takes the commands.
+//! Code in the pages: Rust compiles as documentation tests, the library parses the balancer's
+//! documents, and a shell parses the commands.
 
 use std::io::Write;
 use std::process::Command;
@@ -56,7 +56,7 @@ fn documents_of_all_pages_are_read() {
     assert!(Document::from_toml("[balancer]\ncolour = 1\n").is_err());
 }
 
-/// Cargo's.
+/// A Cargo manifest.
 fn is_manifest(text: &str) -> bool {
     ["[package", "[dependencies", "[features", "[profile"]
         .iter()

@@ -1,4 +1,4 @@
-//! Commands that pages and comments quote exist: targets of the Makefile, of Cargo, and what the examples take.
+//! Commands that pages and comments quote exist: make targets, Cargo's, and those of the examples.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,23 +12,23 @@ use crate::markdown;
 use crate::markdown::Page;
 use crate::none_of;
 
-/// Languages of blocks that have commands.
+/// Languages of blocks with commands.
 const SHELL: [&str; 5] = ["", "console", "ini", "sh", "text"];
-/// What stands before a command on its line.
+/// What may precede a command on its line.
 const BEFORE: [&str; 7] = ["$", "#", "env", "exec", "ip", "setpriv", "sudo"];
-/// Options that others have: those of Cargo, the shell's tools, the kernel's tools and systemd.
+/// Options of foreign programs: Cargo, shell and kernel tools, systemd.
 const FOREIGN: [&str; 1] = ["--help"];
 
-/// What there is.
+/// The commands that exist.
 struct Known {
     targets: BTreeSet<String>,
-    /// By option of Cargo: `--bench`.
+    /// Names by Cargo option, such as `--bench`.
     of_cargo: BTreeMap<&'static str, BTreeSet<String>>,
-    /// By the words that call them.
+    /// The help texts, by the words of their command.
     helps: &'static BTreeMap<String, String>,
-    /// Options of all examples, and of benches and scripts.
+    /// Options of all examples, benches and scripts.
     options: BTreeSet<String>,
-    /// The commands that were looked at.
+    /// The commands that were checked.
     called: RefCell<BTreeSet<String>>,
 }
 
@@ -64,7 +64,7 @@ impl Known {
         }
     }
 
-    /// What is wrong with a line of commands.
+    /// The faults in a line of commands.
     fn wrong(&self, line: &str) -> Vec<String> {
         let mut found = Vec::new();
         for words in commands(line) {
@@ -81,7 +81,7 @@ impl Known {
             let Some((program, arguments)) = words.split_first() else {
                 continue;
             };
-            // As units of systemd start it.
+            // As systemd units start it.
             let started = program
                 .strip_prefix("Exec")
                 .and_then(|rest| rest.split_once('='));
@@ -138,7 +138,7 @@ impl Known {
     fn wrong_call(&self, name: &str, arguments: &[&str]) -> Vec<String> {
         let mut call = name.to_owned();
         let mut arguments = arguments.iter().peekable();
-        // Commands, and theirs.
+        // Subcommands.
         while let Some(next) = arguments.peek() {
             let longer = format!("{call} {next}");
             if !self.helps.contains_key(&longer) {
@@ -175,8 +175,8 @@ fn targets(makefile: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The commands of a line in words: quotes keep words together, `#` begins a comment, and signs of the shell
-/// begin another command.
+/// The commands of a line as words: quotes keep words together, `#` begins a comment, and shell
+/// operators begin another command.
 fn commands(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![vec![String::new()]];
     let mut quote = None;
@@ -199,7 +199,7 @@ fn commands(line: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// Lines of commands of a page, with the number of each.
+/// A page's lines of commands, with their numbers.
 fn lines(page: &Page) -> Vec<(usize, String)> {
     let mut lines = page.spans.clone();
     for (begin, language, text) in &page.blocks {
@@ -224,7 +224,7 @@ fn commands_that_are_quoted_exist() {
         }
     };
     for (path, page) in markdown::pages() {
-        // It names what there was, too.
+        // The changelog also names removed ones.
         if path != "CHANGELOG.md" {
             look(path, 0, page);
         }
@@ -257,7 +257,7 @@ fn commands_that_are_quoted_exist() {
 }
 
 #[test]
-fn commands_that_do_not_exist_are_seen() {
+fn missing_commands_are_found() {
     let known = Known::new();
     for (line, wrong) in [
         ("sudo make tests", "make tests"),

@@ -1,4 +1,4 @@
-//! The files of the repository, by their paths from its root.
+//! The repository's files, by their paths from its root.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// All files, without those of builds and of version control.
+/// All files, except those of builds and version control.
 pub(crate) fn all() -> Vec<String> {
     let mut files = Vec::new();
     collect(root().to_owned(), &mut files);
@@ -33,7 +33,7 @@ fn collect(directory: PathBuf, files: &mut Vec<String>) {
     }
 }
 
-/// The files below some directories whose names end in one of `endings`.
+/// The files below these directories whose names end in one of `endings`.
 pub(crate) fn below(directories: &[&str], endings: &[&str]) -> Vec<String> {
     let is_below = |file: &str| {
         let begins = |directory: &&str| file.starts_with(&format!("{directory}/"));
@@ -45,7 +45,8 @@ pub(crate) fn below(directories: &[&str], endings: &[&str]) -> Vec<String> {
     files
 }
 
-/// Names of the targets of a kind (`benches`, `tests`, `examples`): files, and directories with a `main.rs`.
+/// Names of Cargo targets in a directory (`benches`, `tests`, `examples`): files, and directories
+/// with a `main.rs`.
 pub(crate) fn targets(directory: &str) -> Vec<String> {
     let files = below(&[directory], &[".rs"]);
     let names = files.iter().filter_map(|file| {

@@ -1,5 +1,5 @@
-//! What the examples say of themselves: each `--help` fits a terminal of 80 columns and begins with what it is
-//! for.
+//! The examples' help: each `--help` fits a terminal of 80 columns and begins with the program's
+//! purpose.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -13,7 +13,8 @@ use crate::none_of;
 
 const WIDTH: usize = 80;
 
-/// The help of each example and of each of its commands, by the words that call it: `katran root show`.
+/// The help of each example and each of its commands, by the words of the command: `katran root
+/// show`.
 pub(crate) fn all() -> &'static BTreeMap<String, String> {
     static HELPS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
         let mut helps = BTreeMap::new();
@@ -48,7 +49,7 @@ fn help(name: &str, commands: &[&str], option: &str) -> String {
     let mut command = Command::new(path);
     command.args(commands).arg(option).stdin(Stdio::null());
     let output = command.output().unwrap();
-    // The shortest example takes an option for a mistake, and prints the same then.
+    // The shortest example takes the option for a mistake, and prints the same.
     let said = match output.status.success() {
         true => output.stdout,
         false => output.stderr,
@@ -56,7 +57,7 @@ fn help(name: &str, commands: &[&str], option: &str) -> String {
     String::from_utf8(said).unwrap()
 }
 
-/// Options of a help.
+/// The options in a help text.
 pub(crate) fn options(help: &str) -> BTreeSet<&str> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let words = help.split(|c| !is_part(c));
@@ -95,7 +96,7 @@ fn wrong(help: &str) -> Vec<String> {
 }
 
 #[test]
-fn bad_help_is_seen() {
+fn bad_help_is_found() {
     assert_eq!(wrong("Balance the VIPs of a file\n\nUsage: x\n"), [""; 0]);
     assert_eq!(wrong("Usage: x [OPTIONS] FILE\n").len(), 1);
     assert_eq!(
@@ -108,9 +109,9 @@ fn bad_help_is_seen() {
     );
 }
 
-/// `scripts/demo-svg` makes it of a run.
+/// `scripts/demo-svg` makes it from a run.
 #[test]
-fn the_picture_of_the_demo_is_of_this_demo() {
+fn the_picture_shows_the_current_demo() {
     let demo = files::below(&["examples/demo"], &[".rs"]);
     let demo: String = demo.iter().map(|path| files::read(path)).collect();
     let picture = files::read("docs/img/demo.svg");

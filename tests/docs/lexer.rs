@@ -1,14 +1,15 @@
-//! Comments and literal texts of Rust and C, by one small lexer: the two agree in what matters here.
+//! Comments and string literals of Rust and C, by one small lexer: the two languages agree in what
+//! matters here.
 
-/// A part of a source that has words for people.
+/// A part of a source with words for people.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Piece {
-    /// Comments that follow each other, without the signs that make them comments.
+    /// Successive comments, without their markers.
     Comment(String),
     Literal(String),
 }
 
-/// The comments and texts of a source, with the lines where they begin.
+/// A source's comments and literals, with the lines where they begin.
 pub(crate) fn pieces(source: &str) -> Vec<(usize, Piece)> {
     let mut lexer = Lexer::new(source);
     while lexer.step() {}
@@ -36,7 +37,7 @@ struct Lexer<'a> {
     rest: &'a str,
     line: usize,
     pieces: Vec<(usize, Piece)>,
-    /// The line of the last comment, which one on the next line continues.
+    /// The line of the last comment; a comment on the next line continues it.
     comment_ends: usize,
 }
 
@@ -81,7 +82,7 @@ impl<'a> Lexer<'a> {
         } else if let Some(length) = character(rest) {
             self.skip(length);
         } else {
-            // Names as a whole: an `r` within one begins no raw text.
+            // Names as a whole: an `r` within one begins no raw string.
             let name = rest.find(|c: char| !(c.is_alphanumeric() || c == '_'));
             let one = rest.chars().next().map_or(0, char::len_utf8);
             self.skip(name.unwrap_or(rest.len()).max(one));
@@ -109,7 +110,7 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// The length of a raw text that begins here.
+/// The length of a raw string that begins here.
 fn raw(rest: &str) -> Option<usize> {
     let after = rest
         .strip_prefix(['b', 'c'])
@@ -139,7 +140,7 @@ fn quoted(rest: &str) -> Option<usize> {
     None
 }
 
-/// A character between quotes, which may be a quote; a lifetime is none.
+/// A character literal, which may be a quote; a lifetime is none.
 fn character(rest: &str) -> Option<usize> {
     let after = rest.strip_prefix('\'')?;
     let length = match after.strip_prefix('\\') {
@@ -149,7 +150,7 @@ fn character(rest: &str) -> Option<usize> {
     after[length..].starts_with('\'').then_some(length + 2)
 }
 
-/// A text without the breaks of lines that Rust leaves out, and with what its escapes mean.
+/// A string without the line breaks that Rust leaves out, and with its escapes resolved.
 fn continued(text: &str) -> String {
     let mut parts = text.split("\\\n");
     let mut whole = parts.next().unwrap_or_default().to_owned();

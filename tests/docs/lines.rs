@@ -1,5 +1,7 @@
-//! Prose of pages is at most 100 columns wide, so that it can be read in a terminal and in a diff. Tables, code,
-//! headings, links and what is generated may be wider.
+//! Prose in pages is at most 100 columns wide, so that it can be read in a terminal and in a diff.
+//! Tables, code, headings, links and generated text may be wider.
+
+use std::fs;
 
 use crate::files;
 use crate::markdown;
@@ -12,7 +14,7 @@ fn prose_is_at_most_100_columns_wide() {
     let mut found = Vec::new();
     for (path, page) in markdown::pages() {
         let mut is_generated = false;
-        for (number, line) in (1..).zip(files::read(&path).lines()) {
+        for (number, line) in (1..).zip(files::read(path).lines()) {
             is_generated =
                 line.starts_with("<!-- generated") || is_generated && line != "<!-- end -->";
             if is_generated {
@@ -26,7 +28,7 @@ fn prose_is_at_most_100_columns_wide() {
     none_of(&found, "wider than 100 columns");
 }
 
-/// Without links.
+/// The width without links.
 fn width(line: &str) -> usize {
     let mut width = 0;
     let mut rest = line;

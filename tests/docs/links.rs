@@ -1,4 +1,4 @@
-//! Links lead to files that exist, and to headings that these have; so do paths that sources mention.
+//! Links lead to existing files and headings, and so do paths that sources mention.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use crate::markdown::Page;
 use crate::none_of;
 use crate::texts;
 
-/// What can be mentioned by its path from the root.
+/// Directories whose files can be mentioned by their path from the root.
 const DIRECTORIES: [&str; 6] = [
     "benches/",
     "docs/",
@@ -20,11 +20,11 @@ const DIRECTORIES: [&str; 6] = [
 ];
 /// Files with made-up paths.
 const OTHERS: [&str; 1] = ["src/structure.rs"];
-/// Words with such a sign that are no paths.
+/// Words with a slash that are no paths.
 const WORDS: [&str; 1] = ["src/dst"];
 
 #[test]
-fn links_of_pages_lead_somewhere() {
+fn links_of_pages_are_valid() {
     let pages = markdown::pages();
     let mut found = Vec::new();
     let mut relative = 0;
@@ -43,7 +43,7 @@ fn links_of_pages_lead_somewhere() {
     none_of(&found, "links that lead nowhere");
 }
 
-/// What is wrong with a link of a page.
+/// The fault in a page's link.
 fn wrong(page: &str, link: &str, pages: &BTreeMap<String, Page>) -> Option<String> {
     let (file, anchor) = match link.split_once('#') {
         Some((file, anchor)) => (file, Some(anchor)),
@@ -58,14 +58,14 @@ fn wrong(page: &str, link: &str, pages: &BTreeMap<String, Page>) -> Option<Strin
     }
     let has = |anchor: &&str| match pages.get(&path) {
         Some(page) => page.anchors.contains(*anchor),
-        // A line of a source, say.
+        // A line of a source, for example.
         None => false,
     };
     let anchor = anchor.filter(|anchor| !has(anchor))?;
     Some(format!("{path} has no heading #{anchor}"))
 }
 
-/// The path from the root of a file that a page names from where it is.
+/// The path from the root of a file that a page names relative to itself.
 fn beside(page: &str, file: &str) -> String {
     let mut parts: Vec<&str> = page.split('/').collect();
     parts.pop();
@@ -100,7 +100,7 @@ fn paths_that_are_mentioned_exist() {
                     let page = pages.get(file);
                     page.is_none_or(|page| page.anchors.contains(anchor))
                 };
-                // A crate in a directory names its files from there.
+                // A crate in a directory names its files relative to it.
                 let bases = path.match_indices('/').map(|(end, _)| &path[..=end]);
                 if !bases
                     .chain([""])
@@ -131,13 +131,13 @@ fn mentions(line: &str) -> Vec<String> {
     let mut found = Vec::new();
     for directory in DIRECTORIES {
         for (at, _) in line.match_indices(directory) {
-            // What is below another directory is another one's.
+            // A path below another directory belongs to that one.
             let before = line[..at].trim_end_matches("../");
             let follows = before.ends_with(|c: char| c.is_alphanumeric() || "/_-.:~}".contains(c));
             let is_part = |c: char| c.is_ascii_alphanumeric() || "._-/#".contains(c);
             let rest = &line[at..];
             let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
-            // Not names of which a part is left open.
+            // Not names with a variable part.
             let is_whole = !rest[end..].starts_with(['*', '{', '$', '<', '[']);
             let mention = rest[..end].trim_end_matches(['.', '-', '#']);
             let is_whole = is_whole && !mention.contains("NAME");
@@ -150,7 +150,7 @@ fn mentions(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn dead_links_are_seen() {
+fn dead_links_are_found() {
     let page = Page::of("# A heading\n");
     let pages = BTreeMap::from([("docs/limits.md".to_owned(), page)]);
     let wrong = |link| wrong("docs/glossary.md", link, &pages);

@@ -1,6 +1,6 @@
 //! The project's texts, checked without network and without root: the files, commands, options and
-//! names that they mention exist, the code in them compiles or parses, and their English is spelled
-//! as in Britain and free of phrases that the house does not want.
+//! names that they mention exist, the code in them compiles or parses, and their English is British
+//! and free of certain phrases.
 //!
 //! The texts are the Markdown pages, the comments and rustdoc of Rust and C, and the messages of
 //! library and examples.
@@ -24,7 +24,7 @@ mod texts;
 
 use std::collections::BTreeSet;
 
-/// Words of a list that are not needed any more, before it has to be weeded.
+/// How many superfluous words a list may have before it must be pruned.
 const SPARE: usize = 20;
 
 /// Fails with a line for each thing found.
@@ -33,12 +33,9 @@ fn none_of(found: &[String], what: &str) {
     assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
 }
 
-/// Fails if a list has many words that nothing needs any more. A few may stay, so that no change of a text has to
-/// change the list as well.
+/// Fails if a list has many superfluous words. A few may stay, so that not every change of a text
+/// changes the list.
 #[track_caller]
 fn weeded(unused: &BTreeSet<&str>, list: &str) {
-    assert!(
-        unused.len() <= SPARE,
-        "{list} has words that nothing needs: {unused:?}"
-    );
+    assert!(unused.len() <= SPARE, "{list} has unused words: {unused:?}");
 }

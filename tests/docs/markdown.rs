@@ -1,4 +1,4 @@
-//! A page of Markdown, taken apart: prose, code, links and headings, with the lines where they are.
+//! A Markdown page, parsed: prose, code, links and headings, with their lines.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -14,26 +14,26 @@ use pulldown_cmark::TagEnd;
 
 use crate::files;
 
-/// What stands in prose for code between backticks.
+/// Stands in prose for code between backticks.
 pub(crate) const CODE: char = '\u{fffc}';
 
 #[derive(Debug, Default)]
 pub(crate) struct Page {
-    /// Paragraphs, headings, items and cells of tables, without their code and the targets of their links.
+    /// Paragraphs, headings, list items and table cells, without code and link targets.
     pub(crate) prose: Vec<(usize, String)>,
-    /// What stands between backticks.
+    /// The texts between backticks.
     pub(crate) spans: Vec<(usize, String)>,
-    /// Blocks of code: where the first line of the code is, the language, and the code.
+    /// Code blocks: the line of the first line of code, the language, and the code.
     pub(crate) blocks: Vec<(usize, String, String)>,
     /// Targets of links and images.
     pub(crate) links: Vec<(usize, String)>,
-    /// What links to headings can be made of: `Set up` has the anchor `set-up`.
+    /// The anchors of headings: `set-up` for `Set up`.
     pub(crate) anchors: BTreeSet<String>,
     /// The lines of headings, tables, code and HTML.
     pub(crate) unbroken: BTreeSet<usize>,
 }
 
-/// The pages by their paths: what is read by people who did not open a source.
+/// The pages by path: what people read without opening a source.
 pub(crate) fn pages() -> &'static BTreeMap<String, Page> {
     static PAGES: LazyLock<BTreeMap<String, Page>> = LazyLock::new(|| {
         let mut pages = files::all();
@@ -63,7 +63,7 @@ impl Page {
 
 #[derive(Default)]
 struct Reader {
-    /// Where the lines after the first begin.
+    /// The offsets of all lines but the first.
     begins: Vec<usize>,
     prose: Option<(usize, String)>,
     heading: Option<String>,
@@ -159,13 +159,13 @@ impl Reader {
         page.unbroken.extend(lines);
     }
 
-    /// From 1.
+    /// The line number, from 1.
     fn line(&self, at: usize) -> usize {
         1 + self.begins.partition_point(|begin| *begin <= at)
     }
 }
 
-/// What links to a heading name, by GitHub's rule.
+/// The anchor of a heading, by GitHub's rule.
 pub(crate) fn anchor(heading: &str) -> String {
     let lower = heading.trim().to_lowercase();
     let kept = lower.chars().filter_map(|c| match c {
@@ -177,7 +177,7 @@ pub(crate) fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn a_page_is_taken_apart() {
+fn a_page_is_parsed() {
     let page = Page::of(
         "# A `b` c: d\n\nSome *prose*,\nwith `code` and [a link](x.md#y).\n\n## Same\n## Same\n\n\
          | a | b |\n| --- | --- |\n| c | `d` |\n\n```rust,no_run\nlet x;\n```\n- item\n  - inner\n",

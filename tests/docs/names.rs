@@ -1,5 +1,5 @@
-//! Names between backticks are names of something: of the crate's items, of settings, metrics, files or texts of
-//! the sources, or of others' things, which `names.txt` lists.
+//! Names between backticks exist: as items of the crate, settings, metrics, files or strings of the
+//! sources, or as others' names, which `names.txt` lists.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -18,14 +18,14 @@ use crate::texts;
 use crate::weeded;
 
 const LIST: &str = "tests/docs/names.txt";
-/// History, and what others' changes are called.
+/// The changelog also has former names, and other projects'.
 const NOT_CHECKED: [&str; 1] = ["CHANGELOG.md"];
 
-/// What the sources name.
+/// The names in the sources.
 struct Known {
-    /// Words of code and of its literals, not of comments.
+    /// Words of code and literals, without comments.
     words: BTreeSet<String>,
-    /// What is declared in types and traits, by their names.
+    /// Members of types and traits, by the type's name.
     members: BTreeMap<String, BTreeSet<String>>,
     files: Vec<String>,
 }
@@ -50,7 +50,7 @@ impl Known {
                 members(text.parse().unwrap(), &mut known.members);
             }
         }
-        // The table of settings makes these.
+        // The table of settings generates these.
         let settings = files::read("src/config/settings.rs");
         let setters = settings
             .lines()
@@ -75,7 +75,7 @@ impl Known {
     }
 
     fn has(&self, word: &str) -> bool {
-        // Names of texts: `flow-table`.
+        // Names in strings, such as `flow-table`.
         let parts = || {
             word.split('-')
                 .all(|part| part.is_empty() || self.words.contains(part))
@@ -83,7 +83,7 @@ impl Known {
         self.words.contains(word) || word.contains('-') && parts() || self.has_metric(word)
     }
 
-    /// The table has metrics without what is before and behind all of them.
+    /// The table lists metrics without their common prefix and suffix.
     fn has_metric(&self, word: &str) -> bool {
         let Some(name) = word.strip_prefix("katran_") else {
             return false;
@@ -92,7 +92,7 @@ impl Known {
             .contains(name.strip_suffix("_total").unwrap_or(name))
     }
 
-    /// The names in what stands between backticks that the sources do not have.
+    /// The names between a pair of backticks that the sources lack.
     fn missing(&self, span: &str) -> Vec<String> {
         let mut missing = Vec::new();
         if let Some(file) = file(span) {
@@ -106,7 +106,7 @@ impl Known {
             }
             return missing;
         }
-        // Tests are chosen by parts of their names.
+        // Tests are selected by parts of their names.
         let is_filter = |name: &str| {
             let begins = |word: &String| word.starts_with(name);
             span.starts_with("cargo test") && self.words.iter().any(begins)
@@ -120,7 +120,7 @@ impl Known {
             let is_call = token.contains('(');
             let parts: Vec<&str> = path.split("::").collect();
             for two in parts.windows(2) {
-                // Modules have what they export, too.
+                // Modules also have what they re-export.
                 let is_type = two[0].starts_with(|c: char| c.is_ascii_uppercase());
                 let members = self.members.get(two[0]).filter(|_| is_type);
                 if members.is_some_and(|members| !members.contains(two[1])) {
@@ -139,12 +139,12 @@ impl Known {
     }
 }
 
-/// A name of Rust or C, not a number.
+/// Part of a Rust or C name, not a number.
 fn is_part(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// What is to be known: names of several words, and single ones where nothing else is between the backticks.
+/// Whether to check a name: one of several words, or a single word alone between backticks.
 fn is_checked(name: &str, is_alone: bool) -> bool {
     let Some(first) = name.chars().next() else {
         return false;
@@ -152,11 +152,11 @@ fn is_checked(name: &str, is_alone: bool) -> bool {
     let humps = name.chars().filter(char::is_ascii_uppercase).count();
     let is_camel = first.is_ascii_uppercase() && humps > 1 && humps < name.len();
     let is_compound = name.trim_matches('_').contains('_') || is_camel;
-    // Of names with a `_` last, a part is left open.
+    // A name that ends in `_` has a variable part.
     first.is_ascii_alphabetic() && (is_compound || is_alone) && !name.ends_with('_')
 }
 
-/// The name of a source of this project, if it is one.
+/// The source file of this project with this name, if it is one.
 fn file(span: &str) -> Option<&str> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
     let ends = [".rs", ".h", ".c", ".md", ".yml", ".json", ".svg", ".pcap"];
@@ -164,9 +164,9 @@ fn file(span: &str) -> Option<&str> {
     (is_file && !span.starts_with(['/', '.'])).then_some(span)
 }
 
-/// Notes what is declared within types, traits and their implementations.
+/// Collects the members of types, traits and their implementations.
 fn members(tokens: TokenStream, found: &mut BTreeMap<String, BTreeSet<String>>) {
-    // The type whose braces are to come.
+    // The type whose braces follow.
     let mut owner: Option<String> = None;
     let (mut is_header, mut is_path) = (false, false);
     let mut depth = 0_i32;
@@ -179,7 +179,7 @@ fn members(tokens: TokenStream, found: &mut BTreeMap<String, BTreeSet<String>>) 
                         (owner, is_header, depth) = (None, true, 0);
                     }
                     "where" => is_header = false,
-                    // The last one: behind `for`, and behind its path.
+                    // The last one counts: after `for`, and at the end of its path.
                     _ if is_header && depth == 0 => owner = Some(word),
                     _ => {}
                 }
@@ -189,7 +189,7 @@ fn members(tokens: TokenStream, found: &mut BTreeMap<String, BTreeSet<String>>) 
                     '<' => depth += 1,
                     '>' => depth -= 1,
                     ';' => (owner, is_header) = (None, false),
-                    // Bounds follow, but within a path.
+                    // Bounds follow, unless this is within a path.
                     ':' if depth == 0 && !is_path && sign.spacing() == Spacing::Alone => {
                         is_header = false;
                     }
@@ -214,7 +214,7 @@ fn members(tokens: TokenStream, found: &mut BTreeMap<String, BTreeSet<String>>) 
     }
 }
 
-/// Names at the top of braces: functions, constants, types, fields and variants.
+/// Names directly within braces: functions, constants, types, fields and variants.
 fn declared(tokens: TokenStream) -> Vec<String> {
     let mut names = Vec::new();
     let mut before = String::new();
@@ -287,7 +287,7 @@ fn metrics_exist_wherever_they_are_named() {
 }
 
 #[test]
-fn names_that_do_not_exist_are_seen() {
+fn missing_names_are_found() {
     let known = &*KNOWN;
     for (span, name) in [
         ("Katran::add_vips", "Katran::add_vips"),

@@ -1,36 +1,44 @@
-//! Phrases that the house does not want: most are a German sentence in English words. A reader stumbles over them.
+//! Phrases to avoid: most are a German sentence in English words, and readers stumble over them.
 
 use crate::none_of;
 use crate::texts;
 use crate::texts::Kind;
 
-/// What is not wanted anywhere, and what to write.
-const PHRASES: [(&str, &str); 22] = [
+/// Phrases to avoid anywhere, and what to write instead.
+const PHRASES: [(&str, &str); 30] = [
     ("a matter of", "name the matter"),
     ("affair", "name it"),
     ("affairs", "name them"),
     ("anew", "again"),
     ("as far as", "a condition: if, where"),
+    ("by turns", "alternately"),
+    ("come again", "return, come back"),
+    ("comes again", "returns, is added again"),
     ("comes to be", "becomes"),
     ("find out itself", "discover"),
     ("finds out itself", "discovers"),
     ("for ever", "forever, or: it deadlocks"),
+    ("for want of", "for lack of, without"),
     ("found out", "discovered, measured"),
     ("goes on with", "continues with, adopts"),
     ("in force", "current, in use"),
+    ("in its stead", "in its place"),
     ("is not to be", "must not"),
     ("is told by", "who tells what"),
     ("of one's own", "your own"),
     ("on one's own", "alone"),
+    ("somebody else", "another process, another user"),
     ("tells of", "reports, shows"),
     ("the same goes for", "so does"),
     ("to be had", "available"),
+    ("told of", "learns of, reported"),
+    ("what becomes of", "what happens to"),
     ("what goes for", "as for"),
     ("whoever", "if you"),
     ("whosoever", "if you"),
 ];
 
-/// What no sentence begins with.
+/// What no sentence may begin with.
 const BEGINNINGS: [(&str, &str); 5] = [
     ("who has", "if you have"),
     ("who does", "if you do"),
@@ -40,7 +48,7 @@ const BEGINNINGS: [(&str, &str); 5] = [
 ];
 
 #[test]
-fn no_text_has_phrases_that_are_not_wanted() {
+fn no_text_has_unwanted_phrases() {
     let (mut found, mut read) = (Vec::new(), [0; 3]);
     for text in texts::all() {
         read[text.kind as usize] += 1;
@@ -55,7 +63,7 @@ fn no_text_has_phrases_that_are_not_wanted() {
 }
 
 fn wrong(text: &str) -> Vec<(&'static str, &'static str)> {
-    // Words apart from each other by one space, and ends of sentences by a word of their own.
+    // Words separated by one space; the end of a sentence is a word, too.
     let mut plain = String::from(" . ");
     for c in text.to_lowercase().chars() {
         match c {
@@ -77,7 +85,7 @@ fn wrong(text: &str) -> Vec<(&'static str, &'static str)> {
     inside.chain(at_the_beginning).copied().collect()
 }
 
-/// Whether a sentence that asks nothing begins so.
+/// Whether a sentence, other than a question, begins with the phrase.
 fn begins(plain: &str, phrase: &str) -> bool {
     let mut sentences = plain.split(" . ");
     sentences.any(|sentence| format!("{sentence} ").starts_with(&format!("{phrase} ")))

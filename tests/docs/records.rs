@@ -7,12 +7,12 @@ use crate::markdown::anchor;
 use crate::none_of;
 
 const PAGE: &str = "docs/decisions.md";
-/// Has references that are wrong on purpose.
+/// This file has wrong references on purpose.
 const THIS: &str = "tests/docs/records.rs";
 const MOST_LINES: usize = 15;
 const MOST_COLUMNS: usize = 100;
 
-/// A design record: what follows a heading such as `## 7. Title`.
+/// A design record: the text below a heading such as `## 7. Title`.
 #[derive(Debug, PartialEq)]
 struct Record<'a> {
     number: usize,
@@ -21,12 +21,12 @@ struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// What links to its heading name.
+    /// The anchor of its heading.
     fn anchor(&self) -> String {
         anchor(&format!("{}. {}", self.number, self.title))
     }
 
-    /// Whether another one has taken its place as a whole.
+    /// Whether another record has replaced it as a whole.
     fn is_superseded(&self) -> bool {
         self.body.starts_with("**Superseded by ")
     }
@@ -58,7 +58,7 @@ fn the_list_by_subject_has_each_record_once() {
         .map(|record| (record.number.to_string(), record.anchor()))
         .collect();
     assert!(all.iter().all(|record| listed.contains(record)), "{list}");
-    assert_eq!(listed.len(), all.len(), "some are there twice");
+    assert_eq!(listed.len(), all.len(), "some are listed twice");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn references_name_current_records() {
     for path in files {
         let text = read(&path);
         if path == PAGE {
-            // Records link to each other, also one that is superseded to the one that took its place.
+            // Records link to each other; a superseded one also links to its successor.
             let wrong = links(&text).into_iter().filter(|(number, anchor)| {
                 let record = number.parse().ok().and_then(|n| find(&records, n));
                 record.is_none_or(|record| record.anchor() != *anchor)
@@ -90,7 +90,7 @@ fn references_name_current_records() {
     none_of(&found, "references that lead to no current record");
 }
 
-/// What is wrong with a reference, if anything.
+/// The fault in a reference, if any.
 fn wrong(records: &[Record<'_>], reference: &Reference) -> Option<&'static str> {
     let Some(record) = find(records, reference.number) else {
         return Some("is no record");
@@ -106,7 +106,7 @@ fn find<'a, 'b>(records: &'a [Record<'b>], number: usize) -> Option<&'a Record<'
     records.iter().find(|record| record.number == number)
 }
 
-/// What precedes the first record, and the records.
+/// The text before the first record, and the records.
 fn records(page: &str) -> (&str, Vec<Record<'_>>) {
     let mut parts = page.split("\n## ");
     let list = parts.next().unwrap_or_default();
@@ -122,7 +122,7 @@ fn records(page: &str) -> (&str, Vec<Record<'_>>) {
     (list, records.collect())
 }
 
-/// The links in a text to headings of its own page: text and anchor.
+/// The links in a text to its own page's headings: text and anchor.
 fn links(text: &str) -> Vec<(String, String)> {
     let parts: Vec<_> = text.split("](#").collect();
     let pairs = parts.windows(2).filter_map(|pair| {
@@ -133,7 +133,7 @@ fn links(text: &str) -> Vec<(String, String)> {
     pairs.collect()
 }
 
-/// A record that a text names, and the heading that it links to.
+/// A record that a text mentions, and the heading that it links to.
 #[derive(Debug, PartialEq)]
 struct Reference {
     number: usize,
@@ -212,7 +212,7 @@ fn references_are_found_in_all_forms() {
 }
 
 #[test]
-fn wrong_references_are_seen() {
+fn wrong_references_are_found() {
     let (list, records) = records(
         "# Records\n\n- All: [1](#1-a-title), [2](#2-b)\n\n## 1. A `title`\n\nText.\n\n## 2. B\n\n**Superseded by [1](#1-a-title).**\n",
     );

@@ -1,6 +1,6 @@
-//! Checks the words of all messages against the sources: operators read them in logs and by the
-//! examples, and know neither Rust nor the library's calls. The documentation of a failing call
-//! tells embedders what to call.
+//! Checks the words of all messages: operators read them in logs and in the examples' output, and
+//! know neither Rust nor the library's calls. (Embedders learn from a failing call's documentation
+//! what to call.)
 
 use proc_macro2::Delimiter;
 use proc_macro2::TokenStream;
@@ -9,7 +9,7 @@ use proc_macro2::TokenTree;
 use crate::files;
 use crate::none_of;
 
-/// Texts that are not messages: rustdoc, and the material of tests.
+/// Texts that are not messages: rustdoc, and test data.
 const OTHERS: [&str; 5] = [
     "src/config/settings.rs",
     "src/config/table.rs",
@@ -34,7 +34,7 @@ const NAMES: [&str; 12] = [
 ];
 
 #[test]
-fn no_message_has_rusts_words() {
+fn no_message_has_rust_words() {
     let mut found = Vec::new();
     let mut messages = 0;
     for name in files::below(&["src", "examples/katran", "examples/common"], &[".rs"]) {
@@ -54,7 +54,7 @@ fn no_message_has_rusts_words() {
     none_of(&found, "Rust's words in messages");
 }
 
-/// Checked by itself, without the sources.
+/// Checks the rules alone, without the sources.
 #[test]
 fn words_of_rust_are_known() {
     for text in [
@@ -79,15 +79,15 @@ fn words_of_rust_are_known() {
     }
 }
 
-/// The texts of several words, except those of tests and attributes; among attributes only those of
-/// errors have messages.
+/// Texts of several words, except in tests and attributes; of attributes only those of errors have
+/// messages.
 fn collect(tokens: TokenStream, texts: &mut Vec<String>) {
     let mut tokens = tokens.into_iter().peekable();
     let mut is_test = false;
     while let Some(token) = tokens.next() {
         match token {
             TokenTree::Punct(sign) if sign.as_char() == '#' => {
-                // Of a whole file.
+                // An attribute of the whole file.
                 let _ = tokens.next_if(|next| next.to_string() == "!");
                 let Some(TokenTree::Group(attribute)) = tokens.next() else {
                     continue;
@@ -119,7 +119,7 @@ fn collect(tokens: TokenStream, texts: &mut Vec<String>) {
 
 /// The first Rust word in a text.
 fn wrong(text: &str) -> Option<String> {
-    // Placeholders do not count.
+    // Skip placeholders.
     let mut plain = String::new();
     let mut depth = 0;
     for c in text.chars() {
@@ -142,7 +142,7 @@ fn is_of_rust(word: &str) -> bool {
     let is_name = NAMES.iter().any(|name| word.contains(name));
     let begins = |part: &str| part.starts_with(|c: char| c.is_ascii_alphabetic());
     let is_path = word.split_once("::").is_some_and(|(before, after)| {
-        // Addresses have such signs, too.
+        // Addresses contain `::`, too.
         let is_address = |part: &str| part.chars().all(|c| c.is_ascii_hexdigit() || c == ':');
         begins(after) && !before.is_empty() && !(is_address(before) && is_address(after))
     });

@@ -1,5 +1,6 @@
-//! Spelling, by Debian's British dictionary and the words of this project in `words.txt`. Words with capitals
-//! inside, digits or signs are names; names of people and things stand in the list as all others.
+//! Spelling, by Debian's British dictionary and this project's words in `words.txt`. Words with
+//! inner capitals, digits or special characters count as names; names of people and things are in
+//! the list like other words.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -16,7 +17,7 @@ const LIST: &str = "tests/docs/words.txt";
 
 #[test]
 fn words_are_spelled_as_in_the_dictionary_or_in_the_list() {
-    // By the place where each is first.
+    // By their first place.
     let mut places = BTreeMap::new();
     for text in texts::all() {
         for word in words(&text.words) {
@@ -50,7 +51,7 @@ fn words_are_spelled_as_in_the_dictionary_or_in_the_list() {
     );
 }
 
-/// What has a spelling.
+/// The words whose spelling can be checked.
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let tokens = text.split(|c: char| c.is_whitespace() || "—–…()[]\"“”,;!?|".contains(c));
@@ -59,7 +60,7 @@ fn words(text: &str) -> Vec<&str> {
     let tokens = tokens.filter(|token| !is_path(token));
     for token in tokens.flat_map(|token| token.split('/')) {
         let token = token.trim_matches(|c: char| !c.is_alphanumeric());
-        // Names of files and items, addresses, numbers; and what code is part of.
+        // Not names of files and items, addresses, numbers, or words attached to code.
         if token.contains(|c: char| !(c.is_alphabetic() || "-'’".contains(c))) {
             continue;
         }
@@ -78,7 +79,7 @@ fn words(text: &str) -> Vec<&str> {
     words
 }
 
-/// Those that the dictionary does not have.
+/// The words that the dictionary lacks.
 fn unknown<'a>(words: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     let mut hunspell = Command::new("hunspell");
     hunspell.args(["-d", "en_GB", "-i", "utf-8", "-l"]);
@@ -97,7 +98,7 @@ fn unknown<'a>(words: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_wrong_word_is_seen() {
+fn a_wrong_word_is_found() {
     let text = "The balancer's behaviour, a mispeled color: IPv6, eth0 and /etc/x.toml, half-wrng.";
     let found: Vec<String> = unknown(words(text).into_iter()).into_iter().collect();
     assert_eq!(found, ["color", "mispeled", "wrng"]);

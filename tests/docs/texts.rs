@@ -1,4 +1,4 @@
-//! All prose of the project, wherever it stands.
+//! All of the project's prose.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use crate::markdown;
 use crate::markdown::CODE;
 use crate::markdown::Page;
 
-/// A piece of prose, and where it begins.
+/// A piece of prose, and the line where it begins.
 pub(crate) struct Text {
     pub(crate) path: String,
     pub(crate) line: usize,
@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     Message,
 }
 
-/// Sources whose literals people see: messages, logs, and what programs print.
+/// Sources whose literals people see: messages, logs, and programs' output.
 const SPEAKING: [&str; 2] = ["src", "examples"];
 
 pub(crate) fn all() -> &'static [Text] {
@@ -69,7 +69,7 @@ fn collect() -> Vec<Text> {
     texts
 }
 
-/// The last line of a source before its tests, whose texts nobody sees: 0 if it is one of tests.
+/// The last line of a source before its tests, whose literals nobody sees; 0 for a source of tests.
 fn last_of_messages(source: &str) -> usize {
     let before = match source.split_once("\n#[cfg(test)]\nmod tests {") {
         Some((before, _)) => before,
@@ -106,7 +106,7 @@ pub(crate) fn with_hashes() -> Vec<String> {
     files
 }
 
-/// Comments that have their lines for themselves.
+/// Comments on lines of their own.
 fn after_hashes(text: &str) -> Vec<(usize, String)> {
     let mut comments: Vec<(usize, String)> = Vec::new();
     let mut is_in_one = false;
@@ -125,7 +125,7 @@ fn after_hashes(text: &str) -> Vec<(usize, String)> {
     comments
 }
 
-/// A message with a sign in the place of what is filled in, and of what is quoted between backticks.
+/// A message with a placeholder for inserted values and for code between backticks.
 fn without_values(text: &str) -> String {
     let mut words = String::new();
     let (mut depth, mut is_code) = (0_usize, false);
@@ -148,7 +148,7 @@ fn without_values(text: &str) -> String {
 }
 
 #[test]
-fn messages_are_read_without_what_is_filled_in() {
+fn messages_are_read_without_inserted_values() {
     let words = without_values("no {what:?} of {}: run `katran check` again");
     let words: Vec<&str> = words
         .split([CODE, ' ', ':'])

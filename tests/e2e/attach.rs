@@ -1,4 +1,4 @@
-//! Attaching and detaching: what is there already stays, what is ours goes with its handle.
+//! Attaching and detaching: foreign programs stay, ours goes with its handle.
 
 use katran::Decap;
 use katran::Error;
@@ -15,7 +15,7 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// What `ip` says of an interface's XDP program: its mode and its id.
+/// The mode and id of an interface's XDP program, as `ip` shows them.
 pub(crate) fn program(host: &Host, interface: &str) -> Option<(XdpMode, u32)> {
     let link = host.ip(&format!("-d link show dev {interface}")).unwrap();
     let mode = if link.contains(" xdpgeneric ") {
@@ -31,7 +31,7 @@ pub(crate) fn program(host: &Host, interface: &str) -> Option<(XdpMode, u32)> {
     Some((mode, id.parse().unwrap()))
 }
 
-/// Two hosts with a link, and on the first one a bridge, whose driver has no native XDP.
+/// Two linked hosts, the first with a bridge, whose driver has no native XDP.
 fn hosts() -> (Host, Host) {
     require_root();
     let (a, b) = (Host::new("a").unwrap(), Host::new("b").unwrap());
@@ -48,7 +48,7 @@ fn load() -> Katran {
 }
 
 #[test]
-fn modes_are_what_was_asked_for_and_programs_go_on_detach_and_drop() {
+fn modes_are_as_requested_and_detach_and_drop_remove_programs() {
     let (host, _peer) = hosts();
     let mut katran = load();
     let mut decap = Decap::builder().load().unwrap();
@@ -65,7 +65,7 @@ fn modes_are_what_was_asked_for_and_programs_go_on_detach_and_drop() {
         assert_eq!(katran.interfaces(), [attachment]);
         let (mode, _) = program(&host, "eth0").unwrap();
         assert_eq!(mode, in_force);
-        // From any namespace: the kernel finds the interface by itself.
+        // From any namespace: the kernel knows the interface.
         katran.detach("eth0").unwrap();
         assert_eq!(program(&host, "eth0"), None);
         assert!(matches!(katran.detach("eth0"), Err(Error::NotFound { .. })));
@@ -124,9 +124,8 @@ fn a_foreign_program_stays() {
         assert_eq!(program(&host, "eth0"), Some((foreign_mode, id)));
         drop(foreign);
     }
-    // Gone, and the refusals have left nothing behind.
     host.run(|| katran.attach("eth0", XdpMode::Native).unwrap());
-    // Another balancer is foreign too, this one itself is not.
+    // To this balancer, another balancer's program is foreign too.
     let mut second = load();
     let refused = host.run(|| second.attach("eth0", XdpMode::Auto));
     assert!(matches!(refused, Err(Error::ForeignProgram { .. })));
@@ -144,7 +143,7 @@ fn a_foreign_program_stays() {
 }
 
 #[test]
-fn interfaces_that_cannot_are_refused_with_the_reason() {
+fn unsuitable_interfaces_are_refused_with_the_reason() {
     let (host, _peer) = hosts();
     let mut katran = load();
     for mode in [XdpMode::Auto, XdpMode::Native, XdpMode::Generic] {
@@ -173,7 +172,7 @@ fn interfaces_that_cannot_are_refused_with_the_reason() {
 }
 
 #[test]
-fn native_mode_wants_frames_that_fit_a_page() {
+fn native_mode_needs_frames_that_fit_a_page() {
     require_root();
     let (host, peer) = (Host::new("a").unwrap(), Host::new("b").unwrap());
     veth(host.port("eth0"), peer.port("eth0"), 9000).unwrap();
@@ -195,7 +194,7 @@ fn native_mode_wants_frames_that_fit_a_page() {
 }
 
 #[test]
-fn traffic_stops_on_detach_and_goes_on_after_attach() {
+fn traffic_stops_on_detach_and_resumes_after_attach() {
     let mut site = Site::new(LabConfig::default());
     let _servers = site.lab.serve_tcp(PORT).unwrap();
     let vip = Vip::tcp((site.lab.vip4(), PORT).into());

@@ -1,5 +1,5 @@
-//! What becomes of attachments as interfaces go, come again, are renamed and move, in one network namespace
-//! or several: what the library says of them is what is there.
+//! Attachments whose interfaces are removed, recreated, renamed or moved between network
+//! namespaces: the library must report what is really there.
 
 use std::os::fd::AsRawFd;
 
@@ -28,7 +28,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// `number` tells its router's address from those of other places.
+    /// `number` distinguishes its router's address from other places' routers.
     pub(crate) fn new(number: u8) -> Self {
         require_root();
         let (host, router) = (Host::new("host").unwrap(), Host::new("router").unwrap());
@@ -51,8 +51,7 @@ impl Place {
     }
 }
 
-/// What the path of probes has been told: the interface that they leave by (0: their own), and its
-/// Ethernet address.
+/// The interface (0: the default one) and source MAC address that the probes' program uses.
 pub(crate) fn way_of_probes(katran: &Katran) -> (u32, MacAddr) {
     let map = katran.map_fd(".data.settings").unwrap();
     let (key, mut settings) = (0_u32, [0_u8; 56]);
@@ -76,7 +75,7 @@ pub(crate) fn egress_has_probes(host: &Host, interface: &str) -> bool {
 }
 
 #[test]
-fn an_interface_that_is_made_again_is_attached_again() {
+fn a_recreated_interface_is_attached_again() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = || host.ip("link add dev0 type veth peer name dev1").unwrap();
@@ -99,7 +98,7 @@ fn an_interface_that_is_made_again_is_attached_again() {
         assert!(filters().is_empty() && decap.tc_interfaces().is_empty());
         remove();
     }
-    // By the other way, too.
+    // In the other order, too.
     make();
     host.run(|| decap.attach_tc("dev0", TcHook::Auto)).unwrap();
     remove();
@@ -113,7 +112,7 @@ fn an_interface_that_is_made_again_is_attached_again() {
 }
 
 #[test]
-fn probes_have_a_path_again_when_its_interface_is_made_again() {
+fn probes_get_their_path_back_with_a_recreated_interface() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = || {
@@ -137,7 +136,7 @@ fn probes_have_a_path_again_when_its_interface_is_made_again() {
 }
 
 #[test]
-fn what_is_gone_says_so_and_is_put_back_by_one_call() {
+fn lost_attachments_are_reported_and_restored_by_one_call() {
     let pins = Pins::new();
     let place = Place::new(1);
     let host = &place.host;
@@ -182,7 +181,7 @@ fn what_is_gone_says_so_and_is_put_back_by_one_call() {
     assert_eq!(katran.probes().attachment().unwrap().state, Gone);
     assert_eq!(decap.tc_interfaces()[0].state, Gone);
     assert_eq!(root.interfaces()[0].state, Gone);
-    // There is nothing to attach to: that is no failure, and changes nothing. What is there goes on.
+    // Without an interface, `reattach` is no failure and changes nothing.
     host.run(|| {
         katran.reattach().unwrap();
         decap.reattach().unwrap();
@@ -196,7 +195,7 @@ fn what_is_gone_says_so_and_is_put_back_by_one_call() {
     link();
     make_root();
     assert_eq!(katran.shared_entries()[0].state, Gone);
-    // From another namespace nothing is put back by mistake.
+    // From another namespace `reattach` must not pick the wrong interface.
     katran.reattach().unwrap();
     assert_eq!(of_katran(&katran), gone_first(Gone));
     assert_eq!(katran.shared_entries()[0].state, Gone);
@@ -218,7 +217,6 @@ fn what_is_gone_says_so_and_is_put_back_by_one_call() {
     assert_eq!(decap.tc_interfaces()[0].state, Attached);
     assert_eq!(root.interfaces()[0].state, Attached);
     assert!(program(host, "probe0").is_some() && program(&place.router, "one0x").is_some());
-    // Once more there is nothing to do.
     host.run(|| katran.reattach()).unwrap();
     assert_eq!(katran.interfaces().len(), 2);
     drop(katran);
@@ -255,7 +253,7 @@ fn an_interface_that_was_renamed_is_still_ours() {
         .run(|| decap.attach_tc("new1", TcHook::Clsact))
         .unwrap_err();
     assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
-    // Another one has the old name now, which was never attached to.
+    // Another interface takes the old name; nothing was ever attached to it.
     host.ip("link add dev0 type veth peer name dev1").unwrap();
     let diagnosis = host.run(|| katran.diagnose("dev0")).unwrap().to_string();
     assert!(!diagnosis.contains("is gone"), "{diagnosis}");
@@ -273,7 +271,7 @@ fn an_interface_that_was_renamed_is_still_ours() {
     assert!(program(&host, "new0").is_some(), "the index decides");
     host.run(|| katran.detach("new0")).unwrap();
     assert_eq!(program(&host, "new0"), None);
-    // From elsewhere by the name that it had.
+    // From another namespace, by its old name.
     decap.detach("dev1").unwrap();
     assert!(
         host.tool("tc", "filter show dev new1 ingress")
@@ -283,7 +281,7 @@ fn an_interface_that_was_renamed_is_still_ours() {
 }
 
 #[test]
-fn an_old_name_means_what_is_gone_and_not_what_has_another_name_by_now() {
+fn an_old_name_means_the_lost_attachment() {
     require_root();
     let host = Host::new("host").unwrap();
     let mut katran = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
@@ -314,7 +312,7 @@ fn an_old_name_means_what_is_gone_and_not_what_has_another_name_by_now() {
     assert_eq!(left[0].interface, "new0");
     assert_eq!(left[0].state, AttachmentState::Attached);
     assert!(decap.interfaces().is_empty() && decap.tc_interfaces().len() == 1);
-    // Now it is the only one that ever had the name.
+    // Only this interface ever had the name.
     host.run(|| {
         katran.detach("dev0").unwrap();
         decap.detach("dev1").unwrap();
@@ -323,7 +321,7 @@ fn an_old_name_means_what_is_gone_and_not_what_has_another_name_by_now() {
 }
 
 #[test]
-fn what_was_renamed_and_is_gone_is_put_back_under_the_name_that_it_had_last() {
+fn a_lost_attachment_is_restored_under_its_last_name() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = |name: &str, peer: &str| {
@@ -351,11 +349,11 @@ fn what_was_renamed_and_is_gone_is_put_back_under_the_name_that_it_had_last() {
     let renamed = host.run(|| names(&katran, &decap));
     assert_eq!(renamed, expected(AttachmentState::Attached));
     host.ip("link del wan0").unwrap();
-    // What is gone has its name still, wherever the caller is.
+    // A lost attachment keeps its interface's name, whatever the caller's namespace.
     for gone in [host.run(|| names(&katran, &decap)), names(&katran, &decap)] {
         assert_eq!(gone, expected(AttachmentState::Gone));
     }
-    // Unrelated ones.
+    // Interfaces that have nothing to do with the balancer.
     make("dev0", "dev1");
     host.run(|| {
         katran.reattach().unwrap();
@@ -365,7 +363,7 @@ fn what_was_renamed_and_is_gone_is_put_back_under_the_name_that_it_had_last() {
     assert_eq!(
         names(&katran, &decap),
         expected(AttachmentState::Gone),
-        "nothing has its name"
+        "no interface has its name"
     );
     make("wan0", "wan1");
     host.run(|| {
@@ -378,8 +376,7 @@ fn what_was_renamed_and_is_gone_is_put_back_under_the_name_that_it_had_last() {
 }
 
 #[test]
-fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_says_that_it_has_not()
- {
+fn a_moved_interface_keeps_or_reports_its_attachments() {
     require_root();
     let (host, other) = (Host::new("host").unwrap(), Host::new("other").unwrap());
     let mut decap = Decap::builder().load().unwrap();
@@ -393,7 +390,6 @@ fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_s
         host.ip(&format!("link set {name} netns {}", to.display()))
             .unwrap();
     }
-    // What the library says is what is there.
     let by_xdp = decap.interfaces()[0].state == AttachmentState::Attached;
     assert_eq!(program(&other, "dev0").is_some(), by_xdp);
     assert_eq!(decap.tc_interfaces()[0].state, AttachmentState::Gone);
@@ -403,7 +399,7 @@ fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_s
             .unwrap()
             .is_empty()
     );
-    // There is no such interface to put them back to.
+    // No interface to put them back on.
     host.run(|| decap.reattach()).unwrap();
     decap.detach("dev0").unwrap();
     assert_eq!(program(&other, "dev0"), None);
@@ -417,7 +413,7 @@ fn an_interface_that_moves_to_another_namespace_takes_its_attachments_along_or_s
 }
 
 #[test]
-fn an_interface_that_was_moved_is_told_so_where_it_was() {
+fn a_moved_interface_is_reported_in_its_old_namespace() {
     use AttachmentState::*;
 
     require_root();
@@ -443,11 +439,11 @@ fn an_interface_that_was_moved_is_told_so_where_it_was() {
     }
     assert_eq!(host.run(|| states(&decap)), (Moved, Moved));
     assert!(program(&other, "dev0").is_some());
-    // Where it is now its program is in the way, like anybody's.
+    // In its new namespace, the program blocks others as any foreign program does.
     let there = other.run(|| decap.attach("dev0", XdpMode::Generic));
     let error = there.unwrap_err();
     assert!(matches!(error, Error::ForeignProgram { .. }), "{error}");
-    // Another one with its index is not it.
+    // A new interface with the same index is not mistaken for it.
     host.ip(&format!(
         "link add dev7 index {index} type veth peer name dev8"
     ))
@@ -461,7 +457,7 @@ fn an_interface_that_was_moved_is_told_so_where_it_was() {
     let none = host.run(|| decap.detach("dev7")).unwrap_err();
     assert!(matches!(none, Error::NotFound { .. }), "{none}");
     host.ip("link del dev7").unwrap();
-    // It is not gone, so nothing of the name takes its place.
+    // The old interface still exists, so a new one with its name does not replace it.
     host.ip("link add dev0 type veth peer name dev9").unwrap();
     host.run(|| decap.reattach()).unwrap();
     assert_eq!(program(&host, "dev0"), None);
@@ -471,7 +467,6 @@ fn an_interface_that_was_moved_is_told_so_where_it_was() {
     host.run(|| decap.detach("dev0")).unwrap();
     assert!(program(&host, "dev0").is_none() && program(&other, "dev0").is_some());
     host.ip("link del dev0").unwrap();
-    // And back.
     for name in ["dev0", "dev1"] {
         move_to(&other, &host, name);
     }

@@ -1,5 +1,5 @@
-//! What an operator turns while traffic flows, and where packets arrive: the gateway's MAC
-//! address, and CPUs without a flow table of their own.
+//! Changes an operator makes under traffic: the gateway's MAC address, and packets on CPUs without
+//! a flow table.
 
 use katran::Family;
 use katran::Flow;
@@ -39,18 +39,18 @@ fn traffic_follows_the_gateways_mac_address() {
 
         site.katran.gateways_mut().set_mac(wrong).unwrap();
         assert_eq!(site.katran.gateways().mac(Family::V4), wrong);
-        // Forwarded, but to nobody: the router does not take it.
+        // Forwarded, but to a MAC address that no host has.
         let sent = site.katran.stats().totals().unwrap().tx.packets;
         site::ask_udp_in_vain(&socket);
         site::ask_in_vain(&mut connection);
         assert!(site.katran.stats().totals().unwrap().tx.packets >= sent + 2);
 
-        // What TCP did not get through it sends again.
+        // TCP retransmits what was lost.
         site.katran.gateways_mut().set_mac(right).unwrap();
         assert_eq!(connection.ask("back").unwrap(), name);
         assert_eq!(socket.ask(b"back").unwrap(), before);
     }
-    // Not an address of one host.
+    // A multicast address is refused.
     let all = "ff:ff:ff:ff:ff:ff".parse().unwrap();
     assert!(site.katran.gateways_mut().set_mac(all).is_err());
     assert_eq!(site.katran.gateways().mac(Family::V4), right);
@@ -79,11 +79,11 @@ fn a_cpu_without_a_flow_table_uses_the_shared_one() {
     let answer = site.katran.real_for_flow(&flow).unwrap().unwrap();
     assert_eq!(answer.choice, Choice::FallbackTable);
 
-    // Remembered there: the flow stays where the ring would not send it.
+    // The flow table keeps the flow on a real that the ring would not choose.
     site.katran.add_real(vip, Real::new(reals[1])).unwrap();
     let drained = Real::new(reals[0]).weight(0);
     site.katran.add_real(vip, drained).unwrap();
-    // Sockets stay open, or the kernel may give out a port again.
+    // Keeps the sockets open, so that the kernel does not reuse a port.
     let mut others = Vec::new();
     for _ in 0..20 {
         assert_eq!(socket.ask(b"still").unwrap(), "backend0");
@@ -98,7 +98,7 @@ fn a_cpu_without_a_flow_table_uses_the_shared_one() {
     let forwarded = |cpu| of_cpus.iter().find(|c| c.cpu == cpu).unwrap().forwarded;
     assert_eq!((forwarded(other), forwarded(last)), (41, 0));
 
-    // The same host with tables everywhere: nothing falls back.
+    // With a flow table on every CPU, no packet uses the fallback table.
     site.katran = {
         let Site { katran, lab, .. } = &mut site;
         katran.detach_all();

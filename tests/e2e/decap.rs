@@ -1,4 +1,4 @@
-//! The backend's decapsulator: what it takes out of tunnels, and what it leaves alone.
+//! The backend's decapsulator: which packets it unwraps, and which it leaves alone.
 
 use std::fs;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// Packets that the host's stack got and knows no protocol for: tunnelled ones, here.
+/// Packets of unknown protocols that the host's stack received: here, tunnelled ones.
 fn unknown_protocols(host: &Host) -> u64 {
     host.run(|| {
         let v6 = fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
@@ -61,7 +61,7 @@ fn tunnels_to_other_addresses_are_passed_untouched_if_strict() {
             .ip(&format!("route add {prefix} via {via} dev {to} onlink"))
             .unwrap();
     }
-    // Both families; one of them only, so that the other has no address to end at; none.
+    // Addresses of both families; of one only, so that tunnels of the other do not end here; none.
     for (own, taken) in [
         (vec![backend.v4.into(), backend.v6.into()], [true, true]),
         (vec![IpAddr::from(backend.v4)], [true, false]),
@@ -93,7 +93,7 @@ fn tunnels_to_other_addresses_are_passed_untouched_if_strict() {
             } else {
                 site::ask_udp_in_vain(&socket);
             }
-            // The address of somebody else's tunnel, though the packet came here.
+            // A tunnel to an address that is not this host's, though the packet arrived here.
             site::replace_real(&mut site.katran, vip, own, other);
             site::ask_udp_in_vain(&site::udp(&site.lab.client, vip));
 
@@ -126,11 +126,11 @@ fn fragments_and_options_outside_of_tunnels_pass() {
         let before = site.decaps[0].counters().unwrap();
         for address in [IpAddr::from(backend.v4), IpAddr::from(backend.v6)] {
             let client = UdpClient::connect(&site.lab.client, (address, PORT).into()).unwrap();
-            // Three frames each.
+            // Three fragments each.
             assert_eq!(client.ask(&[0x5a; 4000]).unwrap(), "backend0");
         }
         assert_eq!(servers[0].received(), 2);
-        // Record route: an IPv4 option, in the request and in what arrives of it.
+        // Record route: an IPv4 option, in the request as sent and as the backend receives it.
         let mut ping = Command::new("ping");
         ping.args(["-c", "2", "-i", "0.02", "-W", "5", "-R"])
             .arg(backend.v4.to_string());
@@ -151,7 +151,7 @@ fn fragments_and_options_outside_of_tunnels_pass() {
 }
 
 #[test]
-fn without_a_decapsulator_tunnels_end_in_vain() {
+fn without_a_decapsulator_there_is_no_answer() {
     let mut site = Site::new(LabConfig {
         backends: 1,
         ..LabConfig::default()

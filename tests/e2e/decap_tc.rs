@@ -1,4 +1,4 @@
-//! Decapsulation at tc ingress: by tcx links and by clsact filters, beside what others have there.
+//! Decapsulation at tc ingress, by tcx links and clsact filters, beside foreign programs.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// The families of VIPs and of reals, and whether a tc program of this kernel strips such tunnels.
+/// Each mix of VIP and tunnel family, and whether a tc program can strip it on this kernel.
 fn mixes(site: &Site) -> [(IpAddr, IpAddr, bool); 4] {
     let (v4, v6) = (site.lab.vip4(), site.lab.vip6());
     [(v4, v4), (v4, v6), (v6, v4), (v6, v6)].map(|(vip, like)| {
@@ -30,7 +30,7 @@ fn dropped(site: &Site) -> u64 {
     site.decaps.iter().map(counters).sum()
 }
 
-/// Gives every backend a decapsulator at tc instead of the one in XDP.
+/// Replaces every backend's XDP decapsulator with one at tc.
 fn to_tc(site: &mut Site, hook: TcHook) {
     site.decaps.clear();
     for backend in &site.lab.backends {
@@ -104,10 +104,10 @@ fn connections_work_in_all_mixes_of_families() {
 }
 
 #[test]
-fn large_packets_that_the_kernel_has_put_together_are_stripped_whole() {
+fn merged_packets_are_stripped_whole() {
     let mut site = Site::new(LabConfig::default());
     to_tc(&mut site, site::first_choice());
-    // Segments are put together (GRO) before tc sees them.
+    // GRO merges segments before tc sees them.
     for backend in &site.lab.backends {
         backend.host.tool("ethtool", "-K eth0 gro on").unwrap();
     }
@@ -131,7 +131,7 @@ fn large_packets_that_the_kernel_has_put_together_are_stripped_whole() {
         frames += counters.ipip_v4 + counters.ipip_v6;
         assert_eq!(counters.drop_head, 0);
     }
-    // So they were merged; a slow machine merges fewer.
+    // Proves that some were merged; a slow machine merges fewer.
     assert!(
         frames < packets / 4 * 3,
         "{packets} packets in {frames} frames"
@@ -160,7 +160,7 @@ fn merged_gue_packets_are_not_lost_silently() {
     site.add_service(vip, &site::reals(&site.lab, vip.address()));
     let backend = &site.lab.backends[0].host;
     let to = site::service(vip);
-    // A server's socket holds all of it, though each takes a whole page.
+    // As many as a server's socket buffer holds, when each datagram takes a whole page.
     const BURST: u64 = 32;
     let burst = |socket: &std::net::UdpSocket| {
         for _ in 0..BURST {
@@ -171,7 +171,6 @@ fn merged_gue_packets_are_not_lost_silently() {
         .lab
         .client
         .run(|| std::net::UdpSocket::bind("[::]:0").unwrap());
-    // Without merging all arrive.
     backend.tool("ethtool", "-K eth0 gro on").unwrap();
     burst(&socket);
     site::eventually("all arrive", || servers[0].received() == BURST);
@@ -179,7 +178,7 @@ fn merged_gue_packets_are_not_lost_silently() {
     backend
         .tool("ethtool", "-K eth0 rx-udp-gro-forwarding on")
         .unwrap();
-    // So many nanoseconds a packet waits for others, or a slow machine has none to merge.
+    // Nanoseconds that GRO waits for more packets; without it a slow machine merges none.
     backend
         .sysfs("class/net/eth0/gro_flush_timeout", 50_000_000)
         .unwrap();
@@ -190,7 +189,7 @@ fn merged_gue_packets_are_not_lost_silently() {
     drop(servers);
 }
 
-/// The kernel takes one VLAN tag out of a frame before tc sees it, and none before XDP does.
+/// The kernel removes one VLAN tag before tc sees the frame, and none before XDP does.
 #[test]
 fn tunnels_behind_one_vlan_tag_are_stripped_unlike_with_xdp() {
     let mut site = Site::new(LabConfig {
@@ -200,7 +199,7 @@ fn tunnels_behind_one_vlan_tag_are_stripped_unlike_with_xdp() {
     let backend = &site.lab.backends[0];
     let (v4, mac) = (backend.v4, katran::MacAddr::new(backend.mac));
     let router = &site.lab.router;
-    // The backend answers nobody who asks with a tag.
+    // The backend does not answer tagged ARP requests.
     router
         .ip(&format!(
             "neigh replace {v4} lladdr {mac} nud permanent dev real0"
@@ -219,7 +218,7 @@ fn tunnels_behind_one_vlan_tag_are_stripped_unlike_with_xdp() {
         }
     };
     let counters = |site: &Site| site.decaps[0].counters().unwrap();
-    // First by XDP: they arrive, and are none of its.
+    // First at XDP: the frames arrive, and the program does not unwrap them.
     site::eventually("frames arrive", || {
         send();
         counters(&site).total >= 10
@@ -233,14 +232,14 @@ fn tunnels_behind_one_vlan_tag_are_stripped_unlike_with_xdp() {
 }
 
 #[test]
-fn attachments_are_told_apart_and_go() {
+fn attachments_are_distinguished_and_removed() {
     let mut site = Site::new(LabConfig {
         backends: 1,
         ..LabConfig::default()
     });
     let host = &site.lab.backends[0].host;
     let decap = &mut site.decaps[0];
-    // It is there by XDP.
+    // Already attached at XDP.
     let twice = host.run(|| decap.attach_tc("eth0", TcHook::Auto).unwrap_err());
     assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
     decap.detach("eth0").unwrap();
@@ -276,7 +275,7 @@ fn attachments_are_told_apart_and_go() {
         matches!(missing, Error::NoSuchInterface { .. }),
         "{missing}"
     );
-    // Dropped, from another namespace.
+    // Dropped while this thread is in another namespace.
     host.run(|| decap.attach_tc("eth0", TcHook::Clsact).unwrap());
     site.decaps.clear();
     let host = &site.lab.backends[0].host;
@@ -284,14 +283,14 @@ fn attachments_are_told_apart_and_go() {
 }
 
 #[test]
-fn it_works_beside_an_xdp_program_of_somebody_else() {
+fn it_works_beside_a_foreign_xdp_program() {
     let mut site = Site::new(LabConfig {
         backends: 1,
         ..LabConfig::default()
     });
     site.decaps.clear();
     let backend = &site.lab.backends[0];
-    // A decapsulator that takes nothing.
+    // A decapsulator without addresses.
     let mut foreign = Decap::builder()
         .destination("198.51.100.99".parse().unwrap())
         .gue_port(0)

@@ -1,4 +1,4 @@
-//! Diagnosis: nothing bad is said of a good place, and each trouble, made for real, is found.
+//! Diagnosis: it finds nothing wrong with a sound setup, and finds each fault that a test makes.
 
 use katran::Encapsulation;
 use katran::FlowTracking;
@@ -18,7 +18,7 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// A site whose balancer has a VIP with reals of IPv4.
+/// A site whose balancer has a VIP with IPv4 reals.
 fn site(mode: XdpMode, settings: impl FnOnce(katran::Builder) -> katran::Builder) -> Site {
     let mut site = Site::with(LabConfig::default(), mode, |builder| {
         settings(builder.ipip_source_v4("10.77.0.0".parse().unwrap()))
@@ -34,8 +34,8 @@ fn diagnose(site: &Site) -> Diagnosis {
     host.run(|| site.katran.diagnose("eth0").unwrap())
 }
 
-/// Whether there is a finding so bad about a subject, with these words in message and advice; and all that
-/// is not as it should be comes with what to do.
+/// Whether there is a finding of this severity about the subject with these words in its message
+/// and advice. Also checks that every finding above `Ok` has advice.
 pub(crate) fn finds(
     found: &Diagnosis,
     severity: Severity,
@@ -63,7 +63,7 @@ fn bad(found: &Diagnosis) -> Vec<Subject> {
 }
 
 #[test]
-fn a_good_place_is_called_good_before_and_after_attaching() {
+fn a_sound_setup_has_no_findings_before_and_after_attaching() {
     let mut site = site(XdpMode::Native, |builder| builder);
     let found = diagnose(&site);
     assert!(found.works() && bad(&found).is_empty(), "{found}");
@@ -84,7 +84,7 @@ fn a_good_place_is_called_good_before_and_after_attaching() {
 }
 
 #[test]
-fn troubles_of_the_interface_are_found() {
+fn faults_of_the_interface_are_found() {
     let mut site = site(XdpMode::Native, |builder| builder);
     let host = &site.lab.balancers[0].host;
     host.ip("link set eth0 mtu 1510").unwrap();
@@ -117,7 +117,7 @@ fn troubles_of_the_interface_are_found() {
     );
     host.ip("link set eth0 up").unwrap();
 
-    // Generic mode, and why: a bridge has no driver of its own.
+    // Generic mode, and its reason: a bridge's driver has no native XDP.
     site.katran.detach("eth0").unwrap();
     let host = &site.lab.balancers[0].host;
     host.ip("link add bridge0 type bridge").unwrap();
@@ -133,7 +133,7 @@ fn troubles_of_the_interface_are_found() {
     );
     site.katran.detach("bridge0").unwrap();
 
-    // Another program.
+    // A foreign program.
     let host = &site.lab.balancers[0].host;
     let mut other = katran::Decap::builder().load().unwrap();
     host.run(|| other.attach("eth0", XdpMode::Native).unwrap());
@@ -145,7 +145,7 @@ fn troubles_of_the_interface_are_found() {
         "not this balancer's",
         "bpftool link",
     );
-    // Another balancer: stopped first, or it is the one that this check is run beside.
+    // Another balancer's program is only a warning: the diagnosis may run beside that balancer.
     drop(other);
     let gateway = katran::MacAddr::new(site.lab.balancers[0].gateway_mac);
     let mut second = site::small(gateway).load().unwrap();
@@ -197,14 +197,15 @@ fn offloads_are_found() {
     );
 }
 
-/// What a neighbour on a virtual link has not finished, native XDP sends on unfinished.
+/// Native XDP sends checksums on as it received them: a virtual link's neighbour leaves them to
+/// hardware.
 #[test]
 fn unfinished_checksums_of_virtual_links_are_found() {
     let mut site = site(XdpMode::Native, |builder| builder);
     let found = diagnose(&site);
     let hint = "in another network namespace";
     finds(&found, Severity::Note, Subject::Offload, hint, "tx off");
-    // That is what it means: a client's packets arrive with wrong checksums, and are lost.
+    // A client's packets then arrive with wrong checksums, and are lost.
     let servers = site.lab.serve_tcp(PORT).unwrap();
     let vip = Vip::tcp((site.lab.vip4(), PORT).into());
     site::connect(&site.lab.client, vip).ask("who").unwrap();
@@ -218,7 +219,7 @@ fn unfinished_checksums_of_virtual_links_are_found() {
     site::connect(&site.lab.client, vip).ask("who").unwrap();
     drop(servers);
 
-    // Where both ends are here, the other one is named.
+    // If both ends of the link are in this namespace, the finding names the peer.
     let host = &site.lab.balancers[0].host;
     host.ip("link add near0 type veth peer name far0").unwrap();
     host.ip("link set near0 up").unwrap();
@@ -256,7 +257,7 @@ fn unfinished_checksums_are_finished_in_generic_mode() {
 
 #[test]
 fn packets_on_cpus_without_a_table_are_found() {
-    // Also where packets ask no table, for they will as soon as a ring changes.
+    // Even if packets need no flow table yet: they will once a ring changes.
     let cpus = site::cpus();
     for tracking in [FlowTracking::Changed, FlowTracking::All] {
         packets_without_a_table_are_found(tracking, cpus[1]);
@@ -285,8 +286,8 @@ fn packets_without_a_table_are_found(tracking: FlowTracking, other: u32) {
 }
 
 #[test]
-fn troubles_of_the_way_to_reals_are_found() {
-    // The address of nobody.
+fn faults_on_the_way_to_reals_are_found() {
+    // No host has this address.
     let mut site = site(XdpMode::Native, |builder| builder);
     let wrong = "02:00:00:00:00:99".parse().unwrap();
     site.katran.gateways_mut().set_mac(wrong).unwrap();
@@ -299,7 +300,7 @@ fn troubles_of_the_way_to_reals_are_found() {
         "auto",
     );
 
-    // A VIP without reals, and what becomes of its packets.
+    // A VIP without reals: the finding says that its packets are dropped.
     let vip = Vip::udp((site.lab.vip4(), 53).into());
     site.katran.add_vip(vip, VipFlags::empty()).unwrap();
     let socket = site::udp(&site.lab.client, vip);
@@ -317,11 +318,11 @@ fn troubles_of_the_way_to_reals_are_found() {
         Severity::Warning,
         Subject::Drops,
         "ring_empty: ",
-        "without reals",
+        "add reals",
     );
     drop(site);
 
-    // Without a way to the gateway: found before attaching, too.
+    // No route to the gateway: found even before attaching.
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.gateway(Gateway::Auto)
     });
@@ -353,7 +354,7 @@ fn troubles_of_the_way_to_reals_are_found() {
     );
     drop(auto);
 
-    // A real that is nowhere.
+    // No neighbour answers for this real.
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.gateway(Gateway::Auto).next_hops(NextHops::PerReal)
     });
@@ -372,7 +373,8 @@ fn troubles_of_the_way_to_reals_are_found() {
     assert!(!found.works());
     drop(site);
 
-    // GUE is checked when a real is added; its source can still go missing for probes with IP in IP.
+    // Adding a GUE real checks its source; for probes with IP in IP the source may still be
+    // missing.
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
             .encapsulation(Encapsulation::Ipip)
@@ -393,7 +395,7 @@ fn troubles_of_the_way_to_reals_are_found() {
 }
 
 #[test]
-fn a_vip_whose_reals_are_all_down_or_drained_is_found() {
+fn a_vip_with_only_down_or_drained_reals_is_found() {
     let mut site = site(XdpMode::Native, |builder| builder);
     let vip = Vip::tcp((site.lab.vip4(), PORT).into());
     let reals = site.katran.reals(vip).unwrap();
@@ -410,7 +412,7 @@ fn a_vip_whose_reals_are_all_down_or_drained_is_found() {
         "mark them up",
     );
 
-    // One of them drained, too, and one drained instead.
+    // One of the two also drained, then drained only.
     for real in &reals[..2] {
         site.katran
             .add_real(vip, Real::new(real.address()).weight(0))
@@ -421,14 +423,14 @@ fn a_vip_whose_reals_are_all_down_or_drained_is_found() {
     let both = format!("({} down, 1 drained)", reals.len() - 1);
     finds(&found, Severity::Warning, Subject::Vips, &both, "a weight");
 
-    // One that takes flows is enough.
+    // One real with flows is enough.
     site.katran.add_real(vip, reals[0]).unwrap();
     let found = diagnose(&site);
     finds(&found, Severity::Ok, Subject::Vips, "1 with reals", "");
 }
 
 #[test]
-fn troubles_of_a_backend_are_found() {
+fn faults_of_a_backend_are_found() {
     let site = Site::new(LabConfig {
         backends: 1,
         ..LabConfig::default()
@@ -507,7 +509,7 @@ fn troubles_of_a_backend_are_found() {
         "IP in IP adds up to",
         "advmss 1400",
     );
-    // Clients are asked for shorter ones by the MSS.
+    // The MSS makes clients send shorter packets.
     for (gateway, family) in [("198.51.100.254", "-4"), ("2001:db8:2::ffff", "-6")] {
         let route = format!("{family} route replace default via {gateway} dev eth0 advmss 1400");
         backend.host.ip(&route).unwrap();

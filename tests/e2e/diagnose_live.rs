@@ -1,5 +1,5 @@
-//! Diagnosis of what has gone wrong since it was set up, under few privileges, in shared mode, and of
-//! backends by address family: each made for real.
+//! Diagnosis of faults that appear after setup, with few privileges, in shared mode, and of
+//! backends by address family; each made for real.
 
 use caps::Capability;
 use katran::Decap;
@@ -27,14 +27,14 @@ use crate::site::small;
 
 const ROUTER: &str = "02:00:00:00:00:01";
 
-/// Nothing about this subject is so bad.
+/// No finding of this severity is about the subject.
 fn nothing(found: &Diagnosis, severity: Severity, subject: Subject) {
     let mut about = found.about(subject).peekable();
     assert!(about.peek().is_some(), "{found}");
     assert!(about.all(|finding| finding.severity < severity), "{found}");
 }
 
-/// A host with one end of a veth pair, `eth0`; the other is `eth1`.
+/// A host with both ends of a veth pair, `eth0` and `eth1`.
 pub(crate) fn host() -> Host {
     require_root();
     let host = Host::new("host").unwrap();
@@ -49,7 +49,7 @@ pub(crate) fn pair(host: &Host) {
 }
 
 #[test]
-fn an_interface_that_was_made_anew_is_not_called_attached() {
+fn a_recreated_interface_is_not_called_attached() {
     let host = host();
     let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
     let mut decap = Decap::builder().load().unwrap();
@@ -60,7 +60,7 @@ fn an_interface_that_was_made_anew_is_not_called_attached() {
     let is_fine = |found: &Diagnosis| nothing(found, Severity::Note, Subject::Program);
     is_fine(&balancer());
     is_fine(&backend(&decap));
-    // By another name it is the same program.
+    // After a rename it is still the same program.
     host.ip("link set eth0 name wan0").unwrap();
     let renamed = host.run(|| katran.diagnose("wan0").unwrap());
     finds(
@@ -81,7 +81,6 @@ fn an_interface_that_was_made_anew_is_not_called_attached() {
             "attach again",
         );
     }
-    // At tc, too.
     decap.detach("eth1").unwrap();
     host.run(|| decap.attach_tc("eth1", TcHook::Auto).unwrap());
     is_fine(&backend(&decap));
@@ -97,12 +96,12 @@ fn an_interface_that_was_made_anew_is_not_called_attached() {
 }
 
 #[test]
-fn the_drivers_refusal_is_told() {
+fn the_drivers_refusal_is_reported() {
     let host = host();
     let mut katran = small(ROUTER.parse().unwrap()).load().unwrap();
     // A veth refuses native XDP if its peer may send longer frames than a page has room for.
     host.ip("link set eth1 mtu 9000").unwrap();
-    // Which has a program: without one native mode is not even tried.
+    // The peer needs a program, or native mode is not even tried.
     let mut passes = Decap::builder().load().unwrap();
     host.run(|| passes.attach("eth1", XdpMode::Native).unwrap());
     let attached = host.run(|| katran.attach("eth0", XdpMode::Auto).unwrap());
@@ -115,7 +114,7 @@ fn the_drivers_refusal_is_told() {
         "refused native mode: Numerical result out of range",
         "dmesg",
     );
-    // Once it is asked for, it is no refusal any more.
+    // Asked for generic mode, the library no longer reports a refusal.
     katran.detach("eth0").unwrap();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
     let found = host.run(|| katran.diagnose("eth0").unwrap());
@@ -129,9 +128,9 @@ fn the_drivers_refusal_is_told() {
     assert!(!found.to_string().contains("refused native"), "{found}");
 }
 
-/// The capabilities of the guide's units; `CAP_SYS_ADMIN` is what they leave out.
+/// The capabilities in the guide's units, which lack `CAP_SYS_ADMIN`.
 #[test]
-fn few_privileges_make_no_false_problems() {
+fn few_privileges_cause_no_false_findings() {
     require_root();
     let pins = private_bpf_fs().unwrap();
     let host = host();
@@ -150,7 +149,7 @@ fn few_privileges_make_no_false_problems() {
             })
         })
     };
-    // The same as root.
+    // Root sees the same.
     let found = host.run(|| katran.diagnose("eth0").unwrap());
     nothing(&found, Severity::Note, Subject::Program);
     nothing(&found, Severity::Note, Subject::Privileges);
@@ -178,7 +177,7 @@ fn few_privileges_make_no_false_problems() {
         "cannot take over",
         "CAP_SYS_ADMIN",
     );
-    // One that shares nothing needs no more, and cannot tell whose program is in its way.
+    // A balancer that shares nothing needs no more, but cannot tell whose program is in its way.
     let found = few(&alone);
     nothing(&found, Severity::Note, Subject::Privileges);
     finds(
@@ -196,14 +195,14 @@ fn few_privileges_make_no_false_problems() {
         "the root program of another process",
         "--shared",
     );
-    // Attached without an entry, all is known: the program is ours.
+    // Attached directly, it can tell: the program is its own.
     drop(root);
     RootProgram::remove(&path).unwrap();
     let mut alone = alone;
     host.run(|| alone.attach("eth0", XdpMode::Native).unwrap());
     nothing(&few(&alone), Severity::Note, Subject::Program);
 
-    // What is missing is told without a balancer, too, as none can be loaded.
+    // Missing privileges are reported without a balancer, since none can be loaded.
     let missing = [
         Capability::CAP_SYS_ADMIN,
         Capability::CAP_BPF,
@@ -240,7 +239,7 @@ fn an_entry_that_was_taken_is_found() {
         "taken is no longer this balancer's",
         "root show",
     );
-    // Without a root program nobody calls the entry.
+    // Without a root program, nothing calls the entry.
     drop(root);
     RootProgram::remove(&path).unwrap();
     let found = host.run(|| katran.diagnose("eth0").unwrap());
@@ -288,9 +287,9 @@ fn a_real_that_is_this_host_needs_no_next_hop() {
     );
 }
 
-/// By a gateway no next hop of a real tells it: the host's routes do.
+/// With a gateway no real's next hop shows the interface: the host's routes do.
 #[test]
-fn reals_that_no_packet_gets_to_are_problems_by_a_gateway() {
+fn unreachable_reals_are_findings_with_a_gateway() {
     let host = host();
     for command in [
         "addr add 10.0.0.2/24 dev eth0",
@@ -372,7 +371,7 @@ fn backends_are_judged_by_the_families_of_their_vips() {
         "if there is a VIP of IPv6",
     );
     nothing(&found, Severity::Warning, Subject::WayBack);
-    // Clients of the own network only.
+    // Clients on the local network only.
     backend
         .ip("-6 route add 2001:db8::/64 via 2001:db8:2::ffff")
         .unwrap();
@@ -383,7 +382,7 @@ fn backends_are_judged_by_the_families_of_their_vips() {
         "that other routes lead to",
         "elsewhere",
     );
-    // IPv6 alone, and nothing of IPv4.
+    // IPv6 only.
     backend
         .ip("-6 route add default via 2001:db8:2::ffff dev eth0")
         .unwrap();
@@ -393,7 +392,7 @@ fn backends_are_judged_by_the_families_of_their_vips() {
     assert!(found.works(), "{found}");
     nothing(&found, Severity::Note, Subject::WayBack);
     nothing(&found, Severity::Note, Subject::ReversePathFilter);
-    // IPv4 alone: outer headers of 20 bytes.
+    // IPv4 only: outer headers of 20 bytes.
     backend
         .ip("route add default via 198.51.100.254 dev eth0")
         .unwrap();
@@ -417,7 +416,7 @@ fn backends_are_judged_by_the_families_of_their_vips() {
         "GUE adds up to 28",
         "mtu 1528",
     );
-    // A VIP of a family that is switched off is a finding, not an error.
+    // A VIP whose family is disabled is a finding, not an error.
     let found = diagnose(&[v6]);
     assert!(!found.works(), "{found}");
     finds(

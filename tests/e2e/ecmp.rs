@@ -1,5 +1,5 @@
-//! Several balancers behind one ECMP route: they agree on every flow without knowing of each
-//! other, so that one may leave or join at any time.
+//! Balancers behind one ECMP route agree on every flow without knowing of each other, so any of
+//! them may leave or join at any time.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -30,7 +30,7 @@ fn vips(lab: &Lab) -> [Vip; 2] {
     [lab.vip4(), lab.vip6()].map(|address| Vip::tcp((address, PORT).into()))
 }
 
-/// A balancer with both VIPs; `turned` adds everything the other way round.
+/// A balancer with both VIPs; `turned` adds everything in reverse order.
 fn join(lab: &Lab, index: usize, turned: bool, tracking: FlowTracking) -> Katran {
     let (mut katran, _) = site::balancer(lab, index, XdpMode::Native, |builder| {
         builder.flow_tracking(tracking)
@@ -67,7 +67,7 @@ fn connections_survive_a_balancer_that_leaves_and_comes_back() {
 }
 
 #[test]
-fn where_all_flows_are_remembered_they_survive_though_the_other_has_no_entries() {
+fn connections_survive_with_all_flows_remembered_though_the_other_has_no_entries() {
     connections_survive(FlowTracking::All);
 }
 
@@ -104,12 +104,12 @@ fn connections_survive(tracking: FlowTracking) {
     assert_all_continue(&mut connections, "with both");
     for katran in [&first, &second] {
         let [v4, v6] = forwarded(&lab, katran);
-        assert!(v4 > 0 && v6 > 0, "both have a share of both VIPs");
+        assert!(v4 > 0 && v6 > 0, "each balancer gets packets of both VIPs");
     }
 
     lab.remove_balancer_route(0).unwrap();
     drop(first);
-    // Of connections that it knows nothing of: where only changed flows are remembered it knows of none.
+    // Connections it has never seen: if it remembers only changed flows, that is all of them.
     let misses = |katran: &Katran| {
         let counters = katran.stats().flow_table().unwrap();
         match tracking {
@@ -122,12 +122,12 @@ fn connections_survive(tracking: FlowTracking) {
     };
     let before = misses(&second);
     assert_all_continue(&mut connections, "without the first");
-    assert!(misses(&second) > before, "it knew nothing of these");
+    assert!(misses(&second) > before, "it did not know these flows");
 
     let first = join(&lab, 0, true, tracking);
     lab.add_balancer_route(0).unwrap();
     assert_all_continue(&mut connections, "with the first again");
-    assert!(misses(&first) > 0, "it knew nothing of these");
+    assert!(misses(&first) > 0, "it did not know these flows");
     assert_eq!(first.stats().flow_table().unwrap().miss_syn, 0);
 
     lab.remove_balancer_route(1).unwrap();
@@ -136,7 +136,11 @@ fn connections_survive(tracking: FlowTracking) {
     assert_eq!(forwarded(&lab, &second), before);
 
     let accepted: u64 = servers.iter().map(|server| server.accepted()).sum();
-    assert_eq!(accepted, 2 * CONNECTIONS as u64, "none was made again");
+    assert_eq!(
+        accepted,
+        2 * CONNECTIONS as u64,
+        "no connection was made again"
+    );
     for katran in [&first, &second] {
         assert_eq!(katran.stats().totals().unwrap().drop.packets, 0);
     }
@@ -172,7 +176,7 @@ impl Random {
 #[test]
 fn balancers_with_the_same_services_agree_on_every_flow() {
     require_root();
-    // No two have the same numbers of reals and VIPs, and one has a history.
+    // No two balancers number their reals and VIPs alike, and one has a history.
     let load = |tracking| {
         site::small(MacAddr::new([2, 0, 0, 0, 0, 1]))
             .flow_tracking(tracking)
@@ -209,7 +213,7 @@ fn balancers_with_the_same_services_agree_on_every_flow() {
                 if number == 2 {
                     katran.add_real(vip, gone).unwrap();
                 }
-                // A batch takes numbers in the order of addresses, so in more than one.
+                // One batch would number them in address order, so this takes several.
                 for batch in reals.chunks(7) {
                     let changes: Vec<_> = batch.iter().copied().map(RealChange::Add).collect();
                     katran.modify_reals(vip, &changes).unwrap();
@@ -217,7 +221,7 @@ fn balancers_with_the_same_services_agree_on_every_flow() {
                 if number == 2 {
                     katran.remove_real(vip, gone.address()).unwrap();
                 }
-                // Slots that have changed hands remember whose they were, which is not the same for all.
+                // Changed slots remember their base, which differs between the balancers.
                 let _ = katran.flows_mut().purge(vip).unwrap();
             }
         }

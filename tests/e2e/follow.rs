@@ -1,5 +1,5 @@
-//! Next hops that are followed: what changes without traffic, without notices, or in thousands; tables and
-//! interfaces that the main table knows nothing of.
+//! Followed next hops: changes without traffic, without notices, or by the thousand; tables and
+//! interfaces that the main table does not lead to.
 
 use std::fs;
 use std::net::IpAddr;
@@ -46,7 +46,7 @@ fn hop_of(katran: &Katran, real: impl Into<IpAddr>) -> NextHop {
     hops.iter().find(is_of_real).cloned().unwrap()
 }
 
-/// Where the only service's frames go.
+/// The MAC address that the only service's frames go to.
 fn destination(katran: &Katran, vip: Vip) -> Vec<u8> {
     let client = "192.0.2.9:1234".parse().unwrap();
     let ran = katran.simulate(&crate::frame::syn(client, site::service(vip)));
@@ -54,7 +54,7 @@ fn destination(katran: &Katran, vip: Vip) -> Vec<u8> {
 }
 
 #[test]
-fn the_address_that_was_given_serves_until_one_is_found() {
+fn the_given_address_is_used_until_one_is_found() {
     let given = mac("02:00:00:00:00:99");
     for mode in [NextHops::PerReal, NextHops::Redirect] {
         let mut network = Segment::new(Arrival::Segment, |builder| {
@@ -63,7 +63,7 @@ fn the_address_that_was_given_serves_until_one_is_found() {
         let host = &network.lab.balancers[0].host;
         host.run(|| network.katran.attach("eth1", XdpMode::Native).unwrap());
         let vip = Vip::tcp("203.0.113.9:80".parse().unwrap());
-        // One on the segment that does not answer yet.
+        // One on the segment, which does not answer yet.
         site::add_service(&mut network.katran, vip, &[v4(77).into()]);
         assert_eq!(destination(&network.katran, vip), given.octets());
         host.run(|| network.katran.gateways_mut().set(Gateway::Auto).unwrap());
@@ -83,7 +83,7 @@ fn the_address_that_was_given_serves_until_one_is_found() {
     }
 }
 
-/// Gives a backend another address, of which it tells nobody.
+/// Changes a backend's MAC address without a gratuitous ARP.
 fn change_silently(backend: &Host, to: MacAddr) {
     backend.sysctl("net.ipv4.conf.eth0.arp_notify", 0).unwrap();
     backend
@@ -101,7 +101,7 @@ fn a_peer_that_changes_its_address_is_followed_without_traffic() {
     host.run(|| network.katran.attach("eth1", XdpMode::Native).unwrap());
     network.serve();
     let host = &network.lab.balancers[0].host;
-    // Without it the kernel takes the IPv6 address off with the link.
+    // Otherwise the kernel removes the IPv6 address when the link goes down.
     host.sysctl("net.ipv6.conf.eth1.keep_addr_on_down", 1)
         .unwrap();
     let is = |network: &Segment, last: u8, expected: MacAddr| {
@@ -112,12 +112,12 @@ fn a_peer_that_changes_its_address_is_followed_without_traffic() {
             });
         }
     };
-    // The table is flushed.
+    // Flushed by hand.
     let first = mac("02:00:00:00:00:81");
     change_silently(&network.backends[0], first);
     host.ip("neigh flush dev eth1").unwrap();
     is(&network, 11, first);
-    // The interface goes down, and comes up again when others have other addresses.
+    // The interface goes down; when it comes up, its neighbours have other addresses.
     host.ip("link set eth1 down").unwrap();
     let (first, second) = (mac("02:00:00:00:00:91"), mac("02:00:00:00:00:92"));
     change_silently(&network.backends[0], first);
@@ -154,11 +154,11 @@ fn a_gateway_is_followed_through_a_link_that_goes_down_and_up() {
     router
         .ip(&format!("link set bal0 address {after}"))
         .unwrap();
-    // There is no way at all, and the last address serves.
+    // Without a route the last address stays in use.
     thread::sleep(Duration::from_millis(200));
     assert_eq!(site.katran.gateways().mac(Family::V4), before);
     host.ip("link set eth0 up").unwrap();
-    // The kernel has thrown this away with the link, and nobody else puts it back.
+    // The kernel removed this route with the link, and nothing restores it.
     host.ip("route replace default via 10.0.0.1 dev eth0")
         .unwrap();
     site::eventually("the address after the link came back is in use", || {
@@ -167,7 +167,7 @@ fn a_gateway_is_followed_through_a_link_that_goes_down_and_up() {
 }
 
 #[test]
-fn an_interface_that_is_renamed_is_told_by_its_new_name() {
+fn a_renamed_interface_is_reported_by_its_new_name() {
     let mut network = Segment::new(Arrival::Segment, |builder| {
         builder.gateway(Gateway::Auto).next_hops(NextHops::PerReal)
     });
@@ -181,7 +181,7 @@ fn an_interface_that_is_renamed_is_told_by_its_new_name() {
             .all(|hop| hop.interface.as_deref() == Some(name) && hop.attached)
     };
     site::eventually("the first name is told", || all_by("eth1"));
-    // Where that needs the link down, its routes are lost and come again.
+    // Where renaming needs the link down, its routes are lost and must be restored.
     let renamed = host.ip("link set eth1 name uplink9");
     if renamed.is_err() {
         host.ip("link set eth1 down").unwrap();
@@ -192,7 +192,7 @@ fn an_interface_that_is_renamed_is_told_by_its_new_name() {
 }
 
 #[test]
-fn ways_in_a_table_of_the_interface_are_found() {
+fn routes_in_the_interfaces_table_are_found() {
     for mode in [NextHops::Gateway, NextHops::PerReal] {
         let mut network = Segment::with_another_table(mode);
         let right = MacAddr::new(network.lab.balancers[0].gateway_mac);
@@ -204,7 +204,7 @@ fn ways_in_a_table_of_the_interface_are_found() {
         let vip = Vip::tcp("203.0.113.9:80".parse().unwrap());
         let real = Ipv4Addr::new(198, 51, 100, 1);
         if mode == NextHops::Gateway {
-            // Without a real the default route counts.
+            // Without a real, the default route decides.
             assert_eq!(network.katran.gateways().mac(Family::V4), right);
         }
         site::add_service(&mut network.katran, vip, &[real.into()]);
@@ -230,7 +230,8 @@ fn ways_in_a_table_of_the_interface_are_found() {
         site::eventually("the first router is in use again", || {
             destination(&network.katran, vip) == right.octets()
         });
-        // The main table leads by the same interface, but what leaves there has a rule; until it has none.
+        // The main table has another router on the same interface, but a rule overrides it until it
+        // is deleted.
         host.ip("route replace default via 10.0.0.5 dev eth0 onlink")
             .unwrap();
         thread::sleep(Duration::from_millis(300));
@@ -242,7 +243,7 @@ fn ways_in_a_table_of_the_interface_are_found() {
     }
 }
 
-/// A host with a link that nobody is behind, and a balancer with many reals behind one router.
+/// A host with a link without a neighbour, and a balancer with many reals behind one router.
 struct Crowd {
     katran: Katran,
     host: Host,
@@ -276,7 +277,7 @@ impl Crowd {
         Self { katran, host }
     }
 
-    /// What the follower's thread has used of a CPU: the only one of its name in this namespace.
+    /// CPU time of the follower's thread, the only one of its name in this namespace.
     fn cpu_time(&self) -> Duration {
         let own = self
             .host
@@ -294,7 +295,7 @@ impl Crowd {
     }
 }
 
-/// A balancer with so many reals, that is attached nowhere.
+/// A balancer with this many reals, attached nowhere.
 fn balancer(reals: u16) -> Katran {
     let mut katran = site::small(mac(ROUTER))
         .gateway(Gateway::Auto)
@@ -311,7 +312,7 @@ fn balancer(reals: u16) -> Katran {
     katran
 }
 
-/// One that follows next hops on a host for an embedder who attaches it somewhere.
+/// The same, following next hops on this host although an embedder attaches it.
 fn follow(host: &Host, reals: u16) -> Katran {
     let mut katran = balancer(reals);
     host.run(|| katran.gateways_mut().follow().unwrap());
@@ -323,13 +324,13 @@ fn real(number: u32) -> Ipv4Addr {
 }
 
 #[test]
-fn a_route_that_flaps_costs_what_it_touches() {
+fn a_flapping_route_costs_only_what_it_touches() {
     let crowd = Crowd::new(4_000);
     let before = crowd.cpu_time();
     let began = Instant::now();
     let mut changes = 0;
     while began.elapsed() < Duration::from_secs(3) {
-        // One real's way, and one that nobody takes.
+        // Routes to one real, and to one that does not exist.
         crowd
             .host
             .ip("route add 198.18.0.1/32 via 10.0.0.3")
@@ -348,13 +349,12 @@ fn a_route_that_flaps_costs_what_it_touches() {
         "{changes} changes: {used:?}, {:.2} % of a CPU",
         share * 100.
     );
-    // All reals are confirmed every 15 seconds, so once at most; to ask for them after each change would
-    // take more than a millisecond a change and third of a CPU.
+    // The library confirms all reals every 15 seconds: once here at most. Asking for all after each
+    // change would take over a millisecond a change and a third of a CPU.
     assert!(
         used < Duration::from_millis(400) + changes * Duration::from_micros(300),
         "{changes} changes: {used:?}"
     );
-    // And it was seen.
     let way = |katran: &Katran| hop_of(katran, real(0)).address;
     let [plain, other] = ["10.0.0.1", "10.0.0.3"].map(|router| Some(router.parse().unwrap()));
     crowd
@@ -373,7 +373,7 @@ fn getters_do_not_wait_for_a_thread_that_is_busy() {
     let changes = AtomicU32::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // Each of these may send all reals another way.
+            // Each of these may change every real's next hop.
             while !stop.load(Ordering::Relaxed) {
                 crowd.host.ip("rule add pref 100 table 77").unwrap();
                 crowd.host.ip("rule del pref 100").unwrap();
@@ -402,8 +402,8 @@ fn getters_do_not_wait_for_a_thread_that_is_busy() {
         }
         stop.store(true, Ordering::Relaxed);
         println!("{asked} asked, {slow:?} slow");
-        // On a busy machine the thread may lose the CPU at the wrong moment, in ways that its times do
-        // not show. Getters that wait for rounds do so every third time.
+        // A busy machine may take the CPU from the thread in ways that its times do not show.
+        // Getters that waited for rounds would be slow every third time.
         assert!(
             asked > 20 && slow.iter().all(|slow| *slow <= asked / 8),
             "{slow:?} of {asked}"
@@ -412,7 +412,7 @@ fn getters_do_not_wait_for_a_thread_that_is_busy() {
     assert!(changes.into_inner() > 10);
 }
 
-/// What does not depend on when somebody was asked.
+/// The next hops without what depends on when a neighbour was asked.
 fn ways(katran: &Katran) -> Vec<NextHop> {
     let mut hops = katran.gateways().next_hops().to_vec();
     for hop in &mut hops {
@@ -422,7 +422,7 @@ fn ways(katran: &Katran) -> Vec<NextHop> {
 }
 
 #[test]
-fn what_is_followed_is_what_a_new_look_finds() {
+fn followed_next_hops_match_a_fresh_query() {
     let mut crowd = Crowd::new(40);
     crowd.katran = follow(&crowd.host, 40);
     let mut random = fastrand::Rng::with_seed(7);
@@ -439,7 +439,7 @@ fn what_is_followed_is_what_a_new_look_finds() {
                 ])
                 .unwrap();
             let table = random.choice(["main", "77"]).unwrap();
-            // Most of these fail now and then: there is no such route, or it is there.
+            // Most of these fail now and then: the route is missing, or already there.
             let _ = match random.u8(0..12) {
                 0..3 => host.ip(&format!(
                     "route replace {prefix} via {router} dev {link} table {table} onlink"
@@ -455,7 +455,7 @@ fn what_is_followed_is_what_a_new_look_finds() {
             };
         }
         let fresh = follow(host, 40);
-        // Sooner than everything is confirmed anyway.
+        // Before the periodic confirmation would correct it.
         let end = Instant::now() + Duration::from_secs(5);
         while ways(&crowd.katran) != ways(&fresh) {
             let both = (ways(&crowd.katran), ways(&fresh));

@@ -1,5 +1,5 @@
-//! Edges of following next hops: addresses that are given for one family, ways of probes that change with a
-//! setting, interfaces that go.
+//! Edges of following next hops: addresses given for one family, probes' paths that change with a
+//! setting, interfaces that vanish.
 
 use std::fmt::Write;
 use std::fs;
@@ -31,8 +31,8 @@ use crate::segment::Segment;
 use crate::segment::v4;
 use crate::site;
 
-/// The first way of probes in the map: the interface (0: that of all probes), and whether probes go to the
-/// gateway's address.
+/// The first entry of the map of probes' paths: the interface (0: the default one), and whether
+/// probes go to the gateway's address.
 fn first_way(map: BorrowedFd<'_>) -> Option<(u32, u32)> {
     let (mut key, mut way) = ([0_u8; 64], [0_u32; 16]);
     // SAFETY: key and value are longer than those of the map.
@@ -53,7 +53,7 @@ fn way(katran: &Katran) -> Option<(u32, u32)> {
 }
 
 #[test]
-fn the_way_of_probes_changes_with_the_gateway() {
+fn the_probes_path_changes_with_the_gateway() {
     let given: MacAddr = "02:00:00:00:00:99".parse().unwrap();
     let mut network = Segment::new(Arrival::Segment, |builder| {
         let builder = builder.gateway(Gateway::Mac(given));
@@ -63,7 +63,7 @@ fn the_way_of_probes_changes_with_the_gateway() {
     });
     let host = &network.lab.balancers[0].host;
     host.run(|| network.katran.attach("eth1", XdpMode::Native).unwrap());
-    // Behind a router, whose address is the one that was given.
+    // Behind a router whose address was given.
     let real: IpAddr = "198.51.100.77".parse().unwrap();
     host.ip(&format!("route add 198.51.100.0/24 via {} dev eth1", v4(1)))
         .unwrap();
@@ -74,7 +74,7 @@ fn the_way_of_probes_changes_with_the_gateway() {
         .unwrap();
     host.run(|| network.katran.probes_mut().map_mark(7, real).unwrap());
     assert_eq!(way(&network.katran), Some((0, 1)));
-    // At once: what is looked at again every 15 seconds is too late.
+    // At once: the check every 15 seconds would be too late.
     host.run(|| network.katran.gateways_mut().set(Gateway::Auto).unwrap());
     assert_eq!(way(&network.katran), Some((0, 0)));
     network.katran.gateways_mut().set_mac(given).unwrap();
@@ -82,7 +82,7 @@ fn the_way_of_probes_changes_with_the_gateway() {
 }
 
 #[test]
-fn an_ipv6_address_that_is_given_is_enough_for_ipv6_reals() {
+fn a_given_ipv6_address_is_enough_for_ipv6_reals() {
     require_root();
     let (host, router) = (Host::new("host").unwrap(), Host::new("router").unwrap());
     veth(host.port("eth0"), router.port("to0"), 1600).unwrap();
@@ -94,13 +94,13 @@ fn an_ipv6_address_that_is_given_is_enough_for_ipv6_reals() {
     host.run(|| katran.attach("eth0", XdpMode::Generic))
         .unwrap();
     assert_eq!(katran.gateways().mac(Family::V6), given);
-    // IPv4 has nobody to send to: a real of it does not change what holds for others.
+    // Without an IPv4 address to send to, adding a real fails, and must not change others.
     katran.gateways_mut().set_mac_v6(None).unwrap_err();
     assert_eq!(katran.gateways().mac(Family::V6), given);
 }
 
 #[test]
-fn a_program_that_is_started_inherits_nothing_of_the_follower() {
+fn a_child_process_inherits_nothing_of_the_follower() {
     let place = Place::new(1);
     let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
     let mut katran = builder.load().unwrap();
@@ -130,7 +130,7 @@ fn many_routes(host: &Host, count: u32) {
 }
 
 #[test]
-fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
+fn adding_a_real_does_not_list_all_routes() {
     let place = Place::new(1);
     place.host.ip("addr add 10.1.0.2/16 dev eth0").unwrap();
     many_routes(&place.host, 100_000);
@@ -151,13 +151,14 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
         times.push(began.elapsed());
     }
     times.sort_unstable();
-    // A list takes half a second; a question and a ring take some milliseconds without optimisation.
+    // Listing the routes takes half a second; a single query and a ring take some milliseconds in a
+    // debug build.
     println!("a real among 100,000 routes: {:?}", times[times.len() / 2]);
     assert!(
         times[times.len() / 2] < Duration::from_millis(100),
         "{times:?}"
     );
-    // What is kept is not used when it has changed, whichever host has the address.
+    // A stale cache is not used, whichever host has the address.
     let (second, third) = (
         MacAddr::new([2, 0, 0, 0, 0, 0x21]),
         MacAddr::new([2, 0, 0, 0, 0, 0x31]),
@@ -173,7 +174,7 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
     site::eventually("the new default route is in use", || {
         katran.gateways().mac(Family::V4) == second
     });
-    // A real behind a router comes first, until it goes.
+    // A real's router comes first while there is such a real.
     place
         .host
         .ip("route add 192.0.2.0/24 via 10.0.0.31 dev eth0")
@@ -188,7 +189,7 @@ fn one_more_real_on_the_segment_costs_no_list_of_all_routes() {
 }
 
 #[test]
-fn probes_take_the_table_of_where_the_balancer_is_attached() {
+fn probes_use_the_routing_table_of_the_balancers_interface() {
     let given: MacAddr = "02:00:00:00:00:99".parse().unwrap();
     let mut network = Segment::new(Arrival::OwnLink, |builder| {
         let builder = builder.gateway(Gateway::Mac(given));
@@ -197,7 +198,8 @@ fn probes_take_the_table_of_where_the_balancer_is_attached() {
             .healthcheck_interface("eth0")
     });
     let host = &network.lab.balancers[0].host;
-    // By the main table the real is on a segment; what leaves by the balancer's own interface has a router.
+    // The main table has the real on the segment; the rule for the balancer's own interface has a
+    // router.
     let real: IpAddr = "198.51.100.77".parse().unwrap();
     host.ip("route add 198.51.100.0/24 dev eth1").unwrap();
     host.ip("route add default via 10.0.0.1 dev eth0 table 100")
@@ -224,7 +226,7 @@ fn following_moves_on_when_the_last_interface_of_a_namespace_is_removed() {
     }
     assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
     here.host.ip("link del eth0").unwrap();
-    // With the next changes of the handle, of whatever kind.
+    // Found at the handle's next change, of whatever kind.
     let vip = Vip::tcp("203.0.113.9:80".parse().unwrap());
     site::eventually("the other router is in use", || {
         katran.add_vip(vip, VipFlags::empty()).unwrap();
@@ -253,7 +255,7 @@ fn probes_leave_by_the_next_interface_when_the_first_is_removed() {
         assert_eq!(way_of_probes(&katran).0, index("one0"));
         let second = index("eth0");
         host.ip("link del one0").unwrap();
-        // Where next hops are followed, at once; else with the next changes of the handle.
+        // At once with followed next hops; otherwise at the handle's next change.
         site::eventually("probes leave by the second interface", || {
             if gateway != Gateway::Auto {
                 katran
@@ -276,7 +278,7 @@ fn probes_leave_by_the_next_interface_when_the_first_is_removed() {
     }
 }
 
-/// Panics in a follower that finds this address, as any thread may for reasons that nobody thought of.
+/// Makes a follower panic when it finds this address, in place of an unforeseen bug.
 struct Panics;
 
 const FATAL: &str = "02:00:00:00:de:ad";
@@ -313,7 +315,7 @@ fn a_follower_that_has_panicked_is_replaced() {
     let first = katran.gateways().mac(Family::V4);
     router_is(FATAL);
     std::thread::sleep(Duration::from_millis(500));
-    // What was known stays in use, and nobody waits for a thread that is not there.
+    // The last known address stays in use, and no call waits for the dead thread.
     assert_eq!(katran.gateways().mac(Family::V4), first);
     let second = MacAddr::new([2, 0, 0, 0, 0, 0x22]);
     router_is(&second.to_string());

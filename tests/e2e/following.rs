@@ -1,5 +1,5 @@
-//! What follows from attaching and detaching, also if it fails half way: whose next hops are followed, and by
-//! which interface probes leave.
+//! What follows an attach or a detach, even one that fails half way: whose next hops are followed,
+//! and which interface probes leave by.
 
 use std::fs;
 
@@ -25,13 +25,13 @@ use crate::faults::without_commands;
 use crate::shared::Pins;
 use crate::site;
 
-/// A balancer that finds out its gateway.
+/// A balancer that discovers its gateway.
 fn seeker() -> Katran {
     let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
     builder.healthcheck_interface("probe0").load().unwrap()
 }
 
-/// Attaches in `place` and checks that it is its router that was found.
+/// Attaches in `place` and checks that the library found its router.
 fn finds_the_router_of(katran: &mut Katran, place: &Place) {
     place
         .host
@@ -43,10 +43,10 @@ fn finds_the_router_of(katran: &mut Katran, place: &Place) {
 }
 
 #[test]
-fn what_has_failed_or_was_undone_follows_no_next_hops() {
+fn failed_and_undone_attachments_follow_no_next_hops() {
     let pins = Pins::new();
     let (here, there) = (Place::new(1), Place::new(2));
-    // Health checks have their interface there, and not here.
+    // The interface for health checks exists there, and not here.
     there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
     let mut katran = seeker();
     let error = here
@@ -62,7 +62,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
 
     let mut root = RootProgram::builder().load().unwrap();
     root.pin(pins.path()).unwrap();
-    // The entry is put back, for health checks have no place here.
+    // The library undoes the entry, as the interface for health checks does not exist here.
     let error = here
         .host
         .run(|| katran.attach_shared(pins.path(), 2))
@@ -89,7 +89,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
     assert_eq!(program(&here.host, "eth0"), None);
     finds_the_router_of(&mut katran, &there);
 
-    // What works and is undone.
+    // One that succeeds, and is undone.
     here.link("probe0", [2, 0, 0, 0, 0xbb, 2]);
     here.host
         .run(|| katran.attach_shared(pins.path(), 2))
@@ -116,7 +116,7 @@ fn what_has_failed_or_was_undone_follows_no_next_hops() {
 }
 
 #[test]
-fn an_embedder_who_attaches_by_other_means_has_next_hops_followed_until_it_says_so() {
+fn an_embedder_can_start_and_stop_following() {
     let (here, there, nowhere) = (Place::new(1), Place::new(2), Place::new(3));
     nowhere.host.ip("route del default").unwrap();
     there.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
@@ -125,7 +125,7 @@ fn an_embedder_who_attaches_by_other_means_has_next_hops_followed_until_it_says_
     assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
     there.host.run(|| katran.gateways_mut().follow()).unwrap();
     assert_eq!(katran.gateways().mac(Family::V4), there.router_mac);
-    // One that fails leaves that before.
+    // A failing call keeps the former namespace.
     let error = nowhere
         .host
         .run(|| katran.gateways_mut().follow())
@@ -135,7 +135,7 @@ fn an_embedder_who_attaches_by_other_means_has_next_hops_followed_until_it_says_
         katran.gateways().next_hops().iter().any(|hop| hop.answers)
     });
     assert_eq!(katran.gateways().mac(Family::V4), there.router_mac);
-    // Attachments are reasons beside it.
+    // Attachments keep following alive, too.
     there.host.run(|| {
         katran.attach("eth0", XdpMode::Generic).unwrap();
         katran.detach("eth0").unwrap();
@@ -176,7 +176,7 @@ fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first
         assert!(matches!(twice, Error::AlreadyExists { .. }), "{twice}");
     }
     assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
-    // From elsewhere it cannot be told which one is meant.
+    // From another namespace the name is ambiguous.
     let error = katran.detach("eth0").unwrap_err();
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
     here.host.run(|| katran.detach("eth0")).unwrap();
@@ -185,14 +185,14 @@ fn next_hops_move_on_to_the_next_namespace_with_the_last_attachment_of_the_first
     site::eventually("the other router is found", || {
         katran.gateways().mac(Family::V4) == there.router_mac
     });
-    // It is the only one that is left.
+    // Only this one is left.
     katran.detach("eth0").unwrap();
     assert_eq!(program(&there.host, "eth0"), None);
     assert!(katran.gateways().next_hops().is_empty());
 }
 
 #[test]
-fn each_balancer_finds_out_its_own_next_hops() {
+fn each_balancer_discovers_its_own_next_hops() {
     let (here, there) = (Place::new(1), Place::new(2));
     let [mut first, mut second, mut third] = [(); 3].map(|()| {
         let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1]));
@@ -205,7 +205,7 @@ fn each_balancer_finds_out_its_own_next_hops() {
         .host
         .run(|| second.attach("eth0", XdpMode::Generic))
         .unwrap();
-    // Beside the second, where one ends and the other goes on.
+    // With the second still there: one stops following, the other continues.
     there.host.run(|| third.gateways_mut().follow()).unwrap();
     let routers = [&first, &second, &third].map(|of| of.gateways().mac(Family::V4));
     let [here, there] = [here.router_mac, there.router_mac];
@@ -216,7 +216,7 @@ fn each_balancer_finds_out_its_own_next_hops() {
 }
 
 #[test]
-fn probes_leave_by_the_first_interface_that_is_there() {
+fn probes_leave_by_the_first_existing_interface() {
     let place = Place::new(1);
     let macs = [[2, 0, 0, 0, 0xcc, 1], [2, 0, 0, 0, 0xcc, 2]];
     place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
@@ -240,14 +240,14 @@ fn probes_leave_by_the_first_interface_that_is_there() {
     host.run(|| katran.attach("one0", XdpMode::Generic))
         .unwrap();
     assert_eq!(way_of_probes(&katran).0, index("two0"));
-    // The first one goes by itself: the next call finds the next.
+    // The first interface vanishes: the next call finds the other.
     host.ip("link del two0").unwrap();
     host.run(|| katran.probes_mut().attach()).unwrap();
     assert_eq!(
         way_of_probes(&katran),
         (index("one0"), MacAddr::new(macs[0]))
     );
-    // In another namespace there may be an interface of any index.
+    // In another namespace an unrelated interface may have the same index.
     let other = Place::new(2);
     katran.detach("one0").unwrap();
     host.run(|| katran.probes_mut().attach()).unwrap();
@@ -262,7 +262,7 @@ fn probes_leave_by_the_first_interface_that_is_there() {
 }
 
 #[test]
-fn detaching_brings_nothing_back_that_was_detached() {
+fn detaching_restores_nothing() {
     let place = Place::new(1);
     place.link("probe0", [2, 0, 0, 0, 0xbb, 1]);
     place.link("two0", [2, 0, 0, 0, 0xbb, 2]);
@@ -289,7 +289,7 @@ fn an_attach_that_fails_half_way_changes_nothing() {
         .healthcheck_hook(TcHook::Clsact);
     let mut katran = builder.healthcheck_interface("probe0").load().unwrap();
     let host = &place.host;
-    // Health checks are there already; the link of XDP is refused.
+    // Health checks are attached already; the XDP link is refused.
     host.run(|| katran.probes_mut().attach()).unwrap();
     let way = way_of_probes(&katran);
     assert_eq!(way.0, host.interface_index("probe0").unwrap());
@@ -305,7 +305,7 @@ fn an_attach_that_fails_half_way_changes_nothing() {
         !katran.gateways().next_hops().is_empty(),
         "health checks need them"
     );
-    // Probes cannot leave by `lo`, so it has no place for the balancer either.
+    // Probes cannot leave by `lo`, so the balancer cannot attach there either.
     let error = host
         .run(|| katran.attach("lo", XdpMode::Generic))
         .unwrap_err();
@@ -318,7 +318,7 @@ fn an_attach_that_fails_half_way_changes_nothing() {
         way_of_probes(&katran).0,
         host.interface_index("eth0").unwrap()
     );
-    // One that is gone is still told of after a failure.
+    // A lost attachment is still reported after the failure.
     host.ip("link del eth0").unwrap();
     veth(host.port("eth0"), place.router.port("to0"), 1600).unwrap();
     refuse(&mut katran, "eth0");
@@ -327,10 +327,10 @@ fn an_attach_that_fails_half_way_changes_nothing() {
     assert!(!egress_has_probes(host, "probe0") && katran.gateways().next_hops().is_empty());
 }
 
-/// The netlink sockets of processes in a network namespace, by the multicast groups that they have joined.
+/// The netlink sockets of processes in a network namespace, as their multicast groups.
 pub(crate) fn netlink_sockets(host: &Host) -> Vec<u32> {
     let text = host.run(|| fs::read_to_string("/proc/thread-self/net/netlink").unwrap());
-    // sk Eth Pid Groups Rmem ...: those of the kernel itself have no Pid.
+    // sk Eth Pid Groups Rmem ...: the kernel's own sockets have no Pid.
     let sockets = text.lines().skip(1).map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
         (
@@ -343,7 +343,7 @@ pub(crate) fn netlink_sockets(host: &Host) -> Vec<u32> {
 }
 
 #[test]
-fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
+fn any_thread_discovers_a_gateway_while_nothing_is_held() {
     let place = Place::new(1);
     let given = MacAddr::new([2, 0, 0, 0, 0, 1]);
     let mut katran = site::small(given).load().unwrap();
@@ -352,7 +352,7 @@ fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
     site::eventually("nothing is held", || {
         netlink_sockets(&place.host).is_empty()
     });
-    // Neither is this thread there, nor one that has nothing to do with the test's host.
+    // This thread is elsewhere, and so is one that has nothing to do with the test's host.
     katran.gateways_mut().set(Gateway::Auto).unwrap();
     assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
     katran.gateways_mut().set_mac(given).unwrap();
@@ -364,7 +364,7 @@ fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
     site::eventually("nothing is held again", || {
         netlink_sockets(&place.host).is_empty()
     });
-    // One that is gone has nothing to find out.
+    // A namespace that is gone has nothing to discover.
     drop(place);
     site::eventually("the namespace is gone", || {
         katran.interfaces()[0].state == AttachmentState::Gone
@@ -374,7 +374,7 @@ fn a_gateway_is_found_out_from_any_thread_where_nothing_was_held() {
 }
 
 #[test]
-fn nothing_is_held_of_a_namespace_where_nothing_has_to_be_found_out() {
+fn a_namespace_without_discoveries_is_not_held() {
     let (here, there) = (Place::new(1), Place::new(2));
     let given = MacAddr::new([2, 0, 0, 0, 0, 1]);
     let mut katran = site::small(given).load().unwrap();
@@ -384,20 +384,20 @@ fn nothing_is_held_of_a_namespace_where_nothing_has_to_be_found_out() {
     };
     attach(&mut katran, &here);
     let has_none = |place: &Place| netlink_sockets(&place.host).is_empty();
-    // What was opened to ask once is closed.
+    // Sockets opened for a single query are closed.
     site::eventually("nothing is held here", || has_none(&here));
     here.host
         .run(|| katran.gateways_mut().set(Gateway::Auto))
         .unwrap();
     attach(&mut katran, &there);
-    // Only that which is followed hears of changes.
+    // Only the followed namespace has sockets for notices.
     let listen = |place: &Place| {
         let sockets = netlink_sockets(&place.host);
         sockets.iter().filter(|groups| **groups != 0).count()
     };
     assert_eq!((listen(&here), listen(&there)), (1, 0));
     here.host.run(|| katran.detach("eth0")).unwrap();
-    // A child that another test has just forked may have them for a moment.
+    // A child that another test has just forked may hold them for a moment.
     site::eventually("nothing is held here", || has_none(&here));
     assert_eq!(listen(&there), 1);
     site::eventually("the other router is found", || {
@@ -405,7 +405,7 @@ fn nothing_is_held_of_a_namespace_where_nothing_has_to_be_found_out() {
     });
     katran.gateways_mut().set_mac(given).unwrap();
     site::eventually("nothing is held there", || has_none(&there));
-    // So it goes with its last process, and its interfaces with it.
+    // The namespace goes with its last process, and its interfaces with it.
     drop(there);
     site::eventually("the namespace is gone", || {
         katran.interfaces()[0].state == AttachmentState::Gone

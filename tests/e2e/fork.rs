@@ -1,5 +1,5 @@
-//! A process that holds handles forks. The child has copies of them and none of the threads; what it
-//! does with them does not show on the network.
+//! A process with handles forks. The child has copies of them and none of the threads; dropping the
+//! copies must not affect the network.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -43,12 +43,12 @@ use crate::site::PORT;
 use crate::site::Site;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes above which a frame is too big, and an event; and a datagram that makes one.
+/// The frame size above which a frame is too big and makes an event, and a datagram that makes one.
 const MAX_FRAME: u32 = 600;
 const TOO_BIG: [u8; 700] = [0; 700];
 const POSITION: u32 = 2;
 
-/// Drops these in a child, which must come to its end without a panic.
+/// Drops the handles in a child, which must exit without a panic.
 fn drop_in_child<T>(handles: T) -> T {
     // SAFETY: the child has what this thread holds and glibc's heap, whose locks fork(2) leaves
     // in order; it drops the handles and ends without another look at the test's process.
@@ -93,17 +93,17 @@ fn attached(host: &Host) -> (bool, [String; 2]) {
 fn pins(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path.parent().unwrap()).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    // The file system has some entries of its own, with dots.
+    // The file system has entries of its own, with dots.
     let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
     names.sort();
     names
 }
 
 #[test]
-fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
+fn a_childs_drop_leaves_the_parents_handles_alone() {
     require_root();
     let path = private_bpf_fs().unwrap().join("root");
-    // A link, a filter of clsact, the thread that follows next hops, and that of a monitor.
+    // A link, a clsact filter, the thread that follows next hops, and a monitor's thread.
     let mut site = health::site(|builder| {
         builder
             .gateway(Gateway::Auto)
@@ -113,7 +113,7 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
     });
     let monitor = site.katran.events().to_list(MonitorOptions::new(), 100);
     let monitor = monitor.unwrap();
-    // Another filter, the decapsulator's.
+    // Another filter: the decapsulator's.
     drop(site.decaps.remove(0));
     let mut by_tc = Decap::builder().load().unwrap();
     let backend = &site.lab.backends[0].host;
@@ -133,13 +133,13 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
         .load()
         .unwrap();
     sharing.attach_shared(&path, POSITION).unwrap();
-    // The thread that follows the longest frame, which is `auto` by default.
+    // The thread that follows the longest frame (`auto`, the default).
     let mut measuring = site::small(MacAddr::new([2, 0, 0, 0, 0, 9]))
         .load()
         .unwrap();
     shared.run(|| measuring.attach("eth1", XdpMode::Generic).unwrap());
     assert_eq!(measuring.gateways().max_frame(), 1494);
-    // A program of a cgroup.
+    // A cgroup program.
     let in_cgroup = Cgroup::new().unwrap();
     let mut option = ServerIdOption::server(7).unwrap();
     option.attach(in_cgroup.path()).unwrap();
@@ -163,7 +163,7 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
         hosts.map(attached).collect::<Vec<_>>()
     };
     let before = (hosts(&site), pins(&path));
-    // So each of them shows something that can go.
+    // Each shows something that could vanish.
     assert!(before.0[0].0 && before.0[0].1[1].contains("bpf"));
     assert!(before.0[1].1[0].contains("bpf") && before.0[2].0 && before.0[3].0);
     assert_eq!(
@@ -208,7 +208,7 @@ fn a_child_that_drops_its_copies_takes_nothing_from_its_parent() {
     assert_eq!(option.counters().unwrap().served, 1);
     drop((connection, listener));
 
-    // The parent's own drop does all of it.
+    // Dropping in the parent removes everything.
     let Site {
         katran,
         decaps,

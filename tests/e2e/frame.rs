@@ -1,4 +1,4 @@
-//! A frame for questions to the balancer; what it says of checksums does not count.
+//! A frame for simulations; they ignore its checksums.
 
 use std::net::SocketAddr;
 use std::net::SocketAddrV4;

@@ -1,4 +1,4 @@
-//! The path of health checks: this host's own probes, addressed to a VIP, reach the one real that they
+//! The path of health checks: this host's probes, addressed to a VIP, reach exactly the real they
 //! are for.
 
 use std::io::Read;
@@ -33,7 +33,8 @@ use crate::site::Site;
 use crate::site::eventually;
 use crate::site::first_choice;
 
-/// Asks the server at `to` for its name, from a socket with this mark and, if told, this address.
+/// Asks the server at `to` for its name, from a socket with this mark and, if given, this source
+/// address.
 pub(crate) fn probe(
     host: &Host,
     to: SocketAddr,
@@ -67,7 +68,7 @@ pub(crate) fn counters(katran: &Katran) -> HealthcheckCounters {
     katran.probes().counters().unwrap()
 }
 
-/// A site whose balancer has a path for health checks.
+/// A site whose balancer has health checks enabled.
 pub(crate) fn site(settings: impl FnOnce(katran::Builder) -> katran::Builder) -> Site {
     Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         settings(
@@ -79,7 +80,7 @@ pub(crate) fn site(settings: impl FnOnce(katran::Builder) -> katran::Builder) ->
     })
 }
 
-/// A mark for each backend and family of its address.
+/// Maps a mark to each backend and family.
 fn map_marks(site: &mut Site) -> Vec<(u32, String)> {
     let mut marks = Vec::new();
     for (index, backend) in site.lab.backends.iter().enumerate() {
@@ -115,7 +116,7 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
         let vips = [site.lab.vip4(), site.lab.vip6()];
         let key = Vip::tcp((vips[0], PORT).into());
         site.katran.probes_mut().register(key).unwrap();
-        // No VIP need be balanced for that: the probes go past the balancer.
+        // The VIPs need not be added: probes bypass the balancer.
         for vip in vips {
             for (mark, name) in &marks {
                 let answer = probe(host, (vip, PORT).into(), *mark, None);
@@ -131,8 +132,8 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
             "{counted} of {now:?}"
         );
         assert_eq!(site.katran.stats().totals().unwrap().tx.packets, 0);
-        // A mark that nobody mapped: skipped. To a port of its own, for the connections to the
-        // other one may still say goodbye.
+        // An unmapped mark is skipped. Uses its own port, as the earlier connections may still be
+        // closing.
         let before = now.skipped;
         let other: SocketAddr = (vips[0], PORT + 1).into();
         site.katran.probes_mut().register(Vip::tcp(other)).unwrap();
@@ -140,7 +141,6 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
         let now = counters(&site.katran);
         assert!(now.skipped > before);
         assert_eq!(site.katran.probes().counter(Vip::tcp(other)).unwrap(), 0);
-        // Unmapped is unmapped.
         site.katran.probes_mut().unmap_mark(marks[0].0).unwrap();
         let vip = (vips[0], PORT).into();
         assert!(probe(host, vip, marks[0].0, None).is_err());
@@ -155,7 +155,7 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
 }
 
 #[test]
-fn probes_are_told_by_their_mark_then_by_destination_then_by_source() {
+fn probes_match_by_mark_then_destination_then_source() {
     let mut site = site(|builder| builder);
     let servers = site.lab.serve_tcp(PORT).unwrap();
     let [first, second] = [0, 1].map(|i| IpAddr::from(site.lab.backends[i].v4));
@@ -187,14 +187,14 @@ fn probes_are_told_by_their_mark_then_by_destination_then_by_source() {
         assert_eq!(probe(host, vip, 0, from).unwrap(), "backend1");
     }
     assert!(counters(katran).dst_matched > 0);
-    // The exact port goes before any.
+    // The exact port takes precedence over any port.
     katran.probes_mut().match_destination(vip, first).unwrap();
     assert_eq!(probe(host, vip, 0, None).unwrap(), "backend0");
     assert_eq!(
         katran.probes().destination_matches(),
         [(any_port, second), (vip, first)]
     );
-    // And a mark before all.
+    // A mark takes precedence over both.
     katran.probes_mut().map_mark(7, second).unwrap();
     assert_eq!(probe(host, vip, 7, Some(other)).unwrap(), "backend1");
 
@@ -230,7 +230,7 @@ fn long_probes_are_dropped_and_counted() {
     socket.send_to(&[b'x'; 158], vip).unwrap();
     let now = counters(&site.katran);
     assert_eq!((now.processed, now.too_big, now.dropped), (1, 0, 0));
-    // The kernel tells the sender, or not; the packet is gone either way.
+    // Whether the kernel tells the sender varies; the packet is dropped either way.
     let _ = socket.send_to(&[b'x'; 159], vip);
     let now = counters(&site.katran);
     assert_eq!((now.processed, now.too_big, now.dropped), (1, 1, 1));
@@ -238,7 +238,7 @@ fn long_probes_are_dropped_and_counted() {
 }
 
 #[test]
-fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
+fn probes_leave_by_the_balancers_interface_even_if_sent_on_another() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| {
         builder
             .gateway(Gateway::Auto)
@@ -248,7 +248,7 @@ fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
     let vip = network.lab.vip4();
     let host = &network.lab.balancers[0].host;
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
-    // The VIP's own route leads into the wrong direction.
+    // The VIP's own route leads elsewhere.
     host.ip(&format!("route add {vip}/32 dev eth1")).unwrap();
     host.ip(&format!(
         "neigh add {vip} lladdr 02:00:00:00:00:55 nud permanent dev eth1"
@@ -261,14 +261,14 @@ fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
         probe(host, (vip, PORT).into(), 3, None).unwrap(),
         "backend0"
     );
-    // The ends of the connection may be on their way yet.
+    // The connections' last packets may still be on their way.
     let processed = counters(&network.katran).processed;
     eventually("all probes leave by eth0", || {
         sent(&network.lab.router, "bal0") - before >= processed
     });
 
-    // Attached to both, they leave by the other one when the first goes; told from another
-    // namespace, where that has another index or is another one.
+    // With both attached, probes leave by the other interface when the first vanishes; called from
+    // another namespace, where indexes differ.
     host.run(|| network.katran.attach("eth1", XdpMode::Native).unwrap());
     let interface = |katran: &Katran| {
         let settings = katran.map_fd(".data.settings").unwrap();
@@ -284,7 +284,7 @@ fn probes_leave_by_the_balancers_interface_also_if_they_were_sent_on_another() {
     assert!(network.katran.probes().attachment().is_none());
 }
 
-/// The index of the interface that probes leave by, as the program has it.
+/// The index of the interface that probes leave by, as the program reads it.
 fn main_interface(settings: BorrowedFd<'_>) -> u32 {
     const BYTES: usize = 56;
     const INTERFACE: usize = 24;
@@ -342,7 +342,7 @@ fn probes_find_reals_on_the_same_segment_and_behind_other_interfaces() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     let mut plain = Site::new(LabConfig::default());
     let real = plain.lab.backends[0].v4.into();
     plain
@@ -352,7 +352,7 @@ fn what_cannot_be_is_refused() {
         .unwrap();
     assert!(plain.katran.probes().program_fd().is_none());
     assert_eq!(counters(&plain.katran), HealthcheckCounters::default());
-    // It can be written down, but has no place to work.
+    // The mark can be mapped, but no interface makes it work.
     plain.katran.probes_mut().map_mark(1, real).unwrap();
     assert!(plain.katran.probes().program_fd().is_some());
     assert!(plain.katran.probes().attachment().is_none());
@@ -399,7 +399,7 @@ fn what_cannot_be_is_refused() {
         katran.probes_mut().map_mark(3, real),
         Err(Error::Exhausted { limit: 2, .. })
     ));
-    // One that is there may be led elsewhere all the same.
+    // A mapped mark can still get another real.
     katran
         .probes_mut()
         .map_mark(2, "198.51.100.2".parse().unwrap())
@@ -418,7 +418,7 @@ fn what_cannot_be_is_refused() {
     katran.probes_mut().unregister(vip).unwrap();
     katran.probes_mut().register(other).unwrap();
 
-    // The whole of it as a state; and nothing of one that cannot be.
+    // As a whole state: all of it applied, or, if impossible, none.
     let before = katran.state();
     let mut wanted = before.clone();
     wanted.marks.push(katran::state::MarkState::new(3, real));

@@ -1,4 +1,4 @@
-//! What the kernel sends for a probe that has given up: it reaches the real that the probe went to, not the VIP.
+//! What the kernel sends for a probe that has given up reaches the probe's real, not the VIP.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ fn the_reset_of_a_probe_that_gave_up_reaches_its_real() {
                 .ip(&format!("neigh replace {entry}"))
                 .unwrap();
         };
-        // No answer comes back, and the probe does not wait for one.
+        // No answer comes back, and the probe gives up.
         answers_go_to(MacAddr::new([2, 0, 0, 0, 0xff, 0x99]));
         let before = (
             counters(&site.katran),
@@ -50,7 +50,7 @@ fn the_reset_of_a_probe_that_gave_up_reaches_its_real() {
         };
         eventually("the SYN arrives", || stripped() >= 1);
         assert_eq!(counters(&site.katran).recalled, before.0.recalled);
-        // The server says it again, after a second.
+        // The server retransmits after a second.
         answers_go_to(MacAddr::new(balancer.mac));
         eventually("the RST arrives", || stripped() >= 2);
         let now = counters(&site.katran);

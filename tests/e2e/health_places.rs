@@ -1,5 +1,5 @@
-//! Where the path of health checks is attached, and which way probes go from there: by few
-//! privileges, by means of an embedder's own, and along routes that change.
+//! Where health checks are attached and which way probes go from there: with few privileges,
+//! attached by the embedder, and along routes that change.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -33,7 +33,7 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// Sends so many datagrams with a mark; nobody answers them.
+/// Sends this many datagrams with a mark; no host answers them.
 fn datagrams(host: &Host, to: IpAddr, mark: u32, number: usize) {
     host.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -44,7 +44,7 @@ fn datagrams(host: &Host, to: IpAddr, mark: u32, number: usize) {
     });
 }
 
-/// Attaches a program to an interface's egress, as an embedder might.
+/// Attaches a program to an interface's egress as an embedder might.
 fn attach_by_hand(host: &Host, program: BorrowedFd<'_>) {
     let index = host.interface_index("eth0").unwrap();
     let attached = host.run(|| {
@@ -95,7 +95,7 @@ fn an_embedder_may_attach_the_program_by_other_means() {
 }
 
 #[test]
-fn a_filter_that_was_left_is_taken_over_without_being_an_administrator() {
+fn a_leftover_filter_is_taken_over_with_few_privileges() {
     let site = Site::with(
         LabConfig {
             backends: 0,
@@ -106,8 +106,8 @@ fn a_filter_that_was_left_is_taken_over_without_being_an_administrator() {
     );
     let host = &site.lab.balancers[0].host;
     let gateway = MacAddr::new(site.lab.balancers[0].gateway_mac);
-    // All that this takes; to open another's program by its number would take CAP_SYS_ADMIN. On a
-    // thread of its own, for the one that is led into the namespace has to leave it again.
+    // All the privileges this takes; opening another's program by its id would take CAP_SYS_ADMIN.
+    // On its own thread, as the thread must leave the namespace it enters.
     let on_thread = |f: &(dyn Fn() -> katran::Result<Katran> + Sync)| {
         host.run(|| thread::scope(|scope| scope.spawn(f).join().unwrap()))
     };
@@ -142,7 +142,7 @@ fn a_filter_that_was_left_is_taken_over_without_being_an_administrator() {
     assert_ne!(number(), killed, "another program is there");
     drop(katran);
     assert!(filters().is_empty());
-    // Another's filter has another name, too.
+    // A foreign filter has another program name.
     host.tool("tc", "qdisc replace dev eth0 clsact").unwrap();
     foreign_filter(host);
     match start().map(drop) {
@@ -152,8 +152,8 @@ fn a_filter_that_was_left_is_taken_over_without_being_an_administrator() {
     assert!(filters().contains("foreign"));
 }
 
-/// The way of probes is that of clients' packets: it follows the routes, whatever was known when
-/// the mark was mapped.
+/// Probes go the way of clients' packets: along the current routes, whatever they were when the
+/// mark was mapped.
 #[test]
 fn probes_follow_routes_that_change() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| {
@@ -166,7 +166,7 @@ fn probes_follow_routes_that_change() {
     let vip = network.lab.vip4();
     let service: SocketAddr = (vip, PORT).into();
     let real = network.reals("10.0.0.0".parse().unwrap())[0];
-    // From another namespace, and before anything is attached.
+    // From another namespace, before anything is attached.
     network.katran.probes_mut().map_mark(1, real).unwrap();
     let host = &network.lab.balancers[0].host;
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
@@ -177,7 +177,7 @@ fn probes_follow_routes_that_change() {
         sent(&network.lab.router, "bal0") - before >= 100
     };
     assert!(!by_eth0());
-    // Behind the router from now on, by the other interface.
+    // The route now leads through the router, by the other interface.
     host.ip(&format!("route add {real}/32 via 10.0.0.1 dev eth0"))
         .unwrap();
     site::eventually("probes leave by the other interface", by_eth0);
@@ -189,7 +189,7 @@ fn probes_follow_routes_that_change() {
 }
 
 #[test]
-fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
+fn probes_use_a_given_gateway_address_too() {
     let mut network = Segment::new(Arrival::Segment, |builder| {
         builder
             .next_hops(NextHops::PerReal)
@@ -199,7 +199,7 @@ fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
     let service = (network.lab.vip4(), PORT).into();
     let host = &network.lab.balancers[0].host;
     host.run(|| network.katran.attach("eth1", XdpMode::Native).unwrap());
-    // A real behind a router: one that is the second backend itself.
+    // A real behind a router that is the second backend itself.
     let behind: IpAddr = "192.0.2.99".parse().unwrap();
     let router = &network.backends[1];
     site::add_to_lo(router, behind);
@@ -212,7 +212,7 @@ fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
         .map_mark(1, v4(11).into())
         .unwrap();
     network.katran.probes_mut().map_mark(2, behind).unwrap();
-    // No host has the first address; a service on the segment is found without.
+    // No host has the former address; a service on the segment does not need it.
     assert_eq!(probe(host, service, 1, None).unwrap(), "backend0");
     assert!(probe(host, service, 2, None).is_err());
     network.katran.gateways_mut().set_mac(mac).unwrap();
@@ -221,7 +221,7 @@ fn a_gateway_whose_address_was_given_is_that_of_probes_too() {
 }
 
 #[test]
-fn a_probe_is_one_packet_to_the_counters_also_if_it_passes_twice() {
+fn a_probe_that_passes_twice_counts_once() {
     let mut network = Segment::new(Arrival::Segment, |builder| {
         builder
             .gateway(Gateway::Auto)
@@ -233,7 +233,7 @@ fn a_probe_is_one_packet_to_the_counters_also_if_it_passes_twice() {
     let host = &network.lab.balancers[0].host;
     host.run(|| network.katran.attach("eth1", XdpMode::Native).unwrap());
     let real = network.reals("10.0.0.0".parse().unwrap())[0];
-    // By its source, which is that of the wrapped one, too.
+    // Matched by the probe's source, which the wrapped packet shares.
     let own = ("10.20.0.2".parse::<IpAddr>().unwrap(), 0).into();
     network.katran.probes_mut().match_source(own, real).unwrap();
     let service = (vip, PORT).into();
@@ -244,12 +244,12 @@ fn a_probe_is_one_packet_to_the_counters_also_if_it_passes_twice() {
     datagrams(host, vip, 1, 100);
     let now = counters(&network.katran);
     assert_eq!(now.processed - before.processed, 100);
-    // Frames without IP, as those of ARP, are skipped as ever.
+    // Frames without IP, such as ARP, are skipped as always.
     assert!(now.skipped - before.skipped < 50, "{before:?} {now:?}");
 }
 
 #[test]
-fn it_goes_with_the_balancer_and_leaves_others_alone() {
+fn the_filter_goes_with_the_balancer_and_leaves_foreign_ones_alone() {
     let mut site = health_site(|builder| builder.healthcheck_hook(TcHook::Clsact));
     let filters = |host: &Host| host.tool("tc", "filter show dev eth0 egress").unwrap();
     let clsact = |host: &Host| {
@@ -259,16 +259,16 @@ fn it_goes_with_the_balancer_and_leaves_others_alone() {
     };
     let host = &site.lab.balancers[0].host;
     assert!(filters(host).contains("healthcheck"), "{}", filters(host));
-    // From here, another namespace than that of the filter.
+    // Called here, in another namespace than the filter's.
     site.katran.detach("eth0").unwrap();
     assert!(filters(host).is_empty() && !clsact(host));
     assert!(site.katran.probes().attachment().is_none());
 
-    // A discipline that was there stays.
+    // An existing qdisc stays.
     host.tool("tc", "qdisc add dev eth0 clsact").unwrap();
     host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap());
     assert!(filters(host).contains("healthcheck"));
-    // A second one has no place; the XDP program is not left behind alone.
+    // The filter's place is taken; the XDP program must not stay attached alone.
     let gateway = MacAddr::new(site.lab.balancers[0].gateway_mac);
     let mut other = site::small(gateway)
         .healthcheck_interface("eth0")
@@ -279,7 +279,7 @@ fn it_goes_with_the_balancer_and_leaves_others_alone() {
     assert!(matches!(error, Error::ForeignProgram { .. }), "{error}");
     site.katran.detach_all();
     assert!(filters(host).is_empty() && clsact(host));
-    // What a killed process has left is taken over; what is another's is not.
+    // A killed process's filter is replaced; a foreign one is not.
     std::mem::forget(host.run(|| {
         let mut killed = site::small(gateway)
             .healthcheck_interface("eth0")
@@ -294,7 +294,7 @@ fn it_goes_with_the_balancer_and_leaves_others_alone() {
     drop(other);
     assert!(filters(host).is_empty());
 
-    // Another discipline has clsact's place.
+    // Another qdisc has clsact's place.
     host.tool("tc", "qdisc del dev eth0 clsact").unwrap();
     host.tool("tc", "qdisc add dev eth0 ingress").unwrap();
     let error = host.run(|| site.katran.attach("eth0", XdpMode::Native).unwrap_err());
@@ -312,7 +312,7 @@ fn it_goes_with_the_balancer_and_leaves_others_alone() {
     assert!(!host.ip("link show dev eth0").unwrap().contains("xdp"));
 }
 
-/// Puts somebody else's filter where ours would be.
+/// Attaches a foreign filter where ours would be.
 fn foreign_filter(host: &Host) {
     let instruction = |code, immediate| libbpf_sys::bpf_insn {
         code,

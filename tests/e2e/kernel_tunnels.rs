@@ -1,5 +1,6 @@
-//! Backends without our decapsulator: the kernel's own tunnel devices take the packets out, by the commands of the
-//! guide, and the diagnosis knows them. `make kernels` runs this, under kernels that have such devices.
+//! Backends without our decapsulator: the kernel's tunnel devices, set up by the guide's commands,
+//! unwrap the packets, and the diagnosis knows them. `make kernels` runs this, as its kernels have
+//! such devices.
 
 use std::net::IpAddr;
 
@@ -16,7 +17,8 @@ use katran_lab::require_root;
 use crate::site;
 use crate::site::PORT;
 
-/// The commands of docs/operations.md, in which names stand for addresses: those of `ip`, without that word.
+/// The commands of docs/operations.md, with names instead of addresses: those of `ip`, without that
+/// word.
 fn commands(guide: &str) -> Vec<&str> {
     let (_, section) = guide
         .split_once("### Backends without katran decap")
@@ -31,7 +33,7 @@ fn commands(guide: &str) -> Vec<&str> {
 
 #[test]
 #[ignore = "needs ipip, sit, ip6_tunnel, fou and fou6, which not every kernel has: make kernels"]
-fn the_kernels_tunnels_take_our_packets_out() {
+fn the_kernels_tunnels_unwrap_our_packets() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let _servers = lab.serve_tcp(PORT).unwrap();
@@ -54,7 +56,7 @@ fn the_kernels_tunnels_take_our_packets_out() {
                     backend.host.sysctl(key, value).unwrap();
                 }
             } else {
-                // The machine that runs this has the modules loaded.
+                // The test machine has the modules loaded.
                 assert!(line.starts_with("modprobe "), "{line}");
             }
         }
@@ -62,7 +64,7 @@ fn the_kernels_tunnels_take_our_packets_out() {
     let found = about(0);
     assert!(found.works(), "{found}");
     let ends: Vec<_> = found.about(Subject::TunnelEnds).collect();
-    // Two families in two, and GUE in both; and that anybody may send tunnels.
+    // Each family in each other: four. GUE over each: two.
     let good = ends.iter().filter(|of| of.severity == Severity::Ok).count();
     assert!(good >= 6, "{found}");
 
@@ -88,7 +90,7 @@ fn the_kernels_tunnels_take_our_packets_out() {
         }
     }
 
-    // The filter that drops behind the tunnel, in its loose mode.
+    // rp_filter drops what comes out of the tunnel, even in loose mode.
     let host = &lab.backends[0].host;
     host.sysctl("net/ipv4/conf/tunl0/rp_filter", 2).unwrap();
     let found = about(0);

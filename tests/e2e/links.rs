@@ -1,4 +1,5 @@
-//! The kernel's links, found by what they hold: for tests in which somebody else changes one.
+//! Finds the kernel's links by what they hold, for tests that change a link behind the library's
+//! back.
 
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
@@ -17,7 +18,7 @@ pub(crate) fn xdp_link(program: u32, index: u32) -> OwnedFd {
         // SAFETY: takes a number.
         let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
         if fd < 0 {
-            // Another test's, which is gone.
+            // Another test's link, already gone.
             continue;
         }
         // SAFETY: a descriptor that the call has just made and nobody else owns.
@@ -31,7 +32,7 @@ pub(crate) fn xdp_link(program: u32, index: u32) -> OwnedFd {
         if asked != 0 || info.type_ != libbpf_sys::BPF_LINK_TYPE_XDP || info.prog_id != program {
             continue;
         }
-        // SAFETY: of the union, that is what a link of XDP has.
+        // SAFETY: the union's member for XDP links.
         if unsafe { info.__bindgen_anon_1.xdp.ifindex } == index {
             return link;
         }

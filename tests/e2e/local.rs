@@ -1,5 +1,5 @@
-//! A balancer that is a backend too: packets whose real is the host itself go to its own stack,
-//! without a tunnel.
+//! A balancer that is also a backend: packets whose real is this host go to its own stack, without
+//! a tunnel.
 
 use katran::Real;
 use katran::RealFlags;
@@ -53,14 +53,14 @@ fn the_balancers_own_server_answers() {
             assert!(delivered > 20);
             assert!(site.katran.stats().totals().unwrap().pass.packets >= delivered);
             site::eventually("the backend gets its share, and only that", || {
-                // Both again: the last acknowledgement may come between the two.
+                // Reads both again: the last acknowledgement may arrive in between.
                 let tunnelled = site.katran.stats().real(remote).unwrap().forwarded.packets;
                 let (v4, v6) = site.decapsulated();
                 tunnelled == if address.is_ipv4() { v4 } else { v6 }
             });
 
-            // Without the VIP's consent the real is one like any other: behind a tunnel, which
-            // nobody takes packets out of here.
+            // Without the VIP's flag the real is like any other: behind a tunnel, which nothing
+            // unwraps here.
             site.katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
             site.katran.remove_real(vip, remote).unwrap();
             let before = local_server.accepted();

@@ -1,4 +1,4 @@
-//! A host application is told of attachments that are lost, and of no others.
+//! The host application learns of lost attachments, and of no others.
 
 use std::os::fd::AsRawFd;
 use std::sync::mpsc;
@@ -25,7 +25,7 @@ use crate::diagnose_live::pair;
 use crate::links::xdp_link;
 use crate::site::small;
 
-/// Within a second, and what a busy machine adds.
+/// One second, plus what a busy machine adds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn load() -> Katran {
@@ -40,7 +40,7 @@ fn watch(katran: &Katran) -> (AttachmentWatch, Receiver<AttachmentChange>) {
     (watch.unwrap(), told)
 }
 
-/// The next change is this one, of eth0.
+/// Checks the next change: this state, for eth0.
 fn next(told: &Receiver<AttachmentChange>, state: AttachmentState) {
     let change = told.recv_timeout(PATIENCE).unwrap();
     assert_eq!(change.state, state);
@@ -51,7 +51,7 @@ fn next(told: &Receiver<AttachmentChange>, state: AttachmentState) {
 }
 
 #[test]
-fn a_removed_interface_is_told_of_at_once_and_that_it_is_back() {
+fn a_removed_and_a_recreated_interface_are_reported_at_once() {
     let host = host();
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
@@ -68,19 +68,19 @@ fn a_removed_interface_is_told_of_at_once_and_that_it_is_back() {
     pair(&host);
     host.run(|| katran.reattach().unwrap());
     next(&told, AttachmentState::Attached);
-    // What is detached on purpose is not lost.
+    // Detached on purpose is not lost.
     katran.detach("eth0").unwrap();
     drop(watch);
     assert!(told.recv().is_err());
 }
 
 #[test]
-fn a_program_that_somebody_exchanges_is_told_of_and_one_that_we_do_is_not() {
+fn only_foreign_exchanges_of_the_program_are_reported() {
     let host = host();
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
     let (_watch, told) = watch(&katran);
-    // Other settings are another program.
+    // Other settings make another program.
     let (_, before) = program(&host, "eth0").unwrap();
     let features = Features::default() | Features::INTROSPECTION;
     katran.reload(features).unwrap();
@@ -102,7 +102,7 @@ fn a_program_that_somebody_exchanges_is_told_of_and_one_that_we_do_is_not() {
 }
 
 #[test]
-fn an_entry_that_another_balancer_takes_over_is_told_of() {
+fn an_entry_taken_over_by_another_balancer_is_reported() {
     let host = host();
     let pins = private_bpf_fs().unwrap();
     let path = pins.join("root");
@@ -121,7 +121,7 @@ fn an_entry_that_another_balancer_takes_over_is_told_of() {
 }
 
 #[test]
-fn a_callback_that_panics_or_ends_its_watch_harms_nobody() {
+fn a_callback_that_panics_or_ends_its_watch_is_harmless() {
     let host = host();
     let mut katran = load();
     host.run(|| katran.attach("eth0", XdpMode::Generic).unwrap());
@@ -134,7 +134,7 @@ fn a_callback_that_panics_or_ends_its_watch_harms_nobody() {
     host.ip("link del eth0").unwrap();
     told.recv_timeout(PATIENCE).unwrap();
     next(&other, AttachmentState::Gone);
-    // The thread is over, and its callback with it.
+    // The thread has ended, and its callback with it.
     let began = Instant::now();
     assert!(told.recv_timeout(PATIENCE).is_err());
     assert!(began.elapsed() < PATIENCE);

@@ -1,7 +1,7 @@
 //! The balancer at work: real connections between test hosts, through the attached program.
 //!
-//! Every test has a network of its own and fails, rather than skips, where the kernel does not
-//! do what is needed. Each also reads counters, so none can pass unless the program has run.
+//! Every test has its own network. It fails, rather than skips, if the kernel lacks something, and
+//! reads counters, so it cannot pass unless the program has run.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,5 +1,5 @@
-//! A host that balances is a host like others: it hears IGMP queries, fragments and what is meant for groups;
-//! routers and backends find out what they have to know through it.
+//! A balancing host stays a good neighbour: it receives IGMP queries, fragments and multicast, and
+//! routers and backends learn what they need through it.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -35,7 +35,7 @@ use crate::site::Site;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The verdict of a program on a frame for this station, as if it had come in by an interface of the calling
+/// The program's verdict on a frame for this host, as if it arrived on an interface of the calling
 /// thread's network namespace.
 fn verdict(program: BorrowedFd<'_>, interface: u32, mac: [u8; 6]) -> u32 {
     let mut frame = mac.to_vec();
@@ -62,13 +62,13 @@ fn verdict(program: BorrowedFd<'_>, interface: u32, mac: [u8; 6]) -> u32 {
         ctx_size_in: size_of::<libbpf_sys::xdp_md>() as u32,
         ..Default::default()
     };
-    // SAFETY: the buffers are as long as the options say, and all outlive the call.
+    // SAFETY: the options give the buffers' lengths, and all of them outlive the call.
     let ran = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) };
     assert_eq!(ran, 0);
     options.retval
 }
 
-/// Whether frames to this address that come in by an interface of the host are balanced, not passed.
+/// Whether frames to this address that arrive on an interface of the host are balanced, not passed.
 fn is_ours(katran: &Katran, host: &Host, interface: &str, mac: [u8; 6]) -> bool {
     let program = katran.program_fd();
     let index = host.interface_index(interface).unwrap();
@@ -124,16 +124,16 @@ fn only_frames_for_the_address_of_the_interface_are_balanced() {
         .unwrap();
     assert_eq!(ours(&katran, "eth1"), only_one);
     assert_eq!(ours(&katran, "eth2"), only_two);
-    // It changes; the library hears of that.
+    // The address changes; the library notices.
     set_mac(host, "eth1", NEW);
     let only_new = [false, false, true, false, false];
     eventually("the new address", || ours(&katran, "eth1") == only_new);
     assert_eq!(ours(&katran, "eth2"), only_two);
-    // What is detached is not known any more, from whatever thread.
+    // A detached interface's address is forgotten, whichever thread detaches it.
     katran.detach("eth2").unwrap();
     assert_eq!(ours(&katran, "eth1"), only_new);
     assert_eq!(ours(&katran, "eth2"), [true, true, true, true, false]);
-    // One that is removed, and made again with another address.
+    // One that is removed and recreated with another address.
     host.ip("link del eth1").unwrap();
     place.link("eth1", ONE);
     eventually("the address is forgotten", || ours(&katran, "eth1") == any);
@@ -144,7 +144,7 @@ fn only_frames_for_the_address_of_the_interface_are_balanced() {
 }
 
 #[test]
-fn frames_to_a_bridge_are_for_the_station_that_its_ports_belong_to() {
+fn frames_to_a_bridges_address_are_balanced_on_its_ports() {
     let place = Place::new(1);
     let host = &place.host;
     place.link("eth1", ONE);
@@ -164,10 +164,10 @@ fn frames_to_a_bridge_are_for_the_station_that_its_ports_belong_to() {
     eventually("no bridge", || !is_ours(&katran, host, "eth1", NEW));
 }
 
-/// In which namespace a root program has its interfaces the kernel does not tell: those of the balancer's may
-/// have the same indexes.
+/// The kernel does not say in which namespace a root program's interfaces are: the balancer's own
+/// namespace may use the same indexes.
 #[test]
-fn behind_a_root_program_frames_are_told_from_those_of_groups_only() {
+fn behind_a_root_program_only_group_frames_are_passed() {
     let place = Place::new(1);
     let host = &place.host;
     place.link("eth1", ONE);
@@ -180,7 +180,7 @@ fn behind_a_root_program_frames_are_told_from_those_of_groups_only() {
     assert!(is_ours(&katran, host, "eth1", ONE));
     assert!(is_ours(&katran, host, "eth1", OTHER));
     assert!(!is_ours(&katran, host, "eth1", GROUP));
-    // An attached interface has its own address all the same.
+    // An attached interface keeps its address regardless.
     host.run(|| katran.attach("eth0", XdpMode::Native)).unwrap();
     eventually("its address", || !is_ours(&katran, host, "eth0", OTHER));
     assert!(is_ours(&katran, host, "eth1", OTHER));
@@ -215,7 +215,7 @@ fn membership_of_a_group_survives_the_querier_s_questions() {
         members.contains("grp 239.1.1.1")
     };
     eventually("the switch hears of the member", is_member);
-    // Long enough for it to be forgotten twice; the first reports come unasked.
+    // Long enough to be forgotten twice; the first reports come unsolicited.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
         assert!(is_member(), "forgotten after {:?}", began.elapsed());
@@ -290,7 +290,7 @@ fn a_backend_traces_its_route_to_a_client_through_the_balancer() {
         }
         let before = site.katran.stats().totals().unwrap().tx.packets;
         socket.send(b"how far?").unwrap();
-        // The router, one hop away, has said that time is exceeded; to the VIP, for the packet came from there.
+        // The router, one hop away, sends time exceeded to the VIP, the packet's source.
         let error = socket.recv(&mut [0; 16]).unwrap_err();
         assert_eq!(
             error.raw_os_error(),
@@ -304,7 +304,7 @@ fn a_backend_traces_its_route_to_a_client_through_the_balancer() {
 }
 
 #[test]
-fn a_host_that_forwards_to_a_vip_s_address_is_warned_of() {
+fn forwarding_to_a_vips_address_is_a_warning() {
     let place = Place::new(1);
     let host = &place.host;
     let katran = balancer();
@@ -328,12 +328,12 @@ fn a_host_that_forwards_to_a_vip_s_address_is_warned_of() {
 }
 
 #[test]
-fn changes_that_the_kernel_does_not_tell_of_are_looked_for() {
+fn changes_without_a_notice_are_polled() {
     let place = Place::new(1);
     let host = &place.host;
     place.link("eth1", ONE);
     let mut katran = balancer();
-    // In a network namespace that is not the process's notices take a privilege.
+    // Outside the process's own network namespace, subscribing to notices needs a privilege.
     host.run(|| {
         caps::drop(None, CapSet::Effective, Capability::CAP_NET_BROADCAST).unwrap();
         katran.attach("eth1", XdpMode::Generic).unwrap();

@@ -1,4 +1,5 @@
-//! Following moves on to the next network namespace by itself, when nothing of ours is left where it is.
+//! Following moves to the next network namespace by itself when the balancer has nothing left in
+//! the current one.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -21,7 +22,7 @@ use crate::following::netlink_sockets;
 use crate::links::xdp_link;
 use crate::site;
 
-/// A balancer that finds out its gateway, attached in these places in their order.
+/// A balancer that discovers its gateway, attached in these places in order.
 fn attached_in(places: &[&Place]) -> Katran {
     let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
     let mut katran = builder.load().unwrap();
@@ -34,19 +35,19 @@ fn attached_in(places: &[&Place]) -> Katran {
 }
 
 #[test]
-fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_goes() {
+fn following_moves_on_when_the_first_namespaces_interface_is_removed() {
     let (first, second, third) = (Place::new(1), Place::new(2), Place::new(3));
     let mut katran = attached_in(&[&first, &second, &third]);
-    // Nothing but getters from here on.
+    // From here on only getters run.
     first.host.ip("link del eth0").unwrap();
     site::eventually("the second router is found", || {
         katran.gateways().mac(Family::V4) == second.router_mac
     });
-    // Nothing is held where nothing is left.
+    // The library holds no namespace in which it has nothing left.
     site::eventually("the first namespace is let go", || {
         netlink_sockets(&first.host).is_empty()
     });
-    // Its changes are followed.
+    // Changes there are followed.
     let mac = MacAddr::new([2, 0, 0, 0, 0xee, 9]);
     let set = format!("link set to0 address {mac}");
     second.router.ip(&set).unwrap();
@@ -54,7 +55,7 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
     site::eventually("the second router's other address is found", || {
         katran.gateways().mac(Family::V4) == mac
     });
-    // A link that somebody ends is seen, too, though nobody is told of it.
+    // A link that is ended behind the library's back is noticed, though no notice comes.
     let program = program_on(&second);
     end_link_of(program, second.host.interface_index("eth0").unwrap());
     site::eventually("the third router is found", || {
@@ -68,14 +69,14 @@ fn next_hops_move_on_without_a_call_when_the_interface_of_the_first_namespace_go
     site::eventually("nothing is held", || {
         netlink_sockets(&third.host).is_empty()
     });
-    // The handle goes on where that has ended.
+    // The handle continues after following has ended.
     let fourth = Place::new(4);
     let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
     fourth.host.run(attach).unwrap();
     assert_eq!(katran.gateways().mac(Family::V4), fourth.router_mac);
 }
 
-/// The kernel's number of the program on the interface of a place.
+/// The id of the program on a place's interface.
 fn program_on(place: &Place) -> u32 {
     let info = place.host.ip("-details link show eth0").unwrap();
     let number = info.split("prog/xdp id ").nth(1).unwrap();
@@ -83,7 +84,7 @@ fn program_on(place: &Place) -> u32 {
     words.next().unwrap().parse().unwrap()
 }
 
-/// How many descriptors of links this process has with this program.
+/// How many link descriptors for this program the process holds.
 fn links_of(program: u32) -> usize {
     let expected = ["link_type:\txdp".to_owned(), format!("prog_id:\t{program}")];
     let all = fs::read_dir("/proc/self/fdinfo").unwrap().flatten();
@@ -97,11 +98,11 @@ fn links_of(program: u32) -> usize {
 }
 
 #[test]
-fn where_nothing_is_followed_any_more_no_link_is_held_twice() {
+fn no_link_is_held_twice_after_following_ends() {
     let place = Place::new(1);
     let mut katran = attached_in(&[&place]);
     let program = program_on(&place);
-    // The handle's, and one to see whether the reason still holds.
+    // The handle's, and one to check that the attachment still exists.
     assert_eq!(links_of(program), 2);
     katran
         .gateways_mut()
@@ -121,7 +122,7 @@ fn end_link_of(program: u32, index: u32) {
     assert_eq!(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }, 0);
 }
 
-/// The index of the interface that a port's number stands for.
+/// The interface index stored under a port number.
 fn device(katran: &Katran, port: u32) -> Option<u32> {
     let devices = katran.map_fd("devices").unwrap();
     let mut value = [0_u32; 2];
@@ -137,7 +138,7 @@ fn device(katran: &Katran, port: u32) -> Option<u32> {
 }
 
 #[test]
-fn next_hops_of_reals_move_on_without_a_call() {
+fn next_hops_of_reals_move_on_by_themselves() {
     let (first, second) = (Place::new(1), Place::new(2));
     let builder = site::small(MacAddr::new([2, 0, 0, 0, 0, 1])).gateway(Gateway::Auto);
     let mut katran = builder.next_hops(NextHops::Redirect).load().unwrap();
@@ -156,10 +157,10 @@ fn next_hops_of_reals_move_on_without_a_call() {
     site::eventually("the first router is found", || leads_to(&katran, &first));
     first.host.ip("link del eth0").unwrap();
     site::eventually("the second router is found", || leads_to(&katran, &second));
-    // By a number of its own: a packet may still have that of the first in its hands.
+    // Under a new number: a packet may still be using the first one.
     let index = |place: &Place| place.host.interface_index("eth0").unwrap();
     assert_eq!(device(&katran, 2), Some(index(&second)));
-    // What comes and goes after that is followed there.
+    // Later changes are followed there.
     let other = "198.51.100.10".parse().unwrap();
     katran.add_real(vip, Real::new(other)).unwrap();
     katran.remove_real(vip, real).unwrap();
@@ -173,7 +174,7 @@ fn a_reload_moves_nothing_on() {
     let mut katran = attached_in(&[&first, &second]);
     for features in [Features::empty(), Features::default()] {
         katran.reload(features).unwrap();
-        // Twice as long as the thread takes to look whether its reasons still hold.
+        // Twice the interval at which the thread checks its attachments.
         let end = Instant::now() + Duration::from_secs(2);
         while Instant::now() < end {
             assert_eq!(katran.gateways().mac(Family::V4), first.router_mac);
@@ -186,8 +187,8 @@ fn a_reload_moves_nothing_on() {
     });
 }
 
-/// Drops a place's host, and nothing else, and waits until the router's side of a link to it is gone: then the
-/// host's namespace is.
+/// Drops a place's host and waits until the router's end of a link to it is gone, and so the host's
+/// namespace.
 fn goes(place: Place, link: &str) {
     let Place { host, router, .. } = place;
     assert!(router.interface_index(link).is_ok());
@@ -205,7 +206,7 @@ fn a_balancer_with_a_given_gateway_keeps_no_namespace_alive() {
         .unwrap();
     let attach = || katran.attach("eth0", XdpMode::Generic).map(drop);
     place.host.run(attach).unwrap();
-    // MTUs are followed, which takes a thread.
+    // Following MTUs takes a thread.
     assert_eq!(katran.gateways().max_frame(), 1594);
     place.host.ip("link set eth0 mtu 1400").unwrap();
     site::eventually("the MTU is followed", || {
@@ -240,7 +241,7 @@ fn a_thread_does_not_keep_the_namespace_of_its_starter() {
     elsewhere.host.run(change).unwrap();
     assert_eq!(katran.gateways().mac(Family::V4), place.router_mac);
     goes(elsewhere, "to0");
-    // It follows what changes.
+    // Changes are followed.
     let mac = MacAddr::new([2, 0, 0, 0, 0xee, 9]);
     let set = format!("link set to0 address {mac}");
     place.router.ip(&set).unwrap();

@@ -1,5 +1,5 @@
-//! Packets that are too big: for the client's network, where the router's ICMP error has to find
-//! the backend that sent them, and for the balancer, which answers with an error of its own.
+//! Packets that are too big: for the client's network, where the router's ICMP error must find the
+//! backend that sent them, and for the balancer, which answers with an ICMP error.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ use crate::site::Site;
 const CLIENT_V4: &str = "192.0.2.2";
 const CLIENT_V6: &str = "2001:db8:c::2";
 
-/// Whether this host believes that packets to `address` may have this size.
+/// Whether this host has learnt this path MTU to `address`.
 fn has_learnt(host: &Host, address: &str, from: Option<IpAddr>, mtu: u32) -> bool {
     let from = from.map(|from| format!(" from {from}")).unwrap_or_default();
     let route = host.ip(&format!("route get {address}{from}")).unwrap();
@@ -31,7 +31,7 @@ fn an_error_about_the_path_reaches_the_backend_that_owns_the_flow() {
     let mut site = Site::new(LabConfig::default());
     site::arrive_on_one_cpu(&site.lab);
     let _servers = site.lab.serve_tcp(PORT).unwrap();
-    // The second limit counts as small, which for IPv6 no limit does.
+    // The second limit counts as small; for IPv6 none does.
     for (address, client, limits) in [
         (site.lab.vip4(), CLIENT_V4, [1400, 1000]),
         (site.lab.vip6(), CLIENT_V6, [1400, 1280]),
@@ -53,7 +53,7 @@ fn an_error_about_the_path_reaches_the_backend_that_owns_the_flow() {
                 has_learnt(host, client, Some(address), limit)
             };
             assert!(learnt(0), "{}", site.report());
-            assert!(!learnt(1), "not about its flow");
+            assert!(!learnt(1), "the other backend learnt the MTU too");
         }
         site.lab.limit_client_mtu(1500).unwrap();
     }
@@ -105,7 +105,7 @@ fn client_adapts(mode: XdpMode) {
     assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
-/// All links have an MTU of 1500, as most have: nobody has made room for tunnels.
+/// All links have an MTU of 1500, with no room for tunnels.
 fn plain_links() -> LabConfig {
     LabConfig {
         inner_mtu: 1500,
@@ -133,7 +133,7 @@ fn a_path_of_1500_bytes_from_end_to_end_carries_full_packets_in_gue() {
     });
 }
 
-/// What the client learns while the only reals are of IPv4, and when there are some of IPv6.
+/// The path MTU that a client learns with IPv4 reals only, and with some IPv6 reals.
 fn full_packets_arrive(
     mode: XdpMode,
     mtus: [u32; 2],
@@ -147,7 +147,7 @@ fn full_packets_arrive(
         assert_eq!(site.katran.gateways().max_frame(), mtu + 14);
         let mut client = site::connect(&site.lab.client, vip);
         let name = client.ask("who").unwrap();
-        // Up in packets as long as the path takes, and down in the longest ones.
+        // Up in packets as long as the path allows, down in the longest.
         assert_eq!(client.ask(&"x".repeat(400_000)).unwrap(), name);
         let answer = client.ask("fill 400000").unwrap();
         assert_eq!(answer.len(), name.len() + 1 + 400_000);
@@ -176,7 +176,7 @@ fn the_longest_frame_follows_the_mtu_of_the_interfaces() {
         host.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
         becomes(&site, (mtu - 20 + 14).max(590));
     }
-    // Nothing but its own interfaces counts, and of these the smallest MTU.
+    // Only the balancer's interfaces count; the smallest MTU wins.
     for (name, mtu) in [("other0", 1300), ("other1", 1200)] {
         let add = format!("link add {name} mtu {mtu} type veth peer name {name}-peer");
         host.ip(&add).unwrap();
@@ -192,11 +192,11 @@ fn the_longest_frame_follows_the_mtu_of_the_interfaces() {
     becomes(&site, 1254);
     host.ip("link set eth0 mtu 1500").unwrap();
     becomes(&site, 1274);
-    // An interface that is gone is none that frames leave by.
+    // A removed interface no longer counts.
     host.ip("link delete other0").unwrap();
     becomes(&site, 1494);
 
-    // Headers of IPv6 are longer, as long as there are reals that have them.
+    // IPv6 headers are longer, and count while there are IPv6 reals.
     let real6 = site::reals(&site.lab, site.lab.vip6())[0];
     site.katran.add_real(vip, Real::new(real6)).unwrap();
     assert_eq!(site.katran.gateways().max_frame(), 1474);
@@ -210,7 +210,7 @@ fn the_longest_frame_follows_the_mtu_of_the_interfaces() {
 }
 
 #[test]
-fn a_number_stays_what_it_is() {
+fn a_fixed_max_frame_stays() {
     let mut site = Site::with(plain_links(), XdpMode::Native, |builder| {
         builder.max_frame(1200)
     });

@@ -1,5 +1,5 @@
 //! Where encapsulated packets go next: gateways that are discovered and followed, backends on the
-//! balancer's own segment, and interfaces that lead to reals.
+//! balancer's segment, and interfaces that lead to reals.
 
 use katran::Error;
 use katran::Family;
@@ -27,7 +27,7 @@ fn mac(text: &str) -> MacAddr {
 }
 
 #[test]
-fn a_gateway_is_found_out_and_followed() {
+fn a_gateway_is_discovered_and_followed() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.gateway(Gateway::Auto)
     });
@@ -50,7 +50,8 @@ fn a_gateway_is_found_out_and_followed() {
         assert!(hop.address.is_some());
     }
 
-    // Another router at the gateway's address, as the neighbour tables have it; of each family alone.
+    // Another router takes the gateway's address, as the neighbour tables show; for each family
+    // alone.
     let host = &site.lab.balancers[0].host;
     let wrong = "02:00:00:00:00:77";
     for (vip, gateway, other) in [
@@ -91,7 +92,7 @@ fn a_router_that_changes_its_address_is_followed() {
     let vip = Vip::tcp((site.lab.vip4(), PORT).into());
     site.add_service(vip, &site::reals(&site.lab, vip.address()));
     site.new_connections(vip, 3);
-    // It announces its new address (a gratuitous ARP), as routers do when one takes over.
+    // It announces its new MAC address (a gratuitous ARP), as a router does on failover.
     let router = &site.lab.router;
     router.sysctl("net.ipv4.conf.bal0.arp_notify", 1).unwrap();
     let new = "02:00:00:00:00:78";
@@ -118,14 +119,14 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
     ))
     .unwrap();
     let right = site.katran.gateways().mac(Family::V4);
-    // Behind another router than the default one.
+    // Behind a router other than the default one.
     host.ip("route add 198.51.100.0/24 via 10.0.0.5 dev eth0 onlink")
         .unwrap();
     site.katran.add_vip(vip, VipFlags::empty()).unwrap();
     let real = katran::Real::new("198.51.100.1".parse().unwrap());
     site.katran.add_real(vip, real).unwrap();
     assert_eq!(site.katran.gateways().mac(Family::V4), first);
-    // Another real is behind another router, which takes the place of the first one with its real.
+    // A second real is behind a second router, which becomes the gateway when the first real goes.
     let second = mac("02:00:00:00:00:82");
     host.ip(&format!(
         "neigh add 10.0.0.6 lladdr {second} nud permanent dev eth0"
@@ -145,7 +146,7 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
     site::eventually("the first router is in use again", || {
         site.katran.gateways().mac(Family::V4) == first
     });
-    // What an operator has entered for good stays so.
+    // Permanent entries stay.
     for (router, mac) in [("10.0.0.5", first), ("10.0.0.6", second)] {
         let entry = host.ip(&format!("neigh show {router} dev eth0")).unwrap();
         let expected = format!("lladdr {mac} PERMANENT");
@@ -158,7 +159,7 @@ fn the_way_to_the_reals_is_followed_when_routes_change() {
 }
 
 #[test]
-fn the_last_gateway_serves_until_the_next_one_answers() {
+fn the_last_gateway_stays_in_use_until_the_next_one_answers() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.gateway(Gateway::Auto)
     });
@@ -169,7 +170,7 @@ fn the_last_gateway_serves_until_the_next_one_answers() {
     }
     let right = site.katran.gateways().mac(Family::V4);
     let host = &site.lab.balancers[0].host;
-    // The other family's router is another one, which must not get these packets.
+    // The other family has another router, which must not get these packets.
     let other = mac("02:00:00:00:00:66");
     host.ip(&format!(
         "neigh replace 2001:db8:b::1 lladdr {other} nud permanent dev eth0"
@@ -196,7 +197,7 @@ fn the_last_gateway_serves_until_the_next_one_answers() {
     let counts = site.katran.stats().next_hops();
     assert_eq!((counts.answering, counts.silent), (1, 1));
     site.new_connections(vips[0], 3);
-    // Now there is somebody.
+    // Now a router answers.
     let next = mac("02:00:00:00:00:67");
     host.ip(&format!(
         "neigh replace 10.0.0.9 lladdr {next} nud permanent dev eth0"
@@ -214,7 +215,7 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| builder.gateway(Gateway::Auto));
     let right = MacAddr::new(network.lab.balancers[0].gateway_mac);
     let host = &network.lab.balancers[0].host;
-    // The better default route is by an interface for management, say.
+    // The best default route uses another interface, such as one for management.
     host.ip("route replace default via 10.0.0.1 dev eth0 metric 100")
         .unwrap();
     host.ip("route del default metric 0").unwrap();
@@ -226,17 +227,17 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
     let hop = network.katran.gateways().next_hops()[0].clone();
     assert_eq!(hop.interface.as_deref(), Some("eth0"));
     assert!(hop.attached && hop.answers && !hop.here);
-    // Nothing goes there yet, and the other family has no route.
+    // No packet goes there yet, and the other family has no route.
     assert_eq!(network.katran.stats().next_hops(), NextHopCounts::default());
 
-    // If there is no other, it is taken, and known to be elsewhere.
+    // If there is no other, the library takes it and reports that it is on another interface.
     host.ip("route del default dev eth0").unwrap();
     site::eventually("the other gateway is in use", || {
         let hop = network.katran.gateways().next_hops()[0].clone();
         hop.interface.as_deref() == Some("eth1") && !hop.attached && hop.answers
     });
     assert_ne!(network.katran.gateways().mac(Family::V4), right);
-    // A bridge that the balancer's interface is a port of leads there.
+    // Through a bridge of which the balancer's interface is a port.
     host.ip("link add name br0 type bridge").unwrap();
     host.ip("link set br0 up").unwrap();
     host.ip("addr add 10.30.0.2/24 dev br0").unwrap();
@@ -250,7 +251,7 @@ fn a_gateway_where_the_balancer_is_attached_comes_first() {
 }
 
 #[test]
-fn a_gateway_is_found_out_where_the_balancer_is_attached() {
+fn a_gateway_is_discovered_where_the_balancer_is_attached() {
     let mut site = Site::new(LabConfig::default());
     let right = MacAddr::new(site.lab.balancers[0].gateway_mac);
     site.katran
@@ -277,7 +278,7 @@ fn a_gateway_is_found_out_where_the_balancer_is_attached() {
     host.run(|| site.katran.gateways_mut().set(Gateway::Auto))
         .unwrap();
     assert_eq!(site.katran.gateways().mac(Family::V4), right);
-    // What is attached nowhere looks nowhere.
+    // A balancer that is attached nowhere has no routes to ask.
     site.katran.detach("eth0").unwrap();
     assert!(site.katran.gateways().next_hops().is_empty());
     let host = &site.lab.balancers[0].host;
@@ -286,7 +287,7 @@ fn a_gateway_is_found_out_where_the_balancer_is_attached() {
 }
 
 #[test]
-fn a_gateway_that_cannot_be_found_out_is_an_error() {
+fn a_gateway_that_cannot_be_discovered_is_an_error() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| builder.gateway(Gateway::Auto));
     let host = &network.lab.balancers[0].host;
     host.ip("route del default").unwrap();
@@ -307,7 +308,7 @@ fn a_gateway_that_cannot_be_found_out_is_an_error() {
     assert!(network.katran.interfaces().is_empty());
     assert!(!host.ip("link show dev eth0").unwrap().contains("xdp"));
 
-    // With an address it works; and from there nothing is discovered, so it stays.
+    // A given address works; here nothing is discovered, so it stays.
     let given = mac("02:00:00:00:00:90");
     network.katran.gateways_mut().set_mac(given).unwrap();
     host.run(|| network.katran.attach("eth0", XdpMode::Native).unwrap());
@@ -372,7 +373,7 @@ fn backends_on_the_same_segment_get_packets_at_their_own_addresses() {
         let first = first.unwrap().mac.unwrap().to_string();
         assert!(own.contains(&first), "{own}: {first}");
 
-        // A real that is nowhere: dropped and counted, unless a router's address was given.
+        // A real without a neighbour: dropped and counted, unless a router's address was given.
         let nowhere = Vip::tcp((network.lab.vip4(), 81).into());
         network.katran.add_vip(nowhere, VipFlags::empty()).unwrap();
         let real = katran::Real::new(v4(77).into());
@@ -390,7 +391,7 @@ fn backends_on_the_same_segment_get_packets_at_their_own_addresses() {
         network.katran.remove_vip(nowhere).unwrap();
         assert_eq!(network.katran.gateways().next_hops().len(), 2 * BACKENDS);
 
-        // A server is replaced by another with the same address.
+        // Another server takes over the address.
         let backend = &network.backends[0];
         backend.sysctl("net.ipv4.conf.eth0.arp_notify", 1).unwrap();
         let new = "02:00:00:00:00:79";
@@ -413,7 +414,7 @@ fn packets_leave_by_the_interface_that_leads_to_the_real() {
         let balancer = &network.lab.balancers[0].host;
         balancer.run(|| network.katran.attach("eth0", mode).unwrap());
         let vips = network.serve();
-        // Until then packets are dropped, for nobody has told where the reals are.
+        // Until then packets are dropped, as no next hop is known.
         site::eventually("all next hops are known", || {
             let hops = network.katran.gateways().next_hops();
             hops.iter().all(|hop| hop.mac.is_some())
@@ -432,7 +433,7 @@ fn packets_leave_by_the_interface_that_leads_to_the_real() {
             "{:?}",
             network.katran.stats().drop_reasons()
         );
-        // Also what comes in there: then it goes back out of the same interface.
+        // Also for packets that arrive there: they leave by the same interface.
         let router = &network.lab.router;
         let balancer = &network.lab.balancers[0].host;
         balancer.run(|| network.katran.attach("eth1", mode).unwrap());
@@ -446,7 +447,7 @@ fn packets_leave_by_the_interface_that_leads_to_the_real() {
 }
 
 #[test]
-fn an_interface_that_is_made_anew_leads_to_reals_again() {
+fn a_recreated_interface_leads_to_reals_again() {
     let mut network = Segment::new(Arrival::OwnLink, |builder| {
         builder.gateway(Gateway::Auto).next_hops(NextHops::Redirect)
     });
@@ -465,7 +466,7 @@ fn an_interface_that_is_made_anew_leads_to_reals_again() {
     network.check(&vips);
     for _ in 0..2 {
         network.lab.balancers[0].host.ip("link del eth1").unwrap();
-        // The router is the only way left, and knows another one.
+        // Only the router's link is left, and it reaches the other backend.
         all_by(&network, "eth0");
         network.check(&vips);
         network.join_again();
@@ -482,7 +483,7 @@ fn an_interface_that_is_made_anew_leads_to_reals_again() {
 }
 
 #[test]
-fn before_attaching_packets_go_to_the_address_that_was_given() {
+fn before_attaching_packets_go_to_the_given_address() {
     let first = mac("02:00:00:00:00:91");
     let mut katran = site::small(first)
         .next_hops(NextHops::PerReal)

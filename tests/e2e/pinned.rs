@@ -1,5 +1,5 @@
-//! A pinned balancer whose handle goes: connections go on, by XDP, by an entry of a root program, and probes by tc;
-//! what is detached is detached, and it is taken away without a handle.
+//! A pinned balancer whose handle is dropped: connections continue, by XDP, by a root entry, and
+//! probes by tc; what was detached stays so, and it can be removed without a handle.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -36,7 +36,7 @@ use crate::site::Site;
 
 const MARK: u32 = 7;
 
-/// A site whose balancer is pinned in the second one's directory.
+/// A site whose balancer is pinned in a directory beside the test's root program.
 fn pinned(pins: &Pins, settings: impl FnOnce(katran::Builder) -> katran::Builder) -> Site {
     Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         settings(builder.pin(directory(pins)))
@@ -59,13 +59,13 @@ fn has_xdp(host: &Host) -> bool {
     host.ip("link show dev eth0").unwrap().contains("xdp")
 }
 
-/// The kernel's number of the only link that is pinned.
+/// The id of the only pinned link.
 pub(crate) fn link_id(pins: &Pins) -> u32 {
     let path = directory(pins).join("attached").join(&attached(pins)[0]);
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
     let mut info = libbpf_sys::bpf_link_info::default();
     let mut length = size_of_val(&info) as u32;
-    // SAFETY: takes a C string, and `info` is as long as `length` says; all outlive the calls.
+    // SAFETY: takes a C string; `length` is the size of `info`; all outlive the calls.
     unsafe {
         let fd = libbpf_sys::bpf_obj_get(path.as_ptr());
         assert!(fd >= 0);
@@ -87,14 +87,14 @@ fn serve(site: &mut Site) -> [Vip; 2] {
 }
 
 #[test]
-fn connections_go_on_without_a_handle_until_it_is_removed() {
+fn connections_continue_without_a_handle_until_removal() {
     let pins = Pins::new();
     let mut site = pinned(&pins, |builder| builder);
     let services = serve(&mut site);
     let _servers = site.lab.serve_tcp(PORT).unwrap();
     let [v4, _] = services;
     let [mut first, mut second] = ["backend0", "backend1"].map(|of| site.connect_to(v4, of));
-    // With the ring turned away from it, only what the flow table remembers leads to the first.
+    // The ring leads elsewhere: only the flow table still leads to the first.
     let [_, to]: [IpAddr; 2] = site::reals(&site.lab, v4.address()).try_into().unwrap();
     for real in site.katran.reals(v4).unwrap() {
         let weight = u32::from(real.address() == to);
@@ -120,7 +120,7 @@ fn connections_go_on_without_a_handle_until_it_is_removed() {
         site::connect(&lab.client, vip).ask("who").unwrap();
     }
 
-    // The next handle adopts it: the link and the flows are those of before.
+    // The next handle adopts the same link and flows.
     let host = &lab.balancers[0].host;
     let before = link_id(&pins);
     let mut katran = host.run(|| {
@@ -154,11 +154,11 @@ fn connections_go_on_without_a_handle_until_it_is_removed() {
 }
 
 #[test]
-fn what_is_detached_is_unpinned_and_what_is_gone_is_put_back() {
+fn detached_interfaces_are_unpinned_and_lost_ones_restored() {
     let pins = Pins::new();
     let mut site = pinned(&pins, |builder| builder);
     let host = &site.lab.balancers[0].host;
-    // Of a name that no file of a BPF file system could have.
+    // With a name that no BPF file system allows.
     let make = || {
         host.ip("link add eth1.5 type veth peer name eth2").unwrap();
         host.ip("link set eth1.5 up").unwrap();
@@ -171,7 +171,7 @@ fn what_is_detached_is_unpinned_and_what_is_gone_is_put_back() {
         both.len() == 2 && both.iter().any(|name| name.ends_with("eth1%2e5")),
         "{both:?}"
     );
-    // The interface goes, and another one of its name comes.
+    // The interface is replaced by another of the same name.
     host.ip("link del eth1.5").unwrap();
     assert_eq!(katran.interfaces()[1].state, AttachmentState::Gone);
     assert_eq!(attached(&pins), both);
@@ -183,7 +183,7 @@ fn what_is_detached_is_unpinned_and_what_is_gone_is_put_back() {
     host.run(|| katran.detach("eth1.5").unwrap());
     assert_eq!(attached(&pins).len(), 1);
     assert!(!host.ip("link show dev eth1.5").unwrap().contains("xdp"));
-    // A refusal leaves neither a pin nor the program.
+    // A refused attach leaves neither a pin nor the program.
     let fails = || {
         crate::faults::without_commands(&[6], nix::errno::Errno::ENOSPC, || {
             katran.attach("eth1.5", XdpMode::Generic).unwrap_err()
@@ -202,7 +202,7 @@ fn what_is_detached_is_unpinned_and_what_is_gone_is_put_back() {
     assert!(!has_xdp(&lab.balancers[0].host) && pins.list().is_empty());
 }
 
-/// A lab whose balancer is gone and has left what it pinned, a clsact filter with it.
+/// A lab whose balancer is gone and has left its pins and a clsact filter.
 fn left_with_clsact(pins: &Pins) -> Lab {
     let site = health::site(|builder| {
         builder
@@ -214,9 +214,9 @@ fn left_with_clsact(pins: &Pins) -> Lab {
     lab
 }
 
-/// Links that others have pinned among its own stay; and an interface may have any name.
+/// Foreign links pinned among ours stay; an interface may have any name.
 #[test]
-fn links_of_others_stay_and_any_interface_is_left() {
+fn foreign_links_stay_and_interfaces_may_have_any_name() {
     let pins = Pins::new();
     let lab = left_with_clsact(&pins);
     let host = &lab.balancers[0].host;
@@ -226,7 +226,7 @@ fn links_of_others_stay_and_any_interface_is_left() {
     for name in ["xdp_theirs", "tcx_1", "xdp_1_2_auto"] {
         objects::pin(link.as_fd(), &kept.join(name));
     }
-    // As it would be called on an interface of this name.
+    // The record's name if the interface had this name.
     let of_new = names[0].replace("_eth0", "_new");
     std::fs::rename(kept.join(&names[0]), kept.join(of_new)).unwrap();
     katran::remove(directory(&pins)).unwrap();
@@ -235,7 +235,7 @@ fn links_of_others_stay_and_any_interface_is_left() {
     assert!(filters.is_empty(), "{filters}");
 }
 
-/// A removal that was cut off when the filter was gone, and its discipline was not.
+/// An earlier removal was interrupted between the filter and its qdisc.
 #[test]
 fn a_clsact_discipline_without_its_filter_is_removed() {
     let pins = Pins::new();
@@ -252,7 +252,7 @@ fn a_clsact_discipline_without_its_filter_is_removed() {
     assert!(pins.list().is_empty(), "{:?}", pins.list());
 }
 
-/// A handle finds what it has attached where a search would not.
+/// A handle finds its attachments where a search of the namespaces would not.
 #[test]
 fn a_handle_removes_what_only_it_reaches() {
     let pins = Pins::new();
@@ -264,7 +264,7 @@ fn a_handle_removes_what_only_it_reaches() {
     let Site { katran, lab, .. } = site;
     let kept = directory(&pins).join("attached");
     let names = attached(&pins);
-    // By a number that no namespace has the record leads nowhere.
+    // With a bad namespace number the record leads nowhere.
     let words: Vec<_> = names[0].split('_').collect();
     let lost = names[0].replacen(words[1], "1", 1);
     std::fs::rename(kept.join(&names[0]), kept.join(lost)).unwrap();
@@ -293,7 +293,7 @@ fn a_reload_leaves_the_link_and_works_on_without_a_handle() {
     } = site;
     drop(katran);
     assert_eq!(connection.ask("who").unwrap(), "backend0");
-    // Frames that each need a program besides the one that is attached.
+    // Frames that need a second program besides the attached one.
     lab.client
         .tool("ping", &format!("-c 3 -W 5 {}", lab.vip4()))
         .unwrap();
@@ -303,7 +303,7 @@ fn a_reload_leaves_the_link_and_works_on_without_a_handle() {
 }
 
 #[test]
-fn probes_go_their_way_without_a_handle() {
+fn probes_reach_their_reals_without_a_handle() {
     for hook in [TcHook::Tcx, TcHook::Clsact] {
         if hook == TcHook::Tcx && !Newer::Tcx.is_here() {
             continue;
@@ -331,7 +331,7 @@ fn probes_go_their_way_without_a_handle() {
         drop(katran);
         assert_eq!(attached(&pins), names);
         assert_eq!(probe().unwrap(), "backend0", "{hook}");
-        // The next handle knows its marks and where it is attached.
+        // The next handle knows the marks and where it is attached.
         let mut katran = host.run(|| Katran::builder().pin(directory(&pins)).adopt().unwrap());
         let held = katran.probes().attachment().unwrap();
         assert_eq!((held.hook, held.state), (hook, AttachmentState::Attached));
@@ -392,7 +392,7 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
     drop(katran);
     assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
     answers().unwrap();
-    // The next handle has the entry, and what goes with its own programs.
+    // The next handle has the entry, and drops it with its own programs.
     let katran = Katran::builder().pin(directory(&pins)).adopt().unwrap();
     assert_eq!(katran.shared_entries()[0].state, AttachmentState::Attached);
     assert_eq!((is_set(), own_pins(), attached(&pins).len()), (true, 1, 1));
@@ -402,7 +402,7 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
     katran::remove(directory(&pins)).unwrap();
     assert_eq!((is_set(), own_pins()), (false, 0));
 
-    // Another one has the entry by now: it stays.
+    // The entry belongs to another balancer: it stays.
     drop(load());
     let gateway = MacAddr::new(lab.balancers[0].gateway_mac);
     let mut next = site::small(gateway).load().unwrap();
@@ -412,7 +412,7 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
     drop(next);
     assert_eq!((is_set(), own_pins()), (false, 0));
 
-    // What is left by a call has no record.
+    // A detached entry leaves no record.
     let mut katran = load();
     katran
         .reload(Features::default() | Features::SOURCE_ROUTING)
@@ -420,7 +420,7 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
     katran.detach_shared(pins.path()).unwrap();
     assert_eq!((is_set(), own_pins(), attached(&pins).len()), (false, 0, 0));
     katran.attach_shared(pins.path(), 2).unwrap();
-    // The root program goes, and its array with it.
+    // The root program is dropped, and its array with it.
     drop(katran);
     drop((root, entries));
     RootProgram::remove(pins.path()).unwrap();
@@ -429,9 +429,10 @@ fn an_entry_of_a_root_program_stays_with_its_record() {
     drop(decaps);
 }
 
-/// The root program is another one by now, and another balancer that lives has the entry: the next owner leaves it alone.
+/// The root program is replaced, and another live balancer has the entry: the next owner leaves it
+/// alone.
 #[test]
-fn an_entry_that_another_balancer_has_taken_stays_its_own() {
+fn an_entry_taken_by_another_balancer_stays_with_it() {
     let pins = Pins::new();
     let root = || {
         let mut root = RootProgram::builder().load().unwrap();
@@ -463,7 +464,7 @@ fn an_entry_that_another_balancer_has_taken_stays_its_own() {
     assert!(lost(&katran));
     assert!(matches!(katran.reattach(), Err(Error::ForeignEntry { .. })));
     assert_eq!(there(), its);
-    // When it goes, there is room, and only who says so takes another one's.
+    // Without the other balancer the entry is free; taking another's takes an explicit call.
     drop(other);
     assert_eq!(there(), None);
     katran.reattach().unwrap();
@@ -488,7 +489,7 @@ fn an_entry_that_another_balancer_has_taken_stays_its_own() {
     assert_eq!(there(), its);
     katran.attach_shared(pins.path(), 2).unwrap();
     assert_ne!(there(), its);
-    // One that is lost is looked for no more if it is detached.
+    // A lost entry that is detached is no longer looked for.
     drop((katran, third));
     RootProgram::remove(pins.path()).unwrap();
     let mut katran = adopt();
@@ -501,14 +502,14 @@ fn an_entry_that_another_balancer_has_taken_stays_its_own() {
     RootProgram::remove(pins.path()).unwrap();
 }
 
-/// What is put back at an adoption may take the seconds in which a gateway is looked for: the owner is seen meanwhile, and
-/// lets go afterwards.
+/// Restoring attachments at an adoption may wait seconds for a gateway: the owner is visible
+/// meanwhile, and lets go afterwards.
 #[test]
-fn who_waits_for_a_gateway_at_adoption_gives_signs_of_life() {
+fn an_adoption_that_waits_for_a_gateway_gives_signs_of_life() {
     const LIMIT: Duration = Duration::from_secs(1);
     let pins = Pins::new();
     let host = Host::new("alone").unwrap();
-    // A gateway that nobody is.
+    // A gateway that no host has.
     let connect = || {
         host.ip("link add eth0 type veth peer name eth1").unwrap();
         host.ip("addr add 192.0.2.1/24 dev eth0").unwrap();
@@ -547,7 +548,7 @@ fn who_waits_for_a_gateway_at_adoption_gives_signs_of_life() {
         let begun = Instant::now();
         assert!(!adopting.is_finished());
         let katran = adopting.join().unwrap();
-        // It has waited in vain.
+        // It waited in vain.
         assert!(begun.elapsed() > LIMIT);
         assert_eq!(katran.interfaces()[0].state, AttachmentState::Gone);
         katran.remove().unwrap();

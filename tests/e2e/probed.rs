@@ -1,5 +1,5 @@
-//! Health checks (`katran::health`) at work: reals that are dead, come, go and flap; a checker that is cut off; what
-//! others change meanwhile; and what is left when the checks end.
+//! Health checks (`katran::health`) at work: reals that are dead, start, stop and flap; a checker
+//! that is cut off; concurrent changes; and what remains when the checks end.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -40,7 +40,7 @@ use crate::site::small;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A lab whose balancer is probed, and not attached yet.
+/// A lab whose balancer has health checks, not attached yet.
 struct Probed {
     // In this order: programs are dropped before the interfaces they are attached to.
     health: Option<Health>,
@@ -89,7 +89,7 @@ impl Probed {
         self.lab.backends[index].v4.into()
     }
 
-    /// The VIP with both backends.
+    /// The VIP with both backends and these weights.
     fn wanted(&self, weights: [u32; 2]) -> State {
         let mut of_vip = VipState::new(self.vip());
         let reals = [0, 1].map(|index| Real::new(self.real(index)).weight(weights[index]));
@@ -131,7 +131,7 @@ impl Probed {
         self.katran.lock().unwrap().down_reals(self.vip()).unwrap()
     }
 
-    /// Waits for an event whose line has this in it.
+    /// Waits for an event whose line contains this.
     fn says(&self, part: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut said = Vec::new();
@@ -158,7 +158,7 @@ fn names(of: &[&str]) -> BTreeSet<String> {
     of.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// Probed often; a busy machine may take its time to refuse.
+/// Probes often, with a long timeout for a busy machine.
 fn policy() -> Policy {
     let mut policy = Policy::new(Check::Tcp);
     policy.interval = Duration::from_millis(50);
@@ -167,7 +167,7 @@ fn policy() -> Policy {
 }
 
 #[test]
-fn no_client_meets_a_real_that_is_dead_at_the_start() {
+fn no_client_reaches_a_real_that_is_dead_at_the_start() {
     let probed = Probed::new(policy());
     let _server = probed.serve(1);
     let changes = probed.health().apply(&probed.wanted([1, 1])).unwrap();
@@ -184,13 +184,13 @@ fn no_client_meets_a_real_that_is_dead_at_the_start() {
     assert!(reals[0].out && reals[0].probed && !reals[1].out);
     assert!(reals[0].history[0].reason.contains("refused"), "{report:?}");
     assert_eq!(report.not_sent, 0, "{report:?}");
-    // The operator's weight is what it was, and one that joins is probed first.
+    // The operator's weight is unchanged; a real that returns is probed first.
     assert_eq!(reals[0].weight, 1);
     let _first = probed.serve(0);
     probed.until(&["backend0", "backend1"]);
 }
 
-/// SYN and RST go through the tunnel, and a server's program sees nothing of them.
+/// SYN and RST go through the tunnel; the server's program sees neither.
 #[test]
 fn half_open_probes_disturb_no_server() {
     let mut half_open = policy();
@@ -201,7 +201,7 @@ fn half_open_probes_disturb_no_server() {
     assert!(probed.health().wait(PATIENCE));
     assert_eq!(probed.down(), [probed.real(0)]);
     eventually("some probes", || probed.health().report().passed > 20);
-    // A busy machine may be late for some.
+    // A busy machine may be late with some.
     let (passed, accepted) = (probed.health().report().passed, server.accepted());
     assert!(accepted * 4 < passed, "{accepted} of {passed}");
 }
@@ -217,7 +217,7 @@ fn reals_come_and_go_and_the_last_ones_stay() {
     drop(first);
     probed.says("198.51.100.1 gets no flows");
     probed.until(&["backend1"]);
-    // Nobody answers: what is in use stays so, and so says the report.
+    // No real answers: the last set stays in use, and the report says so.
     drop(second);
     probed.says("too few reals answer");
     assert_eq!(probed.down(), [probed.real(0)]);
@@ -225,12 +225,12 @@ fn reals_come_and_go_and_the_last_ones_stay() {
     let (_first, _second) = (probed.serve(0), probed.serve(1));
     probed.says("enough reals answer again");
     probed.until(&["backend0", "backend1"]);
-    // A drain is the operator's.
+    // The operator drains a real.
     probed.health().apply(&probed.wanted([0, 1])).unwrap();
     probed.until(&["backend1"]);
     let weights = probed.katran.lock().unwrap().reals(probed.vip()).unwrap();
     assert_eq!(weights[0].get_weight(), 0);
-    // And it serves if there is nobody else.
+    // A drained real serves if no other does.
     drop(_second);
     probed.says("drained ones serve");
     probed.until(&["backend0"]);
@@ -239,9 +239,9 @@ fn reals_come_and_go_and_the_last_ones_stay() {
     probed.until(&["backend1"]);
 }
 
-/// One that flaps faster than it can rise is out all the time.
+/// A real that flaps faster than it can rise stays out.
 #[test]
-fn one_that_flaps_stays_out_until_it_answers_for_long_enough() {
+fn a_flapping_real_stays_out_until_it_answers_for_long_enough() {
     let mut slow = policy();
     slow.rise = 100;
     let probed = Probed::new(slow);
@@ -284,7 +284,7 @@ fn a_weight_climbs_under_traffic() {
         }
         now == [1, 1] && seen.len() > 1
     });
-    // A busy machine may leave steps out, but takes none back.
+    // A busy machine may skip steps, but never goes back.
     let steps = [[1, 4], [2, 4], [3, 4], [1, 1]].map(Vec::from);
     let mut order = steps.iter();
     assert!(
@@ -294,7 +294,7 @@ fn a_weight_climbs_under_traffic() {
     probed.until(&["backend0", "backend1"]);
 }
 
-/// Marks change, and one ring has no ratios: the policy in use is that of the applied state.
+/// Marks change, and one hash function allows no ratios: the applied state's policy counts.
 #[test]
 fn marks_and_hash_function_change_at_once() {
     let mut climbing = policy();
@@ -336,14 +336,14 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     let (_first, _second) = (probed.serve(0), probed.serve(1));
     let host = &probed.lab.balancers[0].host;
     let vip = probed.lab.vip4();
-    // Nobody listens there, so all that is probed is refused.
+    // Nothing listens there, so every probe is refused.
     host.ip(&format!("addr add {vip}/32 dev lo")).unwrap();
     probed.health().apply(&probed.wanted([1, 1])).unwrap();
     let line = probed.says("probes do not go through the tunnel");
     assert!(line.contains("an address of this host"), "{line}");
     assert!(
         probed.health().wait(PATIENCE),
-        "nothing is known, and nothing awaited"
+        "there is nothing to wait for"
     );
     let report = probed.health().report();
     assert!(report.not_sent > 0 && report.failed == 0, "{report:?}");
@@ -364,7 +364,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     });
 }
 
-/// Answers are lost on the way to the checker, and those to clients are not.
+/// Only answers to the checker are lost, not those to clients.
 #[test]
 fn a_checker_that_is_cut_off_changes_nothing() {
     let mut impatient = policy();
@@ -394,7 +394,7 @@ fn a_checker_that_is_cut_off_changes_nothing() {
 }
 
 #[test]
-fn what_others_change_is_kept_and_the_end_leaves_all_as_it_is() {
+fn concurrent_changes_are_kept_and_the_end_changes_nothing() {
     let mut probed = Probed::new(policy());
     let _second = probed.serve(1);
     probed.health().apply(&probed.wanted([1, 1])).unwrap();
@@ -420,7 +420,7 @@ fn what_others_change_is_kept_and_the_end_leaves_all_as_it_is() {
         marks.contains(&(9, probed.real(1))) && marks.len() == 3,
         "{marks:?}"
     );
-    // The end waits for nobody, and nobody waits for it.
+    // Dropping the checks does not wait for the lock on the balancer.
     drop(probed.health.take());
     let state = katran.state();
     drop(katran);
@@ -428,7 +428,7 @@ fn what_others_change_is_kept_and_the_end_leaves_all_as_it_is() {
     eventually("no thread", || Arc::weak_count(&probed.katran) == 0);
     assert_eq!(probed.katran.lock().unwrap().state(), state);
     assert_eq!(probed.down(), [probed.real(0)]);
-    // Checks that start again go on with what was found, also before anything was probed.
+    // New checks continue with earlier results, even before the first probe.
     let mut lazy = Settings::default();
     lazy.tcp.timeout = PATIENCE;
     let host = &probed.lab.balancers[0].host;
@@ -458,7 +458,7 @@ fn a_mistake_of_the_embedder_ends_the_checks_and_nothing_else() {
     let ended = health.report().ended.unwrap();
     assert!(ended.contains("a mistake"), "{ended}");
     assert!(!probed.katran.is_poisoned());
-    // What they have found stays, also for those that come after them.
+    // Results remain for checks that start later.
     assert_eq!(probed.down(), [probed.real(0)]);
     health.apply(&probed.wanted([1, 2])).unwrap();
     assert_eq!(probed.down(), [probed.real(0)]);
@@ -466,7 +466,7 @@ fn a_mistake_of_the_embedder_ends_the_checks_and_nothing_else() {
     next.apply(&probed.wanted([1, 1])).unwrap();
     assert_eq!(probed.down(), [probed.real(0)]);
     drop(next);
-    // A balancer that is gone is one that nobody can change.
+    // The balancer is gone, so changes fail.
     let Probed { katran, .. } = probed;
     drop(katran);
     let error = health.apply(&State::default()).unwrap_err().to_string();
@@ -486,7 +486,7 @@ fn checks_say_that_their_balancer_is_gone() {
     assert!(ended.contains("the balancer is gone"), "{ended}");
 }
 
-/// What this host's routes say is its own trouble, what a router says is the real's.
+/// An unreachable route on this host is its own fault, a router's ICMP error is the real's.
 #[test]
 fn a_real_that_a_router_calls_unreachable_is_down() {
     let mut direct = policy();
@@ -519,16 +519,16 @@ fn a_real_that_a_router_calls_unreachable_is_down() {
     assert!(why.contains("unreachable"), "{why}");
 }
 
-/// Other checks take effect, and what is known of reals stays.
+/// New checks take effect, and the reals' health stays known.
 #[test]
-fn other_settings_take_effect_at_once() {
+fn changed_settings_take_effect_at_once() {
     let probed = Probed::new(policy());
     let _second = probed.serve(1);
     let wanted = probed.wanted([1, 1]);
     probed.health().apply(&wanted).unwrap();
     assert!(probed.health().wait(PATIENCE));
     assert_eq!(probed.down(), [probed.real(0)]);
-    // A check that is not due for an hour, but that it is another one.
+    // Not due for an hour, but for the changed check.
     let mut settings = Settings::default();
     settings.tcp = policy();
     settings.tcp.interval = Duration::from_secs(3600);
@@ -578,7 +578,7 @@ fn a_refusal_changes_nothing() {
     assert_eq!(probed.health().report().vips.len(), 1);
 }
 
-/// A command that hangs, while the thread of the checks waits for the balancer.
+/// A command hangs while the checks' thread waits for the balancer.
 #[test]
 fn the_end_can_be_waited_for() {
     let mut probed = Probed::new(policy());
@@ -599,7 +599,7 @@ fn the_end_can_be_waited_for() {
         leader.ends_with('\n')
     });
     let status = format!("/proc/{}/stat", leader.trim());
-    // A dead process is there until its parent has waited for it.
+    // A dead process exists until its parent has waited for it.
     let lives = || {
         let found = std::fs::read_to_string(&status);
         found.is_ok_and(|found| !found.contains(") Z "))
@@ -613,7 +613,7 @@ fn the_end_can_be_waited_for() {
         std::thread::sleep(Duration::from_secs(2));
     });
     holds.recv().unwrap();
-    // By then the other real has been found dead.
+    // By then the checks have found the other real dead.
     std::thread::sleep(Duration::from_millis(500));
     let began = Instant::now();
     assert!(probed.health.take().unwrap().stop(PATIENCE));

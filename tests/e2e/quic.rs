@@ -1,5 +1,5 @@
 //! QUIC by connection id, with traffic of an independent implementation (quinn): connections whose
-//! client gets another port stay with their server, whatever the ring says by then.
+//! client changes port stay with their server, whatever the ring says.
 
 use std::net::SocketAddr;
 use std::net::UdpSocket;
@@ -39,10 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to wait for an answer that must not come.
 const IN_VAIN: Duration = Duration::from_secs(1);
 
-/// Version of the connection ids and server id of each backend: all versions, and the top bit.
+/// Connection id version and server id of each backend: all versions, and the top bit.
 const IDS: [(u8, u32); 3] = [(1, 1000), (2, 70_000), (3, 0x8000_0007)];
 
-/// Connection ids of eight bytes that hold a server id; the rest is random, as a server's would be.
+/// Connection ids of eight bytes with a server id; the rest is random, as a server's would be.
 struct Ids {
     version: u8,
     server: u32,
@@ -75,7 +75,7 @@ impl ConnectionIdGenerator for Ids {
     }
 }
 
-/// What both ends need: a certificate and its key, and how to send.
+/// For both ends: a certificate and its key, and how to send.
 struct Settings {
     certificate: CertificateDer<'static>,
     key: Vec<u8>,
@@ -86,7 +86,7 @@ impl Settings {
     fn new() -> Self {
         let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
         let mut transport = TransportConfig::default();
-        // Frames as they are: neither segmented later nor grown to what the path takes.
+        // Datagrams as written: no segmentation offload and no path MTU discovery.
         transport
             .enable_segmentation_offload(false)
             .mtu_discovery_config(None)
@@ -153,7 +153,7 @@ fn serve(
     endpoint
 }
 
-/// A client with a connection, and the name of the server that it got to.
+/// A client with a connection, and its server's name.
 struct Client {
     endpoint: Endpoint,
     connection: Connection,
@@ -238,7 +238,7 @@ fn connections_that_change_their_port_stay_with_their_server() {
             site.turn_to(vip, *real);
             for client in &clients {
                 let from = socket(&site.lab.client, local);
-                // To the balancer it is a new flow, and the ring would take it there.
+                // To the balancer this is a new flow, which the ring would send to that backend.
                 let flow = Flow::udp(from.local_addr().unwrap(), to);
                 let answer = site.katran.real_for_flow(&flow).unwrap().unwrap();
                 assert_eq!(answer.real, Some(*real));
@@ -258,8 +258,8 @@ fn connections_that_change_their_port_stay_with_their_server() {
         let counters = site.katran.stats().vip(vip).unwrap();
         assert!(counters.server_id_new >= CONNECTIONS as u64);
 
-        // It is the id: with ids that are not valid the ring decides, for a server that does not know
-        // the connection.
+        // The id decided: once invalidated, the ring does, and its server does not know the
+        // connection.
         site.katran.server_ids_mut().invalidate(&ids).unwrap();
         let _ = site.katran.flows_mut().purge(vip).unwrap();
         let lost = clients.iter().find(|of| of.server != "backend2").unwrap();

@@ -1,5 +1,5 @@
-//! Reals that come and go under traffic: draining, removal of the last one, removal while another
-//! service uses it, numbers that are given out again.
+//! Reals that come and go under traffic: draining, removing the last one, removing one that another
+//! service uses, reused numbers.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -49,7 +49,7 @@ fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
         assert_eq!(old.ask(&"x".repeat(300_000)).unwrap(), "backend0");
         assert_eq!(site.expected(site::flow_of(&old, vip)), "backend0");
         let after = site.katran.stats().flow_table().unwrap();
-        // More, if the machine was so busy that a SYN was sent again.
+        // More if the machine was so busy that a SYN was retransmitted.
         assert!(after.miss_syn - before.miss_syn >= 20);
         assert!(after.packets - before.packets > 300);
 
@@ -60,9 +60,9 @@ fn a_drained_real_keeps_its_connections_and_gets_no_new_ones() {
     }
 }
 
-/// Connections from before the change have no entries anywhere, so it is all the same by which CPU they come.
+/// Earlier connections have no entries, so it does not matter on which CPU they arrive.
 #[test]
-fn where_only_what_changed_is_remembered_a_drained_real_keeps_its_connections() {
+fn a_drained_real_keeps_its_connections_with_only_changed_flows_remembered() {
     let idle = Duration::from_secs(1);
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder
@@ -108,10 +108,10 @@ fn where_only_what_changed_is_remembered_a_drained_real_keeps_its_connections() 
     let answer = site.katran.real_for_flow(&flow).unwrap().unwrap();
     assert_eq!((answer.real, answer.choice), (Some(reals[0]), Choice::Base));
 
-    // Some milliseconds ago one has sent something.
+    // A connection sent something some milliseconds ago.
     assert!(site.katran.drained(vip, reals[0]).unwrap().unwrap() < idle);
 
-    // They end, and after a while nothing has to be asked any more.
+    // Once they end, packets soon no longer need the history.
     drop(connections);
     site::eventually("all slots are settled again", || is_settled(&site));
     assert_eq!(site.katran.drained(vip, reals[0]).unwrap(), Some(idle));
@@ -123,7 +123,7 @@ fn where_only_what_changed_is_remembered_a_drained_real_keeps_its_connections() 
     assert!(after.settled > before.settled);
 }
 
-/// Somebody has counted them before; the thread that settles slots looks again in half a minute.
+/// The slots were counted before; the thread that settles them looks again in half a minute.
 #[test]
 fn slots_that_a_purge_settles_are_counted_at_once() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
@@ -147,7 +147,7 @@ fn slots_that_a_purge_settles_are_counted_at_once() {
         (later.settled, later.unsettled),
         (changed.settled, changed.unsettled)
     );
-    // A moment of an hour is half a minute; what has passed since the count is added to it.
+    // Ages have steps of half a minute; the time since the count is added.
     let oldest = [changed, later].map(|slots| slots.oldest.unwrap());
     assert!(
         oldest[0] < oldest[1] && oldest[1] < Duration::from_secs(120),
@@ -176,7 +176,7 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
         Vip::udp((address, PORT).into()),
     );
     let real = site::reals(&site.lab, address)[0];
-    // The real itself lives on: another VIP has it.
+    // The real remains: another VIP has it.
     let other = Vip::tcp((site.lab.vip6(), PORT).into());
     for vip in [tcp, udp, other] {
         site.add_service(vip, &[real]);
@@ -191,7 +191,7 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
 
     site.katran.remove_real(tcp, real).unwrap();
     site.katran.remove_real(udp, real).unwrap();
-    // The acknowledgement of the last answer may still have been on its way when it was made.
+    // The acknowledgement of the last answer may still have been on its way at the removal.
     let before = sent(&site);
     site::ask_in_vain(&mut connection);
     assert_eq!(sent(&site), before);
@@ -199,7 +199,7 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
     assert!(of_connection > 0);
     site::ask_udp_in_vain(&socket);
     assert!(empty(&site) > of_connection);
-    // A new flow, and none of it is remembered.
+    // A new flow, none of which is remembered.
     let before = empty(&site);
     site::ask_udp_in_vain(&site::udp(&site.lab.client, udp));
     assert!(empty(&site) > before);
@@ -207,7 +207,7 @@ fn without_its_last_real_a_vip_drops_established_flows_too() {
     let mut elsewhere = site::connect(&site.lab.client, other);
     assert_eq!(elsewhere.ask("who").unwrap(), "backend0");
 
-    // The connection sends again what was not acknowledged, and goes on.
+    // The connection retransmits, and continues.
     site.add_real_again(tcp, real);
     site.add_real_again(udp, real);
     assert!(connection.ask("back").unwrap().starts_with("backend0"));
@@ -232,12 +232,12 @@ fn a_removed_real_loses_its_flows_while_another_vip_has_it() {
 
     site.katran.remove_real(vip, reals[0]).unwrap();
     assert_eq!(site.katran.real_index(reals[0]), Some(number));
-    // The other real knows nothing of the connection, and resets it.
+    // The other real does not know the connection, and resets it.
     let misses = site.katran.stats().flow_table().unwrap().miss_non_syn;
     assert!(old.ask("anybody").is_err());
     assert!(site.katran.stats().flow_table().unwrap().miss_non_syn > misses);
     assert_eq!(site.new_connections(vip, 10), ["backend1"; 10]);
-    // The other VIP has it still.
+    // The other VIP still has it.
     assert_eq!(
         elsewhere.ask("still").unwrap(),
         "backend0",
@@ -245,7 +245,7 @@ fn a_removed_real_loses_its_flows_while_another_vip_has_it() {
         site.report()
     );
 
-    // Nothing names it any more.
+    // No VIP uses it any more.
     site.katran.remove_real(other, reals[0]).unwrap();
     assert_eq!(site.katran.real_index(reals[0]), None);
     assert!(elsewhere.ask("anybody").is_err());
@@ -336,7 +336,7 @@ fn clients_of_a_removed_real_move_and_all_others_stay() {
 }
 
 #[test]
-fn one_client_port_after_another_is_balanced_by_weight() {
+fn consecutive_client_ports_are_balanced_by_weight() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, all_remembered);
     let servers = site.lab.serve_tcp(PORT).unwrap();
     let address = site.lab.vip4();

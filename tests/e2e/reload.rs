@@ -1,4 +1,4 @@
-//! Other features in a running balancer, under traffic: no packet is lost, no flow moves.
+//! Changing the features of a running balancer, under traffic: no packet is lost, no flow moves.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
@@ -32,7 +32,7 @@ use crate::site::PORT;
 use crate::site::Site;
 use crate::vlan;
 
-/// Every feature there is, one after the other, and with others.
+/// Every feature alone, and several together.
 fn sets() -> Vec<Features> {
     let default = Features::default();
     vec![
@@ -45,7 +45,7 @@ fn sets() -> Vec<Features> {
     ]
 }
 
-/// By a call, or by a state that is applied: the balancer comes to have these features.
+/// Gives the balancer these features, by a call or by applying a state.
 pub(crate) type Reload = fn(&mut Katran, Features);
 
 fn by_call(katran: &mut Katran, features: Features) {
@@ -69,7 +69,7 @@ fn nothing_is_lost_and_nothing_moves() {
 }
 
 #[test]
-fn nothing_is_lost_and_nothing_moves_where_all_flows_are_remembered() {
+fn nothing_is_lost_and_nothing_moves_with_all_flows_remembered() {
     site::stay_on_one_cpu();
     let site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.flow_tracking(FlowTracking::All)
@@ -77,7 +77,7 @@ fn nothing_is_lost_and_nothing_moves_where_all_flows_are_remembered() {
     check(site, &sets(), by_call);
 }
 
-/// Two sets, for balancers that are special in other ways.
+/// Two sets of features, for balancers that differ in other ways.
 fn two_sets() -> [Features; 2] {
     [
         Features::all().difference(Features::FLOW_DEBUG),
@@ -134,7 +134,7 @@ fn nothing_is_lost_and_nothing_moves_in_an_entry_of_a_root_program() {
     RootProgram::remove(&path).unwrap();
 }
 
-/// Services with their clients, whom a change of features must not concern.
+/// Services with clients, which a change of features must not affect.
 pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
     let tracking = site.katran.state().balancer.unwrap().flow_tracking;
     let servers = (
@@ -143,7 +143,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
     );
     let tcp = Vip::tcp((site.lab.vip4(), PORT).into());
     let udp = Vip::udp((site.lab.vip6(), PORT).into());
-    // One of those whose packets go on in a second program.
+    // A VIP whose packets continue in a second program.
     let quic = Vip::udp((site.lab.vip4(), PORT).into());
     for vip in [tcp, udp] {
         site.add_service(vip, &site::reals(&site.lab, vip.address()));
@@ -153,7 +153,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
         site.katran.add_real(quic, katran::Real::new(real)).unwrap();
     }
     let ends = site.katran.decap().list();
-    // Datagrams are sent once, so they need a way that is known.
+    // Lost datagrams are not retransmitted, so their next hops must be known.
     site::eventually("all next hops are known", || {
         let hops = site.katran.gateways().next_hops();
         hops.iter().all(|hop| hop.mac.is_some())
@@ -172,8 +172,8 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
         .into_iter()
         .map(|vip| site::udp(&site.lab.client, vip))
         .collect();
-    // What the kernel itself sends to the balancer, such as answers to ARP, comes from any CPU, and now and
-    // then a client's packet is processed along with it. So each CPU's table learns the flows.
+    // Answers to ARP and the like arrive on any CPU, and now and then a client's packet is
+    // processed along with one. So each CPU's table learns the flows.
     for cpu in site::cpus().into_iter().rev() {
         stay_on(cpu as usize);
         for (connection, name) in &mut connections {
@@ -183,7 +183,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
             socket.ask(b"who").unwrap();
         }
     }
-    // Weights change: only the flow table knows where these belong, or the history of their slots.
+    // After a change of weights only the flow table or the slots' history knows where these belong.
     let first = site::reals(&site.lab, tcp.address())[0];
     site.katran
         .add_real(tcp, katran::Real::new(first).weight(0))
@@ -198,7 +198,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
             scope.spawn(|| {
                 let name = socket.ask(b"who").unwrap();
                 while !stop.load(Ordering::Relaxed) {
-                    // A lost one is not sent again: there would be no answer.
+                    // A lost datagram is not retransmitted: there would be no answer.
                     assert_eq!(socket.ask(b"who").unwrap(), name);
                     answers.fetch_add(1, Ordering::Relaxed);
                 }
@@ -219,7 +219,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
     });
     let after = site.katran.counters().unwrap();
     assert_eq!(after.totals.drop.packets, before.totals.drop.packets);
-    // Connections on a base are in no table: each is unknown once, when server ids are switched on.
+    // Connections on a base have no flow entries: each misses once, when server ids are enabled.
     let has_ids = sets.iter().any(|set| set.contains(Features::TCP_SERVER_ID));
     let unknown = match tracking {
         Some(FlowTracking::All) => 0,
@@ -232,7 +232,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
     let answers = answers.load(Ordering::Relaxed);
     let forwarded = after.totals.tx.packets - before.totals.tx.packets;
     assert!(forwarded >= answers);
-    // Those of VIPs and reals go on, too: each packet is one of a VIP's and one of a real's.
+    // VIP and real counters continue, too: each packet counts for a VIP and for a real.
     let packets = |katran: &Katran| {
         let of_vips =
             [tcp, udp, quic].map(|vip| katran.stats().vip(vip).unwrap().forwarded.packets);
@@ -250,7 +250,7 @@ pub(crate) fn check(mut site: Site, sets: &[Features], reload: Reload) {
         of_vips.iter().sum::<u64>() == of_reals
     });
     assert_eq!(site.katran.decap().list(), ends);
-    // The new program is what a simulation runs, too.
+    // Simulations run the new program, too.
     let flow = "192.0.2.9:1234".parse().unwrap();
     let ran = site
         .katran
@@ -281,7 +281,7 @@ fn reals_on_the_same_segment_and_behind_other_interfaces_stay_reachable() {
 }
 
 #[test]
-fn what_is_in_use_cannot_be_switched_off() {
+fn features_in_use_cannot_be_disabled() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.features(Features::SOURCE_ROUTING | Features::INLINE_DECAP)
     });
@@ -304,7 +304,7 @@ fn what_is_in_use_cannot_be_switched_off() {
     katran.source_routes_mut().clear().unwrap();
     katran.decap_mut().remove(end).unwrap();
     katran.reload(Features::default()).unwrap();
-    // Without the feature there is no such call; with it again, an empty table.
+    // Without the feature the call fails; enabled again, the table is empty.
     assert!(matches!(
         katran.source_routes_mut().add(&[route], real),
         Err(Error::Unsupported { .. })
@@ -312,13 +312,13 @@ fn what_is_in_use_cannot_be_switched_off() {
     katran.reload(both).unwrap();
     assert_eq!(katran.source_routes().count(), 0);
     katran.source_routes_mut().add(&[route], real).unwrap();
-    // What is kept keeps its entries.
+    // A feature that stays keeps its table's entries.
     katran.reload(both | Features::GLOBAL_FLOW_TABLE).unwrap();
     assert_eq!(katran.source_routes().count(), 1);
 }
 
 #[test]
-fn what_flows_go_by_cannot_be_switched_off() {
+fn features_that_lead_flows_cannot_be_disabled() {
     let both = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.features(both)
@@ -331,7 +331,7 @@ fn what_flows_go_by_cannot_be_switched_off() {
     katran.add_real(vip, katran::Real::new(real)).unwrap();
     let client = "192.0.2.7:1234".parse().unwrap();
     let flow = katran::Flow::udp(client, site::service(vip));
-    // One that is not used keeps nothing.
+    // A feature that is off keeps nothing.
     katran.reload(Features::empty()).unwrap();
     katran.reload(both).unwrap();
     katran.global_flows_mut().set(0, &flow, real).unwrap();
@@ -348,14 +348,14 @@ fn what_flows_go_by_cannot_be_switched_off() {
             assert!(error.to_string().contains(part), "{error}");
         };
         in_use(katran.reload(less).unwrap_err());
-        // A state is refused as a whole.
+        // The state is refused as a whole.
         let mut wanted = katran.state();
         wanted.balancer.as_mut().unwrap().features = Some(less);
         in_use(katran.apply(&wanted).unwrap_err());
         assert_eq!(katran.features(), both);
         assert_eq!(katran.global_flows().get(0, &flow).unwrap(), Some(real));
     }
-    // One that takes the flags away as well is not.
+    // A state that also removes the flags is accepted.
     let mut wanted = katran.state();
     wanted.balancer.as_mut().unwrap().features = Some(Features::UDP_STABLE_ROUTING);
     wanted.vips[0].flags = VipFlags::UDP_STABLE_ROUTING;

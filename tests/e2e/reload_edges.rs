@@ -1,5 +1,5 @@
-//! Reloads that fail, those of balancers that are attached by other means, and what they leave behind:
-//! nothing.
+//! Reloads that fail, reloads of balancers that the library did not attach, and that neither leaves
+//! anything behind.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -32,12 +32,12 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// All that can be switched on.
+/// Every feature that can be enabled.
 fn everything() -> Features {
     Features::all().difference(Features::FLOW_DEBUG)
 }
 
-/// A VIP whose packets go on in a second program.
+/// A VIP whose packets continue in a second program.
 fn add_special(katran: &mut katran::Katran, lab: &Lab) -> Vip {
     let vip = Vip::udp((lab.vip4(), PORT).into());
     katran.add_vip(vip, VipFlags::QUIC).unwrap();
@@ -48,7 +48,7 @@ fn add_special(katran: &mut katran::Katran, lab: &Lab) -> Vip {
 }
 
 #[test]
-fn a_program_in_an_entry_of_the_embedders_works_on_until_it_is_replaced() {
+fn a_program_in_an_embedders_entry_works_until_it_is_replaced() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let _decaps = site::decaps(&lab, XdpMode::Native);
@@ -61,7 +61,7 @@ fn a_program_in_an_entry_of_the_embedders_works_on_until_it_is_replaced() {
         .unwrap();
     let vip = add_special(&mut katran, &lab);
     let socket = site::udp(&lab.client, vip);
-    // Nobody has asked for a descriptor: nothing is kept.
+    // No descriptor was handed out, so the old program is not kept.
     katran.reload(everything()).unwrap();
     assert!(!katran.release_replaced_program());
 
@@ -77,7 +77,7 @@ fn a_program_in_an_entry_of_the_embedders_works_on_until_it_is_replaced() {
         entries.set(2, katran.program_fd()).unwrap();
         assert_eq!(socket.ask(b"who").unwrap(), name);
     }
-    // A reload that fails takes nothing from it.
+    // A failed reload takes nothing from the entry.
     let refused = without_commands(&[faults::PROG_LOAD], Errno::EINVAL, || {
         katran.reload(everything())
     });
@@ -86,7 +86,7 @@ fn a_program_in_an_entry_of_the_embedders_works_on_until_it_is_replaced() {
     assert!(katran.release_replaced_program());
     assert_eq!(socket.ask(b"who").unwrap(), name);
 
-    // Letting go of it too early leaves none.
+    // Releasing the old program too early leaves the entry empty.
     katran.reload(Features::default()).unwrap();
     assert_eq!(socket.ask(b"who").unwrap(), name);
     assert!(katran.release_replaced_program());
@@ -108,7 +108,7 @@ fn a_reload_that_the_kernel_refuses_changes_nothing() {
     let vip = add_special(&mut site.katran, &site.lab);
     let socket = site::udp(&site.lab.client, vip);
     let name = socket.ask(b"who").unwrap();
-    // Server ids of TCP may lead to a real that is down, so packets of the VIP have to know of it.
+    // A TCP server id may lead to a real that is down, so the VIP's packets must know.
     let tcp = Vip::tcp((vip.address(), PORT + 1).into());
     site.katran.add_vip(tcp, VipFlags::empty()).unwrap();
     let dead = site::reals(&site.lab, vip.address())[0];
@@ -147,8 +147,7 @@ fn a_reload_that_the_kernel_refuses_changes_nothing() {
     drop(servers);
 }
 
-/// Puts a program into the XDP link that has this one on an interface, as anybody with the privileges
-/// can.
+/// Replaces the program in an interface's XDP link, as any privileged process can.
 fn meddle(link_has: u32, index: u32, program: BorrowedFd<'_>) {
     let link = xdp_link(link_has, index);
     // SAFETY: takes descriptors; there are no options.
@@ -172,7 +171,7 @@ fn all_interfaces_get_the_new_program_or_none() {
     let (_, id) = program(host, "eth0").unwrap();
     assert_eq!(program(host, "lo"), Some((XdpMode::Generic, id)));
 
-    // On the second one is somebody else's, which is not replaced.
+    // The second interface has a foreign program, which the reload leaves alone.
     let other = Decap::builder().load().unwrap();
     let lo = host.interface_index("lo").unwrap();
     meddle(id, lo, other.program_fd());
@@ -202,7 +201,7 @@ fn all_interfaces_get_the_new_program_or_none() {
     assert_eq!(program(host, "gone0"), Some((XdpMode::Generic, id)));
     assert_eq!(socket.ask(b"who").unwrap(), name);
 
-    // It is ours again; and an interface that is gone keeps nothing from being reloaded.
+    // Ours again; and a removed interface does not prevent a reload.
     meddle(foreign, lo, site.katran.program_fd());
     host.ip("link del gone0").unwrap();
     assert_eq!(states(&site.katran), [Attached, Attached, Gone]);
@@ -223,9 +222,10 @@ fn reloads_leave_no_descriptors() {
         let all = fs::read_dir("/proc/thread-self/fd").unwrap();
         all.count()
     };
-    // On a thread with descriptors of its own, so that other tests do not count.
+    // On a thread with its own descriptor table, so that other tests' descriptors do not count.
     let reload = || {
-        // SAFETY: takes numbers; it closes the descriptors of this thread alone, which has none yet.
+        // SAFETY: takes numbers; it closes only this thread's descriptors, of which it has none
+        // yet.
         let closed = unsafe {
             libc::syscall(
                 libc::SYS_close_range,
@@ -249,7 +249,7 @@ fn reloads_leave_no_descriptors() {
         }
         assert!(counts.iter().all(|pair| *pair == counts[0]), "{counts:?}");
         assert!(counts[0].1 <= fresh, "{counts:?}, at first {fresh}");
-        // One that fails, too.
+        // A failed reload, too.
         let refused = without_commands(&[faults::PROG_LOAD], Errno::EINVAL, || {
             katran.reload(everything())
         });

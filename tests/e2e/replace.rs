@@ -1,5 +1,5 @@
-//! Settings that only a load can change in a running balancer, under traffic: no packet is lost, no flow moves, and the
-//! attachments are those of before.
+//! Changing load-time settings of a running balancer, under traffic: no packet is lost, no flow
+//! moves, and the attachments stay the same.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
@@ -31,7 +31,7 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// Other sizes of all that flows, VIPs and reals are kept in, and with them other features.
+/// Other sizes for everything that keeps flows, VIPs and reals, and these features.
 fn by_state(katran: &mut Katran, features: Features) {
     let mut state = katran.state();
     let settings = state.balancer.as_mut().unwrap();
@@ -84,7 +84,7 @@ fn nothing_is_lost_of_a_pinned_one_and_its_link_stays() {
         by_state(katran, features);
         assert_eq!(katran.features(), features);
     });
-    // The handle is gone: another one adopts it.
+    // The handle is dropped, and another one adopts it.
     assert_eq!(pinned::link_id(&pins), before);
     let katran = Katran::builder()
         .pin(pinned::directory(&pins))
@@ -127,7 +127,8 @@ fn nothing_is_lost_with_next_hops_of_reals_and_a_monitor() {
     assert_eq!(monitor.unwrap().stop().failure, None);
 }
 
-/// Connections that begin between the copy of the flow table's entries and the switch, and that only the table before knows.
+/// Connections that begin between the copy of the flow table and the switch: only the old table
+/// knows them.
 fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
     const CLIENTS: usize = 24;
     const QUESTIONS: usize = 12;
@@ -162,7 +163,7 @@ fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
             });
             let mut state = site.katran.state();
             let flows = [10_000, 40_000, 60_000][round % 3];
-            // New connections go elsewhere from the switch on, and all slots are unsettled.
+            // After the switch new connections go elsewhere, and all slots are unsettled.
             state.vips[0].reals = (reals.iter().enumerate())
                 .map(|(place, real)| {
                     Real::new(*real).weight(u32::from(place == round % reals.len()))
@@ -181,12 +182,12 @@ fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
 }
 
 #[test]
-fn nothing_breaks_that_begins_while_flows_are_copied() {
+fn connections_begun_during_the_copy_survive() {
     nothing_breaks_that_begins(|builder| builder);
 }
 
 #[test]
-fn nothing_breaks_that_begins_while_flows_are_copied_where_all_are_remembered() {
+fn connections_begun_during_the_copy_survive_with_all_flows_remembered() {
     nothing_breaks_that_begins(|builder| {
         let features = Features::default() | Features::TCP_SERVER_ID;
         builder.flow_tracking(FlowTracking::All).features(features)

@@ -1,4 +1,5 @@
-//! A root program that another process adopts: what it has passed, where it is attached, and what has gone meanwhile.
+//! A root program that another process adopts: its count of passed packets, its attachments, and
+//! what vanished meanwhile.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -34,7 +35,7 @@ fn has_xdp(host: &Host) -> bool {
     host.ip("link show dev eth0").unwrap().contains("xdp")
 }
 
-/// The kernel's numbers of the link and of its program.
+/// The ids of the link and of its program.
 fn link(pins: &Pins) -> (u32, u32) {
     let names = pins.list().into_iter();
     let names: Vec<_> = names.filter(|name| name.contains("_xdp_")).collect();
@@ -43,7 +44,7 @@ fn link(pins: &Pins) -> (u32, u32) {
 }
 
 #[test]
-fn the_next_handle_goes_on_with_it() {
+fn the_next_handle_adopts_it() {
     let pins = Pins::new();
     let host = host();
     let missing = RootProgram::adopt(pins.path()).unwrap_err();
@@ -52,13 +53,13 @@ fn the_next_handle_goes_on_with_it() {
     host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
     root.pin(pins.path()).unwrap();
     assert_eq!(pins.brief(), ROOT);
-    // Interfaces that come up have something to say.
+    // Interfaces that come up send something.
     site::eventually("frames are passed", || root.passed().unwrap() > 0);
     let counted = root.passed().unwrap();
     let (attachments, before) = (root.interfaces(), link(&pins));
     drop(root);
     assert!(has_xdp(&host));
-    // Several may: none of them keeps anything that another one lacks.
+    // Several handles may adopt it; all see the same.
     let adopted = [(); 2].map(|()| RootProgram::adopt(pins.path()).unwrap());
     for root in adopted {
         assert_eq!(root.entries().count(), 5);
@@ -70,7 +71,7 @@ fn the_next_handle_goes_on_with_it() {
         (before, &ROOT.map(str::to_owned)[..])
     );
 
-    // An interface that has gone and come back, in the mode that was asked for.
+    // An interface that was removed and recreated, in the mode asked for.
     host.ip("link del eth0").unwrap();
     let mut root = RootProgram::adopt(pins.path()).unwrap();
     assert_eq!(root.interfaces()[0].state, AttachmentState::Gone);
@@ -95,7 +96,7 @@ fn the_next_handle_goes_on_with_it() {
     );
 }
 
-/// One process attaches while another one adopts: it has what it was told, or an error.
+/// One process attaches while another adopts: the first gets its attachment, or an error.
 #[test]
 fn an_attachment_that_is_being_made_is_left_to_its_maker() {
     let pins = Pins::new();
@@ -107,7 +108,7 @@ fn an_attachment_that_is_being_made_is_left_to_its_maker() {
     let name = pins.list().pop().unwrap();
     assert!(name.contains("_xdp_"), "{name}");
     let (made, meanwhile) = (path(&name), path(&format!("{name}%new")));
-    // As it is for a moment.
+    // For a moment, as during an attach.
     fs::rename(&made, &meanwhile).unwrap();
     thread::scope(|scope| {
         let adopting = scope.spawn(|| RootProgram::adopt(pins.path()).unwrap());
@@ -118,13 +119,13 @@ fn an_attachment_that_is_being_made_is_left_to_its_maker() {
         assert_eq!(attachments, host.run(|| root.interfaces()));
         assert_eq!(attachments[0].state, AttachmentState::Attached);
     });
-    // For longer: its maker finds that somebody has thought it dead.
+    // For longer: the attaching process finds that the other took it for dead.
     fs::rename(&made, &meanwhile).unwrap();
     let adopted = RootProgram::adopt(pins.path()).unwrap();
     assert!(adopted.interfaces().is_empty() && !has_xdp(&host));
     let late = fs::rename(&meanwhile, &made).unwrap_err();
     assert_eq!(late.kind(), ErrorKind::NotFound);
-    // What another process that was killed has moved aside is ended by the next one.
+    // A killed process moved a link aside; the next one ends it.
     drop(adopted);
     host.run(|| root.reattach().unwrap());
     fs::rename(&made, path(&format!("{name}%end%new"))).unwrap();
@@ -135,7 +136,7 @@ fn an_attachment_that_is_being_made_is_left_to_its_maker() {
 }
 
 #[test]
-fn what_is_half_pinned_is_said_and_removed() {
+fn half_made_pins_are_reported_and_removed() {
     let pins = Pins::new();
     let host = host();
     let load = || {
@@ -155,7 +156,7 @@ fn what_is_half_pinned_is_said_and_removed() {
     assert!(pins.list().is_empty() && has_xdp(&host));
     root.pin(pins.path()).unwrap();
     drop(root);
-    // A process that was killed as it had pinned the array, or as it pinned the attachment.
+    // A process was killed after pinning the array, or the attachment.
     let names = pins.list();
     let attachment = pins.path().with_file_name(&names[3]);
     let meanwhile = pins.path().with_file_name(format!("{}%new", names[3]));
@@ -170,7 +171,7 @@ fn what_is_half_pinned_is_said_and_removed() {
     assert!(error.to_string().contains("remove it"), "{error}");
     RootProgram::remove(pins.path()).unwrap();
     assert!(pins.list().is_empty(), "{:?}", pins.list());
-    // What others have pinned under such names stays.
+    // Foreign pins of such names stay.
     let mut root = load();
     root.pin(pins.path()).unwrap();
     drop(root);

@@ -1,5 +1,5 @@
-//! What else chooses a real than ring and flow table: the client's prefix, the global flow table,
-//! marks; and VIPs that are prefixes.
+//! What chooses a real besides ring and flow table: source routes, the global flow table, marks;
+//! and prefix VIPs.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -81,8 +81,8 @@ fn clients_of_a_prefix_go_to_the_real_of_its_route() {
         assert_eq!(answer.real, Some(reals[1]));
         assert_eq!(answer.choice, Choice::SourceRoute { prefix });
 
-        // Without the route old connections stay, and new ones go by the ring. The real lives on by
-        // being in the ring now.
+        // Without the route old connections stay, and new ones follow the ring. The VIP keeps the
+        // real in use.
         site.katran
             .add_real(vip, Real::new(reals[1]).weight(0))
             .unwrap();
@@ -94,7 +94,7 @@ fn clients_of_a_prefix_go_to_the_real_of_its_route() {
             assert_eq!(client.ask("still").unwrap(), "backend0");
         }
     }
-    // A SYN that was sent again counts again, here as there.
+    // A retransmitted SYN counts again in both counters.
     let counters = site.katran.stats().source_routing().unwrap();
     assert!(
         counters.matched >= 2 && counters.unmatched >= 18,
@@ -125,8 +125,8 @@ fn vips_may_be_prefixes_with_a_port_and_without() {
     let other_port = PORT + 1;
     let _servers = [PORT, other_port].map(|port| site.lab.serve_tcp(port).unwrap());
     let _udp = site.lab.serve_udp(PORT).unwrap();
-    // The first address has a VIP of its own; then the longer prefix, the shorter one with the port,
-    // and the shorter one for all ports.
+    // The first address has its own VIP; then match the longer prefix, the shorter one with the
+    // port, and the shorter one for all ports.
     for (exact, long, short) in [
         ("203.0.113.1:80", "203.0.113.128/25:80", "203.0.113.0/24"),
         (
@@ -190,7 +190,7 @@ fn vips_may_be_prefixes_with_a_port_and_without() {
 }
 
 #[test]
-fn the_host_application_tells_a_flow_where_to_go() {
+fn the_host_application_chooses_a_flows_real() {
     let mut site = site(Features::GLOBAL_FLOW_TABLE);
     let _servers = site.lab.serve_udp(PORT).unwrap();
     for address in [site.lab.vip4(), site.lab.vip6()] {
@@ -199,7 +199,7 @@ fn the_host_application_tells_a_flow_where_to_go() {
         let flags = VipFlags::GLOBAL_LRU | VipFlags::LRU_BYPASS;
         site.katran.add_vip(vip, flags).unwrap();
         site.katran.add_real(vip, Real::new(reals[0])).unwrap();
-        // Known, but without a slot of the ring.
+        // Known, but without a slot.
         let drained = Real::new(reals[1]).weight(0);
         site.katran.add_real(vip, drained).unwrap();
         let socket = site::udp(&site.lab.client, vip);
@@ -246,7 +246,7 @@ fn udp_flows_leave_a_real_that_is_marked_down() {
         let on = |name| sockets.iter().filter(|(_, of)| of == name).count() as u64;
         let (first, second) = (on("backend0"), on("backend1"));
         assert!(first > 0 && second > 0);
-        // Drained, it keeps its flows; down, too, it loses them.
+        // A drained real keeps its flows; marked down, too, it loses them.
         let drained = Real::new(reals[0]).weight(0);
         site.katran.add_real(vip, drained).unwrap();
         for (socket, name) in &sockets {
@@ -261,7 +261,7 @@ fn udp_flows_leave_a_real_that_is_marked_down() {
         }
         let after = site.katran.stats().udp_flow_migration().unwrap();
         assert_eq!(after.invalidated - before.invalidated, first, "once each");
-        // They have moved for good.
+        // The flows have moved for good.
         site.katran.mark_up(vip, reals[0]).unwrap();
         site.katran.add_real(vip, Real::new(reals[0])).unwrap();
         for (socket, _) in &sockets {
@@ -271,7 +271,7 @@ fn udp_flows_leave_a_real_that_is_marked_down() {
 }
 
 #[test]
-fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
+fn flows_can_be_listed_and_purged_while_active() {
     let mut site = Site::with(LabConfig::default(), XdpMode::Native, |builder| {
         builder.flow_tracking(FlowTracking::All)
     });
@@ -287,7 +287,7 @@ fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
             .iter_mut()
             .map(|client| client.ask("who").unwrap())
             .collect();
-        // One for each, and another one where a packet came by another CPU for once.
+        // One entry each, and a second one where a packet arrived on another CPU.
         let entries = |site: &Site| {
             let stats = site.katran.flows().stats(vip).unwrap();
             assert_eq!(stats.stale, 0, "{stats:?}");
@@ -306,7 +306,7 @@ fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
                 assert_eq!(site::backend_at(&site.lab, entry.real.unwrap()), *name);
             }
         }
-        // Forgotten, they go by the ring, which leads them to the same place.
+        // Forgotten flows follow the ring, which leads them to the same place.
         let of_first = names.iter().filter(|name| *name == "backend0").count() as u64;
         let purged = site.katran.flows_mut().purge_real(vip, reals[0]).unwrap();
         assert!((of_first..=2 * of_first).contains(&purged));
@@ -316,7 +316,7 @@ fn flows_can_be_looked_at_and_forgotten_while_they_go_on() {
         for (client, name) in clients.iter_mut().zip(&names) {
             assert_eq!(client.ask(&"x".repeat(20_000)).unwrap(), *name);
         }
-        // Remembered again; while a real is drained only those that are remembered stay on it.
+        // Remembered again: a drained real keeps only remembered flows.
         assert!(entries(&site) >= 16);
         let lost = names.iter().position(|name| name == "backend0").unwrap();
         let drained = Real::new(reals[0]).weight(0);

@@ -1,8 +1,9 @@
-//! Networks that the ready-made lab has not: a balancer and its backends on one segment, a balancer
-//! with two interfaces, and links with VLAN tags.
+//! Networks beyond the ready-made lab: a balancer and its backends on one segment, a balancer with
+//! two interfaces, and links with VLAN tags.
 //!
-//! On the segment (10.20.0.0/24, 2001:db8:20::/64; a bridge) are the router (.1), the balancer (.2) and
-//! the backends (.11 and on). The balancer of two interfaces also has the one of the lab's to the router.
+//! On the segment (10.20.0.0/24, 2001:db8:20::/64; a bridge) are the router (.1), the balancer (.2)
+//! and the backends (.11 and on). A balancer with two interfaces also has the lab's link to the
+//! router.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -29,12 +30,11 @@ use crate::site::PORT;
 
 pub(crate) const BACKENDS: usize = 2;
 
-/// How packets for the VIPs come to the balancer.
+/// How packets for the VIPs reach the balancer.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Arrival {
-    /// Over the segment.
     Segment,
-    /// Over an interface of its own.
+    /// By the balancer's own link to the router.
     OwnLink,
 }
 
@@ -57,8 +57,8 @@ pub(crate) fn v6(last: u8) -> Ipv6Addr {
 }
 
 impl Segment {
-    /// One whose balancer finds its gateways by itself, and whose main routing table leads to the segment: the
-    /// way to the router by the balancer's own link, `eth0`, is for another table to say.
+    /// One whose balancer discovers its gateways and whose main routing table leads to the segment:
+    /// another table leads to the router by the balancer's own link, `eth0`.
     pub(crate) fn with_another_table(next_hops: NextHops) -> Self {
         let network = Self::new(Arrival::OwnLink, |builder| {
             builder.gateway(Gateway::Auto).next_hops(next_hops)
@@ -143,7 +143,7 @@ impl Segment {
         }
     }
 
-    /// Gives the balancer a new interface to the segment, in the place of one that is gone.
+    /// Replaces a removed interface of the balancer to the segment.
     pub(crate) fn join_again(&self) {
         let balancer = &self.lab.balancers[0].host;
         join(&self.switch, balancer, "eth1", "balancer", 2);
@@ -159,7 +159,7 @@ impl Segment {
             .collect()
     }
 
-    /// Adds both VIPs: an IPv4 one with IPv6 reals and the other way round.
+    /// Adds both VIPs: an IPv4 one with IPv6 reals and vice versa.
     pub(crate) fn serve(&mut self) -> [Vip; 2] {
         let vips = [
             Vip::tcp((self.lab.vip4(), PORT).into()),

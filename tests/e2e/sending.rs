@@ -1,5 +1,5 @@
-//! Frames that a driver fails to send after the program has returned, on a link whose other end takes none, and the
-//! mode that is chosen there.
+//! Frames that a driver drops after the program has returned, as the link's other end takes none,
+//! and the mode chosen there.
 
 use std::net::UdpSocket;
 use std::thread;
@@ -26,7 +26,8 @@ use crate::site::small;
 const FRAMES: u64 = 50;
 const VIP: &str = "203.0.113.1:9";
 
-/// A balancer's host, and a client that is its router, too; whether the client's end takes what XDP sends.
+/// A balancer's host, and a client that is also its router; `takes`: whether the client's end
+/// accepts frames from XDP.
 fn hosts(takes: bool) -> (Host, Host, Katran) {
     require_root();
     let (host, client) = (Host::new("balancer").unwrap(), Host::new("client").unwrap());
@@ -49,7 +50,7 @@ fn hosts(takes: bool) -> (Host, Host, Katran) {
     (host, client, katran)
 }
 
-/// Sends frames to the VIP, and waits until the program has taken so many in all.
+/// Sends frames to the VIP, and waits until the program has counted this many in all.
 fn send(client: &Host, katran: &Katran, so_far: u64) {
     let socket = client.run(|| UdpSocket::bind("192.0.2.1:0").unwrap());
     for _ in 0..FRAMES {
@@ -67,16 +68,15 @@ fn counters(host: &Host, katran: &Katran) -> InterfaceCounters {
     all.remove(0)
 }
 
-/// The interface has sent all of its frames.
+/// The diagnosis says that the interface sent all its frames.
 fn sends_all(found: &Diagnosis) {
     let message = "failed to send none";
     finds(found, Severity::Ok, Subject::Sending, message, "");
 }
 
 #[test]
-fn frames_that_the_driver_loses_are_not_told_as_sent() {
+fn frames_lost_by_the_driver_are_not_reported_as_sent() {
     let (host, client, mut katran) = hosts(false);
-    // Before it is attached frames are nobody's.
     host.run(|| katran.attach("eth0", XdpMode::Native).unwrap());
     let first = counters(&host, &katran);
     assert_eq!((first.interface.as_str(), first.unsent), ("eth0", 0));
@@ -96,7 +96,7 @@ fn frames_that_the_driver_loses_are_not_told_as_sent() {
         (&*samples[0].labels, samples[0].value),
         (&["eth0".to_owned()][..], FRAMES)
     );
-    // Here they are not told of.
+    // From this namespace none are reported.
     assert_eq!(katran.stats().interfaces(), []);
 
     let found = host.run(|| katran.diagnose("eth0").unwrap());
@@ -116,7 +116,7 @@ fn frames_that_the_driver_loses_are_not_told_as_sent() {
         "see above",
     );
 
-    // Attached again it counts from 0, in the mode in which frames arrive.
+    // Attached again, it counts from 0, in the mode in which frames arrive.
     katran.detach("eth0").unwrap();
     let attached = host.run(|| katran.attach("eth0", XdpMode::Auto).unwrap());
     assert_eq!(attached.mode, XdpMode::Generic);
@@ -124,7 +124,7 @@ fn frames_that_the_driver_loses_are_not_told_as_sent() {
     assert_eq!(katran.interfaces(), [attached]);
     send(&client, &katran, 2 * FRAMES);
     let now = counters(&host, &katran);
-    // And what the host says to find neighbours.
+    // Also counts the host's neighbour discovery.
     assert!(now.sent >= FRAMES && now.unsent == 0, "{now:?}");
     let found = host.run(|| katran.diagnose("eth0").unwrap());
     sends_all(&found);
@@ -138,7 +138,7 @@ fn frames_that_the_driver_loses_are_not_told_as_sent() {
 }
 
 #[test]
-fn gro_alone_does_not_make_the_other_end_take_frames() {
+fn gro_alone_does_not_make_the_other_end_accept_frames() {
     let (host, client, mut katran) = hosts(false);
     client.tool("ethtool", "-K eth0 gro on").unwrap();
     let found = host.run(|| katran.diagnose("eth0").unwrap());
@@ -168,7 +168,7 @@ fn gro_alone_does_not_make_the_other_end_take_frames() {
 }
 
 #[test]
-fn auto_mode_is_native_where_the_other_end_takes_frames() {
+fn auto_mode_is_native_if_the_other_end_accepts_frames() {
     let (host, client, mut katran) = hosts(true);
     let attached = host.run(|| katran.attach("eth0", XdpMode::Auto).unwrap());
     assert_eq!(

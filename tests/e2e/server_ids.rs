@@ -1,5 +1,5 @@
-//! TCP connections by server id: both ends write the option, and the balancer goes by it when ring and
-//! flow table have changed.
+//! TCP connections by server id: both ends write the option, and the balancer follows it when ring
+//! and flow table have changed.
 
 use katran::Decap;
 use katran::Features;
@@ -18,17 +18,17 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// With the top bit set, too.
+/// One has the top bit set.
 const IDS: [u32; 3] = [1000, 70_000, 0x8000_0007];
 
 struct Server {
-    // In this order: the program and the server go before the group.
+    // Fields drop in this order: program and server before the group.
     option: ServerIdOption,
     _server: TcpServer,
     _group: Cgroup,
 }
 
-/// A site whose backends write their ids, and count those that reach them.
+/// A site whose backends write their ids, and count connections.
 fn site(config: LabConfig) -> (Site, Vec<Server>) {
     let mut site = Site::with(config, XdpMode::Native, |builder| {
         builder.features(Features::default() | Features::TCP_SERVER_ID)
@@ -88,7 +88,8 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
         let before = site.katran.stats().tcp_server_id().unwrap();
         assert!(before.syn >= 25);
 
-        // First to one and then to another, which is not that of the client that does not repeat it.
+        // The ring leads to one backend, then to another; neither is that of the client that does
+        // not repeat the id.
         let mut hosts = site.lab.backends.iter().map(|of| of.host.name());
         let last = hosts.position(|of| of != of_plain).unwrap();
         let last_name = site::backend_at(&site.lab, reals[last]);
@@ -109,10 +110,10 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
         }
         let after = site.katran.stats().tcp_server_id().unwrap();
         assert!(after.sid_routed > before.sid_routed);
-        // The id, and not luck: a client that does not repeat it has lost the server.
+        // The id kept the connections: a client that does not repeat it has lost its server.
         assert!(plain.ask("who").is_err());
 
-        // An id that is not valid leads nowhere.
+        // An invalid id leads nowhere.
         let (client, name) = open
             .iter_mut()
             .find(|(_, name)| *name != last_name)
@@ -136,7 +137,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
     let option = echo.counters().unwrap();
     assert_eq!((option.served, option.heard), (0, 48), "{option:?}");
     assert!(option.written > 48 * 4, "in every packet: {option:?}");
-    // Those that were sent while the ids were invalid.
+    // Packets sent while the ids were invalid.
     let others = site
         .decaps
         .iter()
@@ -145,7 +146,7 @@ fn connections_stay_with_their_server_when_ring_and_flow_table_are_lost() {
     assert_eq!(site.katran.stats().totals().unwrap().drop.packets, 0);
 }
 
-/// Stable UDP routing: the datagrams name their server themselves.
+/// Stable UDP routing: datagrams name their server.
 #[test]
 fn datagrams_stay_with_the_server_that_they_name() {
     let mut site = Site::with(
@@ -163,7 +164,7 @@ fn datagrams_stay_with_the_server_that_they_name() {
         site.katran
             .add_vip(vip, VipFlags::UDP_STABLE_ROUTING)
             .unwrap();
-        // The ring has the first one only.
+        // The ring has only the first one.
         site.katran.add_real(vip, Real::new(reals[0])).unwrap();
         let ids = [
             ServerId::new(1, reals[0]),
@@ -175,7 +176,7 @@ fn datagrams_stay_with_the_server_that_they_name() {
             assert_eq!(client.ask(b"\x52\xff\xff\xfe....").unwrap(), "backend1");
             assert_eq!(client.ask(b"\x52\x00\x00\x01....").unwrap(), "backend0");
         }
-        // Nothing of it is remembered: a datagram that names none goes by the ring.
+        // Nothing is remembered: a datagram without an id follows the ring.
         assert_eq!(client.ask(b"\x52\x00\x00\x07 unknown").unwrap(), "backend0");
         assert_eq!(client.ask(b"plain words").unwrap(), "backend0");
         site.katran

@@ -34,7 +34,7 @@ use crate::faults;
 use crate::site;
 use crate::site::PORT;
 
-/// A BPF file system of the test's own.
+/// A BPF file system for this test alone.
 pub(crate) struct Pins(PathBuf);
 
 impl Pins {
@@ -47,7 +47,7 @@ impl Pins {
         self.0.join("root")
     }
 
-    /// What the test has pinned: the file system has some entries of its own, with dots.
+    /// What the test has pinned: the file system has entries of its own, with dots.
     pub(crate) fn list(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -56,7 +56,7 @@ impl Pins {
         names
     }
 
-    /// The same, with no more of attachments than the interface.
+    /// The same, with attachments cut to the interface.
     pub(crate) fn brief(&self) -> Vec<String> {
         let brief = |name: String| match name.split_once("_xdp_") {
             Some((root, rest)) => format!("{root}_xdp_{}", rest.rsplit('_').next().unwrap()),
@@ -68,7 +68,7 @@ impl Pins {
     }
 }
 
-/// A program of somebody else's that counts frames and hands them to the next entry.
+/// A foreign program that counts frames and hands them to the next entry.
 struct Foreign {
     program: OwnedFd,
     counter: OwnedFd,
@@ -83,7 +83,7 @@ impl Foreign {
             imm: immediate,
             ..Default::default()
         };
-        // SAFETY: takes numbers and a name; the results are descriptors that nobody else owns.
+        // SAFETY: takes numbers and a name; only the caller owns the descriptors it returns.
         let counter = unsafe {
             let fd = libbpf_sys::bpf_map_create(
                 libbpf_sys::BPF_MAP_TYPE_ARRAY,
@@ -111,13 +111,13 @@ impl Foreign {
             instruction(0xb7, 0, 2),    // XDP_PASS
             instruction(0x95, 0, 0),
         ];
-        // As libbpf sets it; the kernel lets only programs of one kind into an array.
+        // As libbpf sets it; the kernel allows only programs of the same kind in an array.
         let mut options = libbpf_sys::bpf_prog_load_opts {
             sz: std::mem::size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
             expected_attach_type: libbpf_sys::BPF_XDP,
             ..Default::default()
         };
-        // SAFETY: instructions and options outlive the call, and are as long as it says.
+        // SAFETY: instructions and options outlive the call, which gets their lengths.
         let program = unsafe {
             let fd = libbpf_sys::bpf_prog_load(
                 libbpf_sys::BPF_PROG_TYPE_XDP,
@@ -148,11 +148,11 @@ impl Foreign {
     }
 }
 
-/// What there is of a root program that is pinned.
+/// The pins of a root program.
 pub(crate) const ROOT: [&str; 4] = ["root", "root_passed", "root_program", "root_xdp_eth0"];
 
-/// A lab with decapsulators, and a pinned root program on the balancer's interface, whose process has
-/// let go of it.
+/// A lab with decapsulators, and a pinned root program on the balancer's interface, whose handle is
+/// dropped.
 fn network(pins: &Pins) -> (Lab, Vec<Decap>) {
     let lab = Lab::new(LabConfig::default()).unwrap();
     let decaps = site::decaps(&lab, XdpMode::Native);
@@ -201,7 +201,7 @@ fn two_programs_work_in_a_chain_and_the_root_outlives_them() {
     assert_eq!(pins.brief(), ROOT);
     let entries = SharedEntries::open(pins.path()).unwrap();
     assert_eq!(names(&entries), ["", "", ""]);
-    // Nothing is set: the host itself is reached.
+    // With no entry set, the host itself answers.
     let ping = || {
         let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
         assert!(ping.is_ok(), "{ping:?}");
@@ -225,13 +225,13 @@ fn two_programs_work_in_a_chain_and_the_root_outlives_them() {
     }
     let seen = foreign.frames() - before.0;
     assert!(seen >= 8);
-    // Late packets of those connections may come between the two readings.
+    // Late packets of those connections may arrive between the two readings.
     site::eventually("both programs have seen the same frames", || {
         let ours = katran.stats().totals().unwrap().total.packets - before.1;
         foreign.frames() - before.0 == ours
     });
 
-    // Other features are another program.
+    // Other features make another program.
     katran
         .reload(Features::default() | Features::SOURCE_ROUTING)
         .unwrap();
@@ -265,7 +265,7 @@ fn a_balancer_is_replaced_under_traffic() {
         scope.spawn(|| {
             let name = socket.ask(b"who").unwrap();
             while !stop.load(Ordering::Relaxed) {
-                // A lost one is not sent again: there would be no answer.
+                // A lost datagram is not retransmitted: there would be no answer.
                 assert_eq!(socket.ask(b"who").unwrap(), name);
                 answers.fetch_add(1, Ordering::Relaxed);
             }
@@ -275,7 +275,7 @@ fn a_balancer_is_replaced_under_traffic() {
             let seen = answers.load(Ordering::Relaxed);
             let mut next = balancer(&lab);
             next.attach_shared(pins.path(), 2).unwrap();
-            // The old one has lost the entry, and takes nothing with it.
+            // The old one has lost the entry; dropping it leaves the entry alone.
             present = next;
             site::eventually("packets flow on", || {
                 answers.load(Ordering::Relaxed) > seen + 200
@@ -294,13 +294,13 @@ fn a_balancer_is_replaced_under_traffic() {
 }
 
 #[test]
-fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
+fn a_killed_processs_entry_is_taken_over_and_foreign_ones_are_not() {
     let pins = Pins::new();
     let (lab, _decaps) = network(&pins);
     let servers = lab.serve_tcp(PORT).unwrap();
     let mut killed = balancer(&lab);
     killed.attach_shared(pins.path(), 2).unwrap();
-    // It ends without a destructor; only its entry stays.
+    // Ends without a destructor; only its entry stays.
     std::mem::forget(killed);
     let entries = SharedEntries::open(pins.path()).unwrap();
     assert_eq!(names(&entries), ["", "", "katran"]);
@@ -316,13 +316,13 @@ fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
     let error = other.attach_shared(pins.path(), 0).unwrap_err();
     assert!(matches!(error, Error::ForeignEntry { .. }), "{error}");
     assert_eq!(names(&entries)[0], "foreign");
-    // Nor is the root itself replaced by one that wants the interface alone.
+    // The root program does not replace one attached directly to the interface, either.
     let host = &lab.balancers[0].host;
     let error = host.run(|| other.attach("eth0", XdpMode::Native).unwrap_err());
     assert!(matches!(error, Error::ForeignProgram { .. }), "{error}");
     connect(&lab, lab.vip6());
 
-    // The program that has replaced ours keeps the entry.
+    // A program that replaced ours keeps the entry.
     entries.set(2, foreign.program.as_fd()).unwrap();
     let state = katran.shared_entries()[0].state;
     assert_eq!(state, AttachmentState::Replaced);
@@ -336,7 +336,7 @@ fn what_a_killed_process_has_left_is_taken_over_and_others_are_left_alone() {
 }
 
 #[test]
-fn an_entry_that_was_lost_is_had_again() {
+fn a_lost_entry_is_restored() {
     require_root();
     let pins = Pins::new();
     let mut root = RootProgram::builder().load().unwrap();
@@ -361,7 +361,7 @@ fn an_entry_that_was_lost_is_had_again() {
         assert_eq!(pinned(), 1);
     };
     first.attach_shared(pins.path(), 2).unwrap();
-    // Somebody has emptied it.
+    // The entry is cleared behind the library's back.
     entries.clear(2).unwrap();
     assert_eq!(first.shared_entries()[0].state, AttachmentState::Gone);
     first.reattach().unwrap();
@@ -369,7 +369,7 @@ fn an_entry_that_was_lost_is_had_again() {
     entries.clear(2).unwrap();
     first.attach_shared(pins.path(), 2).unwrap();
     is_there(&first);
-    // Another balancer, and back.
+    // Another balancer takes it, and the first one takes it back.
     second.attach_shared(pins.path(), 2).unwrap();
     is_there(&second);
     assert_eq!(first.shared_entries()[0].state, AttachmentState::Replaced);
@@ -404,7 +404,7 @@ fn an_entry_that_cannot_be_emptied_is_refused_and_kept() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     let pins = Pins::new();
     let (lab, _decaps) = network(&pins);
     let mut katran = balancer(&lab);
@@ -427,7 +427,7 @@ fn what_cannot_be_is_refused() {
     katran.attach_shared(pins.path(), 2).unwrap();
     let error = katran.attach_shared(pins.path(), 1).unwrap_err();
     assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
-    // Programs for frames in several buffers have no place beside others.
+    // Programs for multi-buffer frames cannot share an interface with others.
     let gateway = MacAddr::new(lab.balancers[0].gateway_mac);
     let mut frags = site::small(gateway).frags(true).load().unwrap();
     invalid(frags.attach_shared(pins.path(), 1).unwrap_err(), "frags");
@@ -449,12 +449,12 @@ fn what_cannot_be_is_refused() {
     assert!(RootProgram::builder().entries(0).load().is_err());
     assert!(RootProgram::builder().entries(17).load().is_err());
     drop(frags);
-    // A root with a name that begins like that of the first one's attachments is another root.
+    // A root whose name begins like the first one's attachments is another root.
     let host = &lab.balancers[0].host;
     let mut other = RootProgram::builder().load().unwrap();
     other.pin(pins.0.join("root_too")).unwrap();
     host.run(|| other.attach("lo", XdpMode::Generic).unwrap());
-    // An interface that is made again takes the place of the former one of its name.
+    // A recreated interface replaces the former one of its name.
     for _ in 0..2 {
         host.ip("link add anew0 type veth peer name anew1").unwrap();
         host.run(|| other.attach("anew0", XdpMode::Generic).unwrap());
@@ -481,7 +481,7 @@ fn what_cannot_be_is_refused() {
     assert!(!host.ip("link show dev lo").unwrap().contains("xdp"));
     assert!(pins.list().is_empty());
 
-    // One that is not pinned goes with its handle.
+    // An unpinned root goes with its handle.
     let mut root = RootProgram::builder().load().unwrap();
     host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
     assert!(has_xdp(host));

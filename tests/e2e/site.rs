@@ -1,5 +1,5 @@
-//! What the tests start from: a lab with a decapsulator on each backend and a balancer that is
-//! attached, plus the few questions that most of them ask.
+//! The start of the tests: a lab with a decapsulator on each backend and an attached balancer, and
+//! the few questions that most tests ask.
 
 use std::env;
 use std::io;
@@ -37,13 +37,13 @@ use katran_lab::stay_on;
 /// The port of the services, unless a test needs several.
 pub(crate) const PORT: u16 = 80;
 
-/// How long a busy machine may take for what is certain to come.
+/// How long a busy machine may take for something certain.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long to wait for an answer that must not come.
 const IN_VAIN: Duration = Duration::from_millis(300);
 
-/// How tc programs are attached if nothing else is asked for.
+/// How tc programs are attached unless the test asks for more.
 pub(crate) fn first_choice() -> TcHook {
     if Newer::Tcx.is_here() {
         TcHook::Tcx
@@ -52,9 +52,8 @@ pub(crate) fn first_choice() -> TcHook {
     }
 }
 
-/// A lab at work.
 pub(crate) struct Site {
-    // In this order: programs are dropped before the interfaces they are attached to.
+    // Programs must drop before the interfaces they are attached to.
     pub(crate) katran: Katran,
     pub(crate) decaps: Vec<Decap>,
     pub(crate) lab: Lab,
@@ -84,7 +83,7 @@ impl Site {
         }
     }
 
-    /// Has the balancer be an entry of a root program that is pinned at a path, instead of attached itself.
+    /// Makes the balancer an entry of a pinned root program instead of attaching it directly.
     pub(crate) fn share(&mut self, path: &Path) {
         self.katran.detach("eth0").unwrap();
         let mut root = RootProgram::builder().load().unwrap();
@@ -100,7 +99,7 @@ impl Site {
         add_service(&mut self.katran, vip, reals);
     }
 
-    /// Makes the balancer forget the flows of a VIP, and the ring lead new ones to this real only.
+    /// Purges a VIP's flows and makes the ring lead new ones to this real only.
     pub(crate) fn turn_to(&mut self, vip: Vip, to: IpAddr) {
         for real in self.katran.reals(vip).unwrap() {
             let weight = u32::from(real.address() == to);
@@ -110,12 +109,12 @@ impl Site {
         let _ = self.katran.flows_mut().purge(vip).unwrap();
     }
 
-    /// The name of the backend that a packet of this flow, other than a SYN, is sent to now.
+    /// The name of the backend that a packet of this flow, other than a SYN, would reach.
     pub(crate) fn expected(&self, flow: Flow) -> String {
         expected(&self.lab, &self.katran, flow)
     }
 
-    /// Packets that the backends have taken out of tunnels, by the outer family.
+    /// Packets that the backends have unwrapped, by outer family.
     pub(crate) fn decapsulated(&self) -> (u64, u64) {
         let counters = self.decaps.iter().map(|decap| decap.counters().unwrap());
         counters.fold((0, 0), |(v4, v6), c| {
@@ -123,7 +122,7 @@ impl Site {
         })
     }
 
-    /// A new connection that this backend has accepted: as many tries as that takes.
+    /// Connects until this backend has accepted.
     pub(crate) fn connect_to(&self, vip: Vip, backend: &str) -> TcpClient {
         for _ in 0..200 {
             let mut client = connect(&self.lab.client, vip);
@@ -134,14 +133,14 @@ impl Site {
         panic!("none of 200 connections went to {backend}");
     }
 
-    /// The names that answer on this many new connections, one after the other.
+    /// The names that answer on this many new connections, in order.
     pub(crate) fn new_connections(&self, vip: Vip, number: usize) -> Vec<String> {
         (0..number)
             .map(|_| connect(&self.lab.client, vip).ask("who").unwrap())
             .collect()
     }
 
-    /// What to add to the message of a failure.
+    /// Added to a failure's message.
     pub(crate) fn report(&self) -> String {
         let counters = self.katran.counters().unwrap();
         let decaps: Vec<_> = self.decaps.iter().map(Decap::counters).collect();
@@ -149,7 +148,7 @@ impl Site {
     }
 }
 
-/// Loads a balancer with small tables and attaches it to a balancer of the lab.
+/// Loads a balancer with small tables and attaches it to one of the lab's balancer hosts.
 pub(crate) fn balancer(
     lab: &Lab,
     index: usize,
@@ -166,8 +165,8 @@ pub(crate) fn balancer(
     (katran, attachment)
 }
 
-/// Settings for small tables, of the kind that the environment variable `KATRAN_FLOW_TABLE` names
-/// (`make test` runs with both), in which changed flows are remembered.
+/// Settings with small tables that remember changed flows, in the flow table that the environment
+/// variable `KATRAN_FLOW_TABLE` names (`make test` runs both).
 pub(crate) fn small(gateway: MacAddr) -> Builder {
     let kind = env::var("KATRAN_FLOW_TABLE");
     Katran::builder()
@@ -194,7 +193,7 @@ pub(crate) fn decaps(lab: &Lab, mode: XdpMode) -> Vec<Decap> {
 /// Adds a VIP with reals, all of weight 1.
 pub(crate) fn add_service(katran: &mut Katran, vip: Vip, reals: &[IpAddr]) {
     katran.add_vip(vip, VipFlags::empty()).unwrap();
-    // At once: one after the other, each would take slots from those before it.
+    // In one call: one by one, each would take slots from those before it.
     let reals = reals.iter().map(|real| RealChange::Add(Real::new(*real)));
     katran
         .modify_reals(vip, &reals.collect::<Vec<_>>())
@@ -207,7 +206,7 @@ pub(crate) fn replace_real(katran: &mut Katran, vip: Vip, old: IpAddr, new: IpAd
     katran.modify_reals(vip, &changes).unwrap();
 }
 
-/// The name of the backend that a packet of this flow is sent to now.
+/// The name of the backend that a packet of this flow would reach.
 pub(crate) fn expected(lab: &Lab, katran: &Katran, flow: Flow) -> String {
     let answer = katran.real_for_flow(&flow).unwrap().unwrap();
     backend_at(lab, answer.real.unwrap())
@@ -222,8 +221,8 @@ pub(crate) fn backend_at(lab: &Lab, address: IpAddr) -> String {
     backend.unwrap().host.name().to_owned()
 }
 
-/// Gives a host an address on `lo`, and waits until packets to it arrive: the local route of an IPv6
-/// address is made later, by a worker of the kernel (even with `nodad`).
+/// Gives a host an address on `lo`, and waits until packets to it arrive: a kernel worker adds the
+/// local route of an IPv6 address later (even with `nodad`).
 pub(crate) fn add_to_lo(host: &Host, address: IpAddr) {
     let length = if address.is_ipv4() { 32 } else { 128 };
     host.ip(&format!("addr add {address}/{length} dev lo"))
@@ -231,7 +230,7 @@ pub(crate) fn add_to_lo(host: &Host, address: IpAddr) {
     eventually_local(host, address, "lo");
 }
 
-/// Waits until packets to an address arrive that an interface has just been given.
+/// Waits until packets to an interface's new address arrive.
 pub(crate) fn eventually_local(host: &Host, address: IpAddr, interface: &str) {
     let family = if address.is_ipv4() { "-4" } else { "-6" };
     let local = format!("local {address} dev {interface}");
@@ -241,7 +240,7 @@ pub(crate) fn eventually_local(host: &Host, address: IpAddr, interface: &str) {
     });
 }
 
-/// The backends' addresses in the family of `like`.
+/// The backends' addresses in `like`'s family.
 pub(crate) fn reals(lab: &Lab, like: IpAddr) -> Vec<IpAddr> {
     let address = |backend: &katran_lab::Backend| match like {
         IpAddr::V4(_) => IpAddr::from(backend.v4),
@@ -250,19 +249,19 @@ pub(crate) fn reals(lab: &Lab, like: IpAddr) -> Vec<IpAddr> {
     lab.backends.iter().map(address).collect()
 }
 
-/// Where a VIP's clients connect to.
+/// Where a VIP's clients connect.
 pub(crate) fn service(vip: Vip) -> SocketAddr {
     (vip.address(), vip.port()).into()
 }
 
-/// A new connection, as patient as a busy machine needs it.
+/// A new connection, with a timeout for a busy machine.
 pub(crate) fn connect(client: &Host, vip: Vip) -> TcpClient {
     let connection = TcpClient::connect(client, service(vip)).unwrap();
     connection.set_patience(PATIENCE).unwrap();
     connection
 }
 
-/// A UDP socket that waits as long as a busy machine needs it.
+/// A UDP socket, with a timeout for a busy machine.
 pub(crate) fn udp(client: &Host, vip: Vip) -> UdpClient {
     let socket = UdpClient::connect(client, service(vip)).unwrap();
     socket.set_patience(PATIENCE).unwrap();
@@ -274,8 +273,8 @@ pub(crate) fn flow_of(connection: &TcpClient, vip: Vip) -> Flow {
     Flow::tcp(connection.local_addr().unwrap(), service(vip))
 }
 
-/// Asks where no answer must come. TCP keeps the question: its answer is the first one that comes
-/// when there is a way again.
+/// Asks where no answer must come. TCP keeps the question: its answer is the first to come once the
+/// path is back.
 pub(crate) fn ask_in_vain(connection: &mut TcpClient) {
     connection.set_patience(IN_VAIN).unwrap();
     assert_silent(connection.ask("anybody"));
@@ -298,8 +297,8 @@ fn assert_silent(answer: io::Result<String>) {
     assert!(late, "not silence but: {error}");
 }
 
-/// Waits until the last acknowledgement of each connection of the host's has been sent (RFC 9293,
-/// TIME-WAIT), all of which it has closed.
+/// Waits until all the host's closed connections have sent their last acknowledgement (RFC 9293,
+/// TIME-WAIT).
 pub(crate) fn connections_end(host: &Host) {
     const TIME_WAIT: &str = "06";
     eventually("all connections end", || {
@@ -316,23 +315,23 @@ pub(crate) fn connections_end(host: &Host) {
     });
 }
 
-/// The CPUs that this process may use, by the numbers that settings have.
+/// The CPUs this process may use, by the kernel's numbers.
 pub(crate) fn cpus() -> Vec<u32> {
     let allowed = allowed_cpus().into_iter();
     allowed.map(|cpu| cpu as u32).collect()
 }
 
-/// Keeps this thread, and those that it starts, on the CPU on which the lab has clients' packets arrive.
-/// Others that it sends to the balancer, such as answers to ARP, would now and then have a client's packet
-/// processed along with them on another CPU, whose table does not know the flow.
+/// Keeps this thread, and those it starts, on the CPU on which the lab has clients' packets arrive.
+/// Other packets to the balancer, such as answers to ARP, would otherwise now and then move a
+/// client's packet to another CPU, whose table does not know the flow.
 pub(crate) fn stay_on_one_cpu() -> u32 {
     let cpu = cpus()[0];
     stay_on(cpu as usize);
     cpu
 }
 
-/// Has all that the client and the backends send processed on one CPU, as a network card would
-/// bring a flow, and the ICMP errors about it if it hashes well, to the same flow table. This thread
+/// Makes all packets of client and backends arrive on one CPU, as a network card would bring a flow
+/// (and the ICMP errors about it, if it hashes well): they need the same flow table. This thread
 /// stays there, too.
 pub(crate) fn arrive_on_one_cpu(lab: &Lab) -> u32 {
     let cpu = stay_on_one_cpu();

@@ -1,5 +1,5 @@
-//! Rings that are switched while packets use them: a packet sees the old ring or the new one, and
-//! always a real of its own VIP.
+//! Switching rings under traffic: a packet sees the old ring or the new one, and always a real of
+//! its own VIP.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
@@ -24,17 +24,17 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// At least as many switches of each VIP, and as many answers.
+/// The least number of switches of each VIP, and of answers.
 const SWITCHES: u64 = 200;
 const ANSWERS: u64 = 2_000;
 
-/// A VIP that changes between two sets of reals without a common one.
+/// A VIP that alternates between two disjoint sets of reals.
 struct Changing {
     vip: Vip,
     sets: [Vec<Real>; 2],
 }
 
-/// A socket, and the backend of its flow under either set.
+/// A socket, and its flow's backend under either set.
 type Client = (UdpClient, [String; 2]);
 
 impl Changing {
@@ -47,7 +47,7 @@ impl Changing {
         katran.modify_reals(self.vip, &changes).unwrap();
     }
 
-    /// Which backend each of some sockets belongs to, under either set. Leaves the first in use.
+    /// Which backend each socket gets under either set. Leaves the first set in use.
     fn clients(&self, site: &mut Site) -> Vec<Client> {
         let sockets: Vec<UdpClient> = (0..24)
             .map(|_| site::udp(&site.lab.client, self.vip))
@@ -75,7 +75,7 @@ fn switching_between_disjoint_sets_of_reals_loses_no_packet() {
         backends: 6,
         ..LabConfig::default()
     };
-    // Few numbers, so that they are given out again all the time.
+    // Few numbers, so that they are reused all the time.
     let mut site = Site::with(config, XdpMode::Native, |builder| {
         builder.max_reals(8).ring_size(1009)
     });
@@ -87,7 +87,7 @@ fn switching_between_disjoint_sets_of_reals_loses_no_packet() {
     .map(|(address, sets)| {
         let reals = site::reals(&site.lab, address);
         let vip = Vip::udp((address, PORT).into());
-        // Every packet asks the ring.
+        // Every packet looks at the ring.
         site.katran.add_vip(vip, VipFlags::LRU_BYPASS).unwrap();
         let sets = sets.map(|range| reals[range].iter().copied().map(Real::new).collect());
         let service = Changing { vip, sets };
@@ -116,7 +116,7 @@ fn switching_between_disjoint_sets_of_reals_loses_no_packet() {
         let end = Instant::now() + Duration::from_secs(120);
         let enough = || answers.iter().all(|n| n.load(Ordering::Relaxed) >= ANSWERS);
         while switches < SWITCHES || !enough() {
-            // A thread that has failed answers no more; its own message says why.
+            // A failed thread stops answering; its own message says why.
             if Instant::now() > end || traffic.iter().any(|thread| thread.is_finished()) {
                 break;
             }
@@ -145,7 +145,7 @@ fn switching_between_disjoint_sets_of_reals_loses_no_packet() {
     assert_eq!((packets.packets, packets.misses), (0, 0));
 }
 
-/// Asks again and again, and returns how many answers came from each set.
+/// Asks until told to stop, and returns how many answers came from each set.
 fn talk(clients: &[Client], stop: &AtomicBool, answers: &AtomicU64) -> [u64; 2] {
     let mut from = [0; 2];
     for (socket, names) in clients.iter().cycle() {
@@ -154,7 +154,7 @@ fn talk(clients: &[Client], stop: &AtomicBool, answers: &AtomicU64) -> [u64; 2] 
         }
         let name = socket.ask(b"who").unwrap();
         let set = names.iter().position(|legal| *legal == name);
-        let set = set.unwrap_or_else(|| panic!("{name} answered, legal are {names:?}"));
+        let set = set.unwrap_or_else(|| panic!("{name} answered, expected one of {names:?}"));
         from[set] += 1;
         answers.fetch_add(1, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
-//! Traffic in all mixes of families, both protocols and both modes of attachment, with frames as
-//! large as they get; several interfaces; echo requests.
+//! Traffic in all mixes of families, both protocols and both attach modes, with the longest frames;
+//! several interfaces; echo requests.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -48,8 +48,8 @@ fn all_families_and_protocols_in_generic_mode() {
     every_mix(XdpMode::Generic, |builder| builder);
 }
 
-/// Two VIPs of each family, one with reals of its own family and one with those of the other;
-/// TCP with much data in both directions, and UDP with the largest datagrams that fit.
+/// Two VIPs of each family, one with reals of its family and one with reals of the other; TCP with
+/// much data in both directions, and UDP with the largest datagrams that fit.
 fn every_mix(mode: XdpMode, settings: fn(Builder) -> Builder) {
     let vips: Vec<IpAddr> = [
         "203.0.113.1",
@@ -85,7 +85,7 @@ fn every_mix(mode: XdpMode, settings: fn(Builder) -> Builder) {
         let before = site.decapsulated();
         transfer_by_tcp(&site, Vip::tcp((address, PORT).into()));
         exchange_by_udp(&site, Vip::udp((address, PORT).into()));
-        // Their last packets are this mix's.
+        // Their last packets would count for this mix.
         site::connections_end(&site.lab.client);
 
         let forwarded = site.katran.stats().reals(&reals).unwrap();
@@ -99,7 +99,7 @@ fn every_mix(mode: XdpMode, settings: fn(Builder) -> Builder) {
         assert!(same > 1_400, "{same} packets came out of tunnels");
         assert_eq!(other, 0, "the outer header is of the real's family");
     }
-    // What the balancer sent, the backends got: not one packet was lost or malformed.
+    // The backends received all that the balancer sent: no packet was lost or malformed.
     let all: Vec<IpAddr> = site
         .katran
         .real_numbers()
@@ -149,7 +149,7 @@ fn exchange_by_udp(site: &Site, vip: Vip) {
         let client = site::udp(&site.lab.client, vip);
         let flow = Flow::udp(client.local_addr().unwrap(), site::service(vip));
         let name = client.ask(&vec![0x5a; largest]).unwrap();
-        // Again, with the smallest: by the flow table this time.
+        // Again, with the smallest: from the flow table this time.
         assert_eq!(client.ask(b"").unwrap(), name);
         assert_eq!(site.expected(flow), name);
         names.push(name);
@@ -166,8 +166,8 @@ fn one_balancer_on_two_interfaces() {
     let mut site = Site::new(LabConfig::default());
     let lab = &site.lab;
     let balancer = &lab.balancers[0];
-    // A second link between the two, by which the router sends the IPv6 VIP. Its router's end
-    // has the gateway's MAC address too, for there is only one of those.
+    // A second link between the two, by which the router sends the IPv6 VIP. The router's end has
+    // the gateway's MAC address too, as there can be only one.
     let end = balancer.host.port("eth1").mac([2, 0, 0, 9, 0, 1]);
     let router = lab.router.port("bal0b").mac(balancer.gateway_mac);
     veth(end, router.takes_xdp_tx(), 1600).unwrap();
@@ -218,10 +218,10 @@ fn one_balancer_on_two_interfaces() {
         site::eventually("frames leave where they came in", || {
             received(interface) - before.0 >= forwarded
         });
-        // Neighbour discovery goes by the other one now and then.
+        // Neighbour discovery uses the other one now and then.
         assert!(received(other) - before.1 < 50);
     }
-    // The other goes on when one is detached.
+    // The other continues when one is detached.
     site.katran.detach("eth0").unwrap();
     let left: Vec<_> = site.katran.interfaces();
     assert_eq!(left.len(), 1);
@@ -243,7 +243,7 @@ fn echo_requests_are_answered_by_the_balancer() {
             site.add_service(service, &[site.lab.backends[0].v4.into()]);
         }
         let balancer = &site.lab.balancers[0];
-        // Those to VIPs by the program, those to the host by the host.
+        // The program answers for VIPs, the host for itself.
         for (v4, v6) in [
             (site.lab.vip4(), site.lab.vip6()),
             (balancer.v4.into(), balancer.v6.into()),
@@ -274,7 +274,7 @@ fn echo_requests_are_answered_by_the_balancer() {
 }
 
 #[test]
-fn what_is_no_vip_reaches_the_balancers_own_stack() {
+fn other_packets_reach_the_balancers_own_stack() {
     let mut site = Site::new(LabConfig::default());
     let vip = Vip::udp((site.lab.vip4(), PORT).into());
     site.add_service(vip, &site::reals(&site.lab, vip.address()));

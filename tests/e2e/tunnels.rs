@@ -1,5 +1,5 @@
-//! Tunnels that end at a balancer: one behind another, a balancer that is a backend, and packets that
-//! go back out.
+//! Tunnels that end at a balancer: a balancer behind another, a balancer that is a backend, and
+//! packets that leave again.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ use crate::site::PORT;
 
 const KINDS: [Encapsulation; 2] = [Encapsulation::Ipip, Encapsulation::Gue];
 
-/// Two balancers: the VIPs are routed to the first one, whose tunnels lead to the second one.
+/// Two balancers: the VIPs are routed to the first, whose tunnels lead to the second.
 fn lab() -> Lab {
     require_root();
     let lab = Lab::new(LabConfig {
@@ -140,10 +140,10 @@ fn a_balancer_that_is_a_backend_of_another_one() {
     }
 }
 
-/// The way back of a backend whose answers come by a tunnel; here it is the client's packets that do,
-/// and the router sends what comes out of the second balancer to the backend.
+/// Like a backend whose answers return through a tunnel; here the client's packets do, and the
+/// router sends what the second balancer unwraps to the backend.
 #[test]
-fn egress_sends_what_was_in_the_tunnel_on_its_way() {
+fn egress_sends_the_inner_packet_on_its_way() {
     for kind in KINDS {
         let lab = lab();
         let mut first = balancer(&lab, 0, kind, |builder| builder);

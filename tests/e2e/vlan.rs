@@ -8,11 +8,11 @@ use crate::site;
 use crate::site::PORT;
 use crate::site::Site;
 
-/// Tags on the balancer's link. `tags`: protocol and tag, the inner one first.
+/// Tags the balancer's link. `tags`: protocol and tag, the inner one first.
 pub(crate) fn tag_link(site: &Site, tags: &[(u16, u16)]) {
     let router = &site.lab.router;
     let balancer = &site.lab.balancers[0];
-    // The balancer's host knows nothing of VLANs, so it answers nobody who asks for its address.
+    // The balancer's host has no VLANs, so it does not answer ARP.
     let own = MacAddr::new(balancer.mac);
     for address in [balancer.v4.to_string(), balancer.v6.to_string()] {
         let entry = format!("neigh replace {address} lladdr {own} nud permanent dev bal0");
@@ -28,7 +28,7 @@ fn tagged_links_work(tags: &[(u16, u16)]) {
         site.lab.serve_tcp(PORT).unwrap(),
         site.lab.serve_udp(PORT).unwrap(),
     );
-    // Before any TCP, whose late packets would count, too. What comes in has the tags: 4 bytes each
+    // Before any TCP, whose late packets would count, too. Each arriving packet has 4 bytes a tag
     // on top of Ethernet, IPv4 and UDP.
     let vip = Vip::udp((site.lab.vip4(), PORT).into());
     site.add_service(vip, &site::reals(&site.lab, vip.address()));

@@ -1,6 +1,6 @@
-//! Next hops behind a VRF device (Linux's Documentation/networking/vrf.rst): its interfaces have a routing table of
-//! their own, which the balancer must ask in place of the main one. `make kernels` runs this, under kernels that have
-//! such devices.
+//! Next hops behind a VRF device (Linux's Documentation/networking/vrf.rst): its interfaces have
+//! their own routing table, which the balancer must ask instead of the main one. `make kernels`
+//! runs this, as its kernels have such devices.
 
 use std::net::Ipv4Addr;
 
@@ -49,8 +49,8 @@ fn routers_behind_a_vrf_are_found_and_followed() {
             let hops = network.katran.gateways().next_hops();
             hops.iter().any(|hop| hop.mac == Some(other))
         });
-        // The interface leaves the VRF, and the main table counts again. The kernel forgets what it knew of
-        // the interface then.
+        // The interface leaves the VRF, and the main table counts again. The kernel then forgets
+        // its neighbours.
         host.ip("link set eth0 nomaster").unwrap();
         let third: MacAddr = "02:00:00:00:00:66".parse().unwrap();
         let entry = format!("neigh replace 10.0.0.6 lladdr {third} dev eth0 nud permanent");

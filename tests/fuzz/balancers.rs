@@ -1,5 +1,5 @@
-//! The balancers that the model is compared with: few, for loading takes time, but each feature is on
-//! in some and off in others, together with each other one.
+//! The balancers that the model is compared with: few, as loading takes time, but each feature is
+//! enabled in some and disabled in others, in combination with every other one.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::common::GATEWAY;
 use crate::common::ip;
 use crate::common::vip;
 
-/// What sets a balancer apart from the others.
+/// How a balancer differs from the others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
@@ -39,24 +39,23 @@ pub(crate) struct Kind {
     features: Features,
     max_frame: u32,
     pub(crate) frags: bool,
-    /// New flows a second from which on the guard acts; none: never.
+    /// The flood threshold, in new flows a second; `None`: no guard.
     pub(crate) flood: Option<u32>,
-    /// Whether the CPU that frames come to has a flow table.
+    /// Whether the CPU that frames arrive on has a flow table.
     own_table: bool,
-    /// Other outer sources, another GUE port, another start of the hash and other bits of fragmentation than the
-    /// default ones.
+    /// Non-default outer sources, GUE port, hash seed and fragmentation bits.
     odd: bool,
     pub(crate) next_hops: NextHops,
-    /// Attached to interfaces (`stations`); and any address is one of a VIP.
+    /// Attached to interfaces (`stations`); also, every address belongs to a VIP.
     pub(crate) attached: bool,
     tracking: FlowTracking,
     ring_size: u32,
-    /// After how many seconds TCP and UDP flows are over.
+    /// The timeouts of TCP and UDP flows, in seconds.
     timeouts: Option<[u64; 2]>,
-    /// Frames are played through the explaining twin.
+    /// Frames run through the explaining twin.
     pub(crate) explained: bool,
     counts_syns: bool,
-    /// Pairs of a VIP and a real that are counted.
+    /// How many pairs of VIP and real are counted.
     max_vip_reals: u32,
 }
 
@@ -85,8 +84,9 @@ const PLAIN: Kind = Kind {
     max_vip_reals: 0,
 };
 
-/// Tables are asked in unsettled slots only. Of those there are few, so that flows meet in them. Moments of slots are parts
-/// of the time-outs: short ones, so that a batch has many.
+/// Only packets in unsettled slots look at tables. Slots are few, so flows share them. The
+/// resolution of slots' times is a fraction of the timeouts: short ones, so that a batch spans many
+/// steps.
 const CHANGED: Kind = Kind {
     tracking: FlowTracking::Changed,
     ring_size: 37,
@@ -94,17 +94,16 @@ const CHANGED: Kind = Kind {
     ..PLAIN
 };
 
-/// Slots are settled so soon that a test can wait for it.
+/// Slots settle soon enough for a test to wait.
 pub(crate) const SETTLING: Kind = Kind {
     name: "settling",
     timeouts: Some([2, 2]),
     ..CHANGED
 };
 
-/// All of them.
 pub(crate) const KINDS: [Kind; 16] = [
     Kind {
-        // Fewer than there are.
+        // Fewer than exist.
         max_vip_reals: 100,
         ..PLAIN
     },
@@ -227,12 +226,12 @@ pub(crate) const KINDS: [Kind; 16] = [
 ];
 
 impl Kind {
-    /// Whether VIPs change while frames come.
+    /// Whether VIPs change between frames.
     pub(crate) fn changes(&self) -> bool {
         self.tracking == FlowTracking::Changed
     }
 
-    /// The balancer's document, for frames that come to CPU `cpu`.
+    /// The balancer's document, for frames on CPU `cpu`.
     pub(crate) fn state(&self, cpu: u32) -> State {
         let mut state = State::default();
         let forwarding = match self.own_table {
@@ -303,7 +302,7 @@ impl Kind {
     }
 }
 
-/// The real with this number, of which one half has IPv6 addresses; number 9 is this host.
+/// The real with this number: even ones are IPv4, odd ones IPv6; number 9 is this host.
 pub(crate) fn real(number: u16) -> IpAddr {
     match number % 2 {
         0 => [198, 51, 100, number as u8 + 1].into(),
@@ -313,10 +312,10 @@ pub(crate) fn real(number: u16) -> IpAddr {
 
 const LOCAL: u16 = 9;
 
-/// Groups, loopback and unspecified addresses, too, and still no station's.
+/// VIPs that also cover multicast, loopback and unspecified addresses.
 const ANYWHERE: [&str; 2] = ["0.0.0.0/0:9/udp", "[::/0]:9/udp"];
 
-/// Services of all kinds, among few addresses, so that they get into each other's way.
+/// Services of all kinds on few addresses, so that they collide.
 fn services() -> Vec<VipState> {
     const NONE: VipFlags = VipFlags::empty();
     let tables: [(&str, VipFlags, &[u16], &[u16]); 26] = [
@@ -410,7 +409,7 @@ fn services() -> Vec<VipState> {
     states
 }
 
-/// Ids of all widths, and the reals that they name: one that only an id names, one that is down.
+/// Ids of all widths, and their reals: one that only an id names, one that is down.
 pub(crate) const SERVER_IDS: [(u32, u16); 9] = [
     (1, 0),
     (2, 1),
@@ -446,7 +445,7 @@ fn source_routes() -> Vec<SourceRoute> {
     .to_vec()
 }
 
-/// Where tunnels end.
+/// Tunnel ends.
 pub(crate) const INLINE: [&str; 2] = ["192.0.2.200", "2001:db8:9::200"];
 pub(crate) const EGRESS: [&str; 2] = ["192.0.2.201", "2001:db8:9::201"];
 

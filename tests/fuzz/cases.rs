@@ -1,5 +1,5 @@
-//! Frames after reports of operators (`tests/cases`): the verdict, and what must hold of a frame that
-//! leaves. A frame that passes leaves as it came.
+//! Frames from operators' reports (`tests/cases`): the verdict, and what must hold for a frame that
+//! leaves. A passed frame must be unchanged.
 
 use std::net::Ipv4Addr;
 
@@ -55,7 +55,7 @@ fn balancer() -> Katran {
     katran
 }
 
-/// What is wrong with what the program made of the case.
+/// What is wrong with the program's result.
 fn fault(case: &Case, verdict: Verdict, out: &[u8]) -> Option<String> {
     if !case.verdicts.contains(&verdict.to_string()) {
         return Some(format!("{verdict}, not {:?}", case.verdicts));
@@ -85,7 +85,7 @@ fn fault(case: &Case, verdict: Verdict, out: &[u8]) -> Option<String> {
     })
 }
 
-/// A valid answer to an echo request over IPv4: addresses turned round, the same message otherwise.
+/// Checks for a valid IPv4 echo reply: addresses swapped, the message otherwise the same.
 fn echo_fault(request: &[u8], reply: &[u8]) -> Option<String> {
     const GUE_PORT: u16 = 6080;
     let is_turned = reply[..6] == request[6..12]
@@ -110,7 +110,7 @@ fn the_cases_hold() {
 }
 
 #[test]
-fn the_model_says_of_the_cases_what_the_program_says() {
+fn the_model_agrees_on_the_cases() {
     let katran = balancer();
     let cpu = katran.forwarding_cpus()[0];
     let mut model = mirror::of(&katran, cpu);

@@ -1,5 +1,5 @@
-//! VIPs that change while frames come, for the balancer and its model: so slots of their rings come to be unsettled, and
-//! are settled again. A change that is not possible (any more) is none, so that steps can be left out.
+//! VIPs that change between frames, in the balancer and its model, so that their slots become
+//! unsettled and settle again. An impossible change does nothing, so any step can be left out.
 
 use std::thread;
 use std::time::Duration;
@@ -22,22 +22,22 @@ use crate::common::mirror;
 use crate::generate::Service;
 use crate::pair::Step;
 
-/// Reals that VIPs lose and get: other VIPs have them too, so that the library knows them all the time.
+/// Reals that VIPs lose and get: other VIPs have them too, so that the library always knows them.
 const REALS: u16 = 7;
-/// Changes before the first frame of a batch, and later ones; those wait for a moment each.
+/// Changes before a batch's first frame, and later ones, which pause briefly each.
 const EARLY: usize = 80;
 const LATE: usize = 5;
-/// So many VIPs get half of the changes, and most flows.
+/// This many VIPs get half of the changes, and most flows.
 const HOT: usize = 6;
 
-/// A change of the VIP with this place among all.
+/// A change of the VIP at this place.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Change {
     vip: usize,
     what: What,
 }
 
-/// Reals by the numbers that `balancers` has for them.
+/// Reals by their numbers in `balancers`.
 #[derive(Clone, Debug, PartialEq)]
 enum What {
     /// The VIP has this real, with this weight.
@@ -45,17 +45,17 @@ enum What {
     Remove(u16),
     Down(u16),
     Up(u16),
-    /// Another function fills the ring.
+    /// Switches the ring's hash function.
     Function,
-    /// It begins or ends to ask source routes, so all of its flows are remembered or only changed ones.
+    /// Switches source routing on or off, and so between remembering all flows and changed ones.
     Routing,
-    /// The one and then the other: all slots come to be unsettled, since so long ago that time-outs are over.
+    /// On and off: all slots become unsettled, for so long that timeouts are over.
     RoutingTwice,
     Purge,
     PurgeReal(u16),
 }
 
-/// VIPs of which nothing but ring and table, or the client's prefix, places flows.
+/// VIPs whose flows only the ring, the table and source routes place.
 pub(crate) fn changeable(katran: &Katran) -> Vec<usize> {
     let placed_otherwise = VipFlags::QUIC
         | VipFlags::UDP_STABLE_ROUTING
@@ -67,7 +67,7 @@ pub(crate) fn changeable(katran: &Katran) -> Vec<usize> {
     places.collect()
 }
 
-/// Some of the VIPs whose flows go by slots, for [`draw`] and the generator.
+/// Picks some VIPs whose flows depend on slots, for [`draw`] and the generator.
 pub(crate) fn draw_hot(rng: &mut Rng, katran: &Katran, vips: &[usize]) -> Vec<usize> {
     let all = katran.vips();
     let otherwise = VipFlags::SRC_ROUTING | VipFlags::DPORT_HASH | VipFlags::LRU_BYPASS;
@@ -81,7 +81,7 @@ pub(crate) fn draw_hot(rng: &mut Rng, katran: &Katran, vips: &[usize]) -> Vec<us
     hot
 }
 
-/// Where flows of these VIPs go.
+/// The addresses of these VIPs.
 pub(crate) fn services(katran: &Katran, hot: &[usize]) -> Vec<Service> {
     let all = katran.vips();
     let of = |place: &usize| {
@@ -91,7 +91,7 @@ pub(crate) fn services(katran: &Katran, hot: &[usize]) -> Vec<Service> {
     hot.iter().map(of).collect()
 }
 
-/// Turns back what another change has done: so flows that have entries come to be on their bases.
+/// Draws a change that reverts another, so that flows with entries return to their bases.
 fn draw_late(rng: &mut Rng, vips: &[usize], hot: &[usize]) -> Change {
     let what = match rng.u32(0..10) {
         0..4 => What::Function,
@@ -123,7 +123,7 @@ fn draw_one(rng: &mut Rng, vips: &[usize], hot: &[usize]) -> Change {
     Change { vip, what }
 }
 
-/// Draws changes of a batch: some in front of all frames, and some in their midst.
+/// Draws a batch's changes: some before all frames, some between them.
 pub(crate) fn draw(
     rng: &mut Rng,
     vips: &[usize],
@@ -134,8 +134,8 @@ pub(crate) fn draw(
     let early = rng.usize(EARLY / 2..=EARLY);
     let mut all = Vec::new();
     if rng.bool() {
-        // Slots are unsettled since long ago, so that entries count for as long as they may, and most have other bases
-        // than the ring's reals, so that there are entries.
+        // Slots have long been unsettled, so that entries count as long as they can, and most have
+        // a base other than the ring's real, so that there are entries.
         for vip in hot.iter().copied() {
             for what in [What::RoutingTwice, What::Function] {
                 all.push(Change { vip, what });
@@ -154,11 +154,11 @@ pub(crate) fn draw(
     *steps = all;
 }
 
-/// What tables hold of reals that are gone is being taken out: that the model has done at once.
+/// Waits until the library has removed void entries, which the model does at once.
 pub(crate) fn wait_for_sweeps(katran: &Katran) {
-    /// Of enum void_reason in `bpf/shared.h`.
+    /// From enum void_reason in `bpf/shared.h`.
     const VOID_REMOVED: u32 = 2;
-    // The thread has its name some time after it was made.
+    // A new thread gets its name a little later.
     thread::sleep(Duration::from_millis(3));
     eventually("the sweep is over", || {
         let pairs = bpf::dump(katran.map_fd("down_reals").unwrap());
@@ -169,7 +169,7 @@ pub(crate) fn wait_for_sweeps(katran: &Katran) {
     });
 }
 
-/// VIPs are what the document says, and all slots are settled.
+/// Restores the document's VIPs, with all slots settled.
 pub(crate) fn undo(katran: &mut Katran, state: &State) {
     let _ = katran.apply(state).unwrap();
     for vip in katran.vips() {
@@ -186,7 +186,7 @@ fn turn_routing(katran: &mut Katran, vip: Vip) {
 }
 
 impl Change {
-    /// Makes the change, at a time of the model.
+    /// Makes the change, at the model's time `now`.
     pub(crate) fn make(&self, katran: &mut Katran, model: &mut Balancer, now: u64) {
         let vip = katran.vips()[self.vip];
         let number = self.vip as u32;

@@ -1,4 +1,5 @@
-//! The backend's decapsulator against its model, on the frames that the balancer gets: at XDP and at tc.
+//! The backend's decapsulator against its model, on the same frames as the balancer: at XDP and at
+//! tc.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -34,7 +35,7 @@ use crate::sound;
 
 const GUE_PORT: u16 = 6080;
 const OWN_ID: u32 = 0x8001;
-/// Ends of tunnels that frames go to.
+/// Tunnel ends that frames go to.
 const OWN: [&str; 2] = ["192.0.2.200", "2001:db8:9::200"];
 
 /// Some of the clients and services.
@@ -51,16 +52,16 @@ fn prefixes(limited: bool, prefixes: [&str; 2]) -> Vec<(IpAddr, u8)> {
     }
 }
 
-/// A decapsulator and its model, which run on the same frames.
+/// A decapsulator and its model, on the same frames.
 struct Twins {
     decap: Decap,
     model: model::Decap,
-    /// The program for tc is played, and not that for XDP.
+    /// Runs the tc program instead of the XDP one.
     tc: bool,
 }
 
 impl Twins {
-    /// What both make of a frame.
+    /// Compares both on a frame.
     fn take(&mut self, frame: &[u8]) -> Result<(), String> {
         let ran = match self.decap.tc_program_fd().filter(|_| self.tc) {
             Some(program) => bpf::run_tc(program, frame),
@@ -88,7 +89,7 @@ impl Twins {
     }
 }
 
-/// Whether an IP header is all there: of other frames the kernel makes no socket buffer for a test run.
+/// Whether the IP header is complete: otherwise a test run makes no socket buffer.
 pub(crate) fn is_whole(frame: &[u8]) -> bool {
     let header = match u16_at(frame, 12) {
         TYPE_IPV4 => IPV4,
@@ -98,7 +99,7 @@ pub(crate) fn is_whole(frame: &[u8]) -> bool {
     frame.len() >= ETHERNET + header
 }
 
-/// What moves each counter, of which random frames may move some or none.
+/// Frames for counters that random frames may not move.
 fn certain() -> Vec<Vec<u8>> {
     const OUTER: [&str; 2] = ["100.64.7.1", "2001:db8:c:7::1"];
     let inner = |to, id: u32| {
@@ -118,12 +119,12 @@ fn certain() -> Vec<Vec<u8>> {
     };
     let mut frames = vec![
         to_own(&another),
-        // Cut off; to and from where nothing may go to and come from; not to here.
+        // Truncated; a forbidden inner destination, and a forbidden source; not to this host.
         to_own(&own[..IPV4 - 1]),
         to_own(&inner("198.51.100.1:80", OWN_ID)),
         in_ip("198.51.100.1", OWN[0], &own),
         in_ip(OUTER[0], "192.0.2.201", &own),
-        // Options, a fragment, congestion that it does not know, another version inside.
+        // Options, a fragment, an unexpected congestion mark, another version inside.
         changed(&[(ETHERNET, 0x46)]),
         changed(&[(ETHERNET + 6, 0x20)]),
         changed(&[(ETHERNET + 1, 3)]),
@@ -140,7 +141,7 @@ fn certain() -> Vec<Vec<u8>> {
 #[test]
 fn the_model_and_the_decapsulator_agree_on_random_frames() {
     katran_lab::require_root();
-    // All destinations; two; one of one family; without GUE; with limits of where from and where to.
+    // All destinations; two; one of one family; without GUE; with allowed sources and destinations.
     let kinds: [(&[&str], u16, u32, bool); 5] = [
         (&[], GUE_PORT, 0, false),
         (&OWN, GUE_PORT, OWN_ID, false),
@@ -151,7 +152,7 @@ fn the_model_and_the_decapsulator_agree_on_random_frames() {
     let frames = setting("KATRAN_FRAMES", 200_000).max(200_000) / 8 / kinds.len() as u64;
     let seed = setting("KATRAN_SEED", fastrand::u64(..));
     eprintln!("KATRAN_SEED={seed}");
-    // The program for tc is loaded when it is attached.
+    // Attaching loads the tc program.
     let host = Host::new("tc").unwrap();
     for tc in [false, true] {
         let mut moved = BTreeSet::new();
@@ -201,7 +202,7 @@ fn the_model_and_the_decapsulator_agree_on_random_frames() {
             let counters = twins.decap.counters().unwrap();
             moved.extend(compared(counters, &twins.model.counters));
         }
-        // All but the one for frames whose head cannot be moved, which older kernels have at tc.
+        // All but `drop_head`, which only older kernels at tc can move.
         moved.remove("drop_head");
         assert_eq!(moved.len(), 15, "{moved:?}");
     }

@@ -1,5 +1,5 @@
 //! Random frames that know the formats: packets of few clients to few services, so that they meet
-//! entries, tunnels and ids; and what routers, peers and attackers send besides.
+//! entries, tunnels and ids; and what else routers, peers and attackers send.
 
 mod ids;
 
@@ -26,28 +26,28 @@ use crate::common::ip;
 use crate::mutate;
 use crate::stations::SECOND_MAC;
 
-/// What frames are made for.
+/// What frames are generated for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     pub(crate) gue_port: u16,
     pub(crate) max_frame: usize,
-    /// The longest frame that a test run takes.
+    /// The longest frame that a test run accepts.
     pub(crate) longest: usize,
 }
 
 pub(crate) struct Generator {
     pub(crate) rng: Rng,
     target: Target,
-    /// Flows that packets have been made of, for packets come in flows.
+    /// Recent flows, as packets come in flows.
     recent: Vec<Ends>,
     /// Services that most flows go to.
     hot: Vec<Service>,
 }
 
-/// Where flows go: address, port, and whether it is TCP.
+/// A flow's destination: address, port, and whether it is TCP.
 pub(crate) type Service = (IpAddr, u16, bool);
 
-/// Addresses and ports of a flow.
+/// A flow's addresses and ports.
 #[derive(Clone, Copy, Debug)]
 struct Ends {
     client: IpAddr,
@@ -66,12 +66,12 @@ impl Generator {
         }
     }
 
-    /// Most flows go to these from now on.
+    /// From here on most flows go to these.
     pub(crate) fn prefer(&mut self, services: Vec<Service>) {
         self.hot = services;
     }
 
-    /// The next frame, often with something wrong in it.
+    /// The next frame, often with an error.
     pub(crate) fn frame(&mut self) -> Vec<u8> {
         let mut frame = self.right_frame();
         if self.one_in(3) {
@@ -119,10 +119,10 @@ impl Generator {
         frame.extend(kind.to_be_bytes());
         frame.extend(packet);
         if frame.len() < 60 && self.one_in(3) {
-            // What a card fills short frames up with.
+            // As a network card pads short frames.
             frame.resize(60, 0);
         } else if frame.len() < self.target.max_frame && self.one_in(150) {
-            // As long as a frame may be, or a byte longer.
+            // The maximum length, or a byte more.
             frame.resize(self.target.max_frame + self.rng.usize(0..2), 0);
         }
         frame
@@ -180,7 +180,7 @@ impl Generator {
         match self.rng.u32(0..20) {
             0 => self.rng.u16(..),
             1 => self.pick(&[0, 53, 0xffff, self.target.gue_port]),
-            // With the clients' addresses, xor is zero now and then.
+            // XOR with the clients' addresses is sometimes zero.
             2 => self.pick(&[0x0007, 0x0700, 0x0900, 0x0109, 0x4000, 0x4001]),
             _ => 1024 + self.rng.u16(0..6),
         }
@@ -210,7 +210,7 @@ impl Generator {
         }
     }
 
-    /// Where a tunnel ends, or may.
+    /// An address where a tunnel may end.
     fn end(&mut self, v6: bool) -> IpAddr {
         let i = usize::from(v6);
         let own = ["10.10.10.10", "2001:db8:ffff::1"][i];
@@ -228,7 +228,7 @@ impl Generator {
         bytes
     }
 
-    /// A payload; some reach the longest frame, or go beyond it.
+    /// A payload, sometimes for the longest frame, or beyond.
     fn payload(&mut self) -> Vec<u8> {
         let max_frame = self.target.max_frame;
         let length = match self.rng.u32(0..60) {
@@ -243,7 +243,7 @@ impl Generator {
         bytes
     }
 
-    /// A flow that there has been, or a new one.
+    /// A recent flow, or a new one.
     fn ends(&mut self, v6: bool) -> Ends {
         const RECENT: usize = 24;
         let recent = self.recent.iter().copied();
@@ -354,7 +354,7 @@ impl Generator {
             body.extend(self.payload());
         }
         if self.one_in(4) {
-            // The reply's type is 0, so it adds up to what makes its checksum 0.
+            // Makes the reply's checksum 0, as its type is 0.
             put_u16(&mut body, 0, 0);
             let identifier = !sum(&body);
             put_u16(&mut body, 0, identifier);
@@ -369,7 +369,7 @@ impl Generator {
         self.icmp(v6, kind, 0, &body, to)
     }
 
-    /// An error about a packet of a service to one of its clients, or about anything else.
+    /// An error about a service's packet to a client, or about anything else.
     fn icmp_error(&mut self, v6: bool, depth: usize) -> Vec<u8> {
         let ends = self.ends(v6);
         let (from, to) = (ends.service, ends.client);
@@ -398,7 +398,7 @@ impl Generator {
 
     fn tunnel(&mut self, v6: bool, depth: usize) -> Vec<u8> {
         let inner = self.packet(depth + 1);
-        // A tunnel in a tunnel may be for a service.
+        // A nested tunnel may be for a service.
         let to = match depth > 0 && self.rng.bool() {
             true => self.service(v6),
             false => self.end(v6),
@@ -416,7 +416,7 @@ impl Generator {
         self.ip(source, to, PROTOCOL_UDP, &datagram)
     }
 
-    /// An IP packet, now and then a fragment, with options or extension headers, or about to expire.
+    /// An IP packet, sometimes a fragment, with options or extension headers, or with a low TTL.
     fn ip(&mut self, source: IpAddr, to: IpAddr, protocol: u8, body: &[u8]) -> Vec<u8> {
         let tos = match self.rng.u32(0..4) {
             0 => self.rng.u8(..),
@@ -468,7 +468,7 @@ impl Generator {
         header
     }
 
-    /// What a header says of its packet's length, now and then something else; in tunnels, too.
+    /// The length that a header claims, sometimes a wrong one, in tunnels, too.
     fn said_length(&mut self, length: usize) -> u16 {
         let length = length.min(0xffff) as u16;
         match self.one_in(60) {
@@ -510,7 +510,7 @@ impl Generator {
     }
 }
 
-/// Writes the checksum of a transport header; 0xffff for one that comes out as 0.
+/// Writes a transport header's checksum; 0xffff instead of 0.
 fn checked(source: IpAddr, to: IpAddr, protocol: u8, body: &mut [u8], at: usize) {
     let pseudo = pseudo_sum(source, to, protocol, body.len() as u16);
     let check = match !add(pseudo, sum(body)) {

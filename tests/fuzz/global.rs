@@ -1,4 +1,4 @@
-//! A few flows of VIPs that ask the global flow table are in it.
+//! The global flow table has a few flows of VIPs that use it.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use katran_model::Balancer;
 use crate::balancers::real;
 use crate::common::ip;
 
-/// What the global table of the CPU says of some flows of VIPs that ask it.
+/// Fills the CPU's global table, in balancer and model.
 pub(crate) fn fill(katran: &mut Katran, model: &mut Balancer, cpu: u32) {
     for (port, tcp) in [(80, true), (53, false)] {
         for (client, service) in [

@@ -1,5 +1,5 @@
-//! Next hops of single reals, given instead of discovered: each real's has another address, some are not
-//! known, and with redirect some are behind other interfaces.
+//! Next hops of single reals, given instead of discovered: each real has another MAC address, some
+//! have none, and with redirect some are behind other interfaces.
 
 use katran::Katran;
 use katran::NextHops;
@@ -9,13 +9,13 @@ use katran_model::Port;
 
 use crate::common::bpf;
 
-/// As in `bpf/shared.h`: a hop is a word, a port has two.
+/// As in `bpf/shared.h`: a hop is one word, a port two.
 const PORT_SHIFT: u32 = 48;
 const PORT_BYTES: usize = 16;
-/// What the kernel runs test frames on, in every namespace.
+/// The interface of test runs, in every namespace.
 const LOOPBACK: u32 = 1;
 
-/// The ports by their numbers: where frames came in; another interface; one that is gone since.
+/// The ports by number: the interface that frames arrive on; another one; a removed one.
 const PORTS: [(u32, [u8; 6], bool); 3] = [
     (LOOPBACK, [0x0a, 0, 0, 0, 1, 1], true),
     (77, [0x0a, 0, 0, 0, 1, 2], true),
@@ -36,7 +36,7 @@ pub(crate) fn give(katran: &Katran, model: &mut Balancer) {
         let mut word = [0; 8];
         if number % 5 != 4 {
             let mac = [0x0a, 0, 0, 0, 2, number as u8];
-            // 0 is no port.
+            // Port 0 means none.
             let port = if redirects { number % 4 } else { 0 };
             word[..6].copy_from_slice(&mac);
             let bits = u64::from_le_bytes(word) | u64::from(port) << PORT_SHIFT;
@@ -60,7 +60,7 @@ fn give_ports(katran: &Katran) {
         words[at..at + 6].copy_from_slice(&mac);
         words[at + 8..at + 12].copy_from_slice(&interface.to_le_bytes());
         if there {
-            // A test run sends nothing, so any interface that there is will do.
+            // A test run sends nothing, so any existing interface will do.
             bpf::update(devices, &number.to_le_bytes(), &LOOPBACK.to_le_bytes());
         }
     }

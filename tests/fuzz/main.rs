@@ -1,7 +1,8 @@
-//! The loaded program against the model of the walk (`tests/model`): recorded packets, cases after
-//! reports of operators, and random and mutated frames. `KATRAN_FRAMES` says how many of the last, and
-//! `KATRAN_SEED` which ones; `make soak FRAMES=...` sets them. A frame on which the two disagree is made
-//! small and printed, with the balancer's document, so that `examples/simulate` can play it.
+//! The loaded program against the model of the walk (`tests/model`): recorded packets, cases from
+//! operators' reports, and random and mutated frames. `KATRAN_FRAMES` sets the number of random
+//! frames, `KATRAN_SEED` chooses them; `make soak FRAMES=...` sets them. A frame on which the two
+//! disagree is minimised and printed, with the balancer's document, so that `examples/simulate` can
+//! play it.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 

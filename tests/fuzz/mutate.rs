@@ -1,18 +1,17 @@
-//! What may be wrong with a frame: cut, padded, with length fields that lie, without checksums, with
-//! single bits turned over.
+//! Errors in frames: cut, padded, wrong length fields, no checksums, flipped bits.
 
 use fastrand::Rng;
 use katran_model::bytes::put_u16;
 use katran_model::bytes::u16_at;
 
-/// Where headers are; beyond it one byte is as good as another.
+/// Headers are within this; bytes beyond it are all alike.
 const HEADERS: usize = 150;
 const ETHERNET: usize = 14;
 
-/// Makes one thing wrong.
+/// Makes one error.
 pub(crate) fn once(rng: &mut Rng, frame: &mut Vec<u8>) {
     let length = frame.len();
-    // The IP header, in any tags or tunnels.
+    // Offsets of the IP header, behind tags or tunnels.
     let ip = [14, 14, 14, 14, 18, 22, 34, 42, 54, 62][rng.usize(0..10)];
     match rng.u32(0..16) {
         0 | 1 => {
@@ -31,7 +30,7 @@ pub(crate) fn once(rng: &mut Rng, frame: &mut Vec<u8>) {
             let at = rng.usize(0..length.min(HEADERS));
             frame[at] = [0, 1, 0x7f, 0x80, 0xff, rng.u8(..)][rng.usize(0..6)];
         }
-        // IPv4: the total length. IPv6: the payload's.
+        // IPv4: the total length; IPv6: the payload length.
         6 | 7 => {
             let at = ip + [2, 4][rng.usize(0..2)];
             lie(rng, frame, at);
@@ -47,7 +46,7 @@ pub(crate) fn once(rng: &mut Rng, frame: &mut Vec<u8>) {
         }
         // Time to live.
         10 => set(frame, ip + [8, 7][rng.usize(0..2)], |_| rng.u8(0..3)),
-        // Flags and offset of a fragment.
+        // Fragment flags and offset.
         11 => set(frame, ip + 6 + rng.usize(0..2), |_| rng.u8(..)),
         // TCP's header length; UDP's length; either's checksum.
         12 => set(frame, ip + [20, 40][rng.usize(0..2)] + 12, |old| {
@@ -63,7 +62,7 @@ pub(crate) fn once(rng: &mut Rng, frame: &mut Vec<u8>) {
                 put_u16(frame, at, [0, 0xffff][rng.usize(0..2)]);
             }
         }
-        // A piece of it twice, or not at all.
+        // Duplicates or removes a piece.
         _ => {
             let from = rng.usize(ETHERNET.min(length)..=length);
             let to = rng.usize(from..=length.min(from + 40));

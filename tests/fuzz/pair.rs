@@ -1,4 +1,4 @@
-//! A loaded balancer and its model, side by side: each frame goes to both.
+//! A loaded balancer and its model, side by side: both get each frame.
 
 mod compare;
 
@@ -44,61 +44,61 @@ pub(crate) struct Pair {
     pub(crate) state: State,
     cpu: u32,
     monitor: Option<Monitor>,
-    /// Where it is attached, if it is.
+    /// Its interfaces, if attached.
     stations: Option<Stations>,
     /// Ticks of the kernel's clock in a second.
     ticks: u64,
-    /// As after load: what a batch begins with.
+    /// The model after the load, where each batch begins.
     fresh: Balancer,
     model: Balancer,
     before: Counted,
     started: Instant,
-    /// How much has gone by since the start without anybody waiting, in milliseconds.
+    /// The time skipped since the start without waiting, in milliseconds.
     skipped: u64,
-    /// A change has come since the reset; and a frame.
+    /// Whether a change, or a frame, has come since the reset.
     changed: bool,
     busy: bool,
-    /// Tables may still hold what a change has made void.
+    /// Tables may still hold entries that a change has voided.
     unswept: bool,
-    /// How often each end and each counter has been seen, over all batches.
+    /// How often each result and each counter was seen, over all batches.
     pub(crate) seen: Counted,
 }
 
-/// What happens to both.
+/// A step for both.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     /// A frame arrives.
     Frame(Vec<u8>),
-    /// So many milliseconds go by.
+    /// This many milliseconds pass.
     Wait(u64),
     /// A VIP changes.
     Change(Change),
-    /// Everybody waits until so many milliseconds after the start of the batch.
+    /// Waits until this many milliseconds after the batch's start.
     Until(u64),
 }
 
-/// What program and model differ in.
+/// A difference between program and model.
 #[derive(Debug)]
 pub(crate) struct Difference {
-    /// After which step; none: it shows only in counters or tables after all of them.
+    /// After which step; `None`: only in counters or tables after all steps.
     pub(crate) step: Option<usize>,
     pub(crate) what: String,
 }
 
-/// More events than a batch has, and the bytes of a frame that one shows.
+/// More events than a batch makes, and the bytes of a frame in each.
 const LISTED: usize = 30_000;
 const EVENT_BYTES: usize = 128;
-/// Longer than a window of the flood guard.
+/// Longer than the flood guard's window.
 const WINDOW: Duration = Duration::from_millis(1020);
-/// Longer than a moment of a slot's history: what is used before a change is older than that.
+/// Longer than a step of slots' times: what was used before a change counts as older.
 const MOMENT: Duration = Duration::from_millis(80);
-/// By so much the library may be late to settle a slot, in milliseconds.
+/// How late the library may settle a slot, in milliseconds.
 const LAG: u64 = 600;
-/// Before all that happens, in milliseconds, so that there is a time before it.
+/// A start that leaves time before it, in milliseconds.
 const EPOCH: u64 = 1_000_000_000;
 
 impl Pair {
-    /// Both of a kind, for frames that come to CPU `cpu`, which this thread stays on.
+    /// Both for a kind, for frames on CPU `cpu`, which this thread stays on.
     pub(crate) fn new(kind: Kind, cpu: u32) -> Self {
         stay_on(cpu as usize);
         let state = kind.state(cpu);
@@ -115,8 +115,7 @@ impl Pair {
         if kind.next_hops != NextHops::Gateway {
             hops::give(&katran, &mut model);
         }
-        // Reals are down, and the library is still taking out what tables might hold of them: that the model
-        // would not do.
+        // The library is still removing entries of down reals, which the model would not do.
         eventually("the sweep is over", || !is_thread_there("katran-sweep"));
         let stations = kind.attached.then(|| Stations::attach(&mut katran));
         let watched = katran.vips()[0];
@@ -144,19 +143,19 @@ impl Pair {
         pair
     }
 
-    /// The tables that packets to this CPU are remembered in.
+    /// The flow table for packets on this CPU.
     fn table(&self) -> BorrowedFd<'_> {
         let own = self.katran.flows().table_fd(self.cpu);
         own.unwrap_or_else(|| self.katran.map_fd("fallback_flows").unwrap())
     }
 
-    /// Measured by making an entry older: the library says how old it is.
+    /// Measured by making an entry older and asking the library for its age.
     fn ticks_a_second(&mut self) -> u64 {
         const TICKS: u32 = 100_000;
         self.reset();
-        // This VIP has all of its flows remembered.
+        // A VIP of which all flows are remembered.
         let flow = Flow::tcp(at("192.0.2.9:1024"), at("203.0.113.4:80"));
-        // If the two differ on this, they do so on frames that are compared.
+        // Differences here would also show in frames that are compared.
         let _ = self.one(&frame(flow));
         let age = || match self.katran.flows().find(&flow).unwrap().first() {
             Some(entry) => entry.age,
@@ -168,7 +167,7 @@ impl Pair {
         (f64::from(TICKS) / seconds).round() as u64
     }
 
-    /// Forgets all flows, and begins to count.
+    /// Forgets all flows, and restarts the counters.
     fn reset(&mut self) {
         bpf::clear(self.table());
         if mem::take(&mut self.changed) {
@@ -190,10 +189,10 @@ impl Pair {
         self.model.sent = self.before["totals.tx.packets"];
     }
 
-    /// What both make of steps that come one after the other, with empty tables at first. `Ok(false)`:
-    /// they took so long that time plays a part, so nothing can be said.
+    /// Compares both over successive steps, starting with empty tables. `Ok(false)`: they took so
+    /// long that time matters, so nothing can be said.
     pub(crate) fn play(&mut self, steps: &[Step]) -> Result<bool, Difference> {
-        // No time-out and no window ends within it, and no slot is settled.
+        // Within this, no timeout and no window ends, and no slot settles.
         let longest = match self.kind.flood {
             None if self.kind.changes() => Duration::from_millis(1500),
             _ => Duration::from_millis(700),
@@ -207,7 +206,7 @@ impl Pair {
                 Step::Frame(frame) => {
                     self.wait_for_sweeps();
                     if !mem::replace(&mut self.busy, true) && self.kind.flood.is_some() {
-                        // The window begins with a frame.
+                        // The first frame begins the window.
                         begin = Instant::now();
                     }
                     self.one(frame)
@@ -260,12 +259,12 @@ impl Pair {
         Ok(true)
     }
 
-    /// Time goes by: the clock is the kernel's, so entries become older instead.
+    /// Lets time pass. The clock is the kernel's, so entries are made older instead.
     fn wait(&mut self, milliseconds: u64) {
         let ticks = milliseconds * self.ticks / 1000;
         bpf::age_flows(self.table(), ticks as u32);
         self.skipped += milliseconds;
-        // What slots were before does not become older, as if they had been settled and had changed again meanwhile.
+        // Slots' changes do not age, as if they had settled and changed again meanwhile.
         for vip in self.model.tables.vips.values_mut() {
             for before in vip.unsettled.values_mut() {
                 before.since += milliseconds;
@@ -274,7 +273,7 @@ impl Pair {
         }
     }
 
-    /// Settles slots of the model as the library has settled its own; whether that is clear of all of them.
+    /// Settles the model's slots as the library has; returns whether it is certain for all of them.
     fn settle(&mut self) -> bool {
         let now = self.now();
         self.model.settle(now, LAG)
@@ -284,7 +283,7 @@ impl Pair {
         self.started.elapsed().as_millis() as u64 + self.skipped
     }
 
-    /// A VIP changes, for both.
+    /// Changes a VIP in both.
     fn change(&mut self, change: &Change) {
         if self.busy {
             std::thread::sleep(MOMENT);
@@ -298,7 +297,7 @@ impl Pair {
         }
     }
 
-    /// A change is over: what is left of it is in no table.
+    /// Waits until nothing of an earlier change is in the tables.
     fn wait_for_sweeps(&mut self) {
         if mem::take(&mut self.unswept) {
             changes::wait_for_sweeps(&self.katran);
@@ -322,7 +321,7 @@ impl Pair {
         self.katran.program_fd()
     }
 
-    /// What the program makes of a frame. The model hears of the interface that it comes in by.
+    /// Runs the program on a frame, and tells the model the frame's interface.
     fn run(&mut self, frame: &[u8]) -> (u32, Vec<u8>) {
         let Some(stations) = &self.stations else {
             return bpf::run_raw(self.program(), frame, None);
@@ -350,7 +349,7 @@ impl Pair {
         *self.seen.entry(what).or_default() += 1;
     }
 
-    /// One frame through the program's explaining twin, which also says what chose its real.
+    /// Runs one frame through the explaining twin, which also says what chose its real.
     fn one_explained(&mut self, frame: &[u8]) -> Result<(), String> {
         let ran = self.katran.simulate(frame).unwrap();
         let now = self.now();
@@ -375,7 +374,7 @@ impl Pair {
         }
     }
 
-    /// One frame.
+    /// Compares both on one frame.
     fn one(&mut self, frame: &[u8]) -> Result<(), String> {
         if self.kind.explained {
             return self.one_explained(frame);
@@ -423,7 +422,7 @@ impl Pair {
     }
 }
 
-/// What is said of packets whose slot has chosen the real.
+/// The name of the count for packets whose slot has chosen the real.
 pub(crate) fn in_slots(by: &str, ipv4: bool, protocol: u8) -> String {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     let protocol = if protocol == model::bytes::PROTOCOL_TCP {

@@ -1,4 +1,5 @@
-//! The program of health checks against its model: packets that this host sends, with marks and without.
+//! The program of health checks against its model: packets that this host sends, with and without
+//! marks.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -38,9 +39,9 @@ const MADE_UP_V4: [u8; 2] = [10, 77];
 const MADE_UP_V6: [u8; 12] = [0x20, 1, 0xd, 0xb8, 0, 0x77, 0, 0, 0, 0, 0, 0];
 const GATEWAY: [u8; 6] = [0x0a, 0, 0, 0, 0, 0xfe];
 const GATEWAY_V6: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x66];
-/// After so many packets connections are forgotten, which is before the kernel's table is full.
+/// After this many packets connections are forgotten, before the kernel's table is full.
 const BATCH: u64 = 500;
-/// Of linux/pkt_cls.h.
+/// From linux/pkt_cls.h.
 const UNSPEC: u32 = u32::MAX;
 const SHOT: u32 = 2;
 
@@ -67,7 +68,7 @@ struct Kind {
     encapsulation: Encapsulation,
     made_up: bool,
     max_packet: u32,
-    /// Packets are matched also by their addresses.
+    /// Whether packets are also matched by their addresses.
     matches: bool,
 }
 
@@ -164,13 +165,13 @@ fn key_of(text: &str) -> (IpAddr, u16, u8) {
     (key.address(), key.port(), key.protocol().number())
 }
 
-/// The source port of the UDP header behind the outer one.
+/// The source port of the outer UDP header.
 fn source_port(out: &[u8]) -> u16 {
     let header = if out[ETHERNET] >> 4 == 4 { IPV4 } else { IPV6 };
     u16_at(out, ETHERNET + header)
 }
 
-/// Whether the frame ends with its packet, as those do that a host sends.
+/// Whether the frame ends with its packet, as a host's own do.
 fn has_no_padding(frame: &[u8]) -> bool {
     let length = match frame[ETHERNET] >> 4 {
         4 => usize::from(u16_at(frame, ETHERNET + 2)),
@@ -179,11 +180,11 @@ fn has_no_padding(frame: &[u8]) -> bool {
     frame.len() == ETHERNET + length
 }
 
-/// What program and model make of a packet with this mark.
+/// Compares program and model on a packet with this mark.
 fn one(katran: &Katran, model: &mut model::Probes, frame: &[u8], mark: u32) -> Result<(), String> {
     let program = katran.probes().program_fd().unwrap();
     let (action, out, after) = bpf::run_tc_with(program, frame, Buffer { mark, segment: 0 });
-    // The port is drawn, but for one bit.
+    // The port is random but for one bit.
     let (action_of, frame_of, mark_of) = match model.send(frame, mark, source_port(&out)) {
         Sent::AsItIs => (UNSPEC, frame.to_vec(), mark),
         Sent::Wrapped(wrapped) => (UNSPEC, wrapped, 0),
@@ -211,7 +212,7 @@ fn one(katran: &Katran, model: &mut model::Probes, frame: &[u8], mark: u32) -> R
     Ok(())
 }
 
-/// What moves each counter, of which random frames may move some or none.
+/// Packets for counters that random ones may not move.
 fn certain() -> Vec<(Vec<u8>, u32)> {
     const MARK: u32 = MARKS[0].0;
     let tcp = |from, to| Packet::new(Flow::tcp(at(from), at(to)));
@@ -228,7 +229,7 @@ fn certain() -> Vec<(Vec<u8>, u32)> {
             destination: (vip.address(), vip.port()).into(),
             protocol: vip.protocol(),
         });
-        // The second comes without its mark.
+        // The second one lacks its mark.
         sent.extend([(probe.frame(), MARK), (probe.frame(), 0)]);
         sent.push((probe.payload(1200).frame(), MARK));
     }
@@ -282,7 +283,7 @@ fn the_model_and_the_program_of_health_checks_agree_on_random_frames() {
     assert_eq!(moved.len(), 7, "{moved:?}");
 }
 
-/// Compares all counters; those that have moved.
+/// Compares all counters; returns those that moved.
 fn check_counters(katran: &Katran, model: &model::Probes) -> Vec<String> {
     for key in KEYS {
         let count = katran.probes().counter(key.parse().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Random and mutated frames, until there have been `KATRAN_FRAMES` of them.
+//! Random and mutated frames, `KATRAN_FRAMES` of them.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -22,28 +22,28 @@ use crate::pair::hex;
 use crate::pair::in_slots;
 use crate::shrink;
 
-/// Frames that come one after the other, with empty tables at first.
+/// Frames in a row, starting with empty tables.
 const BATCH: usize = 1000;
-/// With a flood guard there are fewer batches, and longer ones: each waits for the guard's window.
+/// With a flood guard batches are fewer and longer: each waits for the guard's window.
 const FLOOD_BATCH: usize = 5 * BATCH;
-/// Parts of all frames that a balancer gets, one with a guard and another one.
+/// A balancer's share of all frames, with a guard and without.
 const FLOOD_SHARE: u64 = 1;
 const SHARE: u64 = 4;
-/// How often a batch is tried whose time was taken up by others, and how many of a hundred may stay undecided
-/// (`KATRAN_UNDECIDED`: on an emulated machine it is more).
+/// How often to repeat a batch that took too long, and how many of a hundred may stay undecided
+/// (`KATRAN_UNDECIDED`: more on an emulated machine).
 const TRIES: usize = 5;
 const MOST_UNDECIDED: u64 = 2;
-/// One batch in so many has a pause in it, or two, and each in which VIPs change: no sum of them is near a time-out, for
-/// the clock goes on meanwhile.
+/// One in this many batches has a pause or two, and so has each with changing VIPs. No sum of
+/// pauses is close to a timeout, as the clock also advances.
 const WITH_A_WAIT: u64 = 2;
-/// One batch in so many has no change in it, where VIPs change.
+/// One in this many batches leaves changeable VIPs alone.
 const STEADY: u64 = 8;
-/// Where VIPs change, so many frames come after a last pause.
+/// With changing VIPs, this many frames follow a last pause.
 const LAST_FRAMES: usize = 100;
 const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
-/// With so many frames everything comes to pass that can; of these reasons to drop a frame none does: the kernel
-/// has to refuse to move the head or the tail of a frame, a program or a real has to go while a packet is under way, or
-/// somebody has written what the library does not.
+/// With this many frames everything possible happens, except these drop reasons: they need a kernel
+/// that cannot move a frame's head or tail, a program or real removed during a packet, or maps that
+/// someone else has written.
 const ENOUGH: u64 = 150_000;
 const NEVER: [DropReason; 9] = [
     DropReason::RingUnknownReal,
@@ -56,9 +56,9 @@ const NEVER: [DropReason; 9] = [
     DropReason::VlanFailed,
     DropReason::ProgramMissing,
 ];
-/// So many packets at least go each way that slots of rings know.
+/// At least this many packets for each way that slots choose a real.
 const FEWEST_BY_SLOTS: u64 = 5;
-/// Without frags, and with.
+/// Without multi-buffer support, and with it.
 const LONGEST: usize = 3520;
 const LONGEST_FRAGS: usize = 9014;
 
@@ -67,7 +67,7 @@ pub(crate) fn setting(name: &str, default: u64) -> u64 {
     text.map_or(default, |text| text.replace('_', "").parse().unwrap())
 }
 
-/// The seed of a batch: from that of all and its place among them.
+/// A batch's seed, from the overall seed and the batch's place.
 fn seed_of(seed: u64, kind: usize, batch: u64) -> u64 {
     let mut rng = fastrand::Rng::with_seed(seed ^ (kind as u64) << 56 ^ batch);
     rng.u64(..)
@@ -144,7 +144,7 @@ fn the_model_and_the_program_agree_on_random_frames() {
     }
 }
 
-/// All ways in which slots of rings choose a real, of both families and protocols.
+/// All ways that slots choose a real, by family and protocol.
 fn ways_of_slots() -> impl Iterator<Item = (&'static str, bool, u8)> {
     const WAYS: [&str; 4] = ["settled slot", "flow table", "base", "ring"];
     let protocols = [PROTOCOL_TCP, PROTOCOL_UDP].into_iter();
@@ -154,7 +154,7 @@ fn ways_of_slots() -> impl Iterator<Item = (&'static str, bool, u8)> {
     })
 }
 
-/// What a run amounted to.
+/// A run's results.
 #[derive(Debug, Default)]
 struct Played {
     frames: u64,
@@ -184,7 +184,7 @@ fn share(kind: &Kind) -> u64 {
     }
 }
 
-/// The next kind, as long as there is one, on this CPU.
+/// Plays the kinds on this CPU, until there is none left.
 fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played, String> {
     let shares: u64 = KINDS.iter().map(share).sum();
     let mut played = Played::default();
@@ -228,7 +228,7 @@ fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played
                 }
             }
             if changes && kind.flood.is_none() {
-                // Of many flows one packet comes after it, which leaves a stamp or none.
+                // Many flows have only one packet after it, which may or may not refresh an entry.
                 let place = steps.len() - LAST_FRAMES;
                 steps[place] = Step::Wait(WAITS[0]);
             }
@@ -247,7 +247,7 @@ fn on_cpu(cpu: u32, next: &AtomicUsize, seed: u64, frames: u64) -> Result<Played
     }
 }
 
-/// What both make of a batch, unless it takes too long every time it is tried.
+/// Compares both on a batch; `Ok(false)` if every attempt took too long.
 pub(crate) fn decide(pair: &mut Pair, steps: &[Step]) -> Result<bool, Difference> {
     for _ in 0..TRIES {
         if pair.play(steps)? {
@@ -257,7 +257,7 @@ pub(crate) fn decide(pair: &mut Pair, steps: &[Step]) -> Result<bool, Difference
     Ok(false)
 }
 
-/// The difference, with as few and small frames as show it.
+/// The difference, with the fewest and smallest frames that show it.
 pub(crate) fn explain(pair: &mut Pair, mut steps: Vec<Step>, once: &Difference) -> String {
     let Err(first) = pair.play(&steps) else {
         return format!(
@@ -268,7 +268,7 @@ pub(crate) fn explain(pair: &mut Pair, mut steps: Vec<Step>, once: &Difference) 
     if let Some(last) = first.step {
         steps.truncate(last + 1);
     }
-    // That there is a difference is all that `make sabotage` wants to know.
+    // `make sabotage` only needs to know that there is a difference.
     let is_wanted = std::env::var("KATRAN_SHRINK").is_err();
     let small = match is_wanted {
         true => shrink::shrink(steps, |steps| pair.play(steps).is_err()),
@@ -296,7 +296,7 @@ pub(crate) fn explain(pair: &mut Pair, mut steps: Vec<Step>, once: &Difference) 
     )
 }
 
-/// The balancer's document goes to a file, for it is long.
+/// Writes the balancer's document to a file, as it is long.
 fn document(pair: &Pair) -> String {
     let path = std::env::temp_dir().join(format!("katran-fuzz-{}.toml", std::process::id()));
     std::fs::write(&path, pair.state.to_toml().unwrap()).unwrap();

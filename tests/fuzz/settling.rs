@@ -1,6 +1,6 @@
-//! Slots settle by and by: program and model agree while real time passes. Slots that have changed hands and that no
-//! packet has gone elsewhere from since are settled after a time-out; those that packets still go elsewhere from are
-//! not, though the base of datagrams is given up.
+//! Slots settle over real time, and program and model must agree. Changed slots settle after a
+//! timeout without packets that deviate from the ring; the others do not, but datagrams give up
+//! their base.
 
 use crate::balancers::SETTLING;
 use crate::changes;
@@ -11,8 +11,8 @@ use crate::random;
 use crate::random::setting;
 
 const FRAMES: usize = 500;
-/// When frames come again, in milliseconds: in the midst of the time-out of two seconds; when slots are settled that had
-/// none then, and no other slot is; when all are.
+/// When frames return, in milliseconds: half way through the timeout of two seconds; when only
+/// the slots without frames then are settled; when all are.
 const AGAIN: u64 = 1200;
 const SOME_ARE_SETTLED: u64 = 2850;
 const ALL_ARE_SETTLED: u64 = 6000;

@@ -1,12 +1,12 @@
-//! Makes what fails small: fewer frames, then shorter and simpler ones (delta debugging: Zeller and
-//! Hildebrandt, "Simplifying and isolating failure-inducing input", IEEE TSE 28, 2002).
+//! Minimises a failing case: fewer frames, then shorter and simpler ones (delta debugging: Zeller
+//! and Hildebrandt, "Simplifying and isolating failure-inducing input", IEEE TSE 28, 2002).
 
 use crate::pair::Step;
 
-/// The shortest frame that a test run takes.
+/// The shortest frame that a test run accepts.
 const SHORTEST: usize = 14;
 
-/// A part of `steps` that still fails, each frame as small as it can be.
+/// A part of `steps` that still fails, with frames as small as possible.
 pub(crate) fn shrink(mut steps: Vec<Step>, mut fails: impl FnMut(&[Step]) -> bool) -> Vec<Step> {
     steps = without_pieces(steps, 1, &mut fails);
     for i in 0..steps.len() {
@@ -33,7 +33,7 @@ pub(crate) fn shrink(mut steps: Vec<Step>, mut fails: impl FnMut(&[Step]) -> boo
     steps
 }
 
-/// Leaves out pieces, long ones first, as long as the rest fails.
+/// Leaves out pieces, long ones first, while the rest still fails.
 fn without_pieces<T: Clone>(
     mut all: Vec<T>,
     fewest: usize,
@@ -57,8 +57,8 @@ fn without_pieces<T: Clone>(
 }
 
 #[test]
-fn what_fails_becomes_small() {
-    // Fails with a frame that has two bytes 7, if one with a byte 9 came before.
+fn a_failing_case_becomes_small() {
+    // Fails on a frame with two bytes 7, after one with a byte 9.
     let fails = |steps: &[Step]| {
         let frames: Vec<&Vec<u8>> = steps
             .iter()

@@ -1,5 +1,5 @@
-//! Whether a frame is one that a standard stack would take: EtherType, lengths and checksums. What the
-//! balancer sends has to be, if what it got was.
+//! Whether a standard stack would accept a frame: EtherType, lengths and checksums. What the
+//! balancer sends must be sound if its input was.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ use katran_model::bytes::u16_at;
 use katran_model::bytes::v4_at;
 use katran_model::bytes::v6_at;
 
-/// What is wrong with it; `None`: nothing. `gue` is the UDP port that tunnels use.
+/// The frame's fault, if any. `gue`: the tunnels' UDP port.
 pub(crate) fn fault(frame: &[u8], gue: u16) -> Option<&'static str> {
     let mut at = 12;
     while matches!(u16_at(frame, at), 0x8100 | 0x88a8) && at < 20 {
@@ -29,7 +29,7 @@ pub(crate) fn fault(frame: &[u8], gue: u16) -> Option<&'static str> {
     }
 }
 
-/// The same of an IP packet with bytes behind it.
+/// The same for an IP packet and what follows it.
 fn packet(ip: &[u8], gue: u16, depth: usize) -> Option<&'static str> {
     if depth > 8 {
         return None;

@@ -1,5 +1,5 @@
-//! A balancer that is attached. Of two interfaces it knows the address, so that frames for another station pass; of a
-//! third, which it is not attached to, it does not.
+//! An attached balancer. It knows the addresses of two interfaces, so that frames for other hosts
+//! pass; it is not attached to the third, and knows no address of it.
 
 use katran::Katran;
 use katran::XdpMode;
@@ -9,16 +9,17 @@ use katran_lab::veth;
 
 use crate::common::frames::OWN_MAC;
 
-/// The address of the second interface; at the first it is another station's.
+/// The second interface's address; at the first one it is another host's.
 pub(crate) const SECOND_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
 const LOOPBACK: u32 = 1;
 const MTU: u32 = 1500;
 
-/// The interfaces that frames come in by. The thread that made this is in their network namespace while it is there.
+/// The interfaces that frames arrive on. The thread that made this stays in their network namespace
+/// as long as it lives.
 pub(crate) struct Stations {
-    /// Each with its address, if that is known.
+    /// Each with its address, if known.
     interfaces: [(u32, Vec<[u8; 6]>); 3],
-    /// The thread leaves the namespace before its host goes.
+    /// Dropped first: the thread leaves the namespace before its host goes.
     _inside: Inside,
     _hosts: [Host; 2],
 }
@@ -29,7 +30,7 @@ impl Stations {
         let inside = hosts[0].enter().unwrap();
         let [first, second] = [("eth1", OWN_MAC), ("eth2", SECOND_MAC)].map(|(name, mac)| {
             veth(hosts[0].port(name).mac(mac), hosts[1].port(name), MTU).unwrap();
-            // Nothing comes in by it but what is played.
+            // Only test frames arrive.
             hosts[1].ip(&format!("link set {name} down")).unwrap();
             katran.attach(name, XdpMode::Generic).unwrap();
             (hosts[0].interface_index(name).unwrap(), vec![mac])
@@ -41,8 +42,7 @@ impl Stations {
         }
     }
 
-    /// The interface that this frame comes in by, and what is known of its addresses: one of them, but always the same
-    /// for the same frame.
+    /// The interface for this frame, and its known addresses: always the same for the same frame.
     pub(crate) fn of(&self, frame: &[u8]) -> (u32, &[[u8; 6]]) {
         let (interface, macs) = &self.interfaces[frame.len() % self.interfaces.len()];
         (*interface, macs)

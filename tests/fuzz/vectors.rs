@@ -1,5 +1,5 @@
-//! The recorded packets of `tests/vectors`, through the model alone: what it says is what Katran's own
-//! program did. (`tests/walk/vectors.rs` plays them through the program.)
+//! The recorded packets of `tests/vectors`, through the model alone: it must agree with Katran's
+//! own program. (`tests/walk/vectors.rs` plays them through ours.)
 
 use katran::flows::Verdict;
 
@@ -22,7 +22,8 @@ fn the_model_says_what_was_recorded() {
             match &packet.out {
                 _ if packet.verdict == Verdict::Drop => {}
                 Some(out) => assert_eq!(hex(&said.frame), hex(out), "{what}"),
-                // What the spec has sent and the recorded program has not: no bytes of it are recorded.
+                // The specification has this sent, but the recorded program did not: no bytes are
+                // recorded.
                 None if packet.verdict == Verdict::Tx => {
                     assert!(said.real.is_some(), "{what}");
                     assert!(said.frame.ends_with(&packet.frame[14..]), "{what}");

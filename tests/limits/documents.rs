@@ -1,4 +1,4 @@
-//! Large documents: what reading and writing one takes, of time and of memory.
+//! Large documents: the time and memory to read and write one.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,7 +17,7 @@ use super::cpu_time_of;
 use super::real;
 use super::vip;
 
-/// In a debug build a tenth, of everything.
+/// A debug build takes a tenth of everything.
 const SERVER_IDS: u32 = if cfg!(debug_assertions) {
     100_000
 } else {
@@ -25,7 +25,7 @@ const SERVER_IDS: u32 = if cfg!(debug_assertions) {
 };
 const ROUTES: u32 = SERVER_IDS / 10;
 
-/// Bytes of memory that this process has now, and has had at most since [`forget_peak`].
+/// The process's memory in bytes: current, and peak since [`forget_peak`].
 fn memory() -> [usize; 2] {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     ["VmRSS:", "VmHWM:"].map(|name| {
@@ -35,9 +35,9 @@ fn memory() -> [usize; 2] {
     })
 }
 
-/// The most memory that something has of what the process had not before.
+/// The most memory that `f` uses beyond what the process had before.
 fn peak_of<T>(f: impl FnOnce() -> T) -> (T, usize, Duration) {
-    // proc(5): 5 sets the peak to what there is now.
+    // proc(5): 5 resets the peak to the current size.
     fs::write("/proc/self/clear_refs", "5").unwrap();
     let [before, _] = memory();
     let (result, took) = cpu_time_of(f);
@@ -45,7 +45,7 @@ fn peak_of<T>(f: impl FnOnce() -> T) -> (T, usize, Duration) {
     (result, peak.saturating_sub(before), took)
 }
 
-/// Every id and route in a table of its own, as `to_toml` writes them.
+/// Every id and route in its own table, as `to_toml` writes them.
 fn document() -> String {
     let mut text = String::new();
     let address = |i: u32| real(i % 16_384).address();
@@ -63,7 +63,7 @@ fn document() -> String {
         )
         .unwrap();
     }
-    // A blank line stands between tables only.
+    // Blank lines are only between tables.
     text.truncate(text.len() - 1);
     text.shrink_to_fit();
     text
@@ -90,14 +90,14 @@ fn a_million_server_ids_are_read_in_five_times_their_text() {
 
             let (written, peak, took) = peak_of(|| state.to_toml().unwrap());
             println!("{peak} bytes more while it is written");
-            assert!(written == text, "it is written otherwise");
+            assert!(written == text, "written differently");
             assert!(peak <= 5 * text.len(), "{peak} of {}", text.len());
             claim("writing", took, limit, 10);
         },
     );
 }
 
-/// A table is parsed as a whole, so that the largest VIP sets what memory there has to be.
+/// A table is parsed as a whole, so the largest VIP determines the memory needed.
 #[test]
 fn a_vip_of_65_535_reals_is_read_in_30_times_its_text() {
     alone(
@@ -117,7 +117,7 @@ fn a_vip_of_65_535_reals_is_read_in_30_times_its_text() {
     );
 }
 
-/// The state itself, which applying it copies once for the comparison.
+/// The memory of the state; `apply` also copies it once for the comparison.
 #[test]
 fn an_id_of_a_state_takes_32_bytes_at_most() {
     let id = ServerIdState::new(ServerId::new(1, IpAddr::from([198, 51, 100, 1])));

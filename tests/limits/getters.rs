@@ -1,4 +1,4 @@
-//! Getters at the largest numbers: those that need not list anything take no longer than with one VIP, and
+//! Getters at the largest numbers: those that list nothing take no longer than with one VIP, and
 //! none waits for a thread of the library.
 
 use std::net::IpAddr;
@@ -32,7 +32,7 @@ use crate::vip;
 
 type Getter = (&'static str, fn(&Katran));
 
-/// The calls that report one thing.
+/// Calls that report one thing.
 const OF_ONE: [Getter; 16] = [
     ("vip_flags", |katran| drop(katran.vip_flags(vip(65_000)))),
     ("hash_function", |katran| {
@@ -74,7 +74,7 @@ const OF_ONE: [Getter; 16] = [
     }),
 ];
 
-/// What lists everything.
+/// Calls that list everything.
 const OF_ALL: [Getter; 4] = [
     ("vips", |katran| drop(katran.vips())),
     ("real_numbers", |katran| drop(katran.real_numbers())),
@@ -85,7 +85,8 @@ const OF_ALL: [Getter; 4] = [
 const REALS: u32 = 65_535;
 const ROUTER: &str = "192.0.2.1";
 
-/// A host behind one router, and a balancer with as many reals as there may be, all behind the router.
+/// A host behind one router, and a balancer with the maximum number of reals, all behind the
+/// router.
 fn behind_one_router() -> (Host, Katran) {
     require_root();
     let host = Host::new("balancer").unwrap();
@@ -105,14 +106,14 @@ fn behind_one_router() -> (Host, Katran) {
     (host, katran)
 }
 
-/// The router has this address from now on.
+/// Gives the router this address.
 fn answer(host: &Host, last: u8) {
     let entry =
         format!("neigh replace {ROUTER} lladdr 02:00:00:00:00:{last:02x} dev eth0 nud permanent");
     host.ip(&entry).unwrap();
 }
 
-/// All reals are known to be behind the router at this address.
+/// Whether all reals are known to be behind the router at this address.
 fn are_behind(katran: &Katran, last: u8) -> bool {
     let mac = MacAddr::new([2, 0, 0, 0, 0, last]);
     let hops = katran.gateways().next_hops();
@@ -155,11 +156,11 @@ fn next_hops_of_65_535_reals_are_had_below_a_millisecond() {
     let all: Vec<_> = (0..REALS).map(|i| real(i).address()).collect();
     assert_eq!(whose(&hops), all);
     assert_eq!(&*hops[65_534].interface.clone().unwrap(), "eth0");
-    // The clone has it, too.
+    // The clone has the list, too.
     let (_, took) = cpu_time_of(|| copy.len());
     claim("the length of a list that was put together", took, limit, 1);
     assert_eq!(copy, hops);
-    // What was known stays what it was.
+    // An earlier list does not change.
     katran.remove_real(vip(0), real(0).address()).unwrap();
     let after = katran.gateways().next_hops();
     let (left, took) = cpu_time_of(|| after.len());
@@ -169,7 +170,7 @@ fn next_hops_of_65_535_reals_are_had_below_a_millisecond() {
     drop(host);
 }
 
-/// With one answer of the router all next hops are others.
+/// One answer of the router changes all next hops.
 #[test]
 fn no_getter_waits_for_65_535_next_hops_that_change_at_once() {
     const CHANGES: u8 = 5;
@@ -186,7 +187,7 @@ fn no_getter_waits_for_65_535_next_hops_that_change_at_once() {
             }
             is_done.store(true, Ordering::Relaxed);
         });
-        // The scope ends if the other thread panics.
+        // Ends the scope if the other thread panics.
         let end = Instant::now() + Duration::from_secs(300);
         while !is_done.load(Ordering::Relaxed) && Instant::now() < end {
             let waited = waited(|| {
@@ -201,6 +202,6 @@ fn no_getter_waits_for_65_535_next_hops_that_change_at_once() {
     });
     println!("{asked} asked, {slow} waited for more than 1 ms, {longest:?} at most");
     assert!(is_done.into_inner() && asked > 1000, "{asked}");
-    // The machine may take the CPU away in ways that a thread's times do not show.
+    // The machine may take the CPU in ways that a thread's times do not show.
     assert!(slow < u32::from(CHANGES), "{slow} of {asked}");
 }

@@ -1,6 +1,6 @@
-//! Limits that docs/limits.md claims. Durations are compared with those of a smaller case, so
-//! that it holds beside other work; a claimed time is one of a release build, and a debug build has a
-//! stated factor of it. Tests that change what the whole process may do run it once more for themselves.
+//! The limits in docs/limits.md. Durations are compared with a smaller case, which allows for other
+//! work on the machine. A claimed time is a release build's; a debug build has a stated multiple of
+//! it. Tests that change process-wide limits run in a process of their own.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 
@@ -60,10 +60,10 @@ use common::frames::Packet;
 use common::ip;
 use common::load;
 
-/// Names the test that a process is for.
+/// Names the test that a process runs.
 const ALONE: &str = "KATRAN_LIMITS_ALONE";
 
-/// Runs a test in a process of its own, whose limits it may change.
+/// Runs a test in its own process, whose limits it may change.
 fn alone(name: &str, test: impl FnOnce()) {
     require_root();
     if std::env::var_os(ALONE).is_some_and(|of| of == name) {
@@ -81,13 +81,13 @@ fn alone(name: &str, test: impl FnOnce()) {
     assert!(said.contains("1 passed"), "{said}{errors}");
 }
 
-/// One of these tests at a time has the machine.
+/// Lets one of these tests run at a time.
 fn quiet() -> MutexGuard<'static, ()> {
     static MACHINE: Mutex<()> = Mutex::new(());
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A time that is claimed for a release build; without optimisation it may be so many times as long.
+/// Checks a time claimed for a release build; a debug build may take `in_debug` times as long.
 fn claim(what: &str, took: Duration, limit: Duration, in_debug: u32) {
     println!(
         "{what}: {took:?} ({limit:?} in a release build, {in_debug} times that in a debug build)"
@@ -151,7 +151,7 @@ fn all_vips_with_rings_under_a_soft_limit_of_1024_descriptors() {
             let (_, took) = cpu_time_of(|| katran.apply(&all_vips()).unwrap());
             println!("applied in {took:?} of CPU time");
             assert_eq!(katran.vips().len(), 65_535);
-            // The thread that waits for packets may have one for a moment.
+            // The thread that waits for grace periods may hold one for a moment.
             let more = open_files().saturating_sub(files);
             assert!(more < 8, "{more} descriptors more");
             for i in [0, 7985, 65_534] {
@@ -178,7 +178,7 @@ fn an_error_for_want_of_descriptors_names_their_limit() {
         let mut katran = large();
         katran.add_vip(vip(0), VipFlags::empty()).unwrap();
         let before = katran.state();
-        // Whatever it is that finds none, also in libbpf.
+        // Whatever needs a descriptor, also in libbpf.
         let features = Features::SOURCE_ROUTING | Features::INLINE_DECAP;
         let settings = builder().features(Features::default() | features);
         let settings = settings.healthcheck_interface("lo");
@@ -241,7 +241,7 @@ fn the_64_000th_vip_costs_what_the_2_000th_does() {
     assert!(late < 3 * early, "{early:?} {late:?}");
     claim("the 64,000th VIP", late, Duration::from_micros(50), 1);
 
-    // It is the same with reals, and with the way back.
+    // The same for reals, and for removing.
     let cost = |katran: &mut Katran, vips: std::ops::Range<u32>, f: fn(&mut Katran, u32)| {
         let costs: Vec<_> = vips.map(|i| cpu_time_of(|| f(katran, i)).1).collect();
         median(&costs)
@@ -285,7 +285,7 @@ fn a_diagnosis_of_16_000_reals_takes_16_times_that_of_1_000() {
     }
 }
 
-/// A state with them, without them, and the same again.
+/// A state with down reals, without them, and with them again.
 #[test]
 fn apply_is_quick_with_65_000_reals_down() {
     const VIPS: u32 = 65;
@@ -314,7 +314,7 @@ fn apply_is_quick_with_65_000_reals_down() {
     claim("the state with reals down", took, limit, 5);
     let down = |state: &State| -> usize { state.vips.iter().map(|of| of.down.len()).sum() };
     assert_eq!(down(&now), total);
-    // What keeps flows off them goes when none is left in the tables.
+    // The pairs that void entries go once no void entry is left.
     let held = || {
         let maps = katran.stats().library().unwrap().maps;
         let down = maps.into_iter().find(|map| map.name == "down_reals");
@@ -408,10 +408,10 @@ fn memory_that_a_cgroup_does_not_leave_is_not_there() {
         };
         println!("needs {needed}, {available} are available");
         assert!(needed > LIMIT && (1..=LIMIT).contains(&available));
-        // Whose limit it was, for free(1) shows another.
+        // Names the cgroup with the limit, as free(1) shows another one.
         assert_eq!(Path::new(&limited_by).parent(), Some(group.path()));
         assert!(text.contains(&limited_by), "{text}");
-        // What fits is loaded.
+        // A smaller balancer loads.
         let katran = load(builder());
         drop(katran);
         drop(group);
@@ -420,7 +420,7 @@ fn memory_that_a_cgroup_does_not_leave_is_not_there() {
 }
 
 #[test]
-fn a_group_is_made_where_memory_is_handed_on() {
+fn a_group_is_made_where_the_memory_controller_is_delegated() {
     let machine = std::env::temp_dir().join(format!("katran-cgroup-{}", std::process::id()));
     let write = |path: &str, text: &str| {
         let path = machine.join(path);
@@ -429,7 +429,7 @@ fn a_group_is_made_where_memory_is_handed_on() {
     };
     let place = || Place::of(&machine);
     assert!(place().is_err());
-    // A login session: its own cgroup has processes.
+    // A login session: its cgroup has processes.
     write("proc/self/cgroup", "0::/user.slice/session-1.scope\n");
     write("proc/self/mountinfo", "");
     assert!(place().is_err_and(|why| why.contains("not mounted")));
@@ -461,10 +461,10 @@ fn a_group_is_made_where_memory_is_handed_on() {
 
 #[test]
 fn a_profilers_timer_does_not_disturb_loading() {
-    /// Each is two loads.
+    /// Each makes two loads.
     const TIMES: u32 = 20;
     alone("a_profilers_timer_does_not_disturb_loading", || {
-        // By CPU time, which the verifier's new starts cost too, and other tests do not.
+        // CPU time includes the verifier's restarts, but not other tests.
         let load_and_reload = || {
             let ((), took) = cpu_time_of(|| {
                 let mut katran = load(builder());
@@ -485,12 +485,12 @@ fn a_profilers_timer_does_not_disturb_loading() {
         let mut disturbed = Duration::ZERO;
         for _ in 0..TIMES {
             disturbed += load_and_reload();
-            // It is let in again afterwards.
+            // The signal arrives afterwards.
             assert!(rang.swap(false, Ordering::Relaxed));
         }
         let disturbed = disturbed / TIMES;
         println!("{quiet:?} without a timer, {disturbed:?} with one of 5 ms");
-        // It was nine times as long.
+        // Without the library's precaution it was nine times as long.
         assert!(disturbed < 5 * quiet, "{quiet:?} {disturbed:?}");
     });
 }
@@ -527,7 +527,7 @@ fn adding_server_ids_waits_once_for_packets() {
 #[test]
 fn rings_and_tables_of_cpus_wait_once_for_packets() {
     let katran = load(builder());
-    // The first chunk of rings, and the tables of all CPUs.
+    // For the first chunk of rings, and for the tables of all CPUs.
     assert_eq!(katran.stats().library().unwrap().waits_for_packets, 2);
     let mut katran = load(builder().max_vips(1000));
     let mut state = all_vips();
@@ -541,7 +541,7 @@ fn rings_and_tables_of_cpus_wait_once_for_packets() {
     assert!(waits <= 2, "{waits}: as they go");
 }
 
-/// A packet of the first of many flows to a VIP, whose others the yardstick makes.
+/// A packet of the first of many flows to a VIP; the yardstick makes the others.
 fn packet_to(vip: Vip) -> Vec<u8> {
     let to = (vip.address(), vip.port()).into();
     let flow = Flow::tcp("100.64.0.0:1024".parse().unwrap(), to);

@@ -1,4 +1,4 @@
-//! What the dearest packets cost that anybody can send.
+//! The cost of the most expensive packets that anyone can send.
 
 use katran::Encapsulation;
 use katran::Flow;
@@ -14,14 +14,14 @@ use crate::quiet;
 use crate::real;
 use crate::vip;
 
-/// Preamble, checksum and gap of a frame on the wire.
+/// A frame's preamble, checksum and gap on the wire.
 const AROUND: usize = 24;
 /// Ethernet, IPv4 and UDP.
 const HEADERS: usize = 42;
 const TIMES: u32 = 100_000;
 
-/// The outer checksum of GUE takes all bytes of a datagram whose length is not that of its packet. So the packet
-/// costs more, but a link that is full of such packets hardly does: short ones are more.
+/// GUE's outer checksum must sum all bytes of a datagram whose length differs from its packet's.
+/// Such packets cost more, but a link full of them hardly does: short packets are more numerous.
 #[test]
 fn a_datagram_that_lies_about_its_length_fills_a_link_as_cheaply_as_short_ones() {
     let _quiet = quiet();

@@ -1,4 +1,5 @@
-//! The alert rules: they are right, each of them fires in a case of its own, and they ask for what is served.
+//! The alert rules are valid, each fires in a case of its own, and all query metrics that are
+//! served.
 
 use std::collections::BTreeSet;
 use std::path::Path;

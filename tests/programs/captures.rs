@@ -1,6 +1,6 @@
-//! The example `simulate` with captures that are mutated: what it reads of them is what an obvious reader of
-//! the format (draft-ietf-opsawg-pcap) reads, it says where they break off, and it comes to an end.
-//! `KATRAN_SEED` chooses them; a failure prints it.
+//! The example `simulate` with mutated captures: it must read what a straightforward reader of the
+//! format (draft-ietf-opsawg-pcap) reads, say where a capture breaks off, and end. `KATRAN_SEED`
+//! chooses the mutations; a failure prints it.
 
 use std::fs;
 use std::process::Command;
@@ -12,27 +12,27 @@ use super::simulate::Scratch;
 use super::simulate::read;
 use crate::seed::seeded;
 
-/// Has the VIPs of the sample.
+/// A configuration with the sample's VIPs.
 const CONFIGURATION: &str = include_str!("../../examples/data/lb.toml");
 const SAMPLE: &[u8] = include_bytes!("../../examples/data/sample.pcap");
-/// Each loads a balancer.
+/// Each case loads a balancer.
 const CASES: usize = 5;
-/// What does not get as far costs little.
+/// Refused before a load, so these cost little.
 const HEADERS: usize = 40;
 const HEADER: usize = 24;
 const RECORD: usize = 16;
-/// The reader's buffer: a packet that does not fit into it breaks off.
+/// The reader's buffer: a longer packet ends the reading.
 const LONGEST: usize = 8_000_000;
 
-/// A capture as the format says it, with numbers in one order of bytes.
+/// A capture as the format defines it, with numbers in one byte order.
 struct Obvious {
-    /// Time stamps, bytes captured and on the wire, and frames.
+    /// Timestamps, captured and original length, and frames.
     packets: Vec<([u32; 4], Vec<u8>)>,
-    /// Something is left that is no whole packet.
+    /// Bytes are left that are no whole packet.
     is_broken: bool,
 }
 
-/// `None`: no capture of Ethernet frames.
+/// `None`: not a capture of Ethernet frames.
 fn obvious(bytes: &[u8]) -> Option<Obvious> {
     let word = |at: usize, big: bool| -> Option<u32> {
         let word: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
@@ -65,7 +65,7 @@ fn obvious(bytes: &[u8]) -> Option<Obvious> {
     Some(Obvious { packets, is_broken })
 }
 
-/// Where packets begin.
+/// The packets' offsets.
 fn starts(bytes: &[u8]) -> Vec<usize> {
     let of = obvious(bytes).unwrap();
     let lengths = of.packets.iter().map(|(_, frame)| RECORD + frame.len());
@@ -78,7 +78,7 @@ fn starts(bytes: &[u8]) -> Vec<usize> {
         .collect()
 }
 
-/// One thing wrong with a packet or its header.
+/// Damages one packet or its header.
 fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
     let starts = starts(SAMPLE);
     let start = starts[rng.usize(0..starts.len())].min(bytes.len().saturating_sub(RECORD));
@@ -104,7 +104,7 @@ fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
     };
     match rng.u32(0..6) {
         0 => bytes.truncate(rng.usize(start..bytes.len().max(start + 1))),
-        // A length or a time.
+        // A length or a timestamp.
         1 | 2 => {
             let at = start + 4 * rng.usize(0..4);
             if let Some(place) = bytes.get_mut(at..at + 4) {
@@ -117,7 +117,7 @@ fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
                 *byte = rng.u8(..);
             }
         }
-        // A packet that has nothing, or very much, in it.
+        // An empty or a very large packet.
         4 => {
             let length = [0, 13, 14, 3520, 3521, 70_000, 300_000][rng.usize(0..7)];
             let mut packet = [1, 2, length, length].map(u32::to_le_bytes).concat();
@@ -131,7 +131,7 @@ fn mutate(rng: &mut Rng, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The other order of bytes, and nanoseconds.
+/// The other byte order, with nanoseconds.
 fn turned(bytes: &[u8]) -> Vec<u8> {
     let of = obvious(bytes).unwrap();
     let mut turned = 0xa1b2_3c4d_u32.to_be_bytes().to_vec();
@@ -145,7 +145,7 @@ fn turned(bytes: &[u8]) -> Vec<u8> {
     turned
 }
 
-/// Runs the example on a capture; what it says.
+/// Runs the example on a capture; returns whether it succeeded, and its output.
 fn run(scratch: &Scratch, bytes: &[u8]) -> (bool, String) {
     let small = "[balancer]\nmax_vips = 16\nmax_reals = 64\nring_size = 1009\n";
     let configuration = CONFIGURATION.replace("[balancer]\n", small);
@@ -169,7 +169,7 @@ fn run(scratch: &Scratch, bytes: &[u8]) -> (bool, String) {
 }
 
 #[test]
-fn mutated_captures_are_read_as_they_stand() {
+fn mutated_captures_are_read_like_the_reference() {
     require_root();
     let (_seed, mut rng) = seeded();
     let scratch = Scratch::new("mutated");
@@ -201,13 +201,13 @@ fn mutated_captures_are_read_as_they_stand() {
             if line["verdict"] != "TX" {
                 assert_eq!(written.data, &frame[..], "{line}");
             }
-            // Longer ones the program is not given, without frags.
+            // Without multi-buffer support, longer frames do not reach the program.
             assert_eq!(line["verdict"] == "ERROR", frame.len() > 3520, "{line}");
         }
     }
 }
 
-/// What is no capture of Ethernet frames is refused before anything is loaded or written.
+/// Anything but a capture of Ethernet frames is refused before anything is loaded or written.
 #[test]
 fn mutated_headers_are_refused_with_a_reason() {
     let (_seed, mut rng) = seeded();

@@ -1,5 +1,5 @@
-//! Commands for a running balancer: who may give them, what is refused, and that nobody who speaks to it keeps others
-//! waiting.
+//! Commands for a running balancer: who may give them, what is refused, and that no client keeps
+//! others waiting.
 
 use std::fs;
 use std::io::BufRead;
@@ -45,7 +45,7 @@ fn idle(name: &str) -> (Host, Scratch, Commanded) {
     (host, file, running)
 }
 
-/// What is answered to a line.
+/// The answer to a line.
 fn ask(stream: &UnixStream, line: &str) -> Value {
     let mut writer = stream;
     writeln!(writer, "{line}").unwrap();
@@ -97,22 +97,22 @@ fn wrong_requests_are_refused_and_change_nothing() {
         let answer = ask(&stream, line);
         assert!(error(&answer).contains(says), "{line}: {answer}");
     }
-    // The same client, and what it was told.
+    // The same client, and the answer it got.
     let report = ask(&stream, "{\"command\": \"status\"}")["ok"].take();
     assert_eq!(report["vips"][0]["reals"][0]["weight"], 3, "{report}");
     let refused = report["refused"]["result"].as_str().unwrap();
     assert!(refused.contains("line 1"), "{refused}");
     drop(stream);
 
-    // A line without an end, and one that is too long beside another one.
+    // An unfinished line, and one that is too long at the same time.
     let [long, longer] = [0, 1].map(|_| UnixStream::connect(running.socket()).unwrap());
     let piece = vec![b'x'; 100_000];
     (&long).write_all(&piece).unwrap();
     let mut writer = &longer;
-    // It may have been refused before all of it was written.
+    // The refusal may come before all of it is written.
     let _ = writer.write_all(&piece);
     let answers = [next(&longer), next(&long)];
-    // One of them is refused: whichever is read later.
+    // Whichever the balancer reads later is refused.
     let mut answers = answers.each_ref().map(error);
     answers.sort_unstable();
     assert!(answers[1].contains("within 10 s"), "{answers:?}");
@@ -127,12 +127,12 @@ fn wrong_requests_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn only_root_is_heard_and_a_socket_is_one_balancers() {
+fn only_root_may_connect_and_a_socket_has_one_balancer() {
     let (host, file, mut running) = idle("rights.toml");
     let socket = running.socket().to_owned();
     let found = fs::metadata(&socket).unwrap();
     assert_eq!(found.permissions().mode() & 0o7777, 0o600);
-    // Another user does not reach it; nor is it heard if it does.
+    // Another user cannot connect; with the file's mode changed, the balancer still refuses it.
     let as_other = || {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
@@ -148,7 +148,7 @@ fn only_root_is_heard_and_a_socket_is_one_balancers() {
     let text = as_other();
     assert!(text.contains("only root and the balancer's user"), "{text}");
 
-    // Of a living process it is not taken.
+    // A living process keeps its socket.
     let config = file.0.to_str().unwrap();
     let start = |path: &Path| {
         let mut command = example("katran");
@@ -162,7 +162,7 @@ fn only_root_is_heard_and_a_socket_is_one_balancers() {
     assert_eq!(fs::metadata(&socket).unwrap().ino(), found.ino());
     assert!(running.say(&host, "status", &["--over", "0.1"]).0);
 
-    // Of a dead one it is.
+    // A dead process's socket is replaced.
     running.balancer.process.kill().unwrap();
     assert!(socket.exists());
     let mut next = Running::start(&host, start(&socket));
@@ -170,7 +170,7 @@ fn only_root_is_heard_and_a_socket_is_one_balancers() {
     assert!(running.say(&host, "status", &["--over", "0.1"]).0);
     next.end(SIGTERM);
     assert!(!socket.exists() && !socket.with_extension("sock.lock").exists());
-    // What is no socket stays.
+    // A file that is no socket stays.
     let text = Scratch::new("rights.text");
     text.write("mine");
     let output = host.output(start(&text.0)).unwrap();
@@ -182,7 +182,7 @@ fn only_root_is_heard_and_a_socket_is_one_balancers() {
 }
 
 #[test]
-fn many_clients_are_heard_and_those_that_say_nothing_keep_nobody_waiting() {
+fn many_clients_are_served_and_silent_ones_delay_nobody() {
     let (host, _file, mut running) = idle("clients.toml");
     let silent: Vec<_> = (0..16)
         .map(|_| UnixStream::connect(running.socket()).unwrap())
@@ -192,7 +192,7 @@ fn many_clients_are_heard_and_those_that_say_nothing_keep_nobody_waiting() {
     }
     let refused = UnixStream::connect(running.socket()).unwrap();
     assert!(error(&next(&refused)).contains("too many clients"));
-    // Clients that hang up make room.
+    // Clients that close make room.
     drop(silent);
     eventually("there is room", || {
         running.say(&host, "status", &["--over", "0.1"]).0
@@ -201,10 +201,10 @@ fn many_clients_are_heard_and_those_that_say_nothing_keep_nobody_waiting() {
 }
 
 #[test]
-fn documents_are_applied_and_others_are_answered_meanwhile() {
+fn other_clients_are_answered_while_a_document_is_applied() {
     let (host, file, mut running) = idle("applied.toml");
     let other = Scratch::new("applied-other.toml");
-    // Another size takes a second set of programs: a second or more.
+    // Another size loads a second set of programs: a second or more.
     let changed = DOCUMENT
         .replace("weight = 3", "weight = 5")
         .replace("10_000", "20_000");
@@ -239,21 +239,21 @@ fn documents_are_applied_and_others_are_answered_meanwhile() {
     }
     apply.says("in total");
     running.balancer.says("in total");
-    // It was busy for longer than anybody has waited.
+    // It was busy for longer than any client waited.
     assert!(
         oldest > 0.2 && slowest < Duration::from_secs(2),
         "{oldest} {slowest:?}"
     );
     assert!(oldest > slowest.as_secs_f64() / 2.0, "{oldest} {slowest:?}");
 
-    // A wrong one names the line, and changes nothing.
+    // A bad document names the line, and changes nothing.
     other.write(&format!("{changed}colour = 1\n"));
     for more in [&[][..], &["--dry-run"]] {
         let (worked, text) = running.say(&host, "apply", &[&[path.as_str()], more].concat());
         assert!(!worked && text.contains("line 9"), "{text}");
     }
     assert_eq!(weight(), 5);
-    // The balancer goes by the file again when it reads it.
+    // Reading the file again makes the balancer follow it.
     running.balancer.process.signal(1).unwrap();
     running.balancer.says("applied:");
     running.balancer.says("in total");
@@ -267,9 +267,9 @@ fn documents_are_applied_and_others_are_answered_meanwhile() {
     running.balancer.end(SIGTERM);
 }
 
-/// What only a balancer can know of a document has its line as well.
+/// Errors that only a balancer can find name their line, too.
 #[test]
-fn what_is_found_late_has_a_line() {
+fn errors_found_late_name_their_line() {
     require_root();
     let host = Host::new("host").unwrap();
     host.ip("link add eth0 type veth peer name eth1").unwrap();
@@ -289,7 +289,7 @@ fn what_is_found_late_has_a_line() {
         assert!(!output.status.success(), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    // By the defaults, by the settings of each other, by the machine, by the network.
+    // Errors that depend on the defaults, on other settings, on the machine, on the network.
     for (text, at) in [
         (
             format!("{balancer}{}", vips(513)),
@@ -321,7 +321,7 @@ fn what_is_found_late_has_a_line() {
         "{said}"
     );
 
-    // By the running one, whose settings the next document does not give.
+    // Errors that depend on the running balancer, whose settings the document does not repeat.
     file.write(&format!(
         "{balancer}max_vips = 2\nfeatures = []\n{}",
         vips(2)
@@ -357,7 +357,7 @@ fn what_is_found_late_has_a_line() {
 }
 
 #[test]
-fn a_drained_backend_gets_no_new_flows_and_it_is_told_when_it_may_go() {
+fn a_drained_backend_gets_no_new_flows_and_its_end_is_reported() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let servers = lab.serve_udp(53).unwrap();
@@ -367,7 +367,7 @@ fn a_drained_backend_gets_no_new_flows_and_it_is_told_when_it_may_go() {
     let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
     let file = Scratch::new("drained.toml");
     let [first, second] = [0, 1].map(|index| lab.backends[index].v4.to_string());
-    // What is silent for two seconds is over.
+    // Flows end after two seconds of silence.
     file.write(&format!(
         "[balancer]\ngateway_mac = \"{mac}\"\nflow_table_size = 10_000\nudp_timeout = 2\n\
          [[vip]]\naddress = \"{}\"\nport = 53\nprotocol = \"udp\"\n\
@@ -390,7 +390,7 @@ fn a_drained_backend_gets_no_new_flows_and_it_is_told_when_it_may_go() {
         "{text}"
     );
     assert!(text.contains("off yet"), "{text}");
-    // Flows stay, and a reload of the file keeps it so.
+    // Flows stay, also after reading the file again.
     assert_eq!(answers(), homes);
     running.balancer.process.signal(1).unwrap();
     running.balancer.says("applied: no changes");
@@ -399,7 +399,7 @@ fn a_drained_backend_gets_no_new_flows_and_it_is_told_when_it_may_go() {
     assert!(text.contains("weight 0; drained"), "{text}");
     let (worked, text) = running.say(host, "drain", &[&first, "--wait"]);
     assert!(worked && text.ends_with("can be switched off\n"), "{text}");
-    // By now new ones go elsewhere in every slot.
+    // By now every slot leads new flows elsewhere.
     for _ in 0..20 {
         let new = UdpClient::connect(&lab.client, (lab.vip4(), 53).into()).unwrap();
         assert_eq!(new.ask(b"who").unwrap(), "backend1");
@@ -443,9 +443,9 @@ fn status_names_what_is_wrong() {
     assert!(!worked && text.contains("start `katran run`"), "{text}");
 }
 
-/// Something that takes the place of a balancer, and says nothing.
+/// A server in the balancer's place that closes without an answer.
 #[test]
-fn a_balancer_that_hangs_up_is_told_of() {
+fn a_balancer_that_hangs_up_is_reported() {
     require_root();
     let host = Host::new("host").unwrap();
     let socket = Scratch::new("mute.sock");

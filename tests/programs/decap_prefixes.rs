@@ -1,4 +1,5 @@
-//! `decap --from` and `--to`: which tunnels the example takes, beside a balancer that is run as a program, too.
+//! `decap --from` and `--to`: which tunnels the example unwraps, beside a balancer that also runs
+//! as a program.
 
 use std::net::SocketAddr;
 use std::net::TcpStream;
@@ -15,11 +16,11 @@ use crate::program::Scratch;
 use crate::program::example;
 
 const SIGTERM: i32 = 15;
-/// The column of the counter of drops.
+/// The counters' column of drops.
 const DROPPED: usize = 5;
 
 #[test]
-fn decap_takes_tunnels_from_and_to_where_it_is_told() {
+fn decap_strips_only_allowed_tunnels() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let _servers = lab.serve_tcp(80).unwrap();
@@ -29,7 +30,7 @@ fn decap_takes_tunnels_from_and_to_where_it_is_told() {
     let backend = &lab.backends[0];
     let vips = [lab.vip4(), lab.vip6()].map(|vip| SocketAddr::from((vip, 80)));
     let [v4, v6] = vips.map(|vip| vip.ip().to_string());
-    // The defaults of the balancer's made-up sources, one argument each.
+    // The balancer's default tunnel sources, one argument each.
     let sources = ["--from", "172.16.0.0/16", "--from", "100::/64"];
     let services = ["--to", &v4, "--to", &v6];
     for (arguments, is_answered) in [

@@ -1,5 +1,5 @@
-//! The example programs, run as a user runs them: the binaries that `cargo test` has built, on
-//! test hosts, with signals, files and exit statuses. `simulate` has a file of its own.
+//! The example programs, run as a user would: the binaries that `cargo test` built, on test hosts,
+//! with signals, files and exit statuses. `simulate` has its own file.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -36,7 +36,7 @@ fn gateway(balancer: &Balancer) -> String {
     octets.join(":")
 }
 
-/// A configuration with VIPs in both families and one real for each.
+/// A configuration with a VIP in each family, with one real each.
 pub(crate) fn configuration(lab: &Lab, backend: usize) -> String {
     let Backend { v4, v6, .. } = &lab.backends[backend];
     let mut text = format!(
@@ -52,7 +52,7 @@ pub(crate) fn configuration(lab: &Lab, backend: usize) -> String {
     text
 }
 
-/// A balancer at work, for VIPs with the first backend.
+/// A running balancer, whose VIPs have the first backend.
 pub(crate) fn balancing(lab: &Lab, file: &Scratch) -> Running {
     file.write(&configuration(lab, 0));
     let mut command = katran("run");
@@ -97,14 +97,14 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
     assert_eq!(both(&lab), ["backend0", "backend0"]);
     balancer.counts(0);
 
-    // The file changes: clients move.
+    // The file changes: new connections reach the other backend.
     file.write(&configuration(&lab, 1));
     balancer.process.signal(SIGHUP).unwrap();
     balancer.says("203.0.113.1:80/tcp: real 198.51.100.2 added");
     balancer.says("[2001:db8:1::1]:80/tcp: real 2001:db8:2::1 removed");
     assert_eq!(both(&lab), ["backend1", "backend1"]);
 
-    // It breaks: nothing changes.
+    // A broken file changes nothing.
     for (broken, complaint) in [
         (configuration(&lab, 0) + "weight = 3\n", ".toml:14:1: "),
         ("[[vip]".to_owned(), ".toml:1:"),
@@ -120,7 +120,7 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
         assert_eq!(both(&lab), ["backend1", "backend1"]);
     }
 
-    // It is whole again, with another size, and then as before.
+    // Valid again, with another size, and then the former one.
     let larger = configuration(&lab, 1).replace("10_000", "20_000");
     file.write(&larger);
     balancer.process.signal(SIGHUP).unwrap();
@@ -137,7 +137,7 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
     assert!(!has_xdp(host));
 
     for (decap, backend) in decaps.iter_mut().zip(&lab.backends) {
-        // Both kinds of tunnel have been used.
+        // Tunnels of both families were used.
         decap.counts(1);
         decap.counts(2);
         assert!(has_xdp(&backend.host));
@@ -148,7 +148,7 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
 }
 
 #[test]
-fn an_interface_that_is_made_again_is_attached_to_again() {
+fn a_recreated_interface_is_attached_again() {
     require_root();
     let host = Host::new("host").unwrap();
     let make = |name: &str| {
@@ -225,10 +225,10 @@ fn root_is_set_up_joined_and_removed() {
     );
     balancer.end(SIGTERM);
     balancer.says("left /sys/fs/bpf/example");
-    // A second root has no place.
+    // A second root cannot attach there.
     let (worked, text) = root_at(&format!("{path}_2"), &["attach", "--interface", "eth0"]);
     assert!(!worked && text.contains("katran_root"), "{text}");
-    // The same one is where it was, and also goes where it was not.
+    // The same root stays where it is, and is attached to the new interface as well.
     let (worked, text) = root(&["attach", "--interface", "eth0", "--interface", "lo"]);
     assert!(
         worked && text.contains("on eth0 in native mode") && text.contains("on lo in generic mode"),
@@ -243,7 +243,7 @@ fn root_is_set_up_joined_and_removed() {
 }
 
 #[test]
-fn check_says_what_would_not_work() {
+fn check_reports_what_would_not_work() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let file = Scratch::new("check.toml");
@@ -316,7 +316,7 @@ fn decap_works_at_tc() {
     balancer.end(SIGTERM);
 }
 
-/// The balancer's process is in the network namespace of its interface, as it is with users.
+/// As in real use, the balancer's process is in its interface's network namespace.
 #[test]
 fn balancer_follows_the_mtu_of_its_interface() {
     require_root();
@@ -336,7 +336,7 @@ fn balancer_follows_the_mtu_of_its_interface() {
     let mut balancer = Running::start(host, command);
     balancer.says("balancing on eth0 in native mode");
     let mut client = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
-    // The document has reals of IPv6, too.
+    // The document also has IPv6 reals.
     for (mtu, expected) in [(1500, 1460), (1400, 1360)] {
         host.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
         let router = format!("link set bal0 mtu {mtu}");
@@ -378,7 +378,7 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
         end.says("server id");
         ends.push(end);
     }
-    // What is no id changes nothing; what is one counts for new connections.
+    // A bad id changes nothing; a good one counts for new connections.
     for (text, told) in [("many", "the id stays"), ("1000", "server id 1000")] {
         id.write(text);
         ends[0].process.signal(SIGHUP).unwrap();
@@ -402,7 +402,8 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     for _ in 0..5 {
         assert_eq!(client.ask("who?").unwrap(), "backend0");
     }
-    // Accepted; heard; packets with an id, and those for others, as decap has another id here.
+    // The server has accepted connections, the client has heard the id, and decap has counted
+    // packets with another id, as its own is another one here.
     ends[0].counts(0);
     ends[1].counts(1);
     decap.counts(6);
@@ -415,7 +416,7 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     balancer.end(SIGTERM);
 }
 
-/// What tshark makes of the packets in a file: a line each.
+/// The packets of a file as tshark prints them, one per line.
 fn tshark(file: &std::path::Path) -> Vec<String> {
     let mut command = std::process::Command::new("tshark");
     command.arg("-n").arg("-r").arg(file);
@@ -444,7 +445,7 @@ fn monitor_prints_events_and_writes_files_that_tshark_reads() {
     let _servers = lab.serve_tcp(80).unwrap();
     let _decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
     let file = Scratch::new("monitor.toml");
-    // Of a connection that is in no table nobody hears where only changed flows are remembered.
+    // Where only changed flows are remembered, a connection without an entry makes no event.
     let all = "flow_tracking = \"all\"\nflow_table_size";
     file.write(&configuration(&lab, 0).replace("flow_table_size", all));
     let host = &lab.balancers[0].host;
@@ -452,7 +453,7 @@ fn monitor_prints_events_and_writes_files_that_tshark_reads() {
     std::fs::create_dir(&directory).unwrap();
     let socket = Scratch::new("monitored.sock");
     for to_files in [false, true] {
-        // A connection that began before the balancer did.
+        // A connection older than the balancer.
         let balance = |options: &[&str]| {
             let mut command = example("katran");
             command.arg("run").arg("--config").arg(&file.0);
@@ -508,7 +509,7 @@ fn quickstart_balances_until_ctrl_c() {
     let host = &lab.balancers[0].host;
     let mut quickstart = Running::start(host, command);
     quickstart.says("203.0.113.1:80/tcp on eth0, native mode");
-    // 0.75^60 is one in 30 million.
+    // The chance to miss one, 0.75^60, is one in 30 million.
     let seen = answers(&lab, lab.vip4(), 60);
     assert_eq!(Vec::from_iter(seen), ["backend0", "backend1"]);
     quickstart.end(SIGINT);
@@ -519,7 +520,7 @@ fn quickstart_balances_until_ctrl_c() {
     assert!(!has_xdp(host));
 }
 
-/// Runs to the end; the exit status and what went to standard error.
+/// Runs to the end; returns the exit status and standard error.
 fn fails(host: &Host, name: &str, arguments: &[&str]) -> (i32, String) {
     let mut command = example(name);
     command.args(arguments);

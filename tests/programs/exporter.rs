@@ -1,4 +1,5 @@
-//! What `run --listen` serves, read as strictly as Prometheus could: values that known traffic must have made.
+//! What `run --listen` serves, read as strictly as Prometheus might: with the values that known
+//! traffic must produce.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,7 +33,7 @@ pub(super) const SIGINT: i32 = 2;
 
 pub(super) const SIGTERM: i32 = 15;
 
-/// Where it listens unless it is told otherwise.
+/// The default address.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9957);
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,7 +55,7 @@ pub(super) fn scrape(host: &Host) -> Page {
     Page::parse(std::str::from_utf8(&response.body).unwrap(), Dialect::Plain)
 }
 
-/// What somebody gets who asks for OpenMetrics, as Prometheus does.
+/// A scrape that asks for OpenMetrics, as Prometheus does.
 fn scrape_open_metrics(host: &Host) -> Page {
     let mut stream = host.run(|| TcpStream::connect(METRICS)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -72,7 +73,7 @@ fn scrape_open_metrics(host: &Host) -> Page {
     Page::parse(body, Dialect::OpenMetrics)
 }
 
-/// Scrapes until it is so: packets are still under way when their sender is done.
+/// Scrapes until the condition holds: packets may still be on their way when their sender is done.
 fn scrape_until(host: &Host, what: &str, is: impl Fn(&Page) -> bool) -> Page {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -84,7 +85,7 @@ fn scrape_until(host: &Host, what: &str, is: impl Fn(&Page) -> bool) -> Page {
     }
 }
 
-/// VIPs of both families with two reals, the second one with twice the weight, and one without.
+/// VIPs of both families with two reals, the second of twice the weight, and one without reals.
 pub(super) fn configuration(lab: &Lab) -> String {
     let gateway = lab.balancers[0].gateway_mac;
     let gateway = gateway.map(|octet| format!("{octet:02x}")).join(":");
@@ -118,7 +119,7 @@ pub(super) fn configuration(lab: &Lab) -> String {
     )
 }
 
-/// Sends so many datagrams from each of some ports, without an answer.
+/// Sends this many datagrams from each of several ports, without an answer.
 pub(super) fn send(lab: &Lab, to: (IpAddr, u16), ports: usize, datagrams: usize, length: usize) {
     for _ in 0..ports {
         let any = match to.0 {
@@ -157,7 +158,7 @@ fn exporter_counts_what_the_traffic_made() {
         assert_eq!(first.get("katran_vip_packets_total", &[("vip", vip)]), 0.0);
     }
 
-    // 4 flows of 10 packets; 7 packets of IPv6; 3 packets to a VIP without reals; 2 fragments.
+    // 4 flows of 10 packets; 7 IPv6 packets; 3 packets to a VIP without reals; 2 fragments.
     send(&lab, (lab.vip4(), 53), 4, 10, 100);
     send(&lab, (lab.vip6(), 53), 1, 7, 50);
     send(&lab, (lab.vip4(), 54), 1, 3, 10);
@@ -169,14 +170,14 @@ fn exporter_counts_what_the_traffic_made() {
     let page = scrape_until(host, "all packets have arrived", |page| {
         page.sum("katran_frames_total", &[("verdict", "drop")]) >= 5.0
             && page.sum("katran_cpu_packets_total", &[]) >= 47.0
-            // And are counted.
+            // The entries have been counted.
             && page.get("katran_vip_flow_entries", &[("vip", VIP4)]) >= 4.0
             && page.get("katran_vip_flow_entries", &[("vip", VIP6)]) >= 1.0
     });
 
     let of = |name: &str, labels: &[(&str, &str)]| page.get(name, labels);
     for (vip, packets, bytes) in [
-        // The total length of IPv4 packets, the payload length of IPv6 packets.
+        // The total length of IPv4 packets, the payload length of IPv6 ones.
         (VIP4, 40.0, 40.0 * (20.0 + 8.0 + 100.0)),
         (VIP6, 7.0, 7.0 * (8.0 + 50.0)),
         ("203.0.113.1:54/udp", 0.0, 0.0),
@@ -193,7 +194,7 @@ fn exporter_counts_what_the_traffic_made() {
     assert_eq!(of_reals("katran_real_bytes_total", &REALS[2..]), 406.0);
     let of_pairs = |vip| page.sum("katran_vip_real_packets_total", &[("vip", vip)]);
     assert_eq!((of_pairs(VIP4), of_pairs(VIP6)), (40.0, 7.0));
-    // No pair has a real of the other family.
+    // Each VIP only has pairs with its own reals.
     for (vip, reals) in [(VIP4, &REALS[..2]), (VIP6, &REALS[2..])] {
         let pairs = page.families["katran_vip_real_bytes_total"].samples.keys();
         let mut of_vip = pairs.filter(|pair| pair["vip"] == vip);
@@ -203,7 +204,7 @@ fn exporter_counts_what_the_traffic_made() {
         page.sum("katran_vip_real_bytes_total", &[("vip", VIP6)]),
         406.0
     );
-    // Datagrams open nothing.
+    // Datagrams have no SYN.
     assert_eq!(page.sum("katran_vip_real_syn_packets_total", &[]), 0.0);
     assert_eq!(of("katran_vip_syn_packets_total", &[("vip", VIP4)]), 0.0);
     assert_eq!(
@@ -223,14 +224,14 @@ fn exporter_counts_what_the_traffic_made() {
     assert_eq!(of("katran_loaded_time_seconds", &[]), owned);
     assert!(of("katran_figures_age_seconds", &[]) < 10.0);
     assert_eq!(page.sum("katran_cpu_packets_total", &[]), 47.0);
-    // Every CPU that is meant to forward is there, also those that have had nothing to do.
+    // Every forwarding CPU is listed, even if it was idle.
     let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
     let last = online.trim().rsplit(['-', ',']).next().unwrap().to_owned();
     let cpus = page.values_of("katran_cpu_packets_total", "cpu");
     assert!(cpus.contains("0") && cpus.contains(&last), "{cpus:?}");
-    // Encapsulated, and answers to pings.
+    // Encapsulated packets, and answers to pings.
     assert_eq!(of("katran_frames_total", &[("verdict", "tx")]), 47.0 + 9.0);
-    // Frames as they came in, without outer headers: datagrams, and pings of 56 bytes.
+    // Frames as received, without outer headers: datagrams, and pings of 56 bytes.
     let datagrams = 40.0 * (14.0 + 128.0) + 7.0 * (14.0 + 40.0 + 58.0);
     let pings = 5.0 * (14.0 + 20.0 + 64.0) + 4.0 * (14.0 + 40.0 + 64.0);
     assert_eq!(
@@ -258,8 +259,8 @@ fn exporter_counts_what_the_traffic_made() {
         of("katran_icmp_echo_replies_total", &[("family", "ipv6")]),
         4.0
     );
-    // Packets of VIPs: those that the ring had no real for, too. At least one miss for each flow,
-    // more if a packet came on another CPU.
+    // Packets to VIPs, including those without a real. At least one miss per flow, more if a packet
+    // arrived on another CPU.
     assert_eq!(of("katran_flow_table_packets_total", &[]), 50.0);
     let misses = of("katran_flow_table_misses_total", &[]);
     assert!((5.0..=20.0).contains(&misses), "{misses}");
@@ -278,7 +279,7 @@ fn exporter_counts_what_the_traffic_made() {
     let of_vip = |vip| of("katran_vip_flow_entries", &[("vip", vip)]);
     assert_eq!(of_vip(VIP4) + of_vip(VIP6), entries);
     assert_eq!(of_vip("203.0.113.1:54/udp"), 0.0);
-    // Seconds, rounded down; a count a second, on a machine that is busy.
+    // Whole seconds; the count runs every second, later on a busy machine.
     assert!(of("katran_flow_entries_age_seconds", &[]) < 5.0);
     for (real, weight) in [("198.51.100.1", 1.0), ("198.51.100.2", 2.0)] {
         let labels = [("vip", VIP4), ("real", real)];
@@ -289,7 +290,7 @@ fn exporter_counts_what_the_traffic_made() {
     let labels = [("interface", "eth0"), ("mode", "native")];
     assert_eq!(of("katran_interface_info", &labels), 1.0);
 
-    // Nothing counts backwards, and both formats say the same.
+    // Counters never go back, and both formats agree.
     send(&lab, (lab.vip4(), 53), 1, 10, 100);
     let later = scrape_until(host, "10 packets more", |page| {
         page.get("katran_vip_packets_total", &[("vip", VIP4)]) == 50.0
@@ -300,11 +301,11 @@ fn exporter_counts_what_the_traffic_made() {
     assert_eq!(open.names(), later.names());
     open.follows(&later);
 
-    // A VIP less, a real less; the rest counts on, and the watch as well.
+    // Without one VIP and one real; the other counters continue, and so does following the file.
     let text = configuration(&lab);
     let third = text.rfind("[[vip]]").unwrap();
     let text = text[..third].replace("{ address = \"2001:db8:2::1\" }, ", "");
-    // And one that is down, with its weight.
+    // A real that is down, with its weight.
     file.write(&text.replacen("weight = 2", "weight = 2, down = true", 1));
     exporter.process.signal(SIGHUP).unwrap();
     exporter.says("203.0.113.1:54/udp removed");
@@ -328,7 +329,7 @@ fn exporter_counts_what_the_traffic_made() {
     );
     assert!(after.sum("katran_real_watched_misses_total", &[]) >= watched);
 
-    // A refused document is shown beside the current one.
+    // A refused document is reported beside the current one.
     let time = after.get("katran_apply_time_seconds", &[]);
     assert_eq!(after.get("katran_apply_success_time_seconds", &[]), time);
     assert!(after.get("katran_apply_duration_seconds", &[]) > 0.0);
@@ -348,7 +349,7 @@ fn exporter_counts_what_the_traffic_made() {
     assert_eq!(refused.get("katran_apply_success_time_seconds", &[]), time);
     assert!(refused.get("katran_apply_time_seconds", &[]) > time);
 
-    // Somebody who connects and asks for nothing keeps nobody waiting, nor it from ending.
+    // A client that connects and is silent delays neither others nor the program's end.
     let _silent = host.run(|| TcpStream::connect(METRICS)).unwrap();
     scrape(host);
     exporter.end(SIGTERM);
@@ -357,7 +358,7 @@ fn exporter_counts_what_the_traffic_made() {
     assert!(!host.ip("link show eth0").unwrap().contains("xdp"));
 }
 
-/// A host with an exporter without traffic.
+/// A host with an exporter, without traffic.
 pub(super) fn idle(name: &str) -> (Host, Scratch, Running) {
     idle_with(name, "", &[])
 }
@@ -380,8 +381,8 @@ pub(super) fn idle_with(name: &str, settings: &str, options: &[&str]) -> (Host, 
     (host, file, exporter)
 }
 
-/// A scrape shows the last count, and makes none: however often it is asked, the figures are those of
-/// the start for a minute.
+/// A scrape shows the last count and does not start one: for a minute, however often it asks, the
+/// figures are those of the start.
 #[test]
 fn scrapes_do_not_count_entries() {
     let lab = Lab::new(LabConfig::default()).unwrap();
@@ -397,7 +398,7 @@ fn scrapes_do_not_count_entries() {
     let entries = page.get("katran_vip_flow_entries", &[("vip", VIP4)]);
     let in_maps = page.get("katran_map_entries", &[("map", "flows")]);
     let age = page.get("katran_flow_entries_age_seconds", &[]);
-    // Unless the machine was so busy that a minute has passed.
+    // Unless the machine was so busy that a minute passed.
     if started.elapsed() < Duration::from_secs(50) {
         assert_eq!((entries, in_maps), (0.0, 0.0));
     }
@@ -447,12 +448,12 @@ fn exporter_that_cannot_listen_or_watch_touches_no_traffic() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains(complaint), "{stderr}");
-        // Not even for a moment.
+        // Not attached even for a moment.
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert!(!stdout.contains("balancing on"), "{stdout}");
         assert!(!host.ip("link show eth2").unwrap().contains("xdp"));
     }
-    // The first one has seen nothing of it.
+    // The first exporter is not affected.
     assert_eq!(http_get(&host, METRICS, "/", PATIENCE).unwrap().status, 200);
     assert_eq!(
         http_get(&host, METRICS, "/no", PATIENCE).unwrap().status,

@@ -1,4 +1,5 @@
-//! Documentation and dashboard speak of what `run --listen` serves, and of all of it.
+//! The documentation and the dashboard use metrics that `run --listen` serves, and document all of
+//! them.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -31,7 +32,7 @@ use crate::program::Scratch;
 use crate::program::example;
 use crate::program::katran;
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(text: &str) -> BTreeSet<String> {
     text.split('`')
         .skip(1)
@@ -40,17 +41,17 @@ fn quoted(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Every number of a snapshot by its place, such as `icmp.echo_v4`.
+/// Every number of a snapshot by its path, such as `icmp.echo_v4`.
 fn fields(place: &str, value: &Value) -> BTreeSet<String> {
     match value {
-        // A length of time is one value.
+        // A duration is one value.
         Value::Object(object) if object.keys().eq(["nanos", "secs"]) => {
             BTreeSet::from([place.to_owned()])
         }
         Value::Object(object) => object
             .iter()
             .flat_map(|(name, value)| match place {
-                // Their keys are VIPs, reals and reasons, which are labels.
+                // Maps whose keys are labels: VIPs, reals and reasons.
                 "vips" | "vip_details" | "slots" | "reals" => {
                     let of_one = value.as_object().unwrap().iter();
                     let of_one =
@@ -80,25 +81,28 @@ fn fields(place: &str, value: &Value) -> BTreeSet<String> {
 #[test]
 fn documentation_lists_every_metric_and_every_counter() {
     require_root();
-    // For whom is started from here on.
+    // Programs started from here on see this file system.
     let pins = private_bpf_fs().unwrap();
     let (host, file, mut exporter) = idle("documented.toml");
     let mut page = scrape(&host);
-    // | metric | type | unit | labels | field of `Counters` | meaning |
+    // | metric | labels | meaning |
     let text = read("docs/metrics.md");
-    let (mut documented, mut described) = (BTreeMap::new(), BTreeSet::new());
+    let mut documented = BTreeMap::new();
     for row in text.lines().filter(|row| row.starts_with("| `katran_")) {
         let columns: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
-        let [name, kind, unit, labels, fields, meaning] = columns[..] else {
-            panic!("not six columns: {row}");
+        let [name, labels, meaning] = columns[..] else {
+            panic!("not three columns: {row}");
         };
-        assert!(!unit.is_empty(), "{row}");
         let name = name.trim_matches('`').to_owned();
+        // As the page says of the names.
+        let kind = match name.ends_with("_total") {
+            true => "counter",
+            false => "gauge",
+        };
         let says = (kind.to_owned(), quoted(labels), meaning.to_owned());
         assert!(documented.insert(name, says).is_none(), "twice: {row}");
-        described.extend(quoted(fields));
     }
-    // An exporter is attached, or has an entry of a root program.
+    // One exporter is attached directly, the other has an entry of a root program.
     let path = pins.join("documented").display().to_string();
     host.ip("link add eth2 type veth peer name eth3").unwrap();
     let root = |arguments: &[&str]| {
@@ -108,7 +112,7 @@ fn documentation_lists_every_metric_and_every_counter() {
     };
     root(&["attach", "--interface", "eth2"]);
     let mut command = katran("run");
-    // It looks for a way to the real that there is not.
+    // It looks for a route to the real, and finds none.
     let lost = Scratch::new("lost.toml");
     let document = fs::read_to_string(&file.0).unwrap();
     let given = "gateway_mac = \"02:00:00:00:00:01\"";
@@ -129,7 +133,7 @@ fn documentation_lists_every_metric_and_every_counter() {
         !silent.samples.is_empty()
     });
     let mut of_shared = page_of_shared();
-    // The diagnosis of the interface that the root program is on.
+    // The diagnosis of the root program's interface.
     assert!(
         of_shared
             .values_of("katran_problem", "interface")
@@ -157,7 +161,7 @@ fn documentation_lists_every_metric_and_every_counter() {
         "{labels:?}"
     );
     page.families.insert(name, silent);
-    // Packets make these, and with them their labels: see exporter.rs.
+    // Only packets make these series: see exporter.rs.
     for name in ["packets", "bytes", "syn_packets"] {
         let name = format!("katran_vip_real_{name}_total");
         assert!(page.families[&name].samples.is_empty());
@@ -181,7 +185,7 @@ fn documentation_lists_every_metric_and_every_counter() {
     assert_eq!(documented, served);
     labels_are_documented(&text, &page);
 
-    // The library has no counter that is not served.
+    // Every counter of the library is served.
     let mut katran = Katran::builder()
         .gateway_mac("02:00:00:00:00:01".parse().unwrap())
         .flow_table_size(10_000)
@@ -195,7 +199,7 @@ fn documentation_lists_every_metric_and_every_counter() {
     let real = Real::new("198.51.100.1".parse().unwrap());
     katran.add_real(vip, real).unwrap();
     katran.probes_mut().register(vip).unwrap();
-    // A packet makes a pair of the two.
+    // A packet makes a pair.
     let _ = katran.simulate(&syn()).unwrap();
     let elsewhere = Host::new("elsewhere").unwrap();
     elsewhere
@@ -205,12 +209,14 @@ fn documentation_lists_every_metric_and_every_counter() {
         katran.attach("eth0", XdpMode::Generic).unwrap();
         katran.counters().unwrap()
     });
+    let metrics = counters.metrics().into_iter();
+    let in_metrics: BTreeSet<String> = metrics.flat_map(|metric| metric.fields).collect();
     let counters = serde_json::to_value(counters).unwrap();
-    assert_eq!(described, fields("", &counters));
+    assert_eq!(in_metrics, fields("", &counters));
     exporter.end(SIGINT);
 }
 
-/// A TCP segment that opens a connection to the VIP.
+/// A SYN to the VIP.
 fn syn() -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
     frame.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0]);
@@ -220,7 +226,7 @@ fn syn() -> Vec<u8> {
     frame
 }
 
-/// The tables of labels: they have each label, and all values of those that have a few.
+/// The tables of labels have every label, and all values of those with few.
 fn labels_are_documented(text: &str, page: &Page) {
     let (_, rest) = text.split_once("## Labels\n").unwrap();
     let (table, _) = rest.split_once("\n## ").unwrap();
@@ -253,10 +259,21 @@ fn labels_are_documented(text: &str, page: &Page) {
             .find(|(labels, _)| labels.contains(label))
             .unwrap();
         let mut values: BTreeSet<&str> = values.iter().map(String::as_str).collect();
-        // The metrics that have them.
+        // The metrics that have the label.
         values.retain(|value| !value.starts_with("katran_"));
+        if label == "reason" {
+            values.extend(drop_reasons(text));
+        }
         assert_eq!(values, of_labels[label], "{label}");
     }
+}
+
+/// The names in the tables of drop reasons.
+fn drop_reasons(text: &str) -> impl Iterator<Item = &str> {
+    let (_, rest) = text.split_once("### Drop reasons\n").unwrap();
+    let (tables, _) = rest.split_once("\n## ").unwrap();
+    let rows = tables.lines().filter_map(|row| row.strip_prefix("| `"));
+    rows.filter_map(|row| Some(row.split_once('`')?.0))
 }
 
 #[test]
@@ -271,20 +288,20 @@ fn operations_guide_names_what_there_is() {
         }
     }
     assert!(names >= 4, "{names}");
-    // Its configuration is one that can be read, checked, and written again.
+    // The guide's configuration can be read, checked, and written again.
     let (_, rest) = guide.split_once("```toml\n").unwrap();
     let (document, _) = rest.split_once("```").unwrap();
     let state = katran::State::from_toml(document).unwrap();
     assert_eq!(state.vips[0].reals.len(), 2);
     let mut balancer = state.balancer.clone().unwrap();
-    // This machine may have fewer CPUs than that of the guide.
+    // This machine may have fewer CPUs than the guide's.
     balancer.forwarding_cpus = None;
     let mut here = state;
     here.balancer = Some(balancer);
     here.builder().unwrap().memory_estimate().unwrap();
 }
 
-/// Metrics in a query, each with the labels that are asked of it.
+/// The metrics in a query, each with the labels that the query names.
 fn metrics_of(query: &str) -> Vec<(String, Vec<String>)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
@@ -374,7 +391,7 @@ fn dashboard_asks_for_what_is_served() {
             let family = page.families.get(&name);
             let family = family.unwrap_or_else(|| panic!("{title}: no metric {name}"));
             let labels = family.samples.keys().next();
-            // Of one that has no series now the documentation says which labels it has.
+            // A metric without series at the moment: the documentation says which labels it has.
             let row = documented
                 .lines()
                 .find(|row| row.starts_with(&format!("| `{name}` |")));
@@ -384,7 +401,7 @@ fn dashboard_asks_for_what_is_served() {
                     || labels.map_or(row.contains(label), |labels| labels.contains_key(label))
             };
             assert!(asked.iter().all(|label| has(label)), "{title}: {query}");
-            // A rate of a gauge, or a counter that is drawn as it is, are mistakes.
+            // The rate of a gauge is a mistake, and so is a plain counter.
             let counter = family.kind == "counter";
             let rated = query.contains("rate(") || query.contains("increase(");
             let drawn = title == "Failed kernel calls" || title == "variable";

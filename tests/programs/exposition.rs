@@ -1,4 +1,4 @@
-//! The text formats of Prometheus, read strictly: whatever a lenient reader would guess is a panic.
+//! Prometheus's text formats, read strictly: whatever a lenient reader would guess is a panic.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 /// Which of the two formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
-    /// Version 0.0.4: counters are described under their whole name.
+    /// Version 0.0.4: counters are described by their full name.
     Plain,
-    /// OpenMetrics 1.0: described without `_total`, and the end is marked.
+    /// OpenMetrics 1.0: described without `_total`, with an end mark.
     OpenMetrics,
 }
 
@@ -36,12 +36,12 @@ impl Page {
         };
         let text = text.expect("the end is missing");
         let mut families = BTreeMap::new();
-        // The metric whose samples these are.
+        // The metric of the samples that follow.
         let mut current: Option<String> = None;
         let mut help: Option<(&str, &str)> = None;
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
-                assert_eq!(help, None, "two times help: {line}");
+                assert_eq!(help, None, "help twice: {line}");
                 help = rest.split_once(' ');
                 let (_, text) = help.expect(line);
                 assert!(text.ends_with('.') && !text.contains(['\\', '"']), "{line}");
@@ -75,7 +75,7 @@ impl Page {
                 assert_eq!(
                     current.as_deref(),
                     Some(name),
-                    "not where it belongs: {line}"
+                    "sample of another metric: {line}"
                 );
                 let family = families.get_mut(name).expect(line);
                 assert!(
@@ -109,7 +109,7 @@ impl Page {
         *sample.unwrap_or_else(|| panic!("no {name} with {labels:?}"))
     }
 
-    /// Of all samples with these labels, and any others.
+    /// The sum of all samples with these labels, and any others.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let samples = self.family(name).samples.iter();
         let has = |all: &Labels| {
@@ -122,7 +122,7 @@ impl Page {
             .sum()
     }
 
-    /// What there is of a label.
+    /// All values of a label.
     pub(crate) fn values_of(&self, name: &str, label: &str) -> BTreeSet<String> {
         let samples = self.family(name).samples.keys();
         samples.map(|labels| labels[label].clone()).collect()
@@ -151,7 +151,6 @@ fn is_name(text: &str) -> bool {
         && !text.contains("__")
 }
 
-/// `name{label="value",...} 1`
 fn sample(line: &str) -> (&str, Labels, f64) {
     let (series, value) = line.rsplit_once(' ').expect(line);
     let value: f64 = value.parse().expect(line);

@@ -1,5 +1,6 @@
-//! Faults made on purpose, each of which an operator with the guide alone is to find within a minute: by `katran status`, by the
-//! page's JSON, and by one metric. `--nocapture` prints what was said of each, and after how long.
+//! Faults made on purpose. An operator with the guide alone must find each within a minute: by
+//! `katran status`, by the page's JSON, and by a metric. `--nocapture` prints what was reported for
+//! each, and how soon.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -29,14 +30,14 @@ use crate::program::katran;
 const PAGE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9957);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A balancer that is to be found faulty.
+/// A balancer that gets faults.
 struct Site {
     lab: Lab,
     file: Scratch,
     running: Commanded,
 }
 
-/// What is to be said: how bad it is, of which subject, and words of the message and of the advice.
+/// An expected finding: its severity and subject, and words of its message and advice.
 struct Said<'a> {
     severity: &'a str,
     subject: &'a str,
@@ -66,7 +67,8 @@ impl Site {
     }
 
     fn in_lab(lab: Lab, name: &str, balancer: &str, options: &[&str]) -> Self {
-        // The kernel believes what it knows of a neighbour for 15 to 45 s, and asks for 8 s more: so told of in 23 to 58 s.
+        // By default the kernel trusts a neighbour for 15 to 45 s and then asks for 8 s: reported
+        // after 23 to 58 s.
         for (key, value) in [
             ("base_reachable_time_ms", 3000),
             ("delay_first_probe_time", 1),
@@ -91,7 +93,7 @@ impl Site {
         String::from_utf8(answer.body).unwrap()
     }
 
-    /// What the page shows as not right: lines of it.
+    /// The page's lines that report a fault.
     fn problems(&self) -> Vec<(String, String, String)> {
         let status: Value = serde_json::from_str(&self.get("/api/status")).unwrap();
         let problems = status["problems"].as_array().unwrap().clone();
@@ -112,7 +114,7 @@ impl Site {
         found.map(|(_, _, words)| words)
     }
 
-    /// It is said within a minute: by the page, the text, and a metric.
+    /// Checks that the page, the text and a metric report it within a minute.
     fn tells(&self, fault: &str, said: &Said<'_>) {
         let began = Instant::now();
         let mut words = None;
@@ -140,7 +142,7 @@ impl Site {
         );
     }
 
-    /// It is said no more.
+    /// Checks that it is no longer reported.
     fn is_well(&self, said: &Said<'_>) {
         eventually(format!("well again: {:?}", said.words), || {
             self.is_said(said).is_none()
@@ -154,7 +156,7 @@ impl Site {
         assert!(worked, "{text}");
     }
 
-    /// Datagrams to the VIP, as long as they may be, each of another flow; so many of each.
+    /// Sends datagrams of this length to the VIP, `of_each` for each of `flows` flows.
     fn send(&self, flows: usize, of_each: usize, bytes: usize) {
         for _ in 0..flows {
             let client = self
@@ -162,7 +164,7 @@ impl Site {
                 .client
                 .run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
             for _ in 0..of_each {
-                // An error of the one before may be told here.
+                // May return the previous datagram's ICMP error.
                 let _ = client.send_to(&vec![0; bytes], (self.lab.vip4(), 53));
             }
         }
@@ -191,12 +193,12 @@ fn document(lab: &Lab, balancer: &str, reals: &str) -> String {
 }
 
 #[test]
-fn faults_of_the_place_are_told() {
+fn faults_of_the_host_are_reported() {
     let site = Site::start("place", "flow_table_size = 10_000", &["--mode", "native"]);
     let (host, router) = (site.host(), &site.lab.router);
 
     host.ip("link set eth0 mtu 1500").unwrap();
-    // The balancer hears of the MTU a moment later.
+    // The balancer learns the MTU a moment later.
     eventually("a packet is too big", || {
         site.send(1, 1, 1472);
         let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
@@ -235,7 +237,7 @@ fn faults_of_the_place_are_told() {
             "tcpdump -eni eth0",
         ],
     );
-    // What is for the host may have any tag.
+    // Frames for the host may have any tag.
     let passed = || {
         let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
         metrics.get("katran_frames_total", &[("verdict", "pass")])
@@ -275,7 +277,7 @@ fn faults_of_the_place_are_told() {
 }
 
 #[test]
-fn faults_of_backends_are_told() {
+fn faults_of_backends_are_reported() {
     let settings =
         "flow_table_size = 10_000\n[health]\ninterval = 0.2\nudp_check = \"tcp\"\nport = 80";
     let site = Site::start("backends", settings, &[]);
@@ -285,7 +287,7 @@ fn faults_of_backends_are_told() {
     };
     let _decaps: Vec<Running> = site.lab.backends.iter().map(decap).collect();
     let vip = site.lab.vip4().to_string();
-    // What the guide has an operator ask on a backend.
+    // The guide's check on a backend.
     let check = |host: &Host| {
         let mut check = katran("decap");
         check.args(["--interface", "eth0", "--check", "--vip", &vip]);
@@ -325,7 +327,7 @@ fn faults_of_backends_are_told() {
     all_are_well();
     site.is_well(&silent);
 
-    // Answers leave by another interface than clients' packets come by.
+    // Answers leave by another interface than clients' packets arrive on.
     second
         .host
         .ip("link add back type veth peer name there")
@@ -368,8 +370,8 @@ fn faults_of_backends_are_told() {
 }
 
 #[test]
-fn faults_of_the_document_are_told() {
-    // A table so small would be taken for one under flood, without a threshold of its own.
+fn faults_of_the_document_are_reported() {
+    // Without a threshold of its own, a table this small would count as flooded.
     let own = "flow_table_size = 64\nflood_threshold = 100_000\nflow_tracking = \"all\"\nforwarding_cpus = [0]";
     let site = Site::start("document", own, &[]);
     site.send(600, 2, 10);
@@ -397,7 +399,7 @@ fn faults_of_the_document_are_told() {
 }
 
 #[test]
-fn an_entry_that_is_taken_over_is_told() {
+fn a_taken_over_entry_is_reported() {
     require_root();
     let pins = private_bpf_fs().unwrap();
     let path = pins.join("root").display().to_string();
@@ -439,7 +441,7 @@ fn an_entry_that_is_taken_over_is_told() {
         text.contains("replaced by another program entry 2 of"),
         "{text}"
     );
-    // One that is to end then ends, and names the program; it stays the third one's.
+    // A balancer that loses its entry ends, and names the program in it: the third one's.
     let mut third = start(&[]);
     second.says("taken over: entry 2 of");
     assert_eq!(second.process.wait(PATIENCE).unwrap().code(), Some(1));

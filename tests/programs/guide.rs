@@ -1,5 +1,5 @@
-//! The commands of the operations guide and of the README, run as printed: in a client's, a router's, a balancer's and backends'
-//! network, each host with files of its own. Each block is run, or there is a reason why not.
+//! The commands of the operations guide and the README, run as printed, on client, router, balancer
+//! and backends, each with its own files. Each block is run, or has a reason why not.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::shell::quoted;
 
 const TOOLS: &str = include_str!("guide/tools.sh");
 
-/// The blocks of a document that nobody has dealt with yet.
+/// The blocks of a document that are not dealt with yet.
 struct Guide(Vec<(String, String)>);
 
 impl Guide {
@@ -31,7 +31,7 @@ impl Guide {
         )
     }
 
-    /// The only block of commands that has these words.
+    /// The only block of commands with these words.
     fn take(&mut self, words: &str) -> String {
         let has = |(language, block): &(String, String)| language == "sh" && block.contains(words);
         let mut found = (0..self.0.len()).filter(|at| has(&self.0[*at]));
@@ -42,13 +42,13 @@ impl Guide {
         self.0.remove(at).1
     }
 
-    /// The block with these words is not run, for this reason.
+    /// Takes the block with these words without running it, for this reason.
     fn leave(&mut self, words: &str, reason: &str) {
         assert!(!reason.is_empty());
         self.take(words);
     }
 
-    /// All commands were dealt with.
+    /// Checks that no block is left.
     fn ends(self) {
         let left: Vec<_> = self
             .0
@@ -62,7 +62,7 @@ impl Guide {
     }
 }
 
-/// A shell on a host whose files are its own.
+/// A shell on a host with its own files.
 struct Terminal(Shell);
 
 impl Terminal {
@@ -90,9 +90,9 @@ impl Terminal {
         text
     }
 
-    /// Runs a block whose last command runs until a signal, which comes when it has said this.
+    /// Runs a block whose last command runs until a signal, sent once it has printed this.
     fn run_until_ended(&mut self, block: &str, says: &str) {
-        // The shell waits for its command's answer to the signal.
+        // The shell waits until its command has answered the signal.
         let quoted = quoted(&format!("trap : TERM\n{block}"));
         let text = self.run(&format!(
             "setsid sh -ec {quoted} >/run/said 2>&1 </dev/null &\n\
@@ -109,7 +109,7 @@ impl Terminal {
     }
 }
 
-/// The files of the guide: units, settings, the configuration and the script that it installs.
+/// Writes the guide's files: units, settings, the configuration and the script that it installs.
 fn write_files(guide: &Guide, terminal: &mut Terminal) {
     for (language, block) in &guide.0 {
         let path = match (language.as_str(), block.split_once('\n')) {
@@ -270,7 +270,7 @@ fn commands_of_the_readme_are_those_of_the_guide() {
     readme.ends();
 }
 
-/// A look before each start would double the outage of a restart.
+/// A check before each start would double a restart's outage.
 #[test]
 fn no_unit_checks_before_it_starts() {
     let guide = Guide::read("docs/operations.md");

@@ -1,5 +1,5 @@
-//! The health checks of `katran run`: reals that come and go, a checker that is cut off, probes that miss the tunnel, and
-//! documents with other keys, or that cannot be used.
+//! Health checks in `katran run`: reals that start and stop, a checker that is cut off, probes that
+//! miss the tunnel, and documents with other keys, or unusable ones.
 
 use std::collections::BTreeSet;
 use std::fs::Permissions;
@@ -31,20 +31,20 @@ use crate::program::katran;
 const SIGHUP: i32 = 1;
 const SIGTERM: i32 = 15;
 
-/// A file with the settings that all tests need, short intervals, and more.
+/// A file with the settings that all tests need, short intervals, and `more`.
 fn configuration(name: &str, more: &str) -> Scratch {
     let file = Scratch::new(name);
     file.write(&format!("{SETTINGS}{HEALTH}{more}"));
     file
 }
 
-/// A busy machine may take its time to refuse.
+/// The timeout is long, as a busy machine may refuse late.
 const HEALTH: &str = "[health]\ninterval = 0.1\ntimeout = 10\n";
 
 const SETTINGS: &str = "[balancer]\ngateway_mac = \"auto\"\nflow_table_size = 10_000\n\
                         source_v4 = \"10.0.0.2\"\nsource_v6 = \"2001:db8:b::2\"\n";
 
-/// For the VIP before it.
+/// For the VIP before it in the document.
 const SHORT: &str = "[vip.health]\ntimeout = 0.5\n";
 
 /// A VIP with both backends.
@@ -55,14 +55,14 @@ fn service(port: u16, protocol: &str) -> String {
     )
 }
 
-/// A balancer with a file.
+/// A balancer that reads this file.
 fn checker(file: &Scratch, arguments: &[&str]) -> Command {
     let mut command = katran("run");
     command.arg("--config").arg(&file.0).args(arguments);
     command
 }
 
-/// What a running balancer answers.
+/// A running balancer's status, once it has these words.
 fn status(host: &Host, running: &Commanded, wanted: &[&str]) -> String {
     let mut text = String::new();
     eventually(format_args!("{wanted:?} in the status"), || {
@@ -72,7 +72,7 @@ fn status(host: &Host, running: &Commanded, wanted: &[&str]) -> String {
     text
 }
 
-/// A UDP service that sends back what it gets, until its socket is closed by a datagram "stop".
+/// A UDP service that echoes until a datagram "stop" closes its socket.
 fn echo(host: &Host, vip: IpAddr) -> thread::JoinHandle<()> {
     let socket = host.run(|| UdpSocket::bind((vip, 7)).unwrap());
     thread::spawn(move || {
@@ -97,7 +97,7 @@ fn stop_echo(host: &Host, vip: IpAddr) {
 fn names(lab: &Lab, vip: IpAddr) -> BTreeSet<String> {
     (0..20)
         .map(|_| {
-            // One that is down, and not known to be yet, refuses.
+            // A dead backend refuses until the checks know.
             let client = TcpClient::connect(&lab.client, (vip, 80).into());
             let answer = client.and_then(|mut client| client.ask("who?"));
             answer.unwrap_or_else(|error| error.to_string())
@@ -191,7 +191,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     let answers = page.get("katran_health_probes_total", &[vip, ("result", "passed")]);
     let within = page.get("katran_health_answers_within_total", &[vip, ("le", "+Inf")]);
     assert!(answers > 0.0 && answers == within, "{answers} {within}");
-    // The UDP service on the same host answers: each VIP is checked for itself.
+    // The UDP service on the same host still answers: each VIP is checked alone.
     stop_echo(&lab.backends[1].host, web);
     running
         .balancer
@@ -201,7 +201,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
         .balancer
         .says("203.0.113.1:7/udp: real 198.51.100.2 is up");
 
-    // The last one goes, too: the set stays.
+    // The last one stops, too: the set stays.
     drop(servers.remove(0));
     running
         .balancer
@@ -215,7 +215,7 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
         until(&lab, vip, &["backend0", "backend1"]);
     }
 
-    // An operator drains the second one, and it stays so, whatever its health.
+    // An operator drains the second one, and it stays drained, whatever its health.
     write(0);
     running.balancer.process.signal(SIGHUP).unwrap();
     running.balancer.says("1 weight changed");
@@ -244,9 +244,9 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
     drop((servers, decaps));
 }
 
-/// Marks, counters and what was found of reals outlive the process: at no moment a dead real gets flows again.
+/// Marks, counters and the reals' health outlive the process: a dead real never gets flows again.
 #[test]
-fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
+fn a_killed_checkers_results_are_kept() {
     require_root();
     let directory = private_bpf_fs().unwrap().join("katran");
     let lab = Lab::new(LabConfig::default()).unwrap();
@@ -279,7 +279,7 @@ fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
     next.says("203.0.113.1:80/tcp: real 198.51.100.1 is up");
     until(&lab, web, &["backend0", "backend1"]);
     next.end(SIGTERM);
-    // Of all three.
+    // The total of all three processes.
     let sent = next.says("packets of probes sent");
     assert!(!sent.starts_with("0 "), "{sent}");
     next.says("balancing continues without this program");
@@ -288,7 +288,7 @@ fn a_checker_that_is_killed_goes_on_with_what_it_has_found() {
     drop((servers, decaps));
 }
 
-/// A web server that answers every request with a status.
+/// A web server that answers every request with this status.
 fn web(host: &Host, address: IpAddr, status: &'static str) -> std::net::TcpListener {
     use std::io::Read;
     use std::io::Write;
@@ -340,7 +340,7 @@ fn a_checker_that_is_cut_off_changes_nothing() {
     let mut checker = Running::start(&lab.balancers[0].host, command);
     checker.says("balancing on eth0 in native mode");
     until(&lab, vip, &["backend0", "backend1"]);
-    // Answers to the checker are lost, those to clients are not.
+    // Only answers to the checker are lost, not those to clients.
     lab.router.ip("route add blackhole 10.0.0.2/32").unwrap();
     let is_told = |line: &str| line.contains("no more are taken out") || line.contains("applied");
     let line = checker.line("either", is_told);
@@ -366,7 +366,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     let servers = lab.serve_tcp(80).unwrap();
     let file = configuration("healthcheck-miss.toml", &(service(80, "tcp") + SHORT));
     let host = &lab.balancers[0].host;
-    // It is in the way from the beginning; a server of the host's own even answers.
+    // The VIP on this host is in the way from the start; even a server of this host answers.
     host.ip(&format!("addr add {vip}/32 dev lo")).unwrap();
     let own = host.run(|| std::net::TcpListener::bind((vip, 80)).unwrap());
     let command = checker(&file, &["--interface", "eth0"]);
@@ -375,7 +375,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
     host.ip(&format!("addr del {vip}/32 dev lo")).unwrap();
     checker.says("203.0.113.1:80/tcp: probes go through the tunnel again");
     drop(own);
-    // Another way out than that of the tunnel.
+    // Another route than the tunnel's interface.
     host.ip("link add other type veth peer name end").unwrap();
     host.ip("link set other up").unwrap();
     host.ip("link set end up").unwrap();
@@ -386,7 +386,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
         "{line}"
     );
     host.ip(&format!("route del {vip}/32 dev other")).unwrap();
-    // Nobody was found to be down by it.
+    // No real was marked down for it.
     let is_told = |line: &str| line.contains("again") || line.contains(" down");
     let line = checker.line("either", is_told);
     assert_eq!(
@@ -398,7 +398,7 @@ fn probes_that_miss_the_tunnel_count_for_nothing() {
 }
 
 #[test]
-fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
+fn an_unusable_file_leaves_health_checks_running() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let vip = lab.vip4();
@@ -409,7 +409,7 @@ fn a_file_that_cannot_be_in_force_leaves_health_checking_at_work() {
     let mut checker = Running::start(&lab.balancers[0].host, command);
     checker.says("balancing on eth0 in native mode");
     until(&lab, vip, &["backend0", "backend1"]);
-    // Too little room, and reals that nobody has.
+    // Too little room, and reals that no host has.
     let other = service(80, "tcp").replace("198.51.100", "198.51.101");
     file.write(&format!("{SETTINGS}max_reals = 1\n{HEALTH}{other}"));
     checker.process.signal(SIGHUP).unwrap();
@@ -430,7 +430,7 @@ fn udp_services_are_checked_by_tcp_or_left_alone() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
-    // One of the two answers at the port that is asked, and none by UDP.
+    // One of the two answers on the probed port; neither is asked by UDP.
     let mut servers = lab.serve_tcp(81).unwrap();
     drop(servers.remove(0));
     let by_tcp = "health = { check = \"tcp\", port = 81 }\n";
@@ -451,14 +451,13 @@ fn udp_services_are_checked_by_tcp_or_left_alone() {
     drop((servers, decaps));
 }
 
-/// A flow that has an entry, of a client that keeps its port, as resolvers and QUIC clients do.
+/// A remembered flow whose client keeps its port, as resolvers and QUIC clients do.
 #[test]
-fn a_client_with_a_fixed_port_leaves_a_backend_that_is_dead() {
+fn a_client_with_a_fixed_port_leaves_a_dead_backend() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let decaps = lab.backends.iter().map(decap).collect::<Vec<_>>();
-    // Whether it is alive is asked by TCP; by UDP both answer all the time, so that it shows who is
-    // asked.
+    // TCP probes decide; by UDP both backends keep answering, which shows where the flow goes.
     let mut servers = lab.serve_tcp(81).unwrap();
     let udp = lab.serve_udp(53).unwrap();
     let by_tcp = "health = { check = \"tcp\", port = 81 }\n";
@@ -481,7 +480,7 @@ fn a_client_with_a_fixed_port_leaves_a_backend_that_is_dead() {
     while client.ask(b"who?").unwrap() != other {
         assert!(Instant::now() < moved, "it stays on {first}");
     }
-    // When that one is back, the flow is where it went.
+    // When the first one is back, the flow stays where it went.
     let host = &lab.backends[dead].host;
     servers.push(katran_lab::TcpServer::start(host, 81, first).unwrap());
     checker.says(" is up");
@@ -493,7 +492,7 @@ fn a_client_with_a_fixed_port_leaves_a_backend_that_is_dead() {
 }
 
 #[test]
-fn what_cannot_be_checked_is_refused_at_the_start() {
+fn impossible_checks_are_refused_at_the_start() {
     require_root();
     let host = Host::new("balancer").unwrap();
     let file = configuration("healthcheck-refused.toml", &service(53, "udp"));
@@ -533,7 +532,7 @@ fn what_cannot_be_checked_is_refused_at_the_start() {
 }
 
 #[test]
-fn probes_go_on_where_the_interface_is_shared() {
+fn probes_work_on_a_shared_interface() {
     require_root();
     let pins = private_bpf_fs().unwrap();
     let lab = Lab::new(LabConfig::default()).unwrap();
@@ -567,7 +566,7 @@ fn probes_go_on_where_the_interface_is_shared() {
     drop((servers, decaps));
 }
 
-/// Keys that change count at once, and what is known of reals stays.
+/// Changed keys take effect at once, and the reals' health stays known.
 #[test]
 fn checks_change_with_the_document() {
     require_root();
@@ -594,7 +593,7 @@ fn checks_change_with_the_document() {
     running.balancer.process.signal(SIGHUP).unwrap();
     running.balancer.says("198.51.100.1 gets no flows");
     until(&lab, vip, &["backend1"]);
-    // Another check, by another way: what is known stays, so nobody turns.
+    // Another check, set elsewhere in the document: the health stays known, so no flows move.
     write(
         HEALTH,
         "health = { check = \"syn\", interval = 0.2, rise = 100 }\n",
@@ -604,17 +603,17 @@ fn checks_change_with_the_document() {
     running.balancer.process.signal(SIGHUP).unwrap();
     running.balancer.says("applied: no changes");
     assert_eq!(names(&lab, vip), BTreeSet::from(["backend1".to_owned()]));
-    // One that is asked nothing is in use.
+    // A real that is not probed is in use.
     let spared = service(80, "tcp").replacen(".1\" }", ".1\", health = { check = \"none\" } }", 1);
     file.write(&format!("{SETTINGS}{HEALTH}{spared}"));
     running.balancer.process.signal(SIGHUP).unwrap();
     running.balancer.says("1 real's health changed");
     write(HEALTH, "");
     running.balancer.process.signal(SIGHUP).unwrap();
-    // The report of the probes comes first, then the change: a document before it takes it over.
+    // The report of the probes precedes the change: a document in between would apply it instead.
     running.balancer.says("198.51.100.1 gets no flows");
     running.balancer.says("1 real's health changed");
-    // And so are all of them when nothing is said of checks any more.
+    // So are all reals when the document has no checks any more.
     write("", "");
     running.balancer.process.signal(SIGHUP).unwrap();
     running.balancer.says("1 real's health changed");
@@ -626,7 +625,7 @@ fn checks_change_with_the_document() {
 
 const SECRET: &str = "long-enough-that-nobody-guesses-it";
 
-/// By the socket comes who may run programs anyway, by HTTP who has a token.
+/// The socket is for those who may run programs anyway, HTTP for those with a token.
 #[test]
 fn commands_come_in_by_the_socket_and_not_by_http() {
     require_root();
@@ -681,11 +680,11 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
         refused.contains(" 422 ") && refused.contains("/bin/sh"),
         "{refused}"
     );
-    // The one that there is may stay, and others may come by those who may.
+    // The current command may stay, and others may come by the socket.
     let taken = post(&with("one"));
     assert!(taken.contains(" 200 "), "{taken}");
     assert!(!ran("two"));
-    // Nor do files come in, of which an answer would tell whether there are any.
+    // Nor may HTTP name files: the answer would tell whether they exist.
     for path in ["/etc/passwd", "/nowhere/ca.pem"] {
         let check = format!("{{ kind = \"https\", authorities = \"{path}\" }}");
         let document = format!(
@@ -703,7 +702,7 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
     let (worked, text) = running.say(host, "apply", &[file.0.to_str().unwrap()]);
     assert!(worked, "{text}");
     eventually("the other one has run", || ran("two"));
-    // What would be refused is refused as well when it is only looked at.
+    // A dry run refuses the same documents.
     let missing = "{ kind = \"https\", authorities = \"/nowhere/ca.pem\" }";
     file.write(&format!(
         "{SETTINGS}{HEALTH}tcp_check = {missing}\n{}",
@@ -721,9 +720,10 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
     running.balancer.end(SIGTERM);
 }
 
-/// In an emergency nothing else has to be in order; what is read again has to.
+/// Draining must work in an emergency, even if other files are missing; only what is read again
+/// must be valid.
 #[test]
-fn a_real_is_drained_whatever_has_become_of_certificates() {
+fn a_real_can_be_drained_even_without_certificate_files() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let host = &lab.balancers[0].host;
@@ -746,7 +746,7 @@ fn a_real_is_drained_whatever_has_become_of_certificates() {
     running.balancer.end(SIGTERM);
 }
 
-/// Nothing else tells that a real is not probed which was up before.
+/// Nothing else tells that a real that was up is no longer probed.
 #[test]
 fn checks_that_cannot_be_made_are_found() {
     require_root();
@@ -773,7 +773,7 @@ fn checks_that_cannot_be_made_are_found() {
     assert!(found.contains(line), "{found}");
     program.write("#!/bin/sh\nexit 0\n");
     std::fs::set_permissions(&program.0, Permissions::from_mode(0o755)).unwrap();
-    eventually("the end of it", || {
+    eventually("the finding is gone", || {
         !running
             .say(host, "status", &[])
             .1

@@ -1,5 +1,5 @@
-//! What a balancer leaves in a shared interface that ends without a chance to clean up: an entry that works
-//! on, frames with VLAN tags included, until the next one takes it over.
+//! What a killed balancer leaves on a shared interface: an entry that keeps working, VLAN-tagged
+//! frames included, until the next balancer takes it over.
 
 use katran_lab::Host;
 use katran_lab::Lab;
@@ -31,7 +31,7 @@ fn its_entry_works_on_until_it_is_taken_over() {
     let lab = Lab::new(LabConfig::default()).unwrap();
     let servers = lab.serve_tcp(80).unwrap();
     let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
-    // Frames come with a tag, so that each needs a program besides the one in the entry.
+    // Tagged frames need a program besides the one in the entry.
     let (host, router) = (&lab.balancers[0].host, &lab.router);
     let own = lab.balancers[0].mac.map(|octet| format!("{octet:02x}"));
     let neighbour = format!(
@@ -63,7 +63,7 @@ fn its_entry_works_on_until_it_is_taken_over() {
         balancer.says("balancing as entry 2 of");
         balancer
     };
-    // By a path without a directory.
+    // A path without a directory.
     let mut killed = start("shared");
     let mut connection = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
     assert_eq!(connection.ask("who").unwrap(), "backend0");
@@ -75,7 +75,7 @@ fn its_entry_works_on_until_it_is_taken_over() {
     let mut another = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
     assert_eq!(another.ask("who").unwrap(), "backend0");
 
-    // The next one takes the entry over, and what was pinned for it.
+    // The next one takes over the entry and its pins.
     let mut next = start(&path);
     let after = pins(&directory);
     assert!(after.len() == 5 && after != held, "{held:?} {after:?}");

@@ -1,5 +1,5 @@
-//! What backends run, killed: tunnels are stripped and ids written on, the next process adopts what it
-//! finds, and whatever was being done, all of it is taken away afterwards.
+//! Killed programs of a backend: tunnels are still stripped and ids written, the next process
+//! adopts what it finds, and whatever the killed one was doing, all of it can be removed.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -28,7 +28,7 @@ use crate::traced::run_until;
 
 const SIGTERM: i32 = 15;
 
-/// What is pinned in a directory: links, by what they are called, and the kernel's numbers of them.
+/// The links pinned in a directory: names and kernel ids.
 fn links(attached: &Path) -> Vec<(String, u32)> {
     let names = objects::tree(attached).into_iter().map(|(name, _)| name);
     let names = names.filter(|name| !name.starts_with("path_"));
@@ -39,13 +39,13 @@ fn links(attached: &Path) -> Vec<(String, u32)> {
     names.map(link).collect()
 }
 
-/// A program with a directory to be pinned in, on a host.
+/// A program on a host, and the directory for its pins.
 struct Place<'a> {
     host: &'a Host,
     directory: PathBuf,
     name: &'static str,
     arguments: Vec<String>,
-    /// What is left on the host shows it.
+    /// Whether the host shows the program as attached.
     is_attached: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -83,8 +83,8 @@ impl Place<'_> {
         self.host.run(|| run_until(command, is_last))
     }
 
-    /// A start that is killed after each of its calls that leave something, and a removal likewise. `attached`: what ends a
-    /// start.
+    /// Kills a start after each call that leaves something behind, and a removal likewise.
+    /// `attached`: a start's last calls.
     fn kill_everywhere(&self, attached: &[Call]) {
         let (all, killed) = self.run(self.start(), |calls, _| calls.ends_with(attached));
         assert!(killed && all.len() > 12, "{all:?}");
@@ -93,7 +93,7 @@ impl Place<'_> {
         for last in 1..=all.len() {
             let (calls, killed) = self.run(self.start(), |calls, _| calls.len() == last);
             assert!(killed && calls == all[..last], "{last}: {calls:?}");
-            // It is removed, or adopted, or made again.
+            // Then it is removed directly, or adopted first.
             if last % 2 == 0 {
                 self.go_on();
             }
@@ -109,7 +109,7 @@ impl Place<'_> {
             if !killed {
                 break;
             }
-            // Its first calls may be for what is gone already.
+            // Its first calls may be for things already gone.
             last = match objects::tree(self.directory.parent().unwrap()) == before {
                 true => last + 1,
                 false => 1,
@@ -119,7 +119,7 @@ impl Place<'_> {
         self.check_clean();
     }
 
-    /// The next process begins, says that it works, and is killed.
+    /// Starts the next process, waits until it works, and kills it.
     fn go_on(&self) {
         let mut next = Running::start(self.host, self.start());
         next.line("that it works", |line| {
@@ -129,13 +129,14 @@ impl Place<'_> {
         next.process.kill().unwrap();
     }
 
-    /// An adoption that is killed after each of its calls: what exists keeps working, and the next process adopts it.
+    /// Kills an adoption after each of its calls: what exists keeps working, and the next process
+    /// adopts it.
     fn kill_adoptions(&self, mut works: impl FnMut()) {
         self.go_on();
         let attached = self.directory.join("attached");
         let before = links(&attached);
         assert_eq!(before.len(), 1);
-        // It ends with what is unpinned of the program before.
+        // An adoption ends by unpinning the former program.
         let mut is_switched = false;
         let (all, killed) = self.run(self.start(), |calls, _| {
             is_switched |= calls.ends_with(&[Call::Switch]);
@@ -164,7 +165,7 @@ impl Place<'_> {
     }
 }
 
-/// A lab whose balancer works, with a server on the first backend.
+/// A lab with a working balancer, and a server on the first backend.
 struct Site {
     directory: PathBuf,
     lab: Lab,
@@ -203,7 +204,7 @@ impl Site {
     }
 }
 
-/// Whether something of a decapsulator is on the interface.
+/// Whether a decapsulator is on the interface.
 fn has_decap(host: &Host) -> bool {
     let link = host.ip("link show eth0").unwrap();
     let qdiscs = host.tool("tc", "qdisc show dev eth0").unwrap();
@@ -211,7 +212,7 @@ fn has_decap(host: &Host) -> bool {
 }
 
 #[test]
-fn connections_go_on_when_the_decapsulator_is_killed() {
+fn connections_survive_a_killed_decapsulator() {
     let site = Site::new("killed_decap.toml");
     let lab = &site.lab;
     let _server = lab.serve_tcp(80).unwrap();
@@ -231,11 +232,11 @@ fn connections_go_on_when_the_decapsulator_is_killed() {
         let mut next = Running::start(host, place.start());
         next.says("continuing with the decapsulator in");
         next.says("stripping tunnels on eth0");
-        // Counters go on: frames of both families.
+        // The counters of both families continue.
         next.counts(1);
         next.counts(2);
         assert_eq!(connection.ask("who").unwrap(), "backend0");
-        // Other options take effect at once; the VIP is none of those that may be in tunnels.
+        // Other options take effect at once; tunnelled packets to the VIP are no longer accepted.
         next.process.kill().unwrap();
         let mut other = place.start();
         other.args(["--to", "192.0.2.0/24"]);
@@ -255,13 +256,13 @@ fn connections_go_on_when_the_decapsulator_is_killed() {
 }
 
 #[test]
-fn whatever_a_decapsulator_was_doing_it_can_be_removed() {
+fn a_killed_decapsulator_can_be_removed_whatever_it_was_doing() {
     let site = Site::new("killed_decap_anywhere.toml");
     let host = &site.lab.backends[0].host;
     let is_attached = || has_decap(host);
     let place = site.decap(&is_attached, &[]);
     place.kill_everywhere(&[Call::Attach, Call::Unlink, Call::Pin, Call::Rename]);
-    // The filter itself is made by netlink, after its pin.
+    // Netlink makes the filter itself, after its pin.
     let place = site.decap(&is_attached, &["--tc", "--tc-hook", "clsact"]);
     let (_, killed) = place.run(place.start(), |calls, _| {
         calls.ends_with(&[Call::Pin, Call::Unlink, Call::Pin, Call::Rename])
@@ -284,7 +285,7 @@ fn an_adoption_that_is_cut_off_leaves_a_decapsulator_that_works() {
     });
 }
 
-/// A server id option of a cgroup, on a host, and whether a program is attached there.
+/// Runs `test` with a server id option for a new cgroup.
 fn with_option(name: &str, test: impl FnOnce(&Site, &Cgroup, Place<'_>)) {
     let site = Site::new(name);
     let servers = Cgroup::new().unwrap();
@@ -322,11 +323,11 @@ fn ids_are_written_when_the_process_is_killed() {
         let mut next = Running::start(host, place.start());
         next.says("continuing with the server id option in");
         next.says("writing server id 1000 for");
-        // Accepted and written while there was no process.
+        // Counted and written while no process ran.
         next.counts(0);
         next.counts(2);
         next.process.kill().unwrap();
-        // Without its id it is not taken for a client's end.
+        // Without the id, the option must not be taken for a client's.
         let mut without = example("server_id");
         without.arg("--cgroup").arg(servers.path());
         without.arg("--pin").arg(&place.directory);
@@ -343,9 +344,9 @@ fn ids_are_written_when_the_process_is_killed() {
 }
 
 #[test]
-fn whatever_a_server_id_option_was_doing_it_can_be_removed() {
+fn a_killed_server_id_option_can_be_removed_whatever_it_was_doing() {
     with_option("killed_option_anywhere.toml", |_, _, place| {
-        // Where the cgroup is, and the link.
+        // The record of the cgroup, then the link.
         let attached = [Call::Rename, Call::Unlink, Call::Pin, Call::Rename];
         place.kill_everywhere(&attached);
         place.kill_adoptions(|| assert!((place.is_attached)()));

@@ -1,5 +1,5 @@
-//! A pinned balancer whose process is killed: connections go on, the next process learns whose it is, and whatever it
-//! was doing, all of it is taken away afterwards.
+//! A pinned balancer whose process is killed: connections continue, the next process adopts it, and
+//! whatever the killed one was doing, all of it can be removed.
 
 use std::env;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::traced::run_until;
 
 const SIGTERM: i32 = 15;
 
-/// What is in a directory, and in those inside.
+/// All entries below a directory.
 fn all_pins(directory: &Path) -> Vec<String> {
     if !directory.is_dir() {
         return Vec::new();
@@ -37,7 +37,7 @@ fn all_pins(directory: &Path) -> Vec<String> {
 }
 
 #[test]
-fn connections_go_on_when_the_process_is_killed() {
+fn connections_survive_a_killed_process() {
     let place = Place::new("killed_pinned.toml");
     let lab = &place.lab;
     let _servers = lab.serve_tcp(80).unwrap();
@@ -59,7 +59,7 @@ fn connections_go_on_when_the_process_is_killed() {
     next.process.kill().unwrap();
     place.remove();
 
-    // One that is told to end leaves it, too.
+    // A process told to end leaves it, too.
     let mut stopped = place.start(&[]);
     stopped.end(SIGTERM);
     stopped.says("balancing continues without this program");
@@ -69,10 +69,10 @@ fn connections_go_on_when_the_process_is_killed() {
     drop(decaps);
 }
 
-/// What ends a start: the link is made, pinned, and has its name.
+/// A start's last calls: the link is made, pinned, and renamed.
 const ATTACHED: [Call; 4] = [Call::Attach, Call::Unlink, Call::Pin, Call::Rename];
 
-/// The same for an entry: it is noted, and what belongs to it is pinned. Then it is set.
+/// The same for an entry: its record and pins are made, then it is set.
 const ENTERED: [Call; 4] = [Call::Unlink, Call::Link, Call::Rename, Call::Pin];
 
 /// The last calls of a start.
@@ -92,10 +92,10 @@ fn run(
     place.host().run(|| run_until(command, is_last))
 }
 
-/// Loading and attaching, killed after each call that leaves something behind (of those that pin maps, the first and
-/// the last ones); then the removal, killed after each of its calls.
+/// Kills a start after each call that leaves something behind (of those that pin maps, only the
+/// first and last), then the removal after each of its calls.
 #[test]
-fn whatever_it_was_doing_it_can_be_removed() {
+fn a_killed_balancer_can_be_removed_whatever_it_was_doing() {
     let place = Place::new("killed_anywhere.toml");
     let (all, killed) = run(&place, place.balancer(&[]), |calls, _| {
         calls.ends_with(&ATTACHED)
@@ -127,7 +127,7 @@ fn whatever_it_was_doing_it_can_be_removed() {
     assert!(removed.len() > 20, "{removed:?}");
 }
 
-/// A removal that is killed after each of its calls until one is not; the calls.
+/// Kills a removal after each of its calls until one ends by itself; returns the calls.
 fn remove_in_pieces(place: &Place) -> Vec<Call> {
     let mut removed = Vec::new();
     let mut last = 1;
@@ -138,7 +138,7 @@ fn remove_in_pieces(place: &Place) -> Vec<Call> {
         if !killed {
             break;
         }
-        // Its first calls may be for what is gone already.
+        // Its first calls may be for things already gone.
         last = match all_pins(&place.directory) == before {
             true => last + 1,
             false => 1,
@@ -148,11 +148,11 @@ fn remove_in_pieces(place: &Place) -> Vec<Call> {
     removed
 }
 
-/// An entry of a root program: neither the entry nor what is pinned beside it is forgotten.
+/// A root entry: neither the entry nor the pins beside it are forgotten.
 #[test]
-fn whatever_it_was_doing_with_an_entry_it_can_be_removed() {
+fn a_killed_balancer_with_an_entry_can_be_removed_whatever_it_was_doing() {
     let place = Place::shared("killed_entry.toml");
-    // What is pinned in its directory comes before.
+    // The pins in the balancer's own directory come first.
     let mut all = Vec::new();
     for last in 1..=ENTERED.len() {
         let is_last = |calls: &[Call], _| calls.ends_with(&ENTERED[..last]);
@@ -168,22 +168,22 @@ fn whatever_it_was_doing_with_an_entry_it_can_be_removed() {
     remove_in_pieces(&place);
 }
 
-/// A reload, killed after each of its calls (of those that pin and unpin, the first and the last of each kind): what is
-/// attached works on with all that it hands packets on to.
+/// Kills a reload after each of its calls (of those that pin and unpin, the first and last of each
+/// kind): the attached program keeps working with every program it hands packets to.
 #[test]
 fn a_reload_that_is_cut_off_leaves_a_program_that_works() {
     let place = Place::new("killed_reload.toml");
     cut_off_reloads(&place, RELOAD, &[Call::Switch]);
 }
 
-/// The same in an entry: what is pinned for either program goes in the end.
+/// The same in an entry: in the end the pins of both programs are removed.
 #[test]
 fn a_reload_in_an_entry_that_is_cut_off_leaves_a_program_that_works() {
     cut_off_reloads(&Place::shared("killed_shared.toml"), RELOAD, &[]);
 }
 
-/// A replacement, likewise: there may be two sets, of which one goes. Of its calls every third is taken here, and what
-/// switches and exchanges; `make soak` takes all.
+/// A replacement likewise: there may be two sets, of which one is removed. Takes every third call
+/// here, and those that switch; `make soak` takes all.
 #[test]
 fn a_replacement_that_is_cut_off_leaves_a_balancer_that_works() {
     let place = Place::new("killed_replacement.toml");
@@ -196,18 +196,18 @@ fn a_replacement_in_an_entry_that_is_cut_off_leaves_a_balancer_that_works() {
     cut_off_reloads(&place, REPLACEMENT, &[]);
 }
 
-/// What a file says more, and how many directories have been removed when it has come to its end.
+/// Lines added to the file, and how many directories the finished change has removed.
 type Change = (&'static str, usize);
 
 const RELOAD: Change = ("features = [\"source-routing\"]", 1);
-/// There may have been another set before it; then the one goes that it has taken the place of.
+/// An earlier change may have left a set, which the replacement removes, too.
 const REPLACEMENT: Change = ("max_vips = 77\nmax_reals = 99", 4);
 
 fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call]) {
     let lab = &place.lab;
     let before = configuration(lab, 0);
     let after = before.replacen("[balancer]", &format!("[balancer]\n{more}"), 1);
-    // Until it has come to its end: the last directory is gone.
+    // Runs a reload to this call, or to its end: the last directory is removed.
     let reload = |last: Option<usize>| {
         place.file.write(&before);
         let mut begun = None;
@@ -251,7 +251,7 @@ fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call
     };
     let mut points = 0;
     let works = || {
-        // An echo request goes by a program besides the one that is attached.
+        // An echo request needs a program besides the attached one.
         let ping = lab
             .client
             .tool("ping", &format!("-c 1 -W 5 {}", lab.vip4()));
@@ -272,7 +272,7 @@ fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call
         let (_, killed) = reload(Some(index + 1));
         assert!(killed, "{index}");
         works();
-        // The next one goes on as before it, and brings it about.
+        // The next process continues with the old document, then applies the new one.
         let mut next = Running::start(place.host(), place.balancer(&[]));
         next.says("continuing with the balancer in");
         // On its interface, or as an entry.

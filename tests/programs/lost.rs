@@ -1,5 +1,5 @@
-//! Attachments that are lost while a program runs: it says so, and who has the interface; then it puts them back, or ends with
-//! an error.
+//! Attachments lost while a program runs: it reports that, and what is on the interface instead;
+//! then it restores them, or ends with an error.
 
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -47,14 +47,14 @@ fn start(host: &Host, name: &str, file: &Scratch, options: &[&str]) -> Running {
     running
 }
 
-/// The number of the XDP program on eth0.
+/// The id of the XDP program on eth0.
 fn program(host: &Host) -> u32 {
     let text = host.ip("-details link show eth0").unwrap();
     let (_, after) = text.split_once("prog/xdp id ").expect("a program");
     after.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Puts a program in the place of that on eth0, in the link that has it.
+/// Replaces the program in eth0's link.
 fn replace(host: &Host, other: &Decap) {
     let link = xdp_link(program(host), host.interface_index("eth0").unwrap());
     let other = other.program_fd().as_raw_fd();
@@ -63,7 +63,7 @@ fn replace(host: &Host, other: &Decap) {
     assert_eq!(failed, 0);
 }
 
-/// Ends the link that has the program on eth0.
+/// Ends eth0's link.
 fn take_off(host: &Host) {
     let link = xdp_link(program(host), host.interface_index("eth0").unwrap());
     // SAFETY: takes the descriptor of a link.
@@ -71,14 +71,14 @@ fn take_off(host: &Host) {
 }
 
 #[test]
-fn what_is_taken_off_replaced_or_removed_is_put_back() {
+fn lost_programs_are_restored() {
     let host = host();
     let other = Decap::builder().load().unwrap();
     let file = Scratch::new("lost-put-back.toml");
     for (name, options) in [("run", &["--lost", "put-back"][..]), ("decap", &[])] {
         let mut running = start(&host, name, &file, options);
         let own = program(&host);
-        // The kernel keeps ours from those who take programs off by name.
+        // The kernel does not let `ip` remove a program that a link holds.
         let refused = host.ip("link set dev eth0 xdpgeneric off").unwrap_err();
         assert!(refused.to_string().contains("Can't replace"), "{refused}");
         assert_eq!(program(&host), own);
@@ -106,7 +106,7 @@ fn what_is_taken_off_replaced_or_removed_is_put_back() {
 }
 
 #[test]
-fn with_exit_it_ends_and_says_who_has_the_interface() {
+fn with_exit_it_ends_and_names_the_other_program() {
     let host = host();
     let mut other = Decap::builder().load().unwrap();
     let file = Scratch::new("lost-exit.toml");
@@ -135,7 +135,7 @@ fn with_exit_it_ends_and_says_who_has_the_interface() {
     ends(running, "which was attached to, does not exist any more");
     pair(&host);
 
-    // Another program, on another interface of that name, between two looks.
+    // Between two checks the interface is recreated, and another program attached to it.
     let running = start(&host, "run", &file, &exit);
     host.ip("link del eth0").unwrap();
     pair(&host);

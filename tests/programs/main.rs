@@ -1,5 +1,5 @@
-//! The example programs, run as a user runs them: the binaries that `cargo test` has built, on test
-//! hosts, with signals, files and exit statuses.
+//! The example programs, run as a user would: the binaries that `cargo test` built, on test hosts,
+//! with signals, files and exit statuses.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

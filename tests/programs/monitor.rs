@@ -1,4 +1,5 @@
-//! `katran monitor`, run as a user runs it: its options, and how it bears with a balancer that changes.
+//! `katran monitor`, run as a user would: its options, and how it copes with a balancer that
+//! changes.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -21,11 +22,11 @@ const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
 
-/// Bytes of a datagram in a frame above `max_frame`, and of that frame.
+/// The payload of a datagram whose frame is above `max_frame`, and that frame's length.
 const PAYLOAD: usize = 700;
 const FRAME: usize = 14 + 20 + 8 + PAYLOAD;
 
-/// A list of features without the one that events need; frames that are too big are dropped.
+/// The features do not include the one that events need; frames that are too big are dropped.
 fn configuration(lab: &Lab, real: usize) -> String {
     let mac = lab.balancers[0].gateway_mac;
     let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
@@ -39,7 +40,7 @@ fn configuration(lab: &Lab, real: usize) -> String {
     )
 }
 
-/// Sends datagrams that are too big, one by one.
+/// Sends oversized datagrams, one by one.
 fn send(lab: &Lab, number: usize) {
     let socket = lab.client.run(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap());
     for _ in 0..number {
@@ -47,7 +48,7 @@ fn send(lab: &Lab, number: usize) {
     }
 }
 
-/// A directory that goes with the test.
+/// A temporary directory.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -71,7 +72,7 @@ impl Drop for Directory {
 }
 
 #[test]
-fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
+fn options_select_limit_and_cut_and_the_file_still_applies() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let host = &lab.balancers[0].host;
@@ -88,7 +89,7 @@ fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
         command.args(["--snap-length", "60", "--rate-limit", "1000"]);
         command
     };
-    // What fails leaves no files that the next attempt would find.
+    // A failed run leaves no files in the next one's way.
     let mut wrong = command("packet_too_big");
     wrong.args(["--event", "quic_real_gone", "--rate-limit", "0"]);
     let output = host.output(wrong).unwrap();
@@ -98,17 +99,18 @@ fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
     let mut monitor = Running::start(host, command("packet_too_big"));
     monitor.says("switched introspection on");
     monitor.says("listening");
-    // There is one at a time.
+    // Only one monitor runs at a time.
     let (worked, text) = running.say(host, "monitor", &[]);
     assert!(!worked, "{text}");
     send(&lab, 3);
-    // The file does not list introspection now, either: the rest of it is followed.
+    // The file still lists no introspection; the balancer keeps the feature for the monitor, and
+    // applies the rest.
     file.write(&configuration(&lab, 1));
     running.balancer.process.signal(SIGHUP).unwrap();
     let added = format!("real {} added", lab.backends[1].v4);
     running.balancer.says(&added);
     send(&lab, 2);
-    // Frames of one client come in their order, so those before have come.
+    // One client's frames arrive in order, so the earlier ones have arrived.
     let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
     assert!(ping.is_ok(), "{ping:?}");
     monitor.end(SIGINT);
@@ -124,14 +126,14 @@ fn its_options_choose_limit_and_cut_and_it_follows_its_file() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(text, format!("60\t{FRAME}\n60\t{FRAME}\n"));
 
-    // A file that is there is not written over.
+    // An existing file is not overwritten.
     let output = host.output(command("packet_too_big")).unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(errors.contains("packet_too_big.pcap"), "{errors}");
     assert!(output.stdout.is_empty());
 
-    // One that is killed leaves room for the next, and introspection as the file has it.
+    // A killed monitor makes room for the next; introspection then follows the file again.
     let mut killed = Running::start(host, running.command("monitor"));
     killed.says("switched introspection on");
     killed.says("listening");
@@ -184,7 +186,7 @@ fn it_may_share_the_interface_and_limits_the_rate() {
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect();
-    // Of all CPUs, and of as many seconds as it took.
+    // The sum over all CPUs and all seconds.
     assert_eq!(numbers[0] + numbers[1], 50, "{line}");
     assert!(numbers[1] > 0, "{line}");
     running.balancer.end(SIGTERM);

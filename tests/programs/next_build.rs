@@ -1,8 +1,9 @@
-//! Another build of the example `katran`, as an upgrade brings it: a copy of the crate, changed as a later version
-//! could be.
+//! A later build of the example `katran`, as after an upgrade: a copy of the crate with a later
+//! version's changes.
 //!
-//! It is built in the target directory of this test, where all that it depends on is compiled already, and without a
-//! network. The copy lies there, too, under a name of its own: the next run writes what has changed since, and cargo compiles that.
+//! It is built offline in this test's target directory, where its dependencies are compiled
+//! already. The copy is there, too: the next run writes only what has changed, and cargo compiles
+//! that.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -19,7 +20,7 @@ use toml_edit::DocumentMut;
 use toml_edit::Item;
 use toml_edit::value;
 
-/// What the example takes: files and directories.
+/// The example's files and directories.
 const TAKEN: [&str; 6] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -28,20 +29,20 @@ const TAKEN: [&str; 6] = [
     "examples/katran",
     "examples/common",
 ];
-/// Members of the workspace, which stay where they are.
+/// Workspace members that are not copied.
 const MEMBERS: [&str; 3] = ["katran-lab", "katran-model", "katran-yardstick"];
 
-/// How the next build is another one, besides its version.
+/// How the next build differs, besides its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Its program in the kernel has an instruction more.
+    /// Its kernel program has one more instruction.
     Program,
-    /// What it pins has another layout as well.
+    /// Its pins have another layout as well.
     Layout,
 }
 
 impl Next {
-    /// The name of its example, when it is built.
+    /// The name of the built example.
     pub(crate) fn example(self) -> &'static str {
         let name = match self {
             Self::Program => "katran_next",
@@ -51,7 +52,7 @@ impl Next {
         name
     }
 
-    /// Its version: one each, for cargo tells what it has built by that, and not by where it lies.
+    /// Its version, different for each: cargo tells builds apart by version, not by path.
     pub(crate) fn version(self) -> &'static str {
         match self {
             Self::Program => "77.0.0-program",
@@ -85,13 +86,13 @@ impl Next {
     }
 }
 
-/// A text with something else in the place of what is in it once.
+/// Replaces what occurs exactly once in a text.
 fn replaced(text: &str, from: &str, to: &str) -> String {
     assert_eq!(text.matches(from).count(), 1, "{from}");
     text.replacen(from, to, 1)
 }
 
-/// The manifest of one example.
+/// A manifest for one example.
 fn manifest(text: &str, name: &str, version: &str) -> String {
     let mut manifest: DocumentMut = text.parse().unwrap();
     manifest["package"]["version"] = value(version);
@@ -114,7 +115,7 @@ fn manifest(text: &str, name: &str, version: &str) -> String {
     manifest.to_string()
 }
 
-/// Files at a path below the crate's directory, by their paths there.
+/// The files at a path below the crate's directory, by relative path.
 fn files(crate_at: &Path, path: &Path, found: &mut BTreeSet<PathBuf>) {
     let there = crate_at.join(path);
     if !there.is_dir() {
@@ -126,7 +127,7 @@ fn files(crate_at: &Path, path: &Path, found: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// Makes the copy what it should be, and leaves alone what is so already.
+/// Updates the copy where it differs.
 fn copy(next: Next, name: &str, to: &Path) {
     let from = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut taken = BTreeSet::new();
@@ -143,7 +144,7 @@ fn copy(next: Next, name: &str, to: &Path) {
         fs::create_dir_all(there.parent().unwrap()).unwrap();
         fs::write(there, content).unwrap();
     }
-    // What was taken once, and is no more.
+    // Removes files that are no longer part of the crate.
     let mut there = BTreeSet::new();
     for path in fs::read_dir(to).unwrap() {
         files(to, Path::new(&path.unwrap().file_name()), &mut there);
@@ -156,7 +157,7 @@ fn copy(next: Next, name: &str, to: &Path) {
 fn build(next: Next, name: &str) {
     let at = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(&at).unwrap();
-    // Another test, or another run of this one, builds it or is about to.
+    // Another test or run may be building it.
     let lock = Flock::lock(File::open(&at).unwrap(), FlockArg::LockExclusive);
     let _lock = lock.map_err(|(_, error)| error).unwrap();
     copy(next, name, &at);
@@ -176,9 +177,10 @@ fn build(next: Next, name: &str) {
         .arg(target)
         .arg("--manifest-path")
         .arg(at.join("Cargo.toml"))
-        // The settings of cargo are those that are found from here.
+        // Cargo's settings are found from here.
         .current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What cargo says of this test's own package would be news to build scripts of others.
+    // Cargo's variables about this test's package would make other packages' build scripts run
+    // again.
     for (name, _) in env::vars_os() {
         let is_of_package = |name: &str| {
             let of_package = [

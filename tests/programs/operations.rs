@@ -1,5 +1,5 @@
-//! What an operator does by the guide: checks with few privileges, a running balancer's diagnosis of
-//! itself; and that systemd takes the guide's units. (`tests/docs` has a shell take its commands.)
+//! What an operator does by the guide: checks with few privileges, a running balancer's diagnosis;
+//! and systemd accepts the guide's units. (`tests/docs` parses its commands.)
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,6 @@ use crate::program::katran;
 
 const SIGTERM: i32 = 15;
 const SIGUSR1: i32 = 10;
-/// For packets to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A configuration with a VIP and a real.
@@ -39,7 +38,7 @@ fn configuration(lab: &Lab) -> String {
     )
 }
 
-/// What an example prints to its end, and whether it was content; with some capabilities only.
+/// Runs an example with only these capabilities; returns whether it succeeded, and its output.
 fn with_capabilities(
     host: &Host,
     capabilities: &str,
@@ -76,7 +75,7 @@ fn check_says_which_privileges_are_missing() {
         assert!(!works, "{text}");
         assert!(text.contains("PROBLEM  privileges"), "{text}");
         assert!(text.contains("missing: CAP_PERFMON, CAP_BPF"), "{text}");
-        // Those of the guide's units.
+        // The capabilities in the guide's units.
         let guide = "+net_admin,+bpf,+perfmon";
         let (works, text) = with_capabilities(&host, guide, name, arguments);
         assert!(works, "{text}");
@@ -103,7 +102,7 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         running.process.signal(SIGUSR1).unwrap();
         running.says("attached to eth0");
         running.says("0 problems");
-        // Counters are those of the live one.
+        // The diagnosis uses the running balancer's counters.
         let client = lab.client.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
         client.send_to(&vec![0; 2000], (lab.vip4(), 80)).unwrap();
         let drops = |running: &mut Running| {
@@ -112,9 +111,12 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         };
         let end = Instant::now() + PATIENCE;
         while !drops(&mut running) {
-            assert!(Instant::now() < end, "never: drops with {more:?}");
+            assert!(
+                Instant::now() < end,
+                "drops are never reported with {more:?}"
+            );
         }
-        // Beside it, a check tells that there is another.
+        // A check beside it reports the other balancer.
         let mut command = katran("check");
         command.args([config, "--interface", "eth0"]);
         let output = host.output(command).unwrap();
@@ -125,7 +127,7 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
         running.says("detached from eth0");
     }
 
-    // In shared mode it has to be told the interface.
+    // In shared mode the check needs the interface.
     let path = pins.join("running").display().to_string();
     let mut command = example("root");
     command.args(["attach", "--interface", "eth0", "--path", &path]);
@@ -174,15 +176,15 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
     assert!(host.output(command).unwrap().status.success());
 }
 
-/// Blocks of a document in one language.
+/// A document's code blocks in one language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let of_language = pages::blocks(text).filter(|(begin, _)| *begin == language);
     of_language.map(|(_, block)| block.to_owned()).collect()
 }
 
-/// Units that are started have a file in the guide, and every file of systemd's is started.
+/// Every unit that the guide starts has its file there, and every unit file is started.
 #[test]
-fn units_of_the_guide_are_those_that_it_starts() {
+fn the_guide_starts_exactly_its_own_units() {
     let text = pages::read("docs/operations.md");
     let scripts = blocks(&text, "sh");
     assert!(scripts.len() >= 15, "{}", scripts.len());
@@ -195,7 +197,7 @@ fn units_of_the_guide_are_those_that_it_starts() {
         for section in ["[Unit]", "[Service]", "[Install]", "WantedBy="] {
             assert!(content.contains(section), "{name}: {section}");
         }
-        // One that ends is started again, and never given up.
+        // A service that ends is restarted, without a limit.
         if !content.contains("Type=oneshot") {
             for line in ["Restart=always", "RestartSec=1", "StartLimitIntervalSec=0"] {
                 assert!(content.contains(line), "{name}: {line}");
@@ -213,7 +215,8 @@ fn units_of_the_guide_are_those_that_it_starts() {
     assert!(units.len() >= 4, "{units:?}");
 }
 
-/// What systemd says of the guide's units, with what they start in its place, and one changed by `change`.
+/// What `systemd-analyze` says about the guide's units, with replaced programs, each changed by
+/// `change`.
 fn said_of_units(change: impl Fn(String) -> String) -> String {
     let text = pages::read("docs/operations.md");
     let directory = tempfile::tempdir().unwrap();
@@ -232,7 +235,7 @@ fn said_of_units(change: impl Fn(String) -> String) -> String {
         fs::write(&path, change(content)).unwrap();
         verify.arg(path);
     }
-    // What is added to one of them by a command.
+    // The drop-in that a command adds to one of them.
     let drop_in = text.split("<<'END'\n").nth(1).unwrap();
     let (drop_in, _) = drop_in.split_once("END\n").unwrap();
     let of_katran = directory.path().join("katran.service.d");
@@ -257,7 +260,7 @@ fn systemd_takes_the_units_of_the_guide() {
 }
 
 #[test]
-fn the_capabilities_of_the_units_do_for_what_is_pinned() {
+fn the_units_capabilities_suffice_for_pins() {
     require_root();
     let pins = private_bpf_fs().unwrap().join("katran");
     let lab = Lab::new(LabConfig::default()).unwrap();
@@ -313,13 +316,13 @@ fn the_capabilities_of_the_units_do_for_what_is_pinned() {
     }
 }
 
-/// The part of the script that finds interrupts, on this machine's interfaces.
+/// The script's part that finds interrupts, on this machine's interfaces.
 #[test]
 fn the_script_for_interrupts_runs() {
     require_root();
     let script = pages::read("examples/katran-nic");
     assert!(script.contains("msi_irqs"));
-    // Nothing of the machine is changed: where it would write is a file, and ethtool is not called.
+    // Changes nothing on the machine: it writes to a file, and does not call ethtool.
     let told = Scratch::new("interrupts");
     let told = told.0.display();
     let dry = script

@@ -1,5 +1,5 @@
-//! The page of `run --listen`, and the JSON beside it: what it says of known traffic, who may change anything, and, in a
-//! browser, what somebody sees.
+//! The page of `run --listen`, and its JSON: what it shows of known traffic, who may change things,
+//! and what a browser displays.
 
 use std::io::Read;
 use std::io::Write;
@@ -68,7 +68,7 @@ fn start(name: &str, lab: &Lab, text: &str, options: &[&str]) -> (Scratch, Comma
 }
 
 #[test]
-fn the_json_tells_who_gets_what_and_whether_it_is_ready() {
+fn the_json_reports_traffic_and_readiness() {
     require_root();
     let lab = Lab::new(LabConfig::default()).unwrap();
     let host = &lab.balancers[0].host;
@@ -100,7 +100,7 @@ fn the_json_tells_who_gets_what_and_whether_it_is_ready() {
     assert_eq!(get(host, "/api/reals?vip=203.0.113.1:55/udp").0, 404);
 
     assert_eq!(get(host, "/healthz"), (200, "ok".to_owned()));
-    // One VIP of the document has no real.
+    // One of the document's VIPs has no real.
     let (status, why) = get(host, "/readyz");
     assert_eq!(
         (status, &*why),
@@ -162,7 +162,7 @@ fn only_the_token_gives_commands() {
         );
     }
     drop(balancer);
-    // A secret that others can read is none.
+    // A token file that others can read is refused.
     std::fs::set_permissions(&token.0, PermissionsExt::from_mode(0o640)).unwrap();
     let file = Scratch::new("page_open.toml");
     file.write(&configuration);
@@ -181,7 +181,7 @@ fn only_the_token_gives_commands() {
 }
 
 #[test]
-fn nothing_of_the_page_comes_from_elsewhere() {
+fn the_page_loads_nothing_from_elsewhere() {
     let page = include_str!("../../examples/katran/page/page.html");
     let script = include_str!("../../examples/katran/page/page.js");
     let style = include_str!("../../examples/katran/page/page.css");
@@ -192,7 +192,7 @@ fn nothing_of_the_page_comes_from_elsewhere() {
         !page.contains("style=") && !page.contains("onclick"),
         "the policy forbids it"
     );
-    // What the script looks for is there.
+    // The elements that the script looks for exist.
     for id in script.split("$(\"").skip(1) {
         let (id, _) = id.split_once('"').unwrap();
         assert!(page.contains(&format!("id=\"{id}\"")), "{id}");
@@ -247,7 +247,7 @@ fn nothing_is_read_without_the_token_and_one_command_at_a_time() {
     let refused = answer(head(host, TOKEN, (64 << 20) + 1));
     assert!(refused.starts_with("HTTP/1.1 413"), "{refused}");
 
-    // One that sends nothing more has its time, and only then it is another one's turn.
+    // A silent client gets its time; only then is it another's turn.
     let began = Instant::now();
     let slow = head(host, TOKEN, 60 << 20);
     std::thread::sleep(Duration::from_millis(500));
@@ -268,7 +268,7 @@ fn scrapes_are_answered_while_a_command_takes_long() {
     let token = secret("page_long.token");
     let options = ["--token-file", token.0.to_str().unwrap()];
     let (_file, _balancer) = start("page_long", &lab, &configuration(&lab), &options);
-    // It takes seconds to read, and is refused.
+    // It takes seconds to parse, and is refused.
     let document = format!("x = [{}]", "1,".repeat(4 << 20));
     let long = json!({ "command": "apply", "document": document }).to_string();
     let answered = std::thread::scope(|scope| {
@@ -286,7 +286,7 @@ fn scrapes_are_answered_while_a_command_takes_long() {
     assert!(answered >= 5, "{answered} rounds");
 }
 
-/// Clients that connect and say nothing take a bounded number of descriptors, and give them back.
+/// Silent clients take a bounded number of descriptors, and give them back.
 #[test]
 fn silent_connections_keep_nobody_out() {
     require_root();
@@ -309,7 +309,7 @@ fn silent_connections_keep_nobody_out() {
     drop(silent);
 }
 
-/// The page as a browser has it after so many seconds.
+/// The page as a browser shows it after some seconds.
 fn browse(host: &Host, options: &[&str], fragment: &str) -> String {
     let profile = Scratch::new("page_profile");
     let mut command = Command::new("chromium");
@@ -338,7 +338,7 @@ fn browse(host: &Host, options: &[&str], fragment: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// 500 VIPs, each of IPv6 with as long an address as there is.
+/// 500 VIPs with the longest IPv6 addresses.
 fn many(lab: &Lab) -> String {
     let mut text = configuration(lab);
     for number in 0..498 {
@@ -365,7 +365,7 @@ fn a_browser_shows_500_vips_and_the_reals_of_one() {
     assert!(shown.contains("501 of 501"), "{shown}");
     assert!(shown.contains("[2001:db8:1111:2222:3333:4444:5555:1000]:443/tcp"));
     assert!(shown.contains("0 of 0"), "the VIP without reals");
-    // One real is drained for them all.
+    // One real is drained for all of them.
     assert!(shown.contains("5555:1000]:443/tcp and 497 more"), "{shown}");
     assert_eq!(shown.matches("<canvas").count(), 501);
     assert!(shown.contains("aria-sort=\"descending\""));
@@ -375,7 +375,7 @@ fn a_browser_shows_500_vips_and_the_reals_of_one() {
         "{shown}"
     );
     assert!(shown.contains("Reals of 203.0.113.1:53/udp"), "{shown}");
-    // Pictures to look at, where somebody asks for them.
+    // Pictures for people to look at.
     if let Ok(directory) = std::env::var("KATRAN_SCREENSHOTS") {
         for (name, size, more, fragment) in [
             ("wide", "1280,900", "--force-color-profile=srgb", ""),

@@ -1,14 +1,14 @@
-//! Files of the repository that tests run or compare, and the blocks of code in its pages.
+//! Files of the repository that tests run or compare, and the code blocks of its pages.
 
 use std::fs;
 use std::path::Path;
 
-/// The text of a file, by its path from the root.
+/// A file's text, by its path from the root.
 pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The blocks of a page in order: the language of each, and the code.
+/// A page's code blocks in order: language and code.
 pub(crate) fn blocks(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let blocks = text.split("```").skip(1).step_by(2);
     blocks.map(|block| block.split_once('\n').unwrap())

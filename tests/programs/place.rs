@@ -1,4 +1,4 @@
-//! Where a balancer is pinned: a lab, its file and its directory, and what is left of it.
+//! A pinned balancer's place: a lab, its file and directory, and what is left of it.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ pub(crate) struct Place {
     pub(crate) lab: Lab,
     pub(crate) file: Scratch,
     pub(crate) directory: PathBuf,
-    /// Where a root program is pinned whose entry it is, instead of being attached itself.
+    /// The pinned root program that it is an entry of, unless attached directly.
     pub(crate) shared: Option<PathBuf>,
 }
 
@@ -59,12 +59,12 @@ impl Place {
         &self.lab.balancers[0].host
     }
 
-    /// A balancer that tells what it counts.
+    /// A balancer that prints its counters.
     pub(crate) fn balancer(&self, options: &[&str]) -> Command {
         self.command("katran", &[&["--counters"], options].concat())
     }
 
-    /// A build of the program that balances here.
+    /// The same, with this build of the program.
     pub(crate) fn command(&self, build: &str, options: &[&str]) -> Command {
         let mut command = example(build);
         command
@@ -78,7 +78,7 @@ impl Place {
         command
     }
 
-    /// One that takes commands, too.
+    /// One that also takes commands.
     pub(crate) fn listening(&self, options: &[&str], socket: &Scratch) -> Command {
         let mut command = example("katran");
         command
@@ -89,7 +89,7 @@ impl Place {
         command
     }
 
-    /// One that has begun to balance on its interface.
+    /// Starts one and waits until it balances.
     pub(crate) fn start(&self, options: &[&str]) -> Running {
         let mut balancer = Running::start(self.host(), self.balancer(options));
         balancer.says("balancing on eth0 in native mode");
@@ -102,7 +102,7 @@ impl Place {
         command
     }
 
-    /// Has it taken away, after which there is nothing.
+    /// Removes it, and checks that nothing is left.
     pub(crate) fn remove(&self) {
         let output = self.host().output(self.removal()).unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -112,7 +112,7 @@ impl Place {
     pub(crate) fn is_clean(&self) -> bool {
         let pins = pins(self.directory.parent().unwrap());
         if self.shared.is_some() {
-            // The array, the program, what it counts in and the attachment.
+            // The array, the program, its counters and the attachment.
             return pins.len() == 4 && pins[3].starts_with("shared_xdp_");
         }
         let has_xdp = self.host().ip("link show eth0").unwrap().contains("xdp");
@@ -120,7 +120,7 @@ impl Place {
     }
 }
 
-/// What is in a directory; the file system has some entries of its own, with dots.
+/// The entries of a directory; the file system has entries of its own, with dots.
 pub(crate) fn pins(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -129,7 +129,7 @@ pub(crate) fn pins(directory: &Path) -> Vec<String> {
     names
 }
 
-/// As long as that process lives nobody else has what it has pinned.
+/// Checks that, while that process lives, no other can adopt its pins.
 pub(crate) fn is_only_of(process: u32, host: &Host, others: impl IntoIterator<Item = Command>) {
     for command in others {
         let refused = host.output(command).unwrap();
@@ -142,7 +142,7 @@ pub(crate) fn is_only_of(process: u32, host: &Host, others: impl IntoIterator<It
     }
 }
 
-/// New connections reach the first backend by both VIPs.
+/// Checks that new connections reach the first backend by both VIPs.
 pub(crate) fn takes_connections(lab: &Lab) {
     for vip in [lab.vip4(), lab.vip6()] {
         let mut new = TcpClient::connect(&lab.client, (vip, 80).into()).unwrap();

@@ -1,5 +1,4 @@
-//! Examples as test subjects: started as a user starts them, with what they say, signals, and files
-//! that vanish.
+//! Examples under test: started as a user would, with their output, signals, and temporary files.
 
 use std::env;
 use std::fs;
@@ -22,7 +21,7 @@ use katran_lab::Backend;
 use katran_lab::Host;
 use katran_lab::Process;
 
-/// For a line of a program to appear, on a machine that is busy.
+/// How long to wait for a program's line on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An example, as built by `cargo test` beside this test.
@@ -31,13 +30,13 @@ pub(crate) fn example(name: &str) -> Command {
     let path = path.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(path.exists(), "run `cargo build --examples` first");
     let mut command = Command::new(path);
-    // Neither a backtrace nor a log level of the caller's.
+    // Neither the caller's backtrace setting nor its log level.
     command.env_remove("RUST_BACKTRACE").env_remove("RUST_LOG");
     command.stdin(Stdio::null());
     command
 }
 
-/// A command of the program `katran`. `run` takes no commands by a socket; the tests that give it one say so.
+/// A command of `katran`. Tests that give `run` a command socket say so; otherwise it has none.
 pub(crate) fn katran(name: &str) -> Command {
     let mut command = example("katran");
     command.arg(name);
@@ -47,7 +46,7 @@ pub(crate) fn katran(name: &str) -> Command {
     command
 }
 
-/// A file that is gone after the test.
+/// A file that is removed after the test.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -67,7 +66,7 @@ impl Drop for Scratch {
     }
 }
 
-/// An example that runs on a host, and what it says.
+/// An example running on a host, with its output.
 pub(crate) struct Running {
     pub(crate) process: Process,
     lines: Receiver<String>,
@@ -116,13 +115,13 @@ impl Running {
         });
     }
 
-    /// All that it has said, when it has ended.
+    /// Its whole output, once it has ended.
     pub(crate) fn said(mut self) -> Vec<String> {
         self.seen.extend(self.lines.iter());
         self.seen
     }
 
-    /// Ends it by a signal, to which it must answer with exit status 0.
+    /// Ends it with a signal; it must exit with status 0.
     pub(crate) fn end(&mut self, signal: i32) {
         self.process.signal(signal).unwrap();
         let status = self.process.wait(PATIENCE).unwrap();
@@ -140,14 +139,14 @@ fn forward(stream: impl Read + Send + 'static, lines: Sender<String>) {
     });
 }
 
-/// A balancer that takes commands, and where.
+/// A balancer that takes commands, and its socket.
 pub(crate) struct Commanded {
     pub(crate) balancer: Running,
     socket: Scratch,
 }
 
 impl Commanded {
-    /// One with a file, and the options of where it balances.
+    /// Starts one with a file and the options for where it balances.
     pub(crate) fn start(host: &Host, file: &Scratch, options: &[&str]) -> Self {
         let name = file.0.file_stem().unwrap().to_str().unwrap();
         let socket = Scratch(file.0.with_file_name(format!("{name}.sock")));
@@ -159,14 +158,14 @@ impl Commanded {
         Self { balancer, socket }
     }
 
-    /// A command that speaks to it.
+    /// A command for this balancer.
     pub(crate) fn command(&self, name: &str) -> Command {
         let mut command = katran(name);
         command.arg("--socket").arg(&self.socket.0);
         command
     }
 
-    /// What a command says, and whether it was content.
+    /// A command's output, and whether it succeeded.
     pub(crate) fn say(&self, host: &Host, name: &str, arguments: &[&str]) -> (bool, String) {
         let mut command = self.command(name);
         command.args(arguments);
@@ -181,7 +180,7 @@ impl Commanded {
     }
 }
 
-/// A decapsulator that works on a backend.
+/// A running decapsulator on a backend.
 pub(crate) fn decap(backend: &Backend) -> Running {
     let mut command = example("decap");
     command.args(["--interface", &backend.interface]);

@@ -1,4 +1,5 @@
-//! A shell that stays open while a test reads a page: on a host, in mount and PID namespaces that end with it.
+//! A shell that stays open while a test reads a page: on a host, in mount and PID namespaces that
+//! end with it.
 
 use std::io::BufRead;
 use std::io::BufReader;
@@ -11,7 +12,7 @@ use std::process::Stdio;
 use katran_lab::Host;
 use katran_lab::Process;
 
-/// Behind what a command prints.
+/// Printed after each command.
 const END: &str = "@@ status ";
 
 pub(crate) struct Shell {
@@ -21,7 +22,7 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
-    /// `shell` starts it, with a variable of the environment.
+    /// Starts the shell with one environment variable.
     pub(crate) fn open(host: &Host, shell: &[&str], variable: (&str, &str)) -> Self {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
@@ -36,14 +37,14 @@ impl Shell {
         }
     }
 
-    /// Has the shell read a text, such as functions that commands use.
+    /// Makes the shell read a text, such as functions that commands use.
     pub(crate) fn read(&mut self, text: &str) {
         self.input.write_all(text.as_bytes()).unwrap();
     }
 
     /// Runs a command, and returns its status and what it prints.
     pub(crate) fn run(&mut self, command: &str) -> (String, String) {
-        // The status begins a line, whether or not the command has ended its last one.
+        // The status begins a line, even if the command's output does not end with one.
         writeln!(self.input, "{command} </dev/null; echo \"\n{END}$?\"").unwrap();
         let mut text = String::new();
         loop {
@@ -59,7 +60,7 @@ impl Shell {
     }
 }
 
-/// A text as one word of a shell.
+/// A text quoted as one shell word.
 pub(crate) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }

@@ -1,5 +1,5 @@
-//! The example `simulate`, run as a user runs it: the recorded vectors as a capture and a
-//! configuration file, and captures that are not as they should be.
+//! The example `simulate`, run as a user would: the recorded vectors as a capture and a
+//! configuration file, and faulty captures.
 
 use std::fs;
 use std::fs::File;
@@ -36,7 +36,7 @@ const CONFIGURATION: &str = "
     flow_tracking = \"all\"
 ";
 
-/// A directory that is gone after the test.
+/// A directory that is removed after the test.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
@@ -92,7 +92,7 @@ fn header(endianness: Endianness, ts_resolution: TsResolution) -> PcapHeader {
     }
 }
 
-/// A frame as captured in whole, `index` ticks after the start.
+/// A frame captured in full, `index` ticks after the start.
 fn packet(index: usize, frame: &[u8]) -> RawPcapPacket<'_> {
     RawPcapPacket {
         ts_sec: 1_700_000_000,
@@ -130,7 +130,7 @@ fn bytes(hex: &str) -> Vec<u8> {
         .collect()
 }
 
-/// What a recording was made with, as a configuration file.
+/// A recording's configuration as a file.
 fn configuration(recording: &Value) -> String {
     let config = &recording["config"];
     let mut balancer = BalancerState::default();
@@ -205,7 +205,7 @@ fn recorded_packets_come_out_as_recorded() {
             match recorded["out"].as_str() {
                 _ if verdict == "DROP" => {}
                 Some(expected) => assert_eq!(out[index].data[..], bytes(expected), "{what}"),
-                // Sent on here and not by the recorded program, so nobody has recorded how.
+                // Sent here but not by the recorded program, so no bytes are recorded.
                 None if verdict == "TX" => {
                     sent_here += 1;
                     assert!(out[index].data.ends_with(&frames[index][14..]), "{what}");
@@ -227,7 +227,7 @@ fn recorded_packets_come_out_as_recorded() {
         assert_eq!(totals["pass"]["packets"], pass);
         assert_eq!(totals["drop"]["packets"], drop);
         let recorded = &recording["counters"];
-        // Misses by ICMP errors are the recorded program's only: see the tests of the walk.
+        // Only the recorded program counts misses for ICMP errors: see the walk's tests.
         let of_flows = &counters["flow_table"];
         let recorded_packets = recorded["lru"][0].as_u64().unwrap();
         assert_eq!(of_flows["packets"], recorded_packets + sent_here);
@@ -278,7 +278,7 @@ fn a_line_of_the_report_begins_with_the_same_keys() {
     assert!(lines[2].starts_with(r#"{"counters":{"#));
     assert_eq!(lines.len(), 3);
 
-    // As a table, without writing anything.
+    // A table on the terminal; no files written.
     let mut command = simulate();
     command.current_dir(&scratch.0);
     command.args(["--config", "lb.toml", "--read", "in.pcap"]);
@@ -357,7 +357,7 @@ fn a_frame_that_cannot_run_does_not_lose_the_others() {
 }
 
 #[test]
-fn captures_that_are_none_are_refused() {
+fn invalid_captures_are_refused() {
     require_root();
     let scratch = Scratch::new("refused");
     fs::write(scratch.path("lb.toml"), CONFIGURATION).unwrap();
@@ -378,7 +378,7 @@ fn captures_that_are_none_are_refused() {
     complaint("not Ethernet");
     assert!(!scratch.path("out.pcap").exists());
 
-    // Ends within the second frame: the first counts.
+    // Breaks off in the second frame: the first counts.
     let frame = [0; 60];
     let whole = header(Endianness::Big, TsResolution::MicroSecond);
     write(&capture, whole, &[packet(0, &frame), packet(1, &frame)]);
@@ -388,7 +388,7 @@ fn captures_that_are_none_are_refused() {
     assert_eq!(scratch.report().len(), 2);
     assert_eq!(read(&scratch.path("out.pcap")).1.len(), 1);
 
-    // The capture itself is not overwritten, by whatever name.
+    // The capture itself is not overwritten, by whatever path.
     let before = fs::read(&capture).unwrap();
     fs::remove_file(scratch.path("out.pcap")).unwrap();
     fs::hard_link(&capture, scratch.path("out.pcap")).unwrap();

@@ -1,5 +1,5 @@
-//! A pinned balancer that one process hands over to the next, under traffic: no connection and no datagram is lost,
-//! whichever of the two is stopped or killed on the way.
+//! One process hands a pinned balancer over to the next, under traffic: no connection and no
+//! datagram is lost, whichever of the two is stopped or killed on the way.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -27,7 +27,7 @@ const SIGSTOP: i32 = 19;
 const SIGCONT: i32 = 18;
 const LONG: Duration = Duration::from_secs(30);
 
-/// A place with TCP and UDP.
+/// A place that serves TCP and UDP.
 fn place(name: &str) -> Place {
     let place = Place::new(name);
     let tcp = configuration(&place.lab, 0);
@@ -41,7 +41,7 @@ fn is_asked(place: &Place) -> bool {
     place.directory.join("handover").exists()
 }
 
-/// It says that it is another's, and ends as one that has done what it should.
+/// The old process says who took over, and exits with success.
 pub(crate) fn ends(old: &mut Running, by: &Running) {
     old.says(&format!("was handed over to process {}", by.process.id()));
     let status = old.process.wait(LONG).unwrap();
@@ -65,7 +65,7 @@ fn nothing_is_lost_from_one_process_to_the_next() {
                 scope.spawn(move || {
                     let mut asked = 0;
                     while !stop.load(Ordering::Relaxed) {
-                        // A datagram is sent once: one that is lost has no answer.
+                        // A lost datagram is not retransmitted: there would be no answer.
                         assert_eq!(udp.ask(b"who").unwrap(), "backend0");
                         assert_eq!(tcp.ask("who").unwrap(), "backend0");
                         asked += 1;
@@ -74,9 +74,9 @@ fn nothing_is_lost_from_one_process_to_the_next() {
                 })
             })
             .into();
-        // So that a panic below ends them.
+        // A panic below ends the threads.
         let _stop = StopOnDrop(&stop);
-        // One after the other has the same address, and takes commands at the same place.
+        // Successive balancers listen on the same address and socket.
         let socket = Scratch::new("taken_over.sock");
         for listens in [false, true, true, false] {
             let mut command = place.command("katran", &["--take-over"]);
@@ -122,7 +122,7 @@ fn nothing_is_lost_from_one_process_to_the_next() {
 }
 
 #[test]
-fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
+fn a_hung_owner_keeps_the_balancer_until_killed() {
     let place = place("not_answered.toml");
     let mut owner = place.start(&[]);
     owner.process.signal(SIGSTOP).unwrap();
@@ -140,7 +140,7 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
     };
     let (works, text) = whose();
     assert!(!works && text.contains("no sign of life for 1"), "{text}");
-    // It has not noticed.
+    // It does not know that it was stopped.
     owner.process.signal(SIGCONT).unwrap();
     owner.process.signal(SIGHUP).unwrap();
     owner.says("no changes");
@@ -162,10 +162,10 @@ fn an_owner_that_does_not_answer_keeps_it_until_it_is_killed() {
     place.remove();
 }
 
-/// The process that takes over is killed after each of its first calls: before the owner has let go that goes on, and after
-/// that the balancer is there for the next.
+/// The process that takes over is killed after each of its first calls: before the owner lets go,
+/// the owner continues; after that, the balancer is there for the next.
 #[test]
-fn one_that_dies_on_the_way_leaves_it_to_others() {
+fn a_process_that_dies_taking_over_leaves_the_balancer_to_others() {
     let place = place("died_taking.toml");
     let first = [Call::MakeDirectory, Call::RemoveDirectory];
     let mut owner = place.start(&[]);
@@ -199,7 +199,8 @@ fn one_that_dies_on_the_way_leaves_it_to_others() {
     place.remove();
 }
 
-/// With a limit nothing is forwarded any more when nobody has looked after it for so long, and all of it when somebody does.
+/// With a limit, forwarding stops once no owner has given a sign of life for that long, and resumes
+/// with the next owner.
 #[test]
 fn an_orphan_stops_after_its_limit() {
     let place = place("orphan_limit.toml");
@@ -215,7 +216,7 @@ fn an_orphan_stops_after_its_limit() {
     let udp = UdpClient::connect(&lab.client, (lab.vip6(), 80).into()).unwrap();
     udp.set_patience(Duration::from_millis(200)).unwrap();
     let is_forwarding = || udp.ask(b"who").is_ok();
-    // One that does not answer, and one that is gone.
+    // An owner that hangs, and one that is gone.
     for signal in [SIGSTOP, 9] {
         assert!(is_forwarding());
         assert_eq!(tcp.ask("who").unwrap(), "backend0");

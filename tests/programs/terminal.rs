@@ -1,5 +1,5 @@
-//! Programs that draw on a terminal, on a pseudo-terminal whose keys a test presses: what they show,
-//! and in which state they leave it.
+//! Programs that draw on a pseudo-terminal whose keys the test presses: what they show, and the
+//! state they leave the terminal in.
 
 use std::fs::File;
 use std::io::Read;
@@ -25,15 +25,15 @@ use vt100::Parser;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A program on a terminal of its own.
+/// A program on its own terminal.
 pub(crate) struct OnTerminal {
     pub(crate) process: Process,
     keyboard: File,
     shown: Arc<Mutex<String>>,
-    /// What a terminal makes of that.
+    /// The screen as a terminal would show it.
     screen: Arc<Mutex<Parser>>,
     reader: JoinHandle<()>,
-    /// The terminal's other end, to ask for its settings.
+    /// The terminal's other end, for reading its settings.
     pub(crate) terminal: OwnedFd,
     pub(crate) before: Termios,
 }
@@ -52,7 +52,7 @@ impl OnTerminal {
         };
         let pty = openpty(&size, None).unwrap();
         let before = tcgetattr(&pty.slave).unwrap();
-        // Its controlling terminal is this one, not the one that the tests were started from.
+        // This becomes its controlling terminal instead of the one the tests started from.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(program.get_program());
         command.args(program.get_args());
@@ -96,7 +96,7 @@ impl OnTerminal {
         });
     }
 
-    /// Somebody makes the window larger or smaller.
+    /// Changes the window's size.
     pub(crate) fn resize(&self, columns: u16, lines: u16) {
         let mut screen = self.screen.lock().unwrap();
         screen.screen_mut().set_size(count(lines), count(columns));
@@ -110,7 +110,7 @@ impl OnTerminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// The lines that stand on the screen now.
+    /// The screen's current lines.
     pub(crate) fn lines(&self) -> Vec<String> {
         let screen = self.screen.lock().unwrap();
         let (_, columns) = screen.screen().size();
@@ -131,7 +131,7 @@ impl OnTerminal {
         }
     }
 
-    /// Whether it has left the screen as it was.
+    /// Whether it has restored the screen.
     pub(crate) fn is_put_back(&self) -> bool {
         let screen = self.screen.lock().unwrap();
         let (is_alternate, is_hidden) = (
@@ -141,15 +141,15 @@ impl OnTerminal {
         !is_alternate && !is_hidden && tcgetattr(&self.terminal).unwrap() == self.before
     }
 
-    /// Waits for the end, and checks what is left on the terminal.
+    /// Waits for the end, and checks the terminal's state.
     pub(crate) fn ended(mut self, success: bool) -> String {
         let status = self.process.wait(PATIENCE).unwrap();
         assert_eq!(status.success(), success, "{:?}", self.shown.lock());
-        // Left the alternate screen, cursor shown again; nothing is drawn after that.
+        // Left the alternate screen and showed the cursor; nothing is drawn after that.
         self.shows("\u{1b}[?1049l");
         self.shows("\u{1b}[?25h");
         let after = tcgetattr(&self.terminal).unwrap();
-        // Nobody else writes there: the reader comes to an end.
+        // No other writer is left: the reader ends.
         drop(self.terminal);
         self.reader.join().unwrap();
         let shown = self.shown.lock().unwrap().clone();
@@ -157,7 +157,7 @@ impl OnTerminal {
             let switch = format!("\u{1b}[?1049{end}");
             shown.matches(&switch).count()
         });
-        // A panic leaves it twice.
+        // A panic restores it twice.
         assert!(entered > 0 && entered <= left, "{shown:?}");
         assert_eq!(self.before, after);
         let (_, rest) = shown.split_once("\u{1b}[?1049l").unwrap();

@@ -1,5 +1,5 @@
-//! `katran top` while it runs: what it prints while traffic flows, and the terminal, which must be as it was after every
-//! end.
+//! A running `katran top`: its output during traffic, and the terminal, which every end must
+//! restore.
 
 use std::env;
 use std::fs;
@@ -43,7 +43,7 @@ const SIGCONT: i32 = 18;
 const SIGTSTP: i32 = 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A VIP of each family with two reals, and one without any.
+/// A VIP of each family with two reals, and one without reals.
 fn configuration(lab: &Lab, tracking: &str) -> Scratch {
     let gateway = lab.balancers[0].gateway_mac;
     let gateway = gateway.map(|octet| format!("{octet:02x}")).join(":");
@@ -70,11 +70,11 @@ fn configuration(lab: &Lab, tracking: &str) -> Scratch {
     file
 }
 
-/// About 1,000 packets a second, until it is dropped.
+/// About 1,000 packets a second until dropped.
 struct Flood(Arc<AtomicBool>);
 
 impl Flood {
-    /// Three flows of IPv4, one of IPv6, and one to the VIP without reals.
+    /// Three IPv4 flows, one IPv6 flow, and one to the VIP without reals.
     fn start(lab: &Lab) -> Self {
         let flows = [
             (lab.vip4(), 53),
@@ -113,7 +113,7 @@ impl Drop for Flood {
     }
 }
 
-/// The numbers in the next row that begins like this.
+/// The numbers in the next row that begins with `name`.
 pub(super) fn numbers(top: &mut Running, name: &str) -> Vec<f64> {
     let row = top.line(name, |line| line.trim_start().starts_with(name));
     let values = row.trim_start().strip_prefix(name).unwrap();
@@ -138,7 +138,7 @@ fn plain_top_shows_traffic_with(tracking: &str) {
     let mut command = running.command("top");
     command.args(["--interval", "0.5"]);
     let mut top = Running::start(host, command);
-    // The second one covers a whole interval.
+    // The second sample covers a whole interval.
     top.says("traffic");
     top.says("traffic");
     let received = numbers(&mut top, "received");
@@ -153,16 +153,16 @@ fn plain_top_shows_traffic_with(tracking: &str) {
     let reals = numbers(&mut top, "198.51.100.");
     let empty = numbers(&mut top, "ring_empty");
     let cpu = numbers(&mut top, "cpu ");
-    // Three flows of four, at least 50 rounds a second on a machine that is busy.
+    // Three flows of four, and at least 50 rounds a second on a busy machine.
     assert!(v4[0] > 50.0 && v6[0] > 15.0, "{v4:?} {v6:?}");
-    // 128 bytes as IPv4 counts, 108 as IPv6 does.
+    // 128 bytes by IPv4's length, 108 by IPv6's.
     assert!((v4[1] / v4[0] / 8.0 - 128.0).abs() < 5.0, "{v4:?}");
     assert!((v6[1] / v6[0] / 8.0 - 108.0).abs() < 5.0, "{v6:?}");
     assert!((v4[2] + v6[2] - 100.0).abs() < 0.3, "{v4:?} {v6:?}");
     assert!(received[0] >= sent[0] && sent[0] > 65.0 && dropped[0] > 15.0);
     assert!(to_vips >= v4[0], "{to_vips} {v4:?}");
     match tracking {
-        // Every slot is settled, so the table is not asked.
+        // Every slot is settled, so packets skip the table.
         "changed" => assert!(settled >= v4[0] && hit_rate == 0.0, "{settled} {hit_rate}"),
         _ => assert!(
             settled == 0.0 && hit_rate > 90.0 && hit_rate <= 100.0,
@@ -170,7 +170,7 @@ fn plain_top_shows_traffic_with(tracking: &str) {
         ),
     }
     assert!(reals.len() >= 4 && empty[0] > 15.0, "{reals:?} {empty:?}");
-    // Its number comes first.
+    // The CPU's number is first.
     assert!(cpu[1] > 0.0 && cpu[2] > 0.0, "{cpu:?}");
 
     top.end(SIGTERM);
@@ -202,7 +202,7 @@ fn plain_top_shows_entries_of_the_flow_tables() {
     command.args(["--interval", "0.5"]);
     let mut top = Running::start(host, command);
     let mut entries = |vip| numbers(&mut top, vip).last().copied().unwrap();
-    // Three flows, each with an entry for every CPU that its packets have come on.
+    // Three flows, each with an entry for every CPU that its packets arrived on.
     let mut seen = 0.0;
     for _ in 0..20 {
         seen = entries("203.0.113.1:53/udp");
@@ -274,7 +274,7 @@ fn the_title_names_a_shared_entry() {
 }
 
 #[test]
-fn the_terminal_is_as_before_after_every_end() {
+fn every_end_restores_the_terminal() {
     require_root();
     let (host, file) = idle("terminal.toml");
     let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
@@ -291,14 +291,14 @@ fn the_terminal_is_as_before_after_every_end() {
             "SIGHUP" => top.process.signal(SIGHUP).unwrap(),
             "SIGQUIT" => top.process.signal(SIGQUIT).unwrap(),
             keys => {
-                // A key without a meaning first.
+                // First a key without a function.
                 top.type_keys("x");
                 top.type_keys(keys);
             }
         }
         top.ended(true);
     }
-    // A file that has become bad is told on the screen, and that the balancer ends.
+    // The screen reports a bad file, and the balancer's end.
     let top = OnTerminal::start(&host, &command);
     top.shows("Left Right");
     file.write("[[vip]");
@@ -311,9 +311,9 @@ fn the_terminal_is_as_before_after_every_end() {
     top.ended(true);
 }
 
-/// Ctrl-Z, and the signal: the shell that comes to the fore finds its terminal as it was.
+/// Ctrl-Z and the signal: the shell finds its terminal restored.
 #[test]
-fn the_terminal_is_as_before_while_top_is_suspended() {
+fn suspending_top_restores_the_terminal() {
     require_root();
     let (host, file) = idle("suspended.toml");
     let mut running = Commanded::start(&host, &file, &["--interface", "eth0"]);
@@ -341,9 +341,9 @@ fn the_terminal_is_as_before_while_top_is_suspended() {
     running.balancer.end(SIGTERM);
 }
 
-/// The real program with 500 VIPs of long addresses, while keys are pressed and the window changes its size.
+/// The real program with 500 VIPs of long addresses, under key presses and window size changes.
 #[test]
-fn top_is_worked_by_keys_on_terminals_of_all_sizes() {
+fn keys_work_on_terminals_of_all_sizes() {
     require_root();
     let (host, _) = idle("unused.toml");
     let file = Scratch::new("many.toml");
@@ -364,7 +364,7 @@ fn top_is_worked_by_keys_on_terminals_of_all_sizes() {
     top.stands("all", |lines| {
         has(lines, "500 VIPs, 1 to") && has(lines, "501 reals, 1 down") && has(lines, &name(0))
     });
-    // The last one, and its reals.
+    // The last VIP and its reals.
     top.type_keys("\u{1b}[F");
     top.stands("the last VIP", |lines| {
         has(lines, "to 500") && has(lines, &name(499))
@@ -405,7 +405,7 @@ fn top_is_worked_by_keys_on_terminals_of_all_sizes() {
         has(&lines, &name(499)) && !has(&lines, &name(498)),
         "{lines:?}"
     );
-    // The smallest there may be; nobody is to read it.
+    // The smallest window there can be.
     top.resize(1, 1);
     top.resize(80, 24);
     top.stands("it goes on", |lines| {
@@ -418,9 +418,9 @@ fn top_is_worked_by_keys_on_terminals_of_all_sizes() {
 
 const PANICS: &str = "KATRAN_TEST_PANICS_ON_SCREEN";
 
-/// Runs itself again on a terminal, where it panics while the screen is in use.
+/// Runs itself again on a terminal, and panics while the screen is in use.
 #[test]
-fn a_panic_leaves_the_terminal_as_before() {
+fn a_panic_restores_the_terminal() {
     if env::var_os(PANICS).is_some() {
         let mut screen = Screen::enter().unwrap();
         let (sender, wishes) = mpsc::channel();
@@ -428,7 +428,7 @@ fn a_panic_leaves_the_terminal_as_before() {
         screen
             .draw(|frame| view::draw(frame, &status(), &mut View::new(), &rates()))
             .unwrap();
-        // The other end has typed.
+        // The test types at the other end.
         let key = KeyEvent::from(KeyCode::Char('q'));
         assert_eq!(wishes.recv_timeout(PATIENCE), Ok(Wish::Key(key)));
         panic!("a mistake");
@@ -438,7 +438,7 @@ fn a_panic_leaves_the_terminal_as_before() {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args([
         "--exact",
-        "top::a_panic_leaves_the_terminal_as_before",
+        "top::a_panic_restores_the_terminal",
         "--nocapture",
     ]);
     command.env(PANICS, "1");

@@ -1,6 +1,7 @@
-//! The screens of `top`, whole, with few VIPs and with 500, in the sizes of terminals; and what its keys do.
+//! The whole screens of `top`, with few VIPs and with 500, in several terminal sizes; and its keys.
 //!
-//! They are in `screens/`; with `UPDATE_SCREENS` in the environment they are written there, to be looked at.
+//! They are in `screens/`; with `UPDATE_SCREENS` in the environment the test writes them there, for
+//! review.
 
 use std::env;
 use std::fs;
@@ -38,7 +39,8 @@ fn count(packets: u64) -> Count {
     }
 }
 
-/// 500 VIPs, every other one with the longest of addresses, and 1,000 reals: all kinds of them in each VIP.
+/// 500 VIPs, every other one with the longest address, and 1,000 reals, of both families in each
+/// VIP.
 fn many(second: u64) -> Report {
     let real = |number: usize| match number % 2 {
         0 => format!("2001:db8:ffff:ffff:ffff:ffff:ffff:{number:x}"),
@@ -146,10 +148,10 @@ fn press(view: &mut View, rates: &Rates, keys: &str) {
     }
 }
 
-/// As it is after these keys.
+/// The screen after these keys.
 fn screen(rates: &Rates, (width, height): (u16, u16), keys: &str) -> (View, Vec<String>) {
     let mut view = View::new();
-    // Keys turn by what was shown before.
+    // Scrolling depends on what was drawn before.
     drawn_in(&mut view, rates, width, height);
     for key in keys.split_whitespace() {
         press(&mut view, rates, key);
@@ -160,7 +162,7 @@ fn screen(rates: &Rates, (width, height): (u16, u16), keys: &str) -> (View, Vec<
 }
 
 #[test]
-fn screens_are_as_they_were_looked_at() {
+fn screens_match_the_reviewed_ones() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/screens");
     let mut others = Vec::new();
     for (name, rates, keys) in [
@@ -188,7 +190,7 @@ fn screens_are_as_they_were_looked_at() {
 }
 
 #[test]
-fn figures_are_whole_and_rows_are_not_torn_apart() {
+fn figures_are_never_cut_and_gaps_stay_small() {
     let many = many_rates();
     for rates in [&rates(), &many, &Rates::default()] {
         for pane in Pane::ALL {
@@ -198,7 +200,7 @@ fn figures_are_whole_and_rows_are_not_torn_apart() {
                     (view.focus, view.is_zoomed) = (pane, is_zoomed);
                     let lines = drawn_in(&mut view, rates, width, 30);
                     for line in &lines {
-                        // Where VIPs and reals are beside each other.
+                        // Where VIPs and reals are side by side.
                         let half = usize::from(width) / 2;
                         let left: String = line.chars().take(half).collect();
                         let right: String = line.chars().skip(half).collect();
@@ -216,7 +218,7 @@ fn figures_are_whole_and_rows_are_not_torn_apart() {
 }
 
 fn is_whole(line: &str, pane: Pane, width: u16) {
-    // A name's column may be empty in a heading, and a pane below its last row.
+    // The name column may be empty in a heading, and a pane below its last row.
     let blank = line.trim().split(|c| c != ' ').map(str::len).max();
     let is_heading = line.contains("s/s ");
     assert!(
@@ -232,7 +234,7 @@ fn is_whole(line: &str, pane: Pane, width: u16) {
     }
 }
 
-/// No figure is wider than its column, however large it is.
+/// No number is wider than its column, however large.
 #[test]
 fn columns_have_room_for_the_largest_figures() {
     let mut most = many(0);
@@ -297,7 +299,7 @@ fn the_selection_stays_with_its_row() {
         view.look().selected(&table).map(|row| row.name.clone())
     };
     let name = selected(&mut view, &rates).unwrap();
-    // The others overtake it.
+    // The others overtake the selected VIP.
     let mut later = rates.clone();
     for vip in &mut later.vips {
         if vip.name == name {
@@ -307,7 +309,7 @@ fn the_selection_stays_with_its_row() {
     assert_eq!(selected(&mut view, &later), Some(name.clone()));
     press(&mut view, &later, "Enter");
     assert_eq!(view.opened, Some(Opened::Vip(name.clone())));
-    // It goes while somebody looks at it.
+    // It is removed while selected.
     later.vips.retain(|vip| vip.name != name);
     let lines = drawn_in(&mut view, &later, 80, 24);
     assert!(
@@ -317,7 +319,7 @@ fn the_selection_stays_with_its_row() {
     press(&mut view, &later, "Enter Down Esc");
     assert_eq!(view.opened, None);
     assert!(selected(&mut view, &later).is_some_and(|other| other != name));
-    // At the top is whatever is first.
+    // The selection returns to the top row.
     press(&mut view, &later, "Home");
     assert_eq!(
         selected(&mut view, &later),
@@ -348,13 +350,13 @@ fn tables_are_sorted_by_each_column_and_turned() {
     let name = |number: usize| many(0).vips[number].vip.clone();
     assert_eq!(first(""), rates.vips[0].name);
     assert_eq!(first("r"), rates.vips[499].name);
-    // By name: the order of the balancer's addresses, not that of their text.
+    // By name: in the order of addresses, not of their text.
     assert_eq!(first("Left"), name(0));
     assert_eq!(first("Left r"), name(499));
-    // The last column is the entries, and names come behind it.
+    // The last column is the entries; after it comes the name.
     assert_eq!(first("Left Left"), name(499));
     assert_eq!(first("Left Left Right"), name(0));
-    // A column that a small screen has no room for is seen while it is what rows are sorted by.
+    // A column that a small screen leaves out is shown while rows are sorted by it.
     let (_, lines) = screen(&rates, (40, 12), "");
     assert!(!lines.join("\n").contains("entries"));
     let (_, lines) = screen(&rates, (40, 12), "Left Left");
@@ -387,20 +389,20 @@ fn names_are_filtered_as_somebody_types() {
     press(&mut view, &rates, "Esc");
     let text = drawn_in(&mut view, &rates, 80, 24).join("\n");
     assert!(!text.contains("with \""), "{text}");
-    // Dropped while it is typed.
+    // Abandoned while typing.
     press(&mut view, &rates, "/ x Esc");
     assert!(view.filter().is_empty() && !view.is_typing);
 }
 
 #[test]
-fn one_looks_from_a_vip_at_its_reals_and_at_theirs() {
+fn a_vip_opens_its_reals_and_a_real_its_vips() {
     let rates = many_rates();
     let (mut view, _) = screen(&rates, (80, 24), "/ : 1 f 2 Enter Enter");
     let vip = "[2001:db8:1111:2222:3333:4444:5555:1f2]:65535/tcp";
     assert_eq!(view.opened, Some(Opened::Vip(vip.to_owned())));
     press(&mut view, &rates, "End Enter");
     let real = view.opened.clone().unwrap();
-    // Its fifth is the first of that after the next.
+    // Its fifth real is also the first of the VIP after the next.
     assert_eq!(
         real,
         Opened::Real("2001:db8:ffff:ffff:ffff:ffff:ffff:0".to_owned())
@@ -409,7 +411,7 @@ fn one_looks_from_a_vip_at_its_reals_and_at_theirs() {
     assert!(text.contains("3 VIPs") && text.contains(vip), "{text}");
     press(&mut view, &rates, "Esc Tab Enter");
     assert!(matches!(view.opened, Some(Opened::Real(_))));
-    // The others have nothing to open.
+    // The other panes have nothing to open.
     press(&mut view, &rates, "Esc Tab Enter Tab Enter");
     assert_eq!((view.focus, &view.opened), (Pane::Cpus, &None));
     press(&mut view, &rates, "Tab");
@@ -428,7 +430,7 @@ fn keys_end_and_suspend() {
     assert_eq!(view.press(key("q"), &rates), Outcome::Quit);
     assert_eq!(view.press(control('z'), &rates), Outcome::Suspend);
     press(&mut view, &rates, "? Esc Esc Esc x /");
-    // While somebody types, a letter is a letter.
+    // While typing, a letter is only a letter.
     assert_eq!(view.press(key("q"), &rates), Outcome::Redraw);
     assert_eq!(view.press(control('c'), &rates), Outcome::Quit);
 }

@@ -1,4 +1,4 @@
-//! The arithmetic of `top`, and what it draws.
+//! The arithmetic of `top`, and its drawing.
 
 #[path = "../../examples/katran/top/keys.rs"]
 pub(super) mod keys;
@@ -81,7 +81,7 @@ fn of_vip(real: &str, down: bool) -> OfVip {
     }
 }
 
-/// A report after so many seconds, in which everything has happened so many times.
+/// A report after this many seconds, in which every event happened `times` times.
 fn sample(running: f64, times: u64) -> Report {
     let (quiet, busy) = (
         count(20 * times, 1000 * times),
@@ -96,7 +96,7 @@ fn sample(running: f64, times: u64) -> Report {
         vip("203.0.113.1:443/tcp", quiet),
         vip("[2001:db8:1::1]:443/tcp", busy),
     ];
-    // As they are for several VIPs.
+    // As for several VIPs.
     vips[0].reals = vec![
         of_vip("198.51.100.1", true),
         of_vip("198.51.100.1", true),
@@ -146,7 +146,7 @@ fn sample(running: f64, times: u64) -> Report {
     }
 }
 
-/// What went on in half a second.
+/// The rates over half a second.
 pub(super) fn rates() -> Rates {
     Rates::between(&sample(0.0, 10), &sample(0.5, 11))
 }
@@ -194,12 +194,12 @@ fn rates_are_differences_by_time() {
 }
 
 #[test]
-fn rates_of_nothing_and_of_what_began_anew_are_zero() {
-    // No time, no traffic.
+fn rates_of_nothing_and_of_restarted_counters_are_zero() {
+    // No time passed: no traffic.
     let still = Rates::between(&sample(0.0, 3), &sample(0.0, 3));
     assert_eq!((still.hit_rate, still.imbalance()), (None, None));
     assert_eq!(still.received, Rate::default());
-    // Counters that went back, VIPs that were not there.
+    // Counters that went back, and VIPs that were missing.
     let mut before = sample(0.0, 3);
     before.vips.remove(0);
     let rates = Rates::between(&before, &sample(1.0, 1));
@@ -211,7 +211,7 @@ fn rates_of_nothing_and_of_what_began_anew_are_zero() {
     assert_eq!(new.unwrap().rate.packets, 20.0);
 }
 
-/// The screen's lines, at first.
+/// The screen's first lines.
 pub(super) fn drawn(rates: &Rates, width: u16, height: u16) -> Vec<String> {
     drawn_in(&mut View::new(), rates, width, height)
 }
@@ -324,7 +324,7 @@ fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
         "{}",
         lines.join("\n")
     );
-    // Large numbers keep to their columns.
+    // Large numbers stay within their columns.
     rates.vips[0].rate = Rate {
         packets: 14_880_952.0,
         bits: 999_960_000_000.0,
@@ -338,9 +338,9 @@ fn the_view_fits_any_terminal_and_says_what_it_leaves_out() {
 }
 
 #[test]
-fn one_cpu_that_does_everything_is_no_balance() {
+fn one_busy_cpu_is_an_imbalance() {
     let cpus = |busy| {
-        // 8 of them are not meant to forward, and do not.
+        // 8 CPUs are not meant to forward, and do not.
         let cpu = |cpu| Cpu {
             cpu,
             forwarded: if cpu == 5 { busy } else { 0 },
@@ -357,7 +357,7 @@ fn one_cpu_that_does_everything_is_no_balance() {
     let lines = drawn(&rates, 80, 24);
     let text = lines.join("\n");
     assert!(text.contains("the busiest 32.0 x the mean"), "{text}");
-    // There are more.
+    // More rows follow.
     assert!(text.contains('║'), "{text}");
     let mut view = View::new();
     view.focus = Pane::Cpus;
@@ -368,13 +368,13 @@ fn one_cpu_that_does_everything_is_no_balance() {
         "{}",
         lines.join("\n")
     );
-    // One that is not meant to, and does.
+    // A CPU that is not meant to forward, and does.
     now.cpus[39].forwarded = 3000;
     let rates = Rates::between(&before, &now);
     assert_eq!((rates.cpus.len(), rates.cpus[32].cpu), (33, 39));
 }
 
-/// All slots of the second VIP are settled; the other one has changed three quarters of a minute ago.
+/// All slots of the second VIP are settled; the first one changed three quarters of a minute ago.
 fn unsettled() -> Rates {
     let [before, mut now] = [0.0, 1.0].map(|second| sample(second, 3));
     now.vips[0].slots = Some(Slots {
@@ -387,7 +387,7 @@ fn unsettled() -> Rates {
         unsettled: 0,
         oldest: None,
     });
-    // The other VIP is younger than the count.
+    // The other VIP is newer than the count.
     now.vips[0].flow_entries = Some(31_400);
     Rates::between(&before, &now)
 }
@@ -462,9 +462,9 @@ fn text_has_plain_numbers() {
     }
 }
 
-/// What an interface has not sent is told in red, among what was dropped.
+/// Frames that an interface did not send are shown in red, among the drops.
 #[test]
-fn frames_that_have_not_left_are_red() {
+fn unsent_frames_are_red() {
     let mut samples = [0.0, 1.0].map(|second| sample(second, 3));
     for (sample, unsent) in samples.iter_mut().zip([500, 1200]) {
         sample.drops.insert("not sent by eth0".to_owned(), unsent);

@@ -1,5 +1,5 @@
-//! A process that is killed right after the n-th call of the kernel by which it changes what is pinned or attached:
-//! traced by ptrace(2), call by call.
+//! Kills a process right after the n-th system call by which it changes pins or attachments, traced
+//! with ptrace(2).
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
@@ -40,7 +40,7 @@ const FILE_CALLS: [(libc::c_long, Call); 8] = [
     (libc::SYS_mkdir, Call::MakeDirectory),
     (libc::SYS_mkdirat, Call::MakeDirectory),
     (libc::SYS_rmdir, Call::RemoveDirectory),
-    // Of a file: none of those that are pinned.
+    // On files; pins are not removed by this.
     (libc::SYS_unlinkat, Call::RemoveDirectory),
     (libc::SYS_rename, Call::Rename),
     (libc::SYS_renameat2, Call::Rename),
@@ -68,7 +68,7 @@ impl Call {
     }
 }
 
-/// Has a process stop at these calls, and at no others.
+/// Makes a process stop at these calls, and at no others.
 fn filter() -> BpfProgram {
     let of_bpf = BPF_CALLS.iter().map(|(command, _)| {
         let is_it = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *command);
@@ -88,8 +88,8 @@ fn filter() -> BpfProgram {
     filter.unwrap().try_into().unwrap()
 }
 
-/// Runs a command until `is_last` says so of the calls that it has made, this one the last, and kills it; what it has
-/// called, and whether it was killed and has not come to its end. `is_last` is told its process id, too.
+/// Runs a command until `is_last` accepts the calls it has made, then kills it. Returns the calls,
+/// and whether it was killed rather than ended. `is_last` also gets the process id.
 #[allow(clippy::zombie_processes, reason = "its end is waited for by its id")]
 pub(crate) fn run_until(
     mut command: Command,
@@ -101,11 +101,12 @@ pub(crate) fn run_until(
         ptrace::traceme()?;
         seccompiler::apply_filter(&filter).map_err(std::io::Error::other)
     };
-    // SAFETY: the child makes calls of the kernel, which take numbers and a filter that is there.
+    // SAFETY: the child only makes system calls, which take numbers and a filter that outlives
+    // them.
     let child = unsafe { command.pre_exec(prepare) }.spawn();
     let child = child.unwrap();
     let id = Pid::from_raw(child.id() as i32);
-    // It stops when its program begins.
+    // It stops when the new program begins.
     let begun = waitpid(id, None).unwrap();
     assert!(matches!(begun, WaitStatus::Stopped(..)), "{begun:?}");
     let options = Options::PTRACE_O_TRACESYSGOOD
@@ -117,15 +118,15 @@ pub(crate) fn run_until(
     let mut entered = None;
     loop {
         match waitpid(id, None).unwrap() {
-            // It is about to make one of these calls.
+            // At the entry of one of these calls.
             WaitStatus::PtraceEvent(..) => {
                 let info = ptrace::syscall_info(id).unwrap();
-                // SAFETY: at such a stop the kernel fills this one of the union.
+                // SAFETY: at such a stop the kernel fills this member of the union.
                 let call = unsafe { info.u.seccomp };
                 entered = Call::of(call.nr, call.args[0]);
                 ptrace::syscall(id, None).unwrap();
             }
-            // It has made it.
+            // At its return.
             WaitStatus::PtraceSyscall(_) => {
                 calls.extend(entered.take());
                 if is_last(&calls, id) {

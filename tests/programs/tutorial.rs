@@ -1,5 +1,5 @@
-//! The tutorial, run as printed: its commands in order, in one shell, on a host of its own with a private `/run`. What it
-//! prints is what the tutorial shows.
+//! The tutorial, run as printed: its commands in order, in one shell, on its own host with a
+//! private `/run`. The output must be what the tutorial shows.
 
 use std::path::Path;
 
@@ -12,10 +12,10 @@ use crate::program::example;
 use crate::shell::Shell;
 use crate::shell::quoted;
 
-/// Network namespaces and files of the tutorial are not those of the machine.
+/// Keeps the tutorial's network namespaces and files apart from the machine's.
 const PREPARE: &str = "mount -t tmpfs none /run && mount -t sysfs none /sys";
 
-/// A block of commands, and what one sees of it.
+/// A block of commands, and its output as shown.
 struct Step {
     commands: String,
     seen: String,
@@ -36,7 +36,7 @@ fn steps(text: &str) -> Vec<Step> {
     steps
 }
 
-/// A line without what differs from one run to the next: numbers that are no addresses, and the width of columns.
+/// A line without what varies between runs: numbers that are no addresses, and column widths.
 fn shape(line: &str) -> String {
     let words = line.split_whitespace().map(|word| {
         let numeric = word.starts_with(|first: char| first.is_ascii_digit());
@@ -48,7 +48,7 @@ fn shape(line: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the lines are those that the tutorial shows, where `...` is any number of lines.
+/// Whether the lines match the tutorial's, where `...` is any number of lines.
 fn is_as_shown(shown: &str, printed: &str) -> bool {
     fn matches(shown: &[String], printed: &[String]) -> bool {
         match (shown.split_first(), printed.split_first()) {
@@ -64,14 +64,14 @@ fn is_as_shown(shown: &str, printed: &str) -> bool {
     matches(&shapes(shown), &shapes(printed))
 }
 
-/// Runs commands in the shell of all steps, and returns what they print: not what they say of errors, which comes with
-/// a failure of the test.
+/// Runs commands in the shell of all steps and returns their standard output; standard error is
+/// printed if the test fails.
 fn run(shell: &mut Shell, commands: &str) -> String {
     let (_, printed) = shell.run(&format!("eval {}", quoted(commands)));
     printed
 }
 
-/// Requests that were answered, by the counts that `uniq -c` prints.
+/// Answered requests, from the counts that `uniq -c` prints.
 fn answered(printed: &str) -> u32 {
     let lines = printed.lines().filter(|line| line.contains("this is web"));
     let counts = lines.map(|line| line.split_whitespace().next().unwrap());
@@ -79,11 +79,11 @@ fn answered(printed: &str) -> u32 {
 }
 
 #[test]
-fn the_tutorial_shows_what_one_sees() {
+fn the_tutorial_shows_the_real_output() {
     require_root();
     let steps = steps(&pages::read("docs/tutorial.md"));
     let (build, steps) = steps.split_first().unwrap();
-    // The tests have built it.
+    // Built with the tests.
     assert!(
         build
             .commands
@@ -107,7 +107,7 @@ fn the_tutorial_shows_what_one_sees() {
             assert_eq!(answered(seen), 20, "{seen}");
         }
     }
-    // Nothing is left: what was killed may take a moment to end.
+    // Nothing is left; killed processes may take a moment to end.
     assert_eq!(
         run(
             &mut shell,

@@ -1,6 +1,7 @@
-//! A pinned balancer goes from one build of its program to another, and back: one process after the other, and by handover,
-//! with the document of before and with one of other sizes and features. Clients are served all the while: no connection is lost and
-//! no frame, those of a real that is drained stay there, and the link is that of before.
+//! A pinned balancer goes from one build of its program to another and back: by restart and by
+//! handover, with the same document and with other sizes and features. Clients are served
+//! throughout: no connection and no frame is lost, connections of a drained real stay there, and
+//! the link stays the same.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -35,27 +36,27 @@ use crate::traffic::PORT;
 
 const SIGHUP: i32 = 1;
 const SIGTERM: i32 = 15;
-/// The ends of connections may take so long.
+/// How long connections may take to close.
 const LAST_FRAMES: Duration = Duration::from_secs(20);
 
-/// How the balancer comes to the next process.
+/// How the balancer gets to the next process.
 #[derive(Clone, Copy, Debug)]
 enum How {
-    /// The one before is told to end.
+    /// The old process is told to end.
     Stopped,
     Killed,
-    /// It lets go when the next one asks.
+    /// The old process hands over when the next one asks.
     HandsOver,
 }
 
-/// What the program is, and its document says.
+/// Which build the program is, or which document it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Of {
     Present,
     Next,
 }
 
-/// There and back in every way: how, which build, and with which document.
+/// There and back in every way: how, to which build, with which document.
 const STEPS: [(How, Of, Of); 7] = [
     (How::Stopped, Of::Next, Of::Present),
     (How::Killed, Of::Present, Of::Present),
@@ -126,7 +127,7 @@ fn taken_out(decaps: &[Decap]) -> u64 {
     of.map(|of| of.ipip_v4 + of.ipip_v6).sum()
 }
 
-/// The kernel's numbers of the only link that is pinned, and of its program.
+/// The ids of the only pinned link and of its program.
 fn link(place: &Place) -> (u32, u32) {
     let attached = place.directory.join("attached");
     let [name] = &pins(&attached)[..] else {
@@ -135,7 +136,7 @@ fn link(place: &Place) -> (u32, u32) {
     objects::link(objects::open(&attached.join(name)).as_fd())
 }
 
-/// Packets that a balancer has counted since it was loaded first, in each of the lines that it says every second.
+/// The total packets since the first load, from each line that a balancer prints every second.
 fn packets(lines: &[String]) -> Vec<u64> {
     let numbers = lines.iter().filter_map(|line| {
         let numbers: Result<Vec<f64>, _> = line.split_whitespace().map(str::parse).collect();
@@ -144,7 +145,7 @@ fn packets(lines: &[String]) -> Vec<u64> {
     numbers.map(|number| number as u64).collect()
 }
 
-/// Packets by VIP, as it says at its end.
+/// Packets by VIP, as printed at its end.
 fn packets_of_vips(lines: &[String]) -> BTreeMap<String, u64> {
     let of_vip = lines.iter().filter_map(|line| {
         let (vip, rest) = line.split_once(char::is_whitespace)?;
@@ -155,7 +156,7 @@ fn packets_of_vips(lines: &[String]) -> BTreeMap<String, u64> {
     of_vip.collect()
 }
 
-/// What processes have counted.
+/// What the processes have counted.
 #[derive(Default)]
 struct Counted {
     all: u64,
@@ -163,7 +164,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// The counters that one has said go on where those before have come to; and it has nothing to complain of.
+    /// Checks that a process's counters continue its predecessors', and that it reports no fault.
     fn go_on(&mut self, lines: &[String]) {
         for all in packets(lines) {
             assert!(all >= self.all, "{} to {all}", self.all);
@@ -178,7 +179,7 @@ impl Counted {
     }
 }
 
-/// Does something, and says for how long nobody had the balancer in a directory meanwhile, at most.
+/// Runs `f`; returns the longest time for which the balancer in a directory had no owner meanwhile.
 fn watched<T>(directory: &Path, f: impl FnOnce() -> T) -> (T, Duration) {
     let stop = AtomicBool::new(false);
     let watch = || {
@@ -201,7 +202,7 @@ fn watched<T>(directory: &Path, f: impl FnOnce() -> T) -> (T, Duration) {
     })
 }
 
-/// Whose it is, and of which version, as an operator asks.
+/// Checks the owner and its version, as an operator would.
 fn is_owned_by(place: &Place, name: &str, process: u32, version: &str) {
     let mut command = example(name);
     command.args(["status", "--pin"]).arg(&place.directory);
@@ -230,7 +231,7 @@ fn upgraded(next: Next) {
         eventually("all connections are there", || {
             answers.homes().values().sum::<usize>() == 2 * LASTING
         });
-        // The real of most of them gets no new ones.
+        // The real with the most connections is drained.
         let homes = answers.homes();
         let drained = homes.iter().max_by_key(|(_, number)| **number);
         let drained = drained.unwrap().0.as_str();
@@ -280,7 +281,7 @@ fn upgraded(next: Next) {
                 made_by = version;
                 in_force = document_of;
             }
-            // Another program is in the link of before.
+            // The same link has another program.
             let (id, other) = link(&place);
             assert_eq!(id, link_id, "{what}");
             assert_ne!(other, program, "{what}");
@@ -293,7 +294,7 @@ fn upgraded(next: Next) {
             eprintln!("{what}: {:.1} s", began.elapsed().as_secs_f64());
         }
         stop.store(true, Relaxed);
-        // All of them, so that none has been lost.
+        // All of them, so none was lost.
         assert_eq!(answers.homes(), homes);
     });
     assert_eq!(
@@ -301,7 +302,7 @@ fn upgraded(next: Next) {
         lost_before,
         "frames that interfaces have lost"
     );
-    // The last ones are on their way.
+    // The last frames are on their way.
     let sent = || traffic::sent(&lab.client) - sent_before;
     let last = Instant::now() + LAST_FRAMES;
     while sent() != taken_out(&decaps) && Instant::now() < last {

@@ -1,6 +1,6 @@
-//! What can become of a pinned balancer besides the death of its process: its interfaces, its file system, its pins, memory
-//! and privileges. Each case has an answer, which `docs/operations.md` tells operators, and packets are forwarded as long as the
-//! kernel can.
+//! What can happen to a pinned balancer besides the death of its process: to its interfaces, file
+//! system, pins, memory and privileges. Each case has an outcome, which `docs/operations.md` gives
+//! operators, and packets are forwarded as long as the kernel can.
 
 use std::fs;
 use std::net::Ipv6Addr;
@@ -85,7 +85,7 @@ impl Scene {
             .pin(self.directory())
     }
 
-    /// A balancer that serves on the interface.
+    /// Loads a balancer that serves on the interface.
     fn load(&self) -> Katran {
         let mut katran = self.builder().load().unwrap();
         serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
@@ -94,7 +94,7 @@ impl Scene {
         katran
     }
 
-    /// One that nobody owns; its program.
+    /// Leaves a balancer without an owner; returns its program.
     fn left(&self) -> OwnedFd {
         let katran = self.load();
         let program = katran.program_fd().try_clone_to_owned().unwrap();
@@ -110,7 +110,7 @@ impl Scene {
         self.host.ip("link show").unwrap().contains("xdp")
     }
 
-    /// The kernel releases a link that lost its last pin a grace period later.
+    /// The kernel releases a link without pins a grace period later.
     fn loses_xdp(&self) {
         eventually("the program is off the interface", || !self.has_xdp());
     }
@@ -129,7 +129,7 @@ fn forwards(program: &OwnedFd) -> bool {
     bpf::run(program.as_fd(), &syn(flow_v4())).verdict == Verdict::Tx
 }
 
-/// What the kernel says of the program on the interface, and of the path of probes.
+/// The states of the program on the interface, and of the probes' path.
 fn states(katran: &Katran) -> (AttachmentState, AttachmentState) {
     let interfaces = katran.interfaces();
     assert_eq!(interfaces.len(), 1, "{interfaces:?}");
@@ -182,7 +182,7 @@ const CASES: [(&str, Case); 18] = [
         assert!(scene.has_xdp());
         let after = scene.attached();
         assert!(after.len() == 2 && after != before, "{before:?} {after:?}");
-        // And the next one finds it.
+        // The next owner finds it.
         drop(katran);
         assert_eq!(states(&scene.adopt().unwrap()), ATTACHED);
     }),
@@ -244,7 +244,7 @@ const CASES: [(&str, Case); 18] = [
             assert!(refused.to_string().contains("(decap)"), "{refused}");
         }
         assert_eq!(scene.attached(), names);
-        // By hand, as the error says.
+        // Removed by hand, as the error says.
         drop(link);
         fs::remove_file(scene.directory().join("attached").join(name)).unwrap();
         scene.loses_xdp();
@@ -282,7 +282,7 @@ const CASES: [(&str, Case); 18] = [
         let mut katran = scene.load();
         let program = katran.program_fd().try_clone_to_owned().unwrap();
         nix::mount::umount2(&scene.files, MntFlags::MNT_DETACH).unwrap();
-        // What is pinned there works on, and what needs no pin.
+        // What is attached works on, as it needs no pin.
         assert!(forwards(&program) && scene.has_xdp());
         katran
             .add_real(vip(VIP4), Real::new(ip(A)).weight(3))
@@ -298,7 +298,7 @@ const CASES: [(&str, Case); 18] = [
         let refused = scene.host.run(attach);
         assert!(refused.to_string().contains("unmounted"), "{refused}");
         assert!(forwards(&program) && scene.has_xdp());
-        // It is the last who has it.
+        // That was its last holder.
         drop(katran);
         scene.loses_xdp();
         let missing = scene.adopt().unwrap_err();
@@ -349,7 +349,7 @@ const CASES: [(&str, Case); 18] = [
                 false => pins::pin(object.as_fd(), &path),
             }
         }
-        // Without it programs are loaded again.
+        // Without this file, programs are loaded again.
         assert_eq!(kept, [Path::new("set/programs/constants")]);
         assert_eq!(states(&scene.adopt().unwrap()), ATTACHED);
     }),
@@ -368,7 +368,7 @@ const CASES: [(&str, Case); 18] = [
             assert!(!scene.directory().exists(), "{name}");
             scene.loses_xdp();
         }
-        // By hand as well: whose it was is not known any more.
+        // By hand as well, as the kind of object is unknown.
         drop(scene.left());
         fs::remove_file(scene.directory().join("identity")).unwrap();
         let refused = katran::remove(scene.directory()).unwrap_err();
@@ -382,7 +382,7 @@ const CASES: [(&str, Case); 18] = [
         for name in scene.attached() {
             fs::remove_file(scene.directory().join("attached").join(name)).unwrap();
         }
-        // That ends it, as everywhere.
+        // Removing the directory ends the link, as always.
         scene.loses_xdp();
         let mut katran = scene.adopt().unwrap();
         assert!(katran.interfaces().is_empty());
@@ -411,7 +411,7 @@ const CASES: [(&str, Case); 18] = [
                 };
                 assert!(refused.contains("record a change"), "{refused}");
                 assert!(refused.contains("ledger"), "{refused}");
-                // The next owner knows what was made, and goes on when there is room.
+                // The next owner knows what was made, and continues when there is room.
                 let state = katran.state();
                 drop(katran);
                 katran = scene.adopt().unwrap();
@@ -447,7 +447,7 @@ const CASES: [(&str, Case); 18] = [
         let (katran, start) = scene.builder().adopt_or_load().unwrap();
         assert_eq!(start, Start::Loaded);
         katran.remove().unwrap();
-        // The same where somebody has made the directory.
+        // The same if the directory exists already.
         use std::os::unix::fs::DirBuilderExt;
         let mut empty = fs::DirBuilder::new();
         empty.mode(0o700).create(scene.directory()).unwrap();
@@ -469,7 +469,7 @@ const CASES: [(&str, Case); 18] = [
         assert_eq!(states, [AttachmentState::Attached, AttachmentState::Gone]);
     }),
     (
-        "somebody else has made something in the directory",
+        "another process has made something in the directory",
         |scene| {
             let program = scene.left();
             let theirs = scene.directory().join("theirs");
@@ -480,7 +480,7 @@ const CASES: [(&str, Case); 18] = [
     ),
 ];
 
-/// Puts a program into a link.
+/// Replaces a link's program.
 fn put(link: &OwnedFd, program: std::os::fd::BorrowedFd<'_>) {
     use std::os::fd::AsRawFd;
     let (link, program) = (link.as_raw_fd(), program.as_raw_fd());
@@ -489,7 +489,7 @@ fn put(link: &OwnedFd, program: std::os::fd::BorrowedFd<'_>) {
     assert_eq!(done, 0);
 }
 
-/// All that is pinned below a directory.
+/// All pins below a directory.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
@@ -504,12 +504,12 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Runs something on a thread of another user.
+/// Runs `f` on a thread of another user.
 fn as_other_user<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let keep = u32::MAX;
-            // SAFETY: takes numbers; the call itself is of this thread alone.
+            // SAFETY: takes numbers; the raw call affects this thread alone.
             let set = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, 12345, 12345, keep) };
             assert_eq!(set, 0);
             f()
@@ -518,15 +518,15 @@ fn as_other_user<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// `KATRAN_CASE`, a part of a name, chooses some.
+/// `KATRAN_CASE`, part of a name, selects cases.
 #[test]
 fn each_case_has_an_answer() {
     let chosen = std::env::var("KATRAN_CASE").unwrap_or_default();
     for (name, case) in CASES {
         if name.contains(&chosen) {
-            // Said if it fails.
+            // Printed if it fails.
             eprintln!("{name}");
-            // With a mount namespace of its own.
+            // A thread, and so a mount namespace, for each.
             std::thread::scope(|scope| {
                 let ran = scope.spawn(|| case(&Scene::new())).join();
                 ran.unwrap_or_else(|why| std::panic::resume_unwind(why));

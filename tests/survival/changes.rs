@@ -1,4 +1,5 @@
-//! Every kind of change, drawn at random from what is possible: the call, and what it makes of the model.
+//! Every kind of change, drawn at random from what is possible: the call, and its effect on the
+//! model.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -33,7 +34,7 @@ use crate::model::is_service;
 use crate::model::other_real;
 use crate::model::other_vip;
 
-/// A change that is about to be made.
+/// A change about to be made.
 pub(crate) struct Change {
     pub(crate) after: Model,
     pub(crate) call: Box<Call>,
@@ -45,11 +46,11 @@ type Call = dyn FnOnce(&mut Katran) -> Result<()>;
 pub(crate) struct Draw<'a> {
     pub(crate) rng: &'a mut Rng,
     pub(crate) model: &'a Model,
-    /// Where a root program is pinned.
+    /// The path of a pinned root program.
     pub(crate) shared: &'a Path,
 }
 
-/// `None`: nothing of the kind is possible.
+/// `None`: no such change is possible.
 type Kind = fn(&mut Draw<'_>) -> Option<Change>;
 
 impl Draw<'_> {
@@ -57,7 +58,7 @@ impl Draw<'_> {
         (!of.is_empty()).then(|| of[self.rng.usize(..of.len())].clone())
     }
 
-    /// A VIP that is no service.
+    /// A VIP that is not a service.
     fn vip(&mut self, is: impl Fn(&VipState) -> bool) -> Option<VipState> {
         let vips = self.model.state.vips.iter();
         let vips: Vec<_> = vips
@@ -71,7 +72,7 @@ impl Draw<'_> {
         other_real(self.rng.u8(1..20))
     }
 
-    /// Some of them, and at least one; `None`: there are none.
+    /// At least one of them; `None` if there is none.
     fn some<T: Clone>(&mut self, of: &[T]) -> Option<Vec<T>> {
         let first = self.one(of)?;
         let mut some = vec![first];
@@ -92,7 +93,7 @@ impl Draw<'_> {
         })
     }
 
-    /// A change to a state that is one by several of the other kinds.
+    /// A change by applying a state, which combines several other kinds.
     fn apply(&self, make: impl FnOnce(&mut Model)) -> Option<Change> {
         let mut after = self.model.clone();
         make(&mut after);
@@ -104,7 +105,7 @@ impl Draw<'_> {
     }
 }
 
-/// All of them. None disturbs clients of the services, but for those of [`DISTURBING`].
+/// All kinds. Only those in [`DISTURBING`] disturb the services' clients.
 pub(crate) const KINDS: [(&str, Kind); 41] = [
     ("add a VIP", |draw| {
         let vip = other_vip(draw.rng.u8(0..12));
@@ -197,7 +198,7 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
             .collect();
         draw.change(
             |model| {
-                // Those that stay, or are named elsewhere, have their flags.
+                // Reals that stay, or are named elsewhere, keep their flags.
                 for real in new {
                     model.put(of.vip, real, 2);
                 }
@@ -247,7 +248,7 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
         )
     }),
     ("flags of a real", |draw| {
-        // One that nothing but VIPs names.
+        // A real that only VIPs name.
         let named: Vec<IpAddr> = draw
             .model
             .state
@@ -416,7 +417,7 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
         let Some(Gateway::Mac(mac)) = known.gateway_mac else {
             return None;
         };
-        // The same, in other words.
+        // The same, written differently.
         let mac = match known.gateway_mac_v6 {
             Some(_) => None,
             None => Some(mac),
@@ -525,8 +526,8 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
         })
     }),
     ("apply names", |draw| {
-        // Names go from one kind to another, and the reals have to stay meanwhile.
-        // A real with flags would keep them by a name alone.
+        // Names move from one kind to another, and the reals must stay in use meanwhile. A real
+        // with flags would keep them with only a name.
         let real = other_real(4 + draw.rng.u8(0..14));
         draw.apply(|model| {
             let reals = model.state.source_routes.iter().map(SourceRoute::real);
@@ -626,10 +627,10 @@ pub(crate) const KINDS: [(&str, Kind); 41] = [
     }),
 ];
 
-/// Settings that only a load can change, with others.
+/// Load-time settings, and others.
 pub(crate) const REPLACE: &str = "replace";
 
-/// Kinds that turn something one way or the other: where every run begins it is the first one, and the other comes with
+/// Kinds with two directions: from the start of a run it is the first; the second is named with
 /// [`BACK`].
 pub(crate) const TURNING: [&str; 5] = [
     "gateway of IPv6",
@@ -639,13 +640,13 @@ pub(crate) const TURNING: [&str; 5] = [
     "the way of probes",
 ];
 
-/// What the name of a kind ends with if the change has been made once before.
+/// Ends the name of a kind that reverts an earlier change.
 pub(crate) const BACK: &str = ", back";
 
 /// Kinds after which clients get no answer.
 pub(crate) const DISTURBING: [&str; 1] = ["gateway"];
 
-/// A VIP that comes, and another one that loses a real.
+/// Adds a VIP, and takes a real from another.
 fn one_vip_more(draw: &mut Draw<'_>) -> Option<impl Fn(&mut Model) + use<>> {
     let (vip, real) = (draw.vip(|of| !of.reals.is_empty())?, draw.real());
     let new = other_vip(draw.rng.u8(12..20));
@@ -691,7 +692,7 @@ fn set_valid(model: &mut Model, ids: &[u32], valid: bool) {
     }
 }
 
-/// The name of a kind that can be, and its change.
+/// A kind that is possible, and its change.
 pub(crate) fn some(draw: &mut Draw<'_>) -> (&'static str, Change) {
     loop {
         let (name, kind) = KINDS[draw.rng.usize(..KINDS.len())];
@@ -707,6 +708,6 @@ pub(crate) fn some(draw: &mut Draw<'_>) -> (&'static str, Change) {
 /// A change of one kind.
 pub(crate) fn of_kind(name: &str, draw: &mut Draw<'_>) -> Change {
     let (_, kind) = KINDS.iter().find(|(of, _)| *of == name).unwrap();
-    // Draws that are not possible are few.
+    // Impossible draws are few.
     (0..1000).find_map(|_| kind(draw)).unwrap()
 }

@@ -1,9 +1,9 @@
-//! The end of this process right after the n-th of all that it does to what outlives it: calls of the kernel that change
-//! something, and stores into memory that is shared with programs.
+//! Ends this process right after the n-th thing that it does to what outlives it: a system call
+//! that changes something, or a store into memory shared with programs.
 //!
-//! Nothing of the library knows of this, so nothing is missed and nothing costs a user anything: a seccomp filter hands
-//! over each call, and the mapped values of maps are read-only, so that each store is a fault, which makes the store
-//! as a single step. All threads count.
+//! The library takes no part, so nothing is missed and users pay nothing: a seccomp filter traps
+//! each call, and mapped map values are read-only, so that each store faults and is then made as a
+//! single step. All threads count.
 
 use std::ffi::c_int;
 use std::ffi::c_long;
@@ -17,15 +17,16 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use nix::libc;
 
-/// Mappings that there may be at a time.
+/// The most mappings at a time.
 const MOST: usize = 512;
 const PAGE: usize = 4096;
 /// Pages that one instruction may touch.
 const AT_ONCE: usize = 4;
-/// The trap flag: a trap after one instruction.
+/// The trap flag: traps after one instruction.
 const TRAP_FLAG: i64 = 0x100;
 
-/// Commands of bpf(2) that change what others see, as in linux/bpf.h: elements of maps, pins, attachments.
+/// Commands of bpf(2) with effects that others see, as in linux/bpf.h: map elements, pins,
+/// attachments.
 const CHANGING: [i64; 13] = [2, 3, 6, 8, 9, 21, 22, 25, 26, 27, 28, 29, 34];
 
 const CALLS: [c_long; 11] = [
@@ -42,7 +43,7 @@ const CALLS: [c_long; 11] = [
     libc::SYS_symlinkat,
 ];
 
-/// Requests of netlink (filters of tc).
+/// Netlink requests (tc filters).
 const REQUESTS: [c_long; 2] = [libc::SYS_sendto, libc::SYS_sendmsg];
 
 static STARTS: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
@@ -50,15 +51,15 @@ static LENGTHS: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
 static ARMED: AtomicBool = AtomicBool::new(false);
 static CALLED: AtomicU64 = AtomicU64::new(0);
 static STORED: AtomicU64 = AtomicU64::new(0);
-/// After so many of both the process ends; 0: it does not.
+/// After this many the process ends; 0: never.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    /// The pages that an instruction may write to until it has ended.
+    /// Pages that are writable until the current instruction has ended.
     static OPEN: [AtomicUsize; AT_ONCE] = const { [const { AtomicUsize::new(0) }; AT_ONCE] };
 }
 
-/// What was done.
+/// How much was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Done {
     pub(crate) calls: u64,
@@ -71,7 +72,8 @@ impl Done {
     }
 }
 
-// nr in rdi, arguments in rsi, rdx, rcx, r8, r9 and on the stack: a call that the filter lets pass, for it returns here.
+// nr in rdi, arguments in rsi, rdx, rcx, r8, r9 and on the stack. The filter lets this call pass,
+// as it returns here.
 std::arch::global_asm!(
     ".globl survival_call",
     "survival_call:",
@@ -93,7 +95,7 @@ unsafe extern "C" {
     fn survival_called();
 }
 
-/// Has this process count from now on, and hand over its calls. It cannot be undone.
+/// Makes this process trap its calls and stores. Cannot be undone.
 pub(crate) fn prepare() {
     handle(libc::SIGSEGV, on_store);
     handle(libc::SIGTRAP, on_step);
@@ -101,7 +103,7 @@ pub(crate) fn prepare() {
     filter();
 }
 
-/// Counts from nothing; after so many the process ends, unless it is 0.
+/// Starts counting; the process ends after `last`, unless 0.
 pub(crate) fn arm(last: u64) {
     CALLED.store(0, SeqCst);
     STORED.store(0, SeqCst);
@@ -110,7 +112,7 @@ pub(crate) fn arm(last: u64) {
     each(|start, length| protect(start, length, libc::PROT_READ));
 }
 
-/// Counts no more.
+/// Stops counting.
 pub(crate) fn disarm() -> Done {
     ARMED.store(false, SeqCst);
     each(|start, length| protect(start, length, libc::PROT_READ | libc::PROT_WRITE));
@@ -130,7 +132,7 @@ fn each(mut f: impl FnMut(usize, usize)) {
 }
 
 fn protect(start: usize, length: usize, how: c_int) {
-    // SAFETY: a mapping of a map's values; who writes to it while it cannot be written to comes to `on_store`.
+    // SAFETY: a mapping of a map's values; a write to it while it is read-only goes to `on_store`.
     let done = unsafe { libc::mprotect(start as *mut c_void, length, how) };
     assert_eq!(done, 0);
 }
@@ -145,7 +147,7 @@ fn count(of: &AtomicU64) {
 
 /// Kills this process.
 pub(crate) fn end() -> ! {
-    // SAFETY: they take numbers.
+    // SAFETY: both take numbers.
     unsafe {
         let own = survival_call(libc::SYS_getpid, 0, 0, 0, 0, 0, 0);
         survival_call(libc::SYS_kill, own, libc::SIGKILL.into(), 0, 0, 0, 0);
@@ -158,7 +160,7 @@ pub(crate) fn end() -> ! {
 type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 fn handle(signal: c_int, handler: Handler) {
-    // SAFETY: an action that is whole, and a handler that does nothing but what a handler may.
+    // SAFETY: the action is complete, and the handler does only what a handler may.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -168,24 +170,23 @@ fn handle(signal: c_int, handler: Handler) {
 }
 
 fn registers(context: *mut c_void) -> &'static mut [i64; 23] {
-    // SAFETY: the kernel hands a handler the context of the thread, which is its own until it returns.
+    // SAFETY: the kernel gives the handler the thread's context, to use until it returns.
     unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs }
 }
 
-/// A store has met a page that cannot be written to: it is counted, and made as one step.
+/// A store to a read-only page: counts it, and makes it as a single step.
 extern "C" fn on_store(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: of this signal the kernel tells the address.
+    // SAFETY: for this signal the kernel gives an address.
     let address = unsafe { (*info).si_addr() } as usize;
     let mut is_ours = false;
     each(|start, length| is_ours |= (start..start + length).contains(&address));
     if !is_ours {
-        // A fault as any other: it comes again, and ends the process.
-        // SAFETY: takes numbers.
+        // Any other fault: it repeats, and ends the process. SAFETY: takes numbers.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
     }
     if ARMED.load(SeqCst) {
-        // What comes before it is done, and it is not.
+        // Counted first: the process ends before this store, after all earlier ones.
         count(&STORED);
     }
     let page = address & !(PAGE - 1);
@@ -199,7 +200,7 @@ extern "C" fn on_store(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     registers(context)[libc::REG_EFL as usize] |= TRAP_FLAG;
 }
 
-/// It is made.
+/// The store has been made.
 extern "C" fn on_step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     registers(context)[libc::REG_EFL as usize] &= !TRAP_FLAG;
     OPEN.with(|open| {
@@ -214,13 +215,13 @@ extern "C" fn on_step(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     });
 }
 
-/// Makes a call for who has made it, and counts it.
+/// Makes the trapped call in the caller's place, and counts it.
 extern "C" fn on_call(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     let registers = registers(context);
     let of = |register: c_int| registers[register as usize];
     let number = of(libc::REG_RAX);
     let first = of(libc::REG_RDI);
-    // SAFETY: the call that the thread was about to make, with its arguments.
+    // SAFETY: the call and arguments that the thread was about to make.
     let result = unsafe {
         survival_call(
             number,
@@ -239,14 +240,14 @@ extern "C" fn on_call(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     }
 }
 
-/// Hands each of these calls to [`on_call`], but for those that it makes itself.
+/// Makes each of these calls trap into [`on_call`], except those that it makes itself.
 fn filter() {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let own = survival_called as *const () as u64;
-    // `struct seccomp_data`: the number, and where the call returns to, in two halves.
+    // `struct seccomp_data`: the number, and the return address in two halves.
     let mut steps = vec![
         step(LOAD, 0, 0, 8),
         step(EQUAL, 0, 2, own as u32),
@@ -265,7 +266,7 @@ fn filter() {
         len: steps.len() as u16,
         filter: steps.as_mut_ptr(),
     };
-    // SAFETY: they take numbers and a program that outlives the calls. All threads get it.
+    // SAFETY: the calls take numbers and a filter that outlives them. All threads get it.
     let filtered = unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         libc::syscall(
@@ -278,7 +279,7 @@ fn filter() {
     assert_eq!(filtered, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Takes the place of the C library's in all of this binary: notes the mapped values of maps.
+/// Replaces the C library's in this whole binary: notes mappings of map values.
 ///
 /// # Safety
 /// As mmap(2).
@@ -313,7 +314,7 @@ unsafe extern "C" fn mmap(
     mapped as *mut c_void
 }
 
-/// The same: a mapping is gone.
+/// The same for munmap(2): forgets the mapping.
 ///
 /// # Safety
 /// As munmap(2).

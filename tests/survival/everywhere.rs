@@ -1,5 +1,5 @@
-//! Every kind of change, killed after each of its calls of the kernel and of its stores: the next owner finds all of it or
-//! nothing.
+//! Every kind of change, killed after each of its system calls and stores: the next owner finds all
+//! of it or nothing.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -23,7 +23,8 @@ use crate::owner::Said;
 use crate::owner::Task;
 
 pub(crate) const SIGKILL: i32 = 9;
-/// Descriptors by which owners of the same state differ: threads have some for a moment. A set of maps has dozens.
+/// Descriptors by which owners of the same state may differ, as threads hold some for a moment. A
+/// set of maps has dozens.
 const MORE: usize = 8;
 
 /// A host with two interfaces, and a root program for its entries.
@@ -70,7 +71,8 @@ impl Place {
         }
     }
 
-    /// Makes a change, of which the process ends after so many calls and stores (0: it does not); what was done if not.
+    /// Makes a change, with the process ended after `last` calls and stores; with 0 it is not, and
+    /// this returns what was done.
     pub(crate) fn run(
         &self,
         known: &mut Option<Found>,
@@ -83,7 +85,7 @@ impl Place {
             last,
         };
         let what = format!("{kind} after {last}");
-        // Said if one of the processes fails.
+        // Printed if a process fails.
         eprintln!("{what}");
         let mut owner = Owner::start(&self.host, &self.job(seed, task));
         let owned = owner.owns();
@@ -121,7 +123,7 @@ impl Place {
 /// What the next owner must find.
 pub(crate) struct Found {
     pub(crate) known: Known,
-    /// What there was before the change.
+    /// The state before the change.
     pub(crate) begun: Owned,
 }
 
@@ -132,7 +134,7 @@ impl Found {
     }
 }
 
-/// Kinds of changes, each with the kills that `kill` makes of it in a place.
+/// Calls `kill` for each kind of change.
 fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Found>, &str, u64)) {
     let chosen = std::env::var("KATRAN_KINDS").unwrap_or_default();
     let chosen: Vec<&str> = chosen.split(';').filter(|of| !of.is_empty()).collect();
@@ -149,7 +151,7 @@ fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Found>, &str, u
             kill(&place, &mut known, &kind, seed);
         }
     }
-    // What the last one has left.
+    // What the last one left.
     let mut owner = Owner::start(&place.host, &place.job(0, Task::Begin));
     let found = owner.owns();
     known.unwrap().assert_found(&found, "the end");
@@ -166,9 +168,10 @@ fn killed(clsact: bool, mut kill: impl FnMut(&Place, &mut Option<Found>, &str, u
     drop(seed);
 }
 
-/// Each kind of change at its beginning, at some moments of it, and when nothing but its answer is missing.
+/// Each kind of change, killed at its beginning, at some points within, and when only its answer is
+/// missing.
 #[test]
-fn a_change_that_is_killed_anywhere_is_found_whole() {
+fn a_change_killed_anywhere_is_whole_or_undone() {
     killed(false, |place, known, kind, seed| {
         for last in [1 + seed % 8, 9 + seed % 100, u64::MAX] {
             assert_eq!(place.run(known, kind, seed, last), None);
@@ -176,11 +179,11 @@ fn a_change_that_is_killed_anywhere_is_found_whole() {
     });
 }
 
-/// After each of all that it does. `KATRAN_KINDS`, names with semicolons, chooses kinds; `KATRAN_FROM` and `KATRAN_EVERY` leave
-/// out what comes before, and all but every so many.
+/// Killed after each thing that it does. `KATRAN_KINDS`, names separated by semicolons, selects
+/// kinds; `KATRAN_FROM` skips to a number, and `KATRAN_EVERY` takes every n-th.
 #[test]
 #[ignore = "hours: make soak"]
-fn a_change_that_is_killed_everywhere_is_found_whole() {
+fn a_change_killed_everywhere_is_whole_or_undone() {
     let number = |name| {
         let number = std::env::var(name).map(|of| of.parse().unwrap());
         number.unwrap_or(1)
@@ -193,7 +196,7 @@ fn a_change_that_is_killed_everywhere_is_found_whole() {
         eprintln!("{kind}: {} calls and {} stores", done.calls, done.stores);
         let mut kills = 0;
         for last in (first..=done.all() + 1).step_by(every as usize) {
-            // Threads of the library have a part in it: another time there may be fewer, and the end comes before.
+            // The library's threads add to the count, so another run may end earlier.
             assert_eq!(place.run(known, kind, seed, last), None);
             kills += 1;
         }
@@ -202,16 +205,17 @@ fn a_change_that_is_killed_everywhere_is_found_whole() {
     });
 }
 
-/// A filter of clsact, which no link keeps, after each of all that is done to attach and to detach it.
+/// A clsact filter, which no link keeps: killed after each step of attaching and detaching it.
 #[test]
-fn a_filter_that_is_killed_everywhere_is_found_whole() {
+fn a_filter_killed_everywhere_is_whole_or_undone() {
     killed(true, |place, known, kind, seed| {
         let kind_of = kind.trim_end_matches(BACK);
         if !["the way of probes", "attach and detach"].contains(&kind_of) {
             return;
         }
         let done = place.run(known, kind, seed, 0).unwrap();
-        // What is noted with a link are calls; most others are the questions of a thread that follows next hops.
+        // The records beside a link are system calls; most other calls are queries of the thread
+        // that follows next hops.
         for last in 1..=done.all().min(12) + 1 {
             assert_eq!(place.run(known, kind, seed, last), None);
         }

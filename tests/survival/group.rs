@@ -1,4 +1,4 @@
-//! A memory cgroup that owners of the balancer are in: what is accounted to it when they are gone is what is pinned.
+//! A memory cgroup for the balancer's owners: what it still accounts after they are gone is pinned.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::common::cgroup::Place;
 pub(crate) struct Group(PathBuf);
 
 impl Group {
-    /// Makes one; the error says why there can be none.
+    /// Makes one; the error says why it cannot.
     pub(crate) fn new() -> Result<Self, String> {
         let place = Place::of(Path::new("/"))?;
         let path = place
@@ -24,9 +24,9 @@ impl Group {
         &self.0
     }
 
-    /// Bytes that are accounted, but for what the kernel can give back at any time.
+    /// Accounted bytes, without what the kernel can reclaim at any time.
     pub(crate) fn in_use(&self) -> u64 {
-        // What it can give back goes first, where it can be told to.
+        // Make the kernel reclaim first, where possible.
         for file in ["memory.force_empty", "memory.reclaim"] {
             let _ = fs::write(self.0.join(file), "1G");
         }
@@ -39,7 +39,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.0) {
-            // The test itself may be about to fail.
+            // Not a panic: the test itself may be failing.
             eprintln!("{} is left behind: {error}", self.0.display());
         }
     }

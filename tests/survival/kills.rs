@@ -1,5 +1,6 @@
-//! Kills at random moments of random changes, while clients are served: no connection is lost and no frame, each next owner
-//! finds the state of the last call that was made, or all of the one that was cut off, and nothing is left over.
+//! Kills at random moments of random changes, while clients are served: no connection and no frame
+//! is lost, each next owner finds the state after the last completed call, or all of the
+//! interrupted one, and nothing is left over.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,16 +38,16 @@ use crate::traffic::Answers;
 use crate::traffic::LASTING;
 use crate::traffic::PORT;
 
-/// So long an owner lives, at most, since it has begun to change something.
+/// The longest life of an owner once it has begun changes, in milliseconds.
 const LONGEST_LIFE: u64 = 400;
-/// And so long every fifth one, for what takes the verifier.
+/// The same for every fifth one, for changes that need the verifier.
 const LONG_LIFE: u64 = 3000;
-/// So long the ends of connections may take.
+/// How long connections may take to end.
 const LAST_FRAMES: Duration = Duration::from_secs(20);
-/// What memory may be accounted more at the end: the kernel accounts it in batches for each CPU.
+/// How much more memory may be accounted at the end: the kernel accounts in per-CPU batches.
 const ACCOUNTED_MORE: u64 = 1 << 20;
 
-/// A network with clients, and where the balancer is pinned.
+/// A network with clients, and the balancer's directory.
 struct Place {
     lab: Lab,
     decaps: Vec<Decap>,
@@ -103,7 +104,7 @@ impl Place {
         Owner::start(&self.lab.balancers[0].host, &self.job(seed, task))
     }
 
-    /// An owner goes where every run begins and leaves it; what it has found before, and then.
+    /// An owner restores the start of every run, and ends. Returns what it found, and what it left.
     fn begin(&self) -> (Owned, Left) {
         let mut owner = self.start(0, Task::Begin);
         let found = owner.owns();
@@ -117,8 +118,8 @@ impl Place {
         (found, left)
     }
 
-    /// Frames by who counts them: packets that clients have sent, that the balancer has counted for the services, and that
-    /// backends have taken out of tunnels.
+    /// Frames by who counts them: sent by clients, counted by the balancer for the services, and
+    /// unwrapped by backends.
     fn frames(&self) -> [u64; 3] {
         let job = self.job(0, Task::Begin);
         let katran = self.lab.balancers[0].host.run(|| builder(&job).adopt());
@@ -133,7 +134,7 @@ impl Place {
     }
 }
 
-/// What an owner leaves at the same state.
+/// What an owner leaves in the same state.
 #[derive(Debug)]
 struct Left {
     descriptors: usize,
@@ -141,14 +142,14 @@ struct Left {
     memory: Option<u64>,
 }
 
-/// So many kills under traffic.
+/// Kills this many times under traffic.
 fn killed(times: usize) {
     let place = Place::new();
     let lab = &place.lab;
     let _tcp = lab.serve_tcp(PORT).unwrap();
     let _udp = lab.serve_udp(PORT).unwrap();
     let (seed, mut rng) = seeded();
-    // The root program's.
+    // The root program's pins.
     let files = place.directory.parent().unwrap();
     let others = names(files);
     let (_, before) = place.begin();
@@ -183,7 +184,7 @@ fn killed(times: usize) {
                 break;
             }
             let mut now = Known::new(&owned);
-            // It begins.
+            // The changes begin.
             owner.begins();
             let longest = match kill % 5 {
                 4 => LONG_LIFE,
@@ -197,7 +198,7 @@ fn killed(times: usize) {
             made += now.made;
             cut_off += usize::from(now.tried.is_some());
             known = Some(now);
-            // Nobody owns it for a while.
+            // Leave it without an owner for a while.
             if kill % 4 == 0 {
                 thread::sleep(Duration::from_millis(rng.u64(0..100)));
             }
@@ -213,7 +214,7 @@ fn killed(times: usize) {
         took.as_secs_f64(),
         2 * LASTING,
     );
-    // Most kills fall into a change.
+    // Most kills interrupt a change.
     assert!(cut_off > times / 2, "{cut_off}");
     let frames = || {
         let now = place.frames();
@@ -224,7 +225,7 @@ fn killed(times: usize) {
         lost_before,
         "frames that interfaces have lost"
     );
-    // The last ones are on their way.
+    // The last frames are on their way.
     let end = Instant::now() + LAST_FRAMES;
     let mut last = frames();
     while last != [last[0]; 3] && Instant::now() < end {
@@ -238,7 +239,7 @@ fn killed(times: usize) {
     assert!(after.descriptors <= before.descriptors);
     assert!(after.pins <= before.pins);
     if let (Some(before), Some(group)) = (before.memory, &place.group) {
-        // The kernel frees maps a while after the last who had them is gone.
+        // The kernel frees maps a while after their last holder is gone.
         eventually("memory is freed", || {
             group.in_use() <= before + ACCOUNTED_MORE
         });
@@ -254,7 +255,7 @@ fn has_xdp(host: &Host) -> bool {
     host.ip("link show").unwrap().contains("xdp")
 }
 
-/// What is in a directory; the file system itself has some names with dots.
+/// The entries of a directory; the file system has some of its own, with dots.
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(directory).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -1,5 +1,6 @@
-//! What outlives the process of a pinned balancer: it is killed at random moments under traffic, and after each of the
-//! things that it does, and whatever else can become of it, its interfaces and its pins has a clear answer.
+//! What outlives a pinned balancer's process. The process is killed at random moments under
+//! traffic, and after each thing that it does; whatever happens to it, its interfaces and its pins
+//! has a clear outcome.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 

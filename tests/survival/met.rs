@@ -1,5 +1,5 @@
-//! A replacement that was cut off when packets were on it already, and that never came to count: the next owner holds nothing of
-//! what they have done there against what comes later.
+//! A replacement that was cut off while packets used it, before it took effect: what they did there
+//! must not affect anything under the next owner.
 
 use std::fs;
 use std::net::IpAddr;
@@ -41,13 +41,13 @@ use crate::owner::builder;
 use crate::owner::files;
 
 const FLOWS: u16 = 40;
-/// A real of another VIP alone.
+/// A real of another VIP only.
 const OTHER: u8 = 6;
-/// Reals that nothing names.
+/// Reals without a name.
 const NEW: u8 = 18;
 const LATER: u8 = 19;
 
-/// To a VIP of which the replacement has another real.
+/// To a VIP for which the replacement has another real.
 fn frames() -> Vec<Vec<u8>> {
     let vip = other_vip(0);
     let to = format!("{}:{}", vip.address(), vip.port());
@@ -55,7 +55,8 @@ fn frames() -> Vec<Vec<u8>> {
     flows.into_iter().map(syn).collect()
 }
 
-/// Replaces it, and ends between the last link's switch and the commit, when connections have come.
+/// Replaces it, and ends between the last link's switch and the commit, after connections have
+/// arrived.
 pub(crate) fn meet(katran: &mut Katran, job: &Job) {
     let mut wanted = katran.state();
     wanted.balancer.as_mut().unwrap().max_vips = Some(43);
@@ -64,7 +65,7 @@ pub(crate) fn meet(katran: &mut Katran, job: &Job) {
     of.reals = [NEW, OTHER].map(|real| Real::new(other_real(real))).into();
     of.down.clear();
     let before = pins::program_id(katran.program_fd());
-    // Whose flow table `simulate` asks.
+    // `simulate` uses this CPU's flow table.
     stay_on(allowed_cpus()[0]);
     let judge = || {
         let program = pins::program(attached(&job.directory));
@@ -79,7 +80,7 @@ pub(crate) fn meet(katran: &mut Katran, job: &Job) {
     panic!("it is alive: {applied:?}");
 }
 
-/// The number of the program on the interface.
+/// The id of the program on the interface.
 fn attached(directory: &Path) -> u32 {
     let entries = fs::read_dir(directory.join("attached")).unwrap();
     let mut paths = entries.map(|entry| entry.unwrap().path());
@@ -92,26 +93,27 @@ fn attached(directory: &Path) -> u32 {
 }
 
 #[test]
-fn numbers_of_a_replacement_that_was_cut_off_mean_nothing_else_later() {
+fn numbers_of_a_cut_off_replacement_mean_nothing_later() {
     meets(false);
 }
 
 /// Counters wait for the next owner, flows do not.
 #[test]
-fn they_mean_nothing_where_counters_cannot_be_carried_either() {
+fn nor_if_counters_cannot_be_carried_over() {
     meets(true);
 }
 
-/// Another layout was to take the place of the set that counts, and did not: the next owner is one of the version before.
+/// The replacement was to change the layout, but did not take effect: the next owner has the old
+/// version.
 #[test]
-fn they_mean_nothing_to_the_version_before_either() {
+fn nor_to_the_former_version() {
     for parts in [&[][..], &[COUNTERS], &[STATE]] {
         let (place, job, begun) = met();
         let set = place.directory.join("set");
         let own = words(&set);
         relay(&set, parts);
         let adopt = || place.host.run(|| builder(&job).adopt());
-        // All but the commit.
+        // Everything but the commit.
         without_call(libc::SYS_renameat2, Errno::EIO, || adopt().unwrap_err());
         assert_eq!(files(&place.directory), begun.pins, "{parts:?}");
         write(&set, &own);
@@ -121,7 +123,7 @@ fn they_mean_nothing_to_the_version_before_either() {
     }
 }
 
-/// A balancer whose replacement packets have met, and that never came to count.
+/// A balancer whose replacement packets have used, without taking effect.
 fn met() -> (Place, Job, Owned) {
     let place = Place::new(false);
     let job = place.job(0, Task::Meet);
@@ -132,17 +134,18 @@ fn met() -> (Place, Job, Owned) {
     (place, job, begun)
 }
 
-/// Connections that have come by the replacement go where the VIP leads them, and to nothing that comes later.
+/// Connections that arrived on the replacement go where the VIP leads them, and to nothing added
+/// later.
 fn assert_mean_nothing(katran: &mut Katran) {
     let vip = other_vip(0);
     let known = katran.state().vips.into_iter().find(|of| of.vip == vip);
     let known: Vec<IpAddr> = known.unwrap().reals.iter().map(Real::address).collect();
     let is_known = |real| known.contains(&other_real(real));
     assert!(![NEW, OTHER].into_iter().any(is_known));
-    // Drained, so that connections come there only if an entry says so.
+    // Drained, so only an entry leads connections there.
     let later = Real::new(other_real(LATER)).weight(0);
     katran.add_real(vip, later).unwrap();
-    // Whose flow table `simulate` asks.
+    // `simulate` uses this CPU's flow table.
     stay_on(allowed_cpus()[0]);
     for frame in frames() {
         let real = katran.simulate(&frame).unwrap().real.unwrap();
@@ -155,7 +158,7 @@ fn meets(refused: bool) {
     let adopt = || place.host.run(|| builder(&job).adopt().unwrap());
     let met = attached(&place.directory);
     let mut refusals = 0;
-    // What carries counters is loaded when packets have left the other programs.
+    // The program that carries counters over is loaded once packets have left the old programs.
     let judge = || {
         let refuses = refused && attached(&place.directory) != met;
         refusals += u32::from(refuses);

@@ -1,4 +1,4 @@
-//! What a balancer is, as this test says: everything that it can be told, in lists that have an order.
+//! The test's model of a balancer: everything that can be asked of it, in ordered lists.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,14 +24,14 @@ use katran::state::VipState;
 use crate::common::ip;
 use crate::common::vip;
 
-/// The services of clients, which no change takes away; the backends' addresses are their reals.
+/// The clients' services, which no change removes; their reals are the backends' addresses.
 pub(crate) const SERVICES: [(&str, [&str; 2]); 3] = [
     ("203.0.113.1:80/tcp", ["198.51.100.1", "198.51.100.2"]),
     ("[2001:db8:1::1]:80/tcp", ["2001:db8:2::1", "2001:db8:2::2"]),
     ("203.0.113.1:80/udp", ["198.51.100.1", "198.51.100.2"]),
 ];
 
-/// A balancer, but for its counters and flows.
+/// A balancer without its counters and flows.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) state: State,
@@ -40,7 +40,7 @@ pub(crate) struct Model {
     /// Entries of root programs.
     pub(crate) entries: usize,
     pub(crate) watched: Option<Vip>,
-    /// Whether probes go their way.
+    /// Whether the probes' path is attached.
     pub(crate) probing: bool,
 }
 
@@ -56,7 +56,8 @@ impl Model {
         }
     }
 
-    /// All of it in words, which are the same if it is; and the reals that have numbers: those that something names.
+    /// A text that is equal if the model is; with the reals that must have numbers, as something
+    /// names them.
     pub(crate) fn text(&self) -> String {
         let mut model = self.clone();
         let state = &mut model.state;
@@ -74,7 +75,7 @@ impl Model {
         format!("{model:#?}\n{:?}", self.named())
     }
 
-    /// What is said of the balancer that there is.
+    /// The text of a real balancer.
     pub(crate) fn text_of(katran: &Katran, after: &str) -> String {
         let model = Self::of(katran);
         let numbers = katran.real_numbers().into_iter();
@@ -100,7 +101,7 @@ impl Model {
         vips.find(|of| of.vip == vip).unwrap()
     }
 
-    /// Gives a VIP a real, or another weight.
+    /// Gives a VIP a real, or changes its weight.
     pub(crate) fn put(&mut self, vip: Vip, address: IpAddr, weight: u32) {
         let flags = self.flags_of(address);
         let of = self.vip_mut(vip);
@@ -131,7 +132,7 @@ fn real(address: IpAddr, weight: u32, flags: RealFlags) -> Real {
     }
 }
 
-/// Where two texts are different.
+/// The lines in which two texts differ.
 pub(crate) fn difference(found: &str, expected: &str) -> String {
     let lines = |text: &str, other: &str, sign: char| {
         let other: Vec<String> = other.lines().map(str::to_owned).collect();
@@ -154,7 +155,7 @@ pub(crate) fn is_service(vip: Vip) -> bool {
         .any(|(service, _)| crate::common::vip(service) == vip)
 }
 
-/// A real that no service has.
+/// A real that no service uses.
 pub(crate) fn other_real(number: u8) -> IpAddr {
     match number % 4 {
         0 => format!("2001:db8:2::{number:x}:1").parse().unwrap(),
@@ -172,7 +173,7 @@ pub(crate) fn other_vip(number: u8) -> Vip {
     })
 }
 
-/// Where every run begins: some of everything, so that every kind of change is possible.
+/// The start of every run: some of everything, so that every kind of change is possible.
 pub(crate) fn first(gateway: MacAddr) -> State {
     let mut state = State::default();
     for (service, reals) in SERVICES {

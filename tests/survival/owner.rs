@@ -1,5 +1,6 @@
-//! A process that owns a pinned balancer and changes it: this test binary once more. It says on its standard output what it is about to do,
-//! what it has done, and what it has found, a line each, so that the test that kills it knows what must be there.
+//! A process that owns a pinned balancer and changes it: this test binary, run again. Line by line,
+//! its standard output announces what it will do, has done, and has found, so that the test that
+//! kills it knows what must be there.
 
 use std::env;
 use std::fs;
@@ -47,11 +48,11 @@ use crate::model::difference;
 use crate::model::first;
 use crate::model::is_service;
 
-/// The variable with the job of such a process.
+/// The variable with such a process's job.
 const JOB: &str = "KATRAN_SURVIVAL_JOB";
-/// What a line of it begins with; the test harness says something, too.
+/// The prefix of its lines; the test harness prints some, too.
 const MARK: &str = "@survival ";
-/// For a line to appear, on a machine that is busy.
+/// How long to wait for a line on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What to do.
@@ -61,40 +62,41 @@ pub(crate) struct Job {
     pub(crate) shared: PathBuf,
     pub(crate) gateway: [u8; 6],
     pub(crate) seed: u64,
-    /// Probes go by a filter of clsact, and not by a link of tcx where there is that.
+    /// Probes leave by a clsact filter, even where tcx links are available.
     pub(crate) clsact: bool,
-    /// A memory cgroup to be in.
+    /// The memory cgroup to join.
     pub(crate) group: Option<PathBuf>,
     pub(crate) task: Task,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Task {
-    /// Goes where every run begins, and leaves it.
+    /// Restores the start of every run, and ends.
     Begin,
-    /// The same, where packets have been counted.
+    /// The same, with counted packets.
     Count,
-    /// Changes of every kind, until somebody kills it.
+    /// Makes changes of every kind until killed.
     Anything,
-    /// The same change from the same beginning: killed after so many calls and stores (at the latest at its end), or not
-    /// (0).
+    /// Makes the same change from the same start: killed after `last` calls and stores (at the
+    /// latest at its end), or, with 0, not at all.
     One { kind: String, last: u64 },
-    /// Adopts it as one of another layout, in these parts, whichever of the two sets counts: killed as with `One`.
+    /// Adopts it with another layout in these parts, whichever of the two sets is in effect: killed
+    /// as with `One`.
     Relaid { parts: Vec<usize>, last: u64 },
-    /// A replacement that packets meet, and then it kills itself before that counts.
+    /// Begins a replacement that packets use, and kills itself before it takes effect.
     Meet,
 }
 
-/// What it says.
+/// What it prints.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Said {
-    /// It has the balancer.
+    /// It owns the balancer.
     Owns(Owned),
-    /// It is as every run begins.
+    /// It has restored the start of every run.
     Begins(Owned),
-    /// It is about to make a change, after which all is like this.
+    /// It is about to make a change that leads to this state.
     Tries { kind: String, after: String },
-    /// It was made, or refused.
+    /// The change was made, or refused.
     Made { refused: Option<String>, done: Done },
 }
 
@@ -105,20 +107,20 @@ pub(crate) struct Owned {
     /// See [`Model::text`].
     pub(crate) text: String,
     pub(crate) descriptors: usize,
-    /// Maps and programs that the balancer has pinned, one in the other.
+    /// Maps and programs in the balancer's directory.
     pub(crate) pins: usize,
     /// Counters that never go back, by name.
     pub(crate) counters: Vec<(String, u64)>,
     pub(crate) milliseconds: u64,
 }
 
-/// Settings of all balancers of these tests.
+/// The settings of all balancers in these tests.
 pub(crate) fn builder(job: &Job) -> Builder {
     first(MacAddr::new(job.gateway))
         .builder()
         .unwrap()
         .flow_tracking(match job.task {
-            // So that every connection has an entry.
+            // Every connection gets an entry.
             Task::Meet => FlowTracking::All,
             _ => FlowTracking::Changed,
         })
@@ -211,7 +213,7 @@ fn owner() {
 
 fn say(said: &Said) {
     let line = serde_json::to_string(said).unwrap();
-    // Behind what the harness has said without an end of the line.
+    // The harness may have left an unfinished line.
     let line = format!("\n{MARK}{line}\n");
     let mut out = std::io::stdout().lock();
     out.write_all(line.as_bytes()).unwrap();
@@ -224,7 +226,7 @@ fn begin_if_new(katran: &mut Katran, job: &Job, start: &Start) {
     }
 }
 
-/// Makes it what every run begins with, whatever it was.
+/// Restores the start of every run, from whatever state.
 fn begin(katran: &mut Katran, job: &Job) {
     let first = first(MacAddr::new(job.gateway));
     let mut bare = first.clone();
@@ -232,10 +234,10 @@ fn begin(katran: &mut Katran, job: &Job) {
     bare.server_ids.clear();
     bare.source_routes.clear();
     let _ = katran.apply(&bare).unwrap();
-    // A real that something has held, and forgotten, would have its number still.
+    // A real that was held and then lost track of would still have its number.
     Model::text_of(katran, "nothing but services");
     let _ = katran.apply(&first).unwrap();
-    // What a state that does not say it leaves alone.
+    // What a state leaves alone if it does not mention it.
     katran.gateways_mut().set_mac_v6(None).unwrap();
     katran.stats_mut().unwatch_misses();
     let attached = katran.interfaces();
@@ -271,7 +273,7 @@ fn anything(mut katran: Katran, job: &Job) {
         if refused.is_none() {
             model = change.after;
         }
-        // So that a mistake of this test's is none of an adoption.
+        // So that the test's own mistakes are not blamed on an adoption.
         let text = Model::text_of(&katran, kind);
         let other = difference(&text, &model.text());
         assert!(other.is_empty(), "{kind}: {refused:?}\n{other}");
@@ -285,7 +287,7 @@ fn anything(mut katran: Katran, job: &Job) {
 fn one(katran: &mut Katran, job: &Job, kind: &str, last: u64, owned: impl Fn(&Katran) -> Owned) {
     let mut rng = Rng::with_seed(job.seed);
     if kind == "watch no more" {
-        // What this kind needs first.
+        // This kind needs a watch first.
         let vip = katran.vips()[0];
         katran.stats_mut().watch_misses(vip).unwrap();
         say(&Said::Begins(owned(katran)));
@@ -314,15 +316,15 @@ fn one(katran: &mut Katran, job: &Job, kind: &str, last: u64, owned: impl Fn(&Ka
     let made = (change.call)(katran);
     let done = ending::disarm();
     if last > done.all() {
-        // All of it is done, and nobody has heard of it.
+        // Everything is done, but no answer was given.
         ending::end();
     }
     let refused = made.map_err(|error| error.to_string()).err();
     say(&Said::Made { refused, done });
 }
 
-/// New connections of every VIP go to a real that takes some, if there is one. Of the services clients see it, whose
-/// frames are counted.
+/// Checks that new connections of every VIP go to a real that takes some, if there is one. Clients
+/// do that for the services, whose frames are counted.
 fn assert_packets_see(katran: &Katran) {
     for of in katran.state().vips {
         let takes = |real: IpAddr| {
@@ -334,7 +336,7 @@ fn assert_packets_see(katran: &Katran) {
             continue;
         }
         for _ in 0..8 {
-            // One that no owner before has asked for: a connection that comes again goes where it went.
+            // A new client: a recent connection would follow its entry.
             let client = u32::from(Ipv4Addr::new(100, 64, 0, 0)) | fastrand::u32(..1 << 22);
             let client: IpAddr = match of.vip.address() {
                 IpAddr::V4(_) => Ipv4Addr::from(client).into(),
@@ -353,7 +355,7 @@ fn assert_packets_see(katran: &Katran) {
     }
 }
 
-/// Has every service count a packet.
+/// Makes every service count a packet.
 fn count_some(katran: &Katran) {
     for (service, _) in crate::model::SERVICES {
         let service = crate::common::vip(service);
@@ -371,7 +373,7 @@ fn count_some(katran: &Katran) {
     }
 }
 
-/// Files below a directory.
+/// The files below a directory.
 pub(crate) fn files(directory: &std::path::Path) -> usize {
     let Ok(entries) = fs::read_dir(directory) else {
         return 0;
@@ -390,7 +392,7 @@ fn counters(katran: &Katran) -> Vec<(String, u64)> {
         ("bytes".to_owned(), totals.total.bytes),
     ];
     for (service, _) in crate::model::SERVICES {
-        // None yet in a balancer that was loaded just now.
+        // A new balancer does not have them yet.
         if let Ok(of) = katran.stats().vip(crate::common::vip(service)) {
             counters.push((service.to_owned(), of.forwarded.packets));
         }
@@ -398,7 +400,7 @@ fn counters(katran: &Katran) -> Vec<(String, u64)> {
     counters
 }
 
-/// Such a process, from the other side.
+/// Such a process, as the test sees it.
 pub(crate) struct Owner {
     process: Process,
     said: Receiver<Said>,
@@ -418,7 +420,7 @@ impl Owner {
                 let Some(line) = line.strip_prefix(MARK) else {
                     continue;
                 };
-                // One that was cut off has not been said.
+                // A truncated line does not count.
                 if let Ok(said) = serde_json::from_str(line)
                     && sender.send(said).is_err()
                 {
@@ -429,7 +431,7 @@ impl Owner {
         Self { process, said }
     }
 
-    /// What it says next; `None`: it has ended.
+    /// The next message; `None`: it has ended.
     pub(crate) fn next(&self) -> Option<Said> {
         match self.said.recv_timeout(PATIENCE) {
             Ok(said) => Some(said),
@@ -457,19 +459,20 @@ impl Owner {
         self.process.kill().unwrap();
     }
 
-    /// Whether it has ended by itself, with success; otherwise it was killed, by itself, or has failed.
+    /// Waits for its end. Success means that it ended by itself; otherwise it was killed, also by
+    /// itself, or failed.
     pub(crate) fn ended(&mut self) -> std::process::ExitStatus {
         self.process.wait(PATIENCE).unwrap()
     }
 }
 
-/// What must be there, by what owners have said.
+/// What must be there, according to the owners.
 #[derive(Debug)]
 pub(crate) struct Known {
     pub(crate) text: String,
-    /// The change that was under way, and what it leads to.
+    /// The change under way, and the state it leads to.
     pub(crate) tried: Option<(String, String)>,
-    /// Changes that were made.
+    /// Changes made.
     pub(crate) made: usize,
 }
 
@@ -482,7 +485,7 @@ impl Known {
         }
     }
 
-    /// Counters have not gone back.
+    /// Checks that counters have not gone back.
     pub(crate) fn assert_counted(before: &[(String, u64)], now: &[(String, u64)], what: &str) {
         for (name, number) in before {
             let of = now.iter().find(|(of, _)| of == name).unwrap();
@@ -502,7 +505,8 @@ impl Known {
         }
     }
 
-    /// Another owner has found this: the state before the change that was cut off, or after it. Whether it was the latter.
+    /// Checks that another owner has found the state before or after the interrupted change;
+    /// returns whether it was the latter.
     pub(crate) fn assert_found(&self, found: &str, what: &str) -> bool {
         if found == self.text {
             return false;

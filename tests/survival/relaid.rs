@@ -1,5 +1,5 @@
-//! A balancer of another layout, whose adoption is killed anywhere: the next owner, of this version or of the other one, finds
-//! all of it.
+//! A balancer of another layout, whose adoption is killed anywhere: the next owner, of this version
+//! or of the other one, finds all of it.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -19,19 +19,20 @@ use crate::owner::Owner;
 use crate::owner::Said;
 use crate::owner::Task;
 
-/// Parts that are others; where counters are not, none may go back.
+/// The parts with another layout; unless counters are among them, none may go back.
 const KINDS: [&[usize]; 3] = [&[], &[STATE, PROBES], &[FLOWS, COUNTERS]];
 
-/// Who comes after one that was killed.
+/// Who adopts it after a killed process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Next {
     Same,
-    /// What was this version's is another one's, and the other way round.
+    /// The other version, for which the two layouts are swapped.
     Other,
 }
 
 impl Place {
-    /// Adopts it as one of another layout, which ends after so many calls and stores (0: it does not); what was done if not.
+    /// Adopts it with another layout, killed after `last` calls and stores; with 0 it is not, and
+    /// this returns what was done.
     fn relay(
         &self,
         known: &mut Option<Found>,
@@ -79,10 +80,10 @@ impl Place {
         done
     }
 
-    /// Each of two sets has the layout of the other one.
+    /// Swaps the layouts of the two sets.
     fn exchange_layouts(&self) {
         let [set, next_set] = ["set", "next_set"].map(|of| self.directory.join(of));
-        // It may have come to an end, or not begun.
+        // It may have ended, or not begun.
         if fs::exists(next_set.join("contents")).unwrap() {
             let [own, its] = [&set, &next_set].map(|of| words(of));
             write(&set, &its);
@@ -109,7 +110,7 @@ fn killed(mut kill: impl FnMut(&Place, &mut Option<Found>, &[usize])) {
 }
 
 #[test]
-fn an_adoption_of_another_layout_that_is_killed_anywhere_leaves_all_of_it() {
+fn an_adoption_of_another_layout_killed_anywhere_loses_nothing() {
     killed(|place, known, parts| {
         let done = place.relay(known, parts, 0, Next::Same).unwrap().all();
         assert!(done > 50, "{done}");
@@ -128,7 +129,7 @@ fn an_adoption_of_another_layout_that_is_killed_anywhere_leaves_all_of_it() {
 
 #[test]
 #[ignore = "an hour: make soak"]
-fn an_adoption_of_another_layout_that_is_killed_everywhere_leaves_all_of_it() {
+fn an_adoption_of_another_layout_killed_everywhere_loses_nothing() {
     killed(|place, known, parts| {
         let done = place.relay(known, parts, 0, Next::Same).unwrap();
         for last in 1..=done.all() + 1 {
@@ -142,9 +143,9 @@ fn an_adoption_of_another_layout_that_is_killed_everywhere_leaves_all_of_it() {
     });
 }
 
-/// What was applied when the process of the other version was killed is undone, whole, or it is there.
+/// A change that the other version was making when it was killed is undone whole, or complete.
 #[test]
-fn what_another_version_was_changing_is_found_whole() {
+fn another_versions_interrupted_change_is_whole_or_undone() {
     let place = Place::new(false);
     for parts in [&[][..], &[STATE]] {
         for last in [40, 90] {

@@ -1,6 +1,6 @@
-//! Packets that anybody can make up move nobody else's flows: a SYN, a server id, a flood below what
-//! the guard lets be remembered, packets that are not remembered at all. In both kinds of flow table, but
-//! for the order in which entries make room: in the LRU hash that is the kernel's.
+//! Packets that anyone can forge must not move other clients' flows: a SYN, a server id, a flood
+//! that stays below the flood guard, packets that are not remembered. For both flow table types;
+//! the LRU hash evicts in the kernel's order, so that order is not tested.
 
 use std::net::IpAddr;
 use std::thread;
@@ -39,7 +39,7 @@ const B: &str = "2001:db8:2::1";
 const C: &str = "198.51.100.3";
 const VIP: &str = "203.0.113.1:443/tcp";
 const TO: &str = "203.0.113.1:443";
-/// For so long a SYN follows its flow's entry, and how exact that is in an entry.
+/// How long a SYN follows its flow's entry, and the resolution of an entry's age.
 const FOLLOWS: Duration = Duration::from_secs(5);
 const EXACT: Duration = Duration::from_millis(100);
 
@@ -75,18 +75,18 @@ fn a_syn_does_not_move_a_flow_that_was_used_a_moment_ago() {
             katran.flows().find(&flow).unwrap()[0].age >= age,
             "left alone"
         );
-        // A flow that only its SYN was seen of, too: it comes once more.
+        // Also a flow of which only the SYN was seen: it is retransmitted.
         assert_eq!(sent(&katran, &syn(opened)), went(A, Reason::FlowTable));
         assert_eq!(sent(&katran, &frame(flow)), went(A, Reason::FlowTable));
         let after = katran.stats().flow_table().unwrap();
         assert_eq!(after.misses, misses.misses);
         assert_eq!(after.miss_syn, misses.miss_syn);
 
-        // A connection that begins again later goes by the ring, and is remembered there.
+        // A connection that begins again later follows the ring, and is remembered there.
         thread::sleep(FOLLOWS + EXACT);
         assert_eq!(sent(&katran, &syn(flow)), went(B, Reason::Ring));
         assert_eq!(sent(&katran, &frame(flow)), went(B, Reason::FlowTable));
-        // So it does where the real of the entry is gone.
+        // It does so at once if the entry's real is gone.
         sent(&katran, &frame(opened));
         katran.remove_real(vip, ip(A)).unwrap();
         assert_eq!(sent(&katran, &syn(opened)), went(B, Reason::Ring));
@@ -94,10 +94,10 @@ fn a_syn_does_not_move_a_flow_that_was_used_a_moment_ago() {
 }
 
 #[test]
-fn a_syn_goes_to_the_ring_where_its_entry_does_not_count() {
+fn a_syn_follows_the_ring_if_its_entry_is_void() {
     let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
-    // A real that another VIP keeps: the entries of this one's flows are void.
+    // Another VIP keeps the real: this VIP's flow entries are void.
     serve(&mut katran, "203.0.113.2:443/tcp", VipFlags::empty(), &[A]);
     sent(&katran, &syn(tcp(1)));
     drain(&mut katran, vip, A, B);
@@ -135,7 +135,7 @@ fn under_flood_a_syn_neither_asks_nor_writes() {
 }
 
 #[test]
-fn what_is_not_remembered_does_not_count_for_the_flood_guard() {
+fn unremembered_packets_do_not_count_for_the_flood_guard() {
     const MANY: u16 = 50;
     let mut katran = load(all_in_table().flood_threshold(5));
     serve(&mut katran, VIP, VipFlags::empty(), &[A]);
@@ -154,7 +154,7 @@ fn what_is_not_remembered_does_not_count_for_the_flood_guard() {
     }
     let cpu = katran.stats().cpus().unwrap()[0];
     assert_eq!((cpu.new_flows, cpu.under_flood), (0, false));
-    // All of them were misses all the same.
+    // All of them still counted as misses.
     let misses = katran.stats().flow_table().unwrap().misses;
     assert_eq!(misses, u64::from(3 * MANY));
     sent(&katran, &syn(tcp(1)));
@@ -168,7 +168,7 @@ fn with_id(flow: Flow, id: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
+fn a_tcp_id_leads_its_packet_and_keeps_other_entries() {
     let features = Features::default() | Features::TCP_SERVER_ID;
     let mut katran = load(builder().features(features));
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A]);
@@ -176,7 +176,7 @@ fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
     katran.server_ids_mut().add(&ids).unwrap();
     let mismatches = |katran: &Katran| katran.stats().tcp_server_id().unwrap().dst_mismatch_in_lru;
 
-    // The entry of a SYN stays what it is, used again or not.
+    // A SYN's entry stays, whether packets have used it or not.
     let flow = tcp(1);
     sent(&katran, &syn(flow));
     for _ in 0..2 {
@@ -187,7 +187,7 @@ fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
     assert_eq!(mismatches(&katran), 0);
     assert_eq!(katran.stats().vip(vip).unwrap().server_id_moved, 0);
 
-    // A missing one is made, and an id corrects what an id has made, used or not.
+    // An id makes a missing entry and corrects another id's, used or not.
     let flow = tcp(2);
     let mut moved = 0;
     for (id, real) in [(7, B), (8, C), (8, C), (7, B)] {
@@ -202,7 +202,7 @@ fn a_tcp_id_leads_its_packet_and_no_entry_that_others_have_made() {
         assert_eq!(mismatches(&katran), moved);
     }
 
-    // An entry that counts no more is corrected, too: its real is gone, or down for the VIP.
+    // It also corrects a void entry, whose real is gone or down for the VIP.
     let (gone, down) = (tcp(3), tcp(4));
     sent(&katran, &syn(gone));
     sent(&katran, &syn(down));
@@ -238,7 +238,7 @@ fn a_flood_of_datagrams_makes_room_before_idle_connections() {
     let (connections, datagrams) = (connections.unwrap(), datagrams.unwrap());
     let misses = |katran: &Katran| katran.stats().flow_table().unwrap().misses;
     let established: Vec<u32> = (0..ESTABLISHED).map(scattered).collect();
-    // Two packets of each, then nothing.
+    // Each sends two packets, then pauses.
     for _ in 0..2 {
         connections.play(katran.program_fd(), &established).unwrap();
     }
@@ -249,12 +249,12 @@ fn a_flood_of_datagrams_makes_room_before_idle_connections() {
     let before = misses(&katran);
     connections.play(katran.program_fd(), &established).unwrap();
     let lost = misses(&katran) - before;
-    // A set that more than eight of them share, or that had not been split yet, loses some.
+    // Lost are some of a set with more than eight of them, and of a set not split yet.
     assert!(lost <= u64::from(ESTABLISHED / 50), "{lost} lost");
 }
 
 #[test]
-fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
+fn a_flow_entered_by_two_cpus_at_once_is_found() {
     let mut katran = load(
         all_in_table()
             .forwarding_cpus([1])
@@ -268,7 +268,7 @@ fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
     let table = katran.map_fd("fallback_flows").unwrap();
     let used = |(_, set): &(Vec<u8>, Vec<u8>)| set.iter().any(|byte| *byte != 0);
     let (key, set) = bpf::dump(table).into_iter().find(used).unwrap();
-    // Entries of 16 bytes; four to a cache line.
+    // Entries are 16 bytes, four to a cache line.
     let entry = set[..16].to_vec();
     let at_places = |places: &[usize]| {
         let mut set = vec![0; set.len()];
@@ -288,7 +288,7 @@ fn a_flow_that_two_cpus_have_entered_at_once_is_found() {
 }
 
 #[test]
-fn with_a_seed_nobody_can_work_out_where_flows_go() {
+fn with_a_seed_the_choice_of_real_is_unpredictable() {
     let reals = [A, B, C, "198.51.100.4"];
     let balancer = |seed: Option<u64>| {
         let mut builder = builder();
@@ -321,11 +321,11 @@ fn with_a_seed_nobody_can_work_out_where_flows_go() {
         assert_eq!(katran.state().balancer.unwrap().hash_seed, seed);
         of(katran)
     });
-    assert_eq!(one, same, "hosts that agree");
+    assert_eq!(one, same, "the same seed, the same choice");
     for (left, right) in [(&plain, &one), (&plain, &other), (&one, &other)] {
         for family in [0..60, 60..120] {
             let alike = family.clone().filter(|i| left[*i] == right[*i]).count();
-            // A quarter by chance; more than 40 of 60 less than once in 10^10.
+            // A quarter by chance; more than 40 of 60 happens less than once in 10^10.
             assert!(alike <= 40, "{alike} in {family:?}");
         }
     }

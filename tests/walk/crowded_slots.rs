@@ -1,5 +1,6 @@
-//! Which entries make room where only changed flows are remembered: losing one takes a connection to the real that its slot
-//! had before, so it matters more than where all flows are. Set-associative tables of one set.
+//! Which entries are evicted where only changed flows are remembered: a lost entry sends its
+//! connection to its slot's base, so it matters more than where all flows are. Set-associative
+//! tables of one set.
 
 use std::thread;
 use std::time::Duration;
@@ -30,10 +31,10 @@ const B: &str = "198.51.100.2";
 const FIN: u8 = 0x01;
 /// Entries of a set.
 const WAYS: usize = 8;
-/// What leaves a FIN as it is comes within five seconds.
+/// Later than five seconds after a FIN: then a packet cancels it.
 const LATER: Duration = Duration::from_millis(5500);
 
-/// A balancer whose table is one set, in which all slots have gone from A to B.
+/// A balancer whose table is a single set, with all slots moved from A to B.
 fn crowded() -> Katran {
     stay_on(0);
     let mut katran = load(
@@ -52,7 +53,7 @@ fn begin(katran: &Katran, flow: Flow) {
     assert_eq!(sent(katran, &syn(flow)), (Some(ip(B)), Reason::Ring));
 }
 
-/// Whether the flow has its entry, by a packet of it.
+/// Whether the flow has its entry, as one of its packets shows.
 fn goes_on(katran: &Katran, flow: Flow) -> bool {
     match sent(katran, &frame(flow)) {
         (Some(real), Reason::FlowTable) if real == ip(B) => true,
@@ -75,16 +76,16 @@ fn connections_that_begin_outlive_each_other_and_those_that_have_ended_make_room
         begin(&katran, *flow);
         assert!(goes_on(&katran, *flow));
     }
-    // Two that only seem to have ended: anybody can send a FIN.
+    // Two that only seem to have ended: anyone can forge a FIN.
     old[4..6].iter().for_each(|flow| end(&katran, *flow));
     thread::sleep(LATER);
     assert!(old[4..6].iter().all(|flow| goes_on(&katran, *flow)));
-    // Two begin at once. The second one takes the place of one that has been silent, not the first one's.
+    // Two begin at once. The second one evicts a silent flow, not the first one.
     new[..2].iter().for_each(|flow| begin(&katran, *flow));
     assert!(new[..2].iter().all(|flow| goes_on(&katran, *flow)));
     assert!(old[2..].iter().all(|flow| goes_on(&katran, *flow)));
 
-    // Two end, with an ACK of what the server says to that: now one of them makes room, though it was used last.
+    // Two end, with an ACK of the server's answer: now one of them is evicted, though it sent last.
     for flow in &old[6..] {
         end(&katran, *flow);
         assert!(goes_on(&katran, *flow));
@@ -94,6 +95,6 @@ fn connections_that_begin_outlive_each_other_and_those_that_have_ended_make_room
     assert_eq!(ended.count(), 1);
     let others = old[2..6].iter().chain(new);
     assert!(others.into_iter().all(|flow| goes_on(&katran, *flow)));
-    // And those of before had made room for the first two.
+    // The first two had evicted these.
     assert!(!old[..2].iter().any(|flow| goes_on(&katran, *flow)));
 }

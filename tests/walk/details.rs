@@ -1,4 +1,4 @@
-//! What is counted on demand: SYNs of each VIP, and what goes to each of its reals.
+//! What is counted on demand: each VIP's SYNs, and what each of its reals gets.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -31,7 +31,7 @@ use crate::common::load;
 use crate::common::sent;
 use crate::common::serve;
 
-/// Packets and SYNs of each pair.
+/// Packets and SYNs of each VIP and real.
 fn pairs(katran: &Katran) -> BTreeMap<(Vip, IpAddr), (u64, u64)> {
     let pairs = katran.stats().vip_reals().unwrap().into_iter();
     let of = |of: &VipRealCounters| (of.forwarded.packets, of.syns);
@@ -50,7 +50,7 @@ fn syns(katran: &Katran, of: Vip) -> u64 {
 }
 
 #[test]
-fn a_balancer_that_is_not_asked_counts_nothing_of_it() {
+fn nothing_is_counted_unless_requested() {
     let mut katran = load(builder());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     sent(&katran, &syn(flow_v4()));
@@ -78,7 +78,7 @@ fn syns_are_counted_whether_flows_are_remembered_or_not() {
         sent(&katran, &syn(flow_v6()));
         assert_eq!((syns(&katran, of), syns(&katran, other)), (2, 1));
         assert!(pairs(&katran).is_empty());
-        // A VIP that comes again begins at 0.
+        // A VIP that is added again begins at 0.
         katran.remove_vip(of).unwrap();
         serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
         assert_eq!(syns(&katran, of), 0);
@@ -86,7 +86,7 @@ fn syns_are_counted_whether_flows_are_remembered_or_not() {
 }
 
 #[test]
-fn each_pair_is_counted_for_itself() {
+fn each_pair_is_counted_separately() {
     let mut katran = load(builder().max_vip_reals(16));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let other = serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
@@ -105,7 +105,7 @@ fn each_pair_is_counted_for_itself() {
 }
 
 #[test]
-fn a_pair_without_room_is_forwarded_and_counted_as_such() {
+fn packets_of_a_pair_without_room_are_forwarded_and_counted() {
     let mut katran = load(builder().max_vip_reals(1));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let other = serve(&mut katran, VIP6, VipFlags::empty(), &[B]);
@@ -117,10 +117,10 @@ fn a_pair_without_room_is_forwarded_and_counted_as_such() {
     assert_eq!((details[&of].syns, details[&of].unpaired), (1, 0));
     assert_eq!((details[&other].syns, details[&other].unpaired), (3, 3));
     assert_eq!(pairs(&katran), BTreeMap::from([((of, ip(A)), (1, 1))]));
-    // The place of a pair whose real has gone is free for the next one, once somebody has read them.
+    // Once its counters have been read, the place of a removed pair is free.
     katran.remove_vip(of).unwrap();
     assert!(pairs(&katran).is_empty());
-    // One of 256 packets without a pair looks for a place, the first, too.
+    // Only one of 256 packets without a pair looks for a place, beginning with the first.
     for _ in 3..256 {
         sent(&katran, &syn(flow_v6()));
         assert!(pairs(&katran).is_empty());
@@ -132,10 +132,10 @@ fn a_pair_without_room_is_forwarded_and_counted_as_such() {
 }
 
 #[test]
-fn a_vip_with_the_number_of_another_has_none_of_its_pairs() {
+fn a_vip_with_a_reused_number_has_no_old_pairs() {
     let mut katran = load(builder().max_vips(1).max_vip_reals(16));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
-    // It outlives the VIP.
+    // The id keeps the real in use when the VIP goes.
     katran
         .server_ids_mut()
         .add(&[katran::ServerId::new(1, ip(A))])
@@ -150,7 +150,7 @@ fn a_vip_with_the_number_of_another_has_none_of_its_pairs() {
 }
 
 #[test]
-fn a_real_that_comes_again_begins_at_0() {
+fn a_real_that_is_added_again_begins_at_0() {
     let mut katran = load(builder().max_vip_reals(16));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A, B]);
     let remove = RealChange::Remove(ip(B));
@@ -161,7 +161,7 @@ fn a_real_that_comes_again_begins_at_0() {
     katran.modify_reals(of, &[remove]).unwrap();
     sent(&katran, &syn(flow_v4()));
     katran.modify_reals(of, &only).unwrap();
-    // Nothing names it.
+    // Nothing uses the real any more.
     assert!(pairs(&katran).is_empty());
     katran
         .modify_reals(
@@ -177,7 +177,7 @@ fn a_real_that_comes_again_begins_at_0() {
 }
 
 #[test]
-fn the_counts_go_on_with_the_next_owner_and_in_a_replacement() {
+fn counts_survive_an_adoption_and_a_replacement() {
     let directory = private_bpf_fs().unwrap().join("katran");
     let mut katran = load(builder().max_vip_reals(16).pin(&directory));
     let of = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
@@ -193,7 +193,7 @@ fn the_counts_go_on_with_the_next_owner_and_in_a_replacement() {
     assert_eq!((pairs(&katran), syns(&katran, of)), (expected, 1));
     sent(&katran, &syn(flow_v4()));
     assert_eq!(pairs(&katran)[&(of, ip(A))], (2, 2));
-    // With another limit pairs begin at 0, and VIPs go on.
+    // With another limit pairs begin at 0; VIPs keep their counts.
     state.balancer.as_mut().unwrap().max_vip_reals = Some(32);
     let _ = katran.apply(&state).unwrap();
     assert_eq!((pairs(&katran).len(), syns(&katran, of)), (0, 2));
@@ -208,13 +208,13 @@ fn the_counts_go_on_with_the_next_owner_and_in_a_replacement() {
 }
 
 #[test]
-fn more_pairs_than_can_be_are_refused() {
+fn too_many_pairs_are_refused() {
     let refused = builder().max_vip_reals(1_048_577).load().unwrap_err();
     assert!(matches!(refused, Error::InvalidConfig { .. }), "{refused}");
 }
 
 #[test]
-fn vips_with_numbers_of_others_have_none_of_their_pairs_though_one_walk_forgets_all() {
+fn vips_with_reused_numbers_have_no_old_pairs() {
     let mut katran = load(builder().max_vips(2).max_vip_reals(16));
     let ids = [katran::ServerId::new(1, ip(A))];
     let mut before = Vec::new();

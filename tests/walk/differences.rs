@@ -1,7 +1,7 @@
-//! Where this balancer is better than Katran on purpose, as its packets show it, on crafted frames
-//! through the loaded program; `docs/compatibility.md` lists the differences. Those that show when
-//! VIPs and reals change are in `tests/control/differences.rs`, the decapsulator's in
-//! `tests/backend/decap.rs`, those of a feature in the file about it.
+//! Deliberate improvements on Katran that packets can show, with crafted frames through the loaded
+//! program; `docs/compatibility.md` lists the differences. Those about changing VIPs and reals are
+//! in `tests/control/differences.rs`, the decapsulator's in `tests/backend/decap.rs`, a feature's
+//! beside that feature's tests.
 
 use std::collections::BTreeSet;
 
@@ -165,7 +165,7 @@ fn echo_replies_have_right_checksums_whatever_they_carry() {
             assert_eq!(total, 0xffff, "body {word:#06x}");
             assert_eq!(message[4..], bytes[ETHERNET + header + 4..]);
         }
-        assert_eq!(checksums.len(), 0xffff, "every checksum there is but one");
+        assert_eq!(checksums.len(), 0xffff, "every possible checksum but one");
     }
 }
 
@@ -204,7 +204,7 @@ fn vips_and_prefixes_of_both_families_are_matched_in_their_order() {
         ("[2001:db8:8000::1]:443", None),
     ];
     for (n, (to, expected)) in (1..).zip(expectations) {
-        // Clients of their own, so that all of them are new.
+        // New clients each time, so that all flows are new.
         for flow in flows(Protocol::Tcp, to, 3 * n).split_off(3 * usize::from(n - 1)) {
             let ran = katran.simulate(&frame(flow)).unwrap();
             let expected = expected.map(|index: usize| order[index]);
@@ -229,7 +229,7 @@ fn a_prefix_takes_all_its_ports_and_addresses_of_a_client_to_one_real() {
         VipFlags::empty(),
         &reals,
     );
-    // Each time from another client's port: a SYN of a flow that was there a moment ago follows it.
+    // A new client port each time: a SYN of a recent flow would follow that flow.
     let reals_of = |katran: &Katran, client: &str| -> BTreeSet<_> {
         (1..200)
             .map(|port| {
@@ -326,7 +326,7 @@ fn each_frame_counts_once() {
     assert_eq!(
         counted.map(|count| count.bytes),
         bytes,
-        "of the frames as they came"
+        "the frames' original lengths"
     );
     assert_eq!(totals.total.packets, 8);
     assert_eq!(totals.total.bytes, bytes.iter().sum::<u64>());
@@ -338,7 +338,7 @@ fn an_error_about_a_syn_finds_its_flow() {
     for (text, flow) in [(VIP4, flow_v4()), (VIP6, flow_v6())] {
         let vip = serve(&mut katran, text, VipFlags::empty(), &[A]);
         assert_eq!(katran.simulate(&syn(flow)).unwrap().real, Some(ip(A)));
-        // The ring has another opinion from now on.
+        // From here on the ring leads elsewhere.
         let drained = RealChange::Add(Real::new(ip(A)).weight(0));
         let other = RealChange::Add(Real::new(ip(B)));
         katran.modify_reals(vip, &[drained, other]).unwrap();

@@ -1,5 +1,5 @@
-//! Flow tables under pressure, of each kind: hit rates as the model has them, established flows
-//! that outlast a SYN flood, and connections that stay where they are without an entry.
+//! Flow tables under pressure, of each type: hit rates as modelled, established flows that survive
+//! a SYN flood, and connections that stay on their real without an entry.
 
 use std::thread;
 use std::time::Duration;
@@ -29,13 +29,13 @@ const REALS: [&str; 4] = [
     "198.51.100.4",
 ];
 const ESTABLISHED: u32 = 200;
-/// Longer than the times of entries are coarse (four ticks, of 4 ms with most kernels), so that what was
-/// used before counts as older.
+/// More than the resolution of entries' times (four ticks, of 4 ms with most kernels), so that what
+/// was used before counts as older.
 const TICK: Duration = Duration::from_millis(20);
 
 const KINDS: [FlowTableKind; 2] = [FlowTableKind::SetAssociative, FlowTableKind::KernelLru];
 
-/// A balancer with one flow table, and the means to send it packets of many flows at once.
+/// A balancer with one flow table, and a way to send it packets of many flows at once.
 struct Bench {
     katran: Katran,
     stick: Yardstick,
@@ -56,7 +56,7 @@ impl Bench {
         Self { katran, stick }
     }
 
-    /// Plays packets; how many of them missed.
+    /// Plays packets and returns how many missed.
     fn play(&self, packets: &[u32]) -> u64 {
         let before = self.katran.stats().flow_table().unwrap();
         let played = self.stick.play(self.katran.program_fd(), packets).unwrap();
@@ -79,7 +79,7 @@ fn established() -> Vec<u32> {
     (0..ESTABLISHED).map(scattered).collect()
 }
 
-/// So many SYNs of new flows, no two runs of the same.
+/// This many SYNs of new flows, different ones in each run.
 fn syns(run: u32, count: u32) -> Vec<u32> {
     let first = ESTABLISHED + run * count;
     (first..first + count).map(|i| scattered(i) | SYN).collect()
@@ -96,15 +96,15 @@ fn the_flood_guard_keeps_a_flood_from_established_flows() {
             let mut missed = 0;
             for run in 0..10 {
                 thread::sleep(TICK);
-                // Four flows for each entry that any kind has.
+                // Four flows for each entry of either type.
                 let flood = syns(run, 8 * FLOWS);
                 assert_eq!(bench.play(&flood), flood.len() as u64, "all are new");
                 missed += bench.play(&established());
             }
             let packets = u64::from(ESTABLISHED) * 10;
             if survive {
-                // Flows of one packet are new themselves: now and then one makes room for the
-                // first of the flood, before the guard is up.
+                // Established flows of one packet are new themselves: now and then the flood's
+                // first ones evict one, before the guard acts.
                 assert!(missed <= packets / 50, "{kind}: {missed} of {packets}");
             } else {
                 assert!(missed > packets * 9 / 10, "{kind}: {missed} of {packets}");
@@ -114,10 +114,10 @@ fn the_flood_guard_keeps_a_flood_from_established_flows() {
 }
 
 #[test]
-fn established_flows_that_send_stay_while_new_ones_fill_the_table_again_and_again() {
+fn active_flows_stay_while_new_ones_keep_filling_the_table() {
     const FLOWS: u32 = 4096;
     const RUNS: u32 = 200;
-    // A sixteenth of the flows; a set of the set-associative table gets one in four runs.
+    // A sixteenth of the flows: a set of the set-associative table gets one every four runs.
     const NEW: u32 = FLOWS / 16;
     for kind in KINDS {
         let bench = Bench::new(kind, FLOWS, u32::MAX);
@@ -128,10 +128,10 @@ fn established_flows_that_send_stay_while_new_ones_fill_the_table_again_and_agai
             thread::sleep(TICK);
             missed += bench.play(&established());
         }
-        // The kernel's LRU now and then takes one for idle.
+        // The kernel's LRU sometimes takes an active flow for idle.
         let packets = u64::from(RUNS * ESTABLISHED);
         assert!(missed <= packets / 1000, "{kind}: {missed} of {packets}");
-        // Those that were silent meanwhile are gone.
+        // Flows that were silent meanwhile are gone.
         let last = syns(RUNS - 1, NEW).into_iter().map(|flow| flow & !SYN);
         let first = syns(0, NEW).into_iter().map(|flow| flow & !SYN);
         assert_eq!(
@@ -149,7 +149,7 @@ fn an_evicted_flow_goes_to_the_same_real_while_the_ring_is_unchanged() {
     for kind in KINDS {
         let bench = Bench::new(kind, FLOWS, u32::MAX);
         let flows: Vec<u32> = (0..FLOWS).map(scattered).collect();
-        // The wrapper's own frames, run one by one to see where each leaves to.
+        // The same frames, run one by one to see where each is sent.
         let frames: Vec<Vec<u8>> = flows.iter().map(|flow| bench.stick.frame(*flow)).collect();
         let run = || -> Vec<bpf::Ran> {
             let program = bench.katran.program_fd();
@@ -163,7 +163,7 @@ fn an_evicted_flow_goes_to_the_same_real_while_the_ring_is_unchanged() {
             .iter()
             .map(|ran| {
                 assert_eq!(ran.verdict, Verdict::Tx);
-                // Of the outer IPv4 header: protocol, destination.
+                // The outer IPv4 header's protocol and destination.
                 assert_eq!(ran.frame[14 + 9], 4);
                 &ran.frame[14 + 16..14 + 20]
             })
@@ -215,14 +215,15 @@ fn the_set_associative_table_hits_as_often_as_its_model() {
         let bench = Bench::new(FlowTableKind::SetAssociative, FLOWS, u32::MAX);
         bench.play(&warm_up);
         let misses = bench.play(&packets) as f64;
-        // Ten deviations, estimated from eight draws: by chance less than once in 10,000 runs. Sets
-        // of so small a table are visited several times a tick, which costs a little of the order.
+        // Ten deviations, estimated from eight draws: exceeded by chance less than once in 10,000
+        // runs. A small table's sets are visited several times a tick, which blurs their order a
+        // little.
         let tolerance = 10.0 * deviation + 0.02 * mean;
         assert!(
             (misses - mean).abs() < tolerance,
             "{pattern}: {misses} in the kernel, {models:?} by the model"
         );
-        // Worth something: a table of half the size would miss twice as often.
+        // Tight enough: a table of half the size would miss twice as often.
         assert!(tolerance < mean / 2.0, "{tolerance}, {mean}");
     }
 }

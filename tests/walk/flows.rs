@@ -1,4 +1,4 @@
-//! The flow tables' entries as the library shows and removes them, in both kinds of table.
+//! Flow entries as the library shows and removes them, in both flow table types.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -45,7 +45,7 @@ const SERVICES: [(&str, &str, Protocol); 4] = [
 ];
 const EACH: u16 = 60;
 
-/// Services, each with as many flows that have sent a packet.
+/// Services, each with this many flows that have sent a packet.
 fn balancer() -> (Katran, Vec<(Vip, Vec<Flow>)>) {
     let mut katran = load(all_in_table());
     let services = SERVICES.map(|(name, to, protocol)| {
@@ -79,7 +79,7 @@ fn a_flow_is_found_with_its_real_and_age() {
             assert_eq!((entry.real, entry.cpu), (answer.real, Some(0)));
             assert_eq!(entry.flow.source, flow.source);
             assert_eq!(entry.flow.destination.ip(), flow.destination.ip());
-            // The port of an any-port VIP does not count.
+            // Entries of an any-port VIP have port 0.
             let port = if vip.port() == 0 {
                 0
             } else {
@@ -105,7 +105,7 @@ fn a_flow_is_found_with_its_real_and_age() {
 }
 
 #[test]
-fn what_is_removed_goes_by_the_ring_again() {
+fn removed_flows_follow_the_ring_again() {
     let (mut katran, services) = balancer();
     let (vip, flows) = &services[0];
     assert_eq!(reason(&katran, flows[0]), Reason::FlowTable);
@@ -168,7 +168,7 @@ fn a_purge_of_a_real_takes_its_flows_of_that_vip() {
 }
 
 #[test]
-fn stale_entries_are_told_apart() {
+fn stale_entries_are_distinguished() {
     let (mut katran, services) = balancer();
     let live = |(_, flows): &(Vip, Vec<Flow>)| {
         let at_b = |flow: &&Flow| katran.flows().find(flow).unwrap()[0].real == Some(ip(B));
@@ -195,8 +195,8 @@ fn stale_entries_are_told_apart() {
             .flat_map(|flow| katran.flows().find(flow).unwrap());
         let (left, gone): (Vec<_>, Vec<_>) = found.partition(|entry| entry.real.is_some());
         assert_eq!(left.len() as u64, live);
-        // While another VIP had the real, a thread of the library was at work to remove them; those
-        // of the last VIP are stale by the real's end, and nobody's work.
+        // While another VIP has the real, a thread of the library removes its entries; without one
+        // they are stale because the real is gone, and stay.
         assert!(gone.len() as u64 <= stats.stale, "{stats:?}");
         if *vip == services[services.len() - 1].0 {
             assert_eq!(stats.entries, u64::from(EACH));
@@ -207,7 +207,7 @@ fn stale_entries_are_told_apart() {
 #[test]
 fn one_walk_counts_the_entries_of_all_vips() {
     let (mut katran, services) = balancer();
-    // Of a VIP without flows, and fewer of another.
+    // For a VIP without flows, and fewer than another VIP has.
     let idle = serve(&mut katran, "203.0.113.9:1/tcp", VipFlags::empty(), &[A]);
     for flow in &services[2].1[..20] {
         katran.flows_mut().remove(flow).unwrap();
@@ -225,7 +225,7 @@ fn one_walk_counts_the_entries_of_all_vips() {
     assert_eq!(count.entries(idle), Some(0));
     assert_eq!(count.entries(vip("203.0.113.77:1/tcp")), None);
 
-    // What a snapshot shows is what was counted.
+    // A snapshot shows what was counted.
     let shown = |counters: &Counters, name: &str, label: &str| {
         let metrics = counters.metrics();
         let metric = metrics.iter().find(|metric| metric.name == name).unwrap();
@@ -245,7 +245,7 @@ fn one_walk_counts_the_entries_of_all_vips() {
     assert_eq!(shown(&counters, "vip_flow_entries", &of_first), Some(0));
     assert_eq!(shown(&counters, "map_entries", "flows"), Some(flows - each));
 
-    // In parts: old figures, older and older, until the last is through.
+    // In parts: the figures stay, and age, until the last part is done.
     thread::sleep(Duration::from_millis(50));
     let mut parts = 1;
     while !katran.flows().recount(&mut count, Duration::ZERO).unwrap() {
@@ -253,11 +253,11 @@ fn one_walk_counts_the_entries_of_all_vips() {
         assert!(count.age() >= Duration::from_millis(50));
         parts += 1;
     }
-    assert!(parts > 1, "each table is a part at least");
+    assert!(parts > 1, "each table takes at least one part");
     assert_eq!(count.entries(first), Some(0));
     assert_eq!(count.entries(third), Some(each - 20));
 
-    // A VIP that goes during a count has no figures, and one that comes has none yet.
+    // A VIP removed during a count has no figures, and one added has none yet.
     let mut again = |katran: &mut Katran, change: &mut dyn FnMut(&mut Katran)| {
         assert!(!katran.flows().recount(&mut count, Duration::ZERO).unwrap());
         change(katran);
@@ -274,7 +274,7 @@ fn one_walk_counts_the_entries_of_all_vips() {
         (None, None)
     );
     assert_eq!(count.entries(third), Some(each - 20));
-    // Nor has one that goes and comes again, with another number.
+    // Neither has one that was removed and added again under another number.
     let count = again(&mut katran, &mut |katran| {
         katran.remove_vip(third).unwrap();
         serve(katran, SERVICES[2].0, VipFlags::empty(), &[A, B]);
@@ -291,11 +291,11 @@ fn one_walk_counts_the_entries_of_all_vips() {
 }
 
 #[test]
-fn a_vip_that_comes_again_starts_without_flows() {
+fn a_vip_that_is_added_again_starts_without_flows() {
     let (mut katran, services) = balancer();
     let (vip, flows) = &services[0];
     katran.remove_vip(*vip).unwrap();
-    // The reals live on in other VIPs, so their entries would count.
+    // Other VIPs keep the reals in use, so their entries would count.
     let again = serve(&mut katran, SERVICES[0].0, VipFlags::empty(), &[A, B]);
     assert_eq!(entries(&katran, again), 0);
     assert!(
@@ -321,7 +321,7 @@ fn flows_can_be_listed_where_the_table_knows_them() {
         let expected: BTreeSet<_> = flows.iter().map(|flow| flow.source).collect();
         assert_eq!(sources, expected);
         for entry in &listed {
-            // An any-port VIP is not found by the port 0 that its entries have.
+            // Port 0 in its entries does not find an any-port VIP.
             if vip.port() != 0 {
                 let found = katran.flows().find(&entry.flow).unwrap();
                 assert_eq!((found[0].flow, found[0].real), (entry.flow, entry.real));
@@ -359,7 +359,7 @@ fn a_purge_does_not_disturb_forwarding() {
         .modify_reals(busy, &[RealChange::Add(Real::new(ip(B))), drained])
         .unwrap();
 
-    // Another CPU forwards, first alone, then while the entries are purged.
+    // Another CPU forwards, first alone, then during the purge.
     let program = katran.program_fd().try_clone_to_owned().unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     let forwarder = thread::spawn(move || {
@@ -371,7 +371,7 @@ fn a_purge_does_not_disturb_forwarding() {
             .collect();
         let mut times = Vec::new();
         for _ in 0..20 {
-            // Time that it spins for a lock is the thread's own, time that others have the CPU is not.
+            // CPU time: spinning on a lock counts, but not time that other processes use.
             let began = common::cpu_time();
             busy.play(program.as_fd(), &packets).unwrap();
             times.push(common::cpu_time() - began);
@@ -388,7 +388,7 @@ fn a_purge_does_not_disturb_forwarding() {
     let times = forwarder.join().unwrap();
     assert_eq!(removed, before);
     assert_eq!(entries(&katran, purged), 0);
-    // A table of sets may put out a few while it grows.
+    // A growing set-associative table may lose a few.
     let left = entries(&katran, busy);
     assert!((990..=1000).contains(&left), "{left}");
     assert_eq!(katran.stats().totals().unwrap().drop.packets, 0);
@@ -400,7 +400,7 @@ fn a_purge_does_not_disturb_forwarding() {
     println!(
         "{removed} entries in {took:?}; {PACKETS} packets in {alone:?}, then in {meanwhile:?}"
     );
-    // The machine has other guests: this is about locks, which would stop it for the purge's time.
+    // Generous for a busy machine: a lock would stop it for as long as the purge takes.
     assert!(
         meanwhile < 2 * alone + Duration::from_millis(20),
         "{times:?}"

@@ -1,4 +1,4 @@
-//! The global flow tables: what the host application puts there, packets find.
+//! The global flow tables: packets find what the host application puts there.
 
 use katran::Builder;
 use katran::Error;
@@ -31,7 +31,7 @@ fn settings() -> Builder {
         .forwarding_cpus([0])
 }
 
-/// New flows go to A; B is there for another VIP.
+/// New flows go to A; another VIP has B.
 fn balancer(vip: &str, flags: VipFlags) -> Katran {
     let mut katran = load(settings());
     serve(&mut katran, vip, flags, &[A]);
@@ -44,7 +44,7 @@ fn flow(port: u16) -> Flow {
 }
 
 #[test]
-fn packets_go_where_the_host_application_says() {
+fn packets_follow_the_host_applications_entries() {
     for (vip, to) in [
         ("203.0.113.1:443/tcp", "203.0.113.1:443"),
         ("203.0.113.1:0/tcp", "203.0.113.1:443"),
@@ -58,7 +58,7 @@ fn packets_go_where_the_host_application_says() {
         assert_eq!(answer.real, Some(ip(B)));
         assert_eq!(answer.choice, Choice::GlobalFlowTable { cpu: Some(0) });
         for _ in 0..2 {
-            // It is asked each time: nothing is remembered beside it.
+            // Looked up for each packet: nothing else is remembered.
             assert_eq!(
                 sent(&katran, &frame(flow(1))),
                 (Some(ip(B)), Reason::GlobalFlowTable)
@@ -66,7 +66,7 @@ fn packets_go_where_the_host_application_says() {
         }
         assert_eq!(katran.stats().flow_table().unwrap().misses, 0);
         assert_eq!(sent(&katran, &frame(flow(2))), (Some(ip(A)), Reason::Ring));
-        // A SYN does not ask, and what it makes remembered comes first.
+        // A SYN skips the global table, and the entry it makes takes precedence.
         assert_eq!(sent(&katran, &syn(flow(1))), (Some(ip(A)), Reason::Ring));
         assert_eq!(
             sent(&katran, &frame(flow(1))),
@@ -81,7 +81,7 @@ fn packets_go_where_the_host_application_says() {
 }
 
 #[test]
-fn a_vip_without_the_flag_does_not_ask() {
+fn a_vip_without_the_flag_ignores_it() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::empty());
     katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
     assert_eq!(
@@ -94,14 +94,14 @@ fn a_vip_without_the_flag_does_not_ask() {
 }
 
 #[test]
-fn an_entry_of_a_gone_real_counts_no_more() {
+fn an_entry_of_a_removed_real_is_void() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
     katran.global_flows_mut().set(0, &flow(1), ip(B)).unwrap();
     let other = OTHER.parse().unwrap();
     katran.remove_real(other, ip(B)).unwrap();
     assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
     assert_eq!(sent(&katran, &frame(flow(1))), (Some(ip(A)), Reason::Ring));
-    // Nor when the address comes again: it is another real.
+    // Nor when the address is added again: it is another real.
     katran.add_real(other, katran::Real::new(ip(B))).unwrap();
     assert_eq!(katran.global_flows().get(0, &flow(1)).unwrap(), None);
 }
@@ -127,7 +127,7 @@ fn cpus_without_a_table_share_one() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn invalid_requests_are_refused() {
     let mut katran = balancer("203.0.113.1:443/tcp", VipFlags::GLOBAL_LRU);
     let nowhere = Flow::tcp(at("192.0.2.7:1"), at("192.0.2.1:1"));
     assert!(matches!(

@@ -1,5 +1,5 @@
-//! GUE on the wire: every byte of the outer headers, a checksum that is right in every case
-//! without a look at the payload, and what is refused.
+//! GUE on the wire: every byte of the outer headers, a checksum that is right in every case without
+//! reading the payload, and what is refused.
 
 use std::net::IpAddr;
 
@@ -31,7 +31,7 @@ const A: &str = "198.51.100.1";
 const A6: &str = "2001:db8:2::1";
 const OWN: &str = "198.18.0.10";
 const OWN6: &str = "2001:db8:ffff::10";
-/// One service of each protocol and family of VIP and real: the real's family follows the port.
+/// One service per protocol and family of VIP and real: the port names the real's family.
 const PORTS: [(u16, &str); 2] = [(4, A), (6, A6)];
 const VIPS: [&str; 2] = ["203.0.113.1", "2001:db8:1::1"];
 
@@ -75,7 +75,7 @@ fn flow(vip: &str, port: u16, protocol: Protocol) -> Flow {
     }
 }
 
-/// What leaves the balancer.
+/// The frame that leaves the balancer.
 fn sent(katran: &Katran, frame: &[u8]) -> Vec<u8> {
     katran.simulate(frame).unwrap().frame
 }
@@ -108,7 +108,7 @@ fn outer_headers_are_right_to_the_byte_whatever_the_payload() {
 }
 
 #[test]
-fn what_follows_the_packet_in_its_frame_stays_and_does_not_count() {
+fn bytes_behind_the_packet_stay_and_do_not_count() {
     let katran = balancer(VipFlags::empty());
     for (flow, real) in every_case() {
         let mut frame = Packet::new(flow).payload(3).frame();
@@ -125,9 +125,9 @@ fn what_follows_the_packet_in_its_frame_stays_and_does_not_count() {
     }
 }
 
-/// Whatever the packet's own header says of itself: the outer checksum is about its bytes.
+/// The outer checksum covers the packet's bytes, even if its own header is wrong about them.
 #[test]
-fn the_outer_checksum_is_right_where_the_inner_headers_is_wrong() {
+fn the_outer_checksum_is_right_with_a_wrong_inner_header_checksum() {
     let katran = balancer(VipFlags::empty());
     let check = |frame: &[u8], flow: Flow, real: &str| {
         let source = Some(flow.source.ip());
@@ -139,7 +139,7 @@ fn the_outer_checksum_is_right_where_the_inner_headers_is_wrong() {
             let mut frame = Packet::new(flow).frame();
             frame[ETHERNET + 10] ^= damage;
             check(&frame, flow, real);
-            // Of the packet that an ICMP message is in, too.
+            // Also of the packet that an ICMP error quotes.
             let mut frame = frames::unreachable(flow, 8);
             frame[ETHERNET + 11] ^= damage;
             check(&frame, flow, real);
@@ -147,7 +147,7 @@ fn the_outer_checksum_is_right_where_the_inner_headers_is_wrong() {
     }
 }
 
-/// The inner checksum says nothing of extension headers, so the packet is added up as a whole.
+/// The inner checksum does not cover extension headers, so the whole packet is added up.
 #[test]
 fn the_outer_checksum_is_right_with_extension_headers() {
     const ICMP: u8 = 58;
@@ -169,7 +169,7 @@ fn the_outer_checksum_is_right_with_extension_headers() {
             let expected = gue(&frame, source, 40_001, ip(real), own(real), true);
             assert_eq!(sent(&katran, &frame), expected, "{flow} to {real}, {next}");
         }
-        // Without an inner checksum there is none outside.
+        // Without an inner checksum there is no outer one.
         if flow.protocol == Protocol::Udp {
             let frame = Packet::new(flow).without_checksum().frame();
             let frame = frames::extended(&frame, 0, &options(protocol));
@@ -180,7 +180,7 @@ fn the_outer_checksum_is_right_with_extension_headers() {
     }
 }
 
-/// A UDP length of its own ends the datagram before the packet (RFC 9868), or behind it.
+/// A UDP length that ends the datagram before the packet's end (RFC 9868), or beyond it.
 #[test]
 fn the_outer_checksum_is_right_whatever_udps_length() {
     let katran = balancer(VipFlags::empty());
@@ -192,14 +192,14 @@ fn the_outer_checksum_is_right_whatever_udps_length() {
                 let header = if flow.source.is_ipv4() { IPV4 } else { IPV6 };
                 let at = ETHERNET + header + 4;
                 frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
-                // A checksum of the datagram that this length gives, if there is one.
+                // The checksum over this length, if the datagram has one.
                 frame[at + 2..at + 4].fill(0);
                 let ends = usize::from(length.clamp(8, whole));
                 let datagram = &frame[at - 4..at - 4 + ends];
                 let (from, to) = (flow.source.ip(), flow.destination.ip());
                 let sum = !frames::pseudo_sum(from, to, 17, datagram);
                 frame[at + 2..at + 4].copy_from_slice(&sum.max(1).to_be_bytes());
-                // What follows the packet does not count.
+                // Bytes behind the packet do not count.
                 frame.extend([0xaa; 5]);
                 let source = Some(flow.source.ip());
                 let expected = gue(&frame, source, 40_001, ip(real), own(real), true);
@@ -236,7 +236,7 @@ fn a_checksum_that_comes_out_as_0_is_sent_as_ffff() {
     for (flow, real) in every_case() {
         let outer = if ip(real).is_ipv4() { IPV4 } else { IPV6 };
         let check_at = ETHERNET + outer + 6;
-        // Among so many ports there is one with most payloads.
+        // Most payloads need one of these ports.
         let found = (0..40).find_map(|payload| {
             (1024..=u16::MAX).find_map(|port| {
                 let mut flow = flow;
@@ -287,7 +287,7 @@ fn flags_that_hide_the_client_hide_it_in_the_outer_port_too() {
     let katran = balancer(VipFlags::DPORT_HASH);
     for (flow, real) in every_case() {
         let frame = frames::frame(flow);
-        // The address counts as 0, the port as it was.
+        // The address counts as 0; the port is unchanged.
         let expected = gue(&frame, None, 40_001, ip(real), own(real), true);
         assert_eq!(sent(&katran, &frame), expected, "{flow}");
     }
@@ -296,14 +296,14 @@ fn flags_that_hide_the_client_hide_it_in_the_outer_port_too() {
 #[test]
 fn the_outer_source_port_is_never_0() {
     let katran = balancer(VipFlags::empty());
-    // Ports that their client's address takes back to 0, or nearly so.
+    // Ports that cancel out with the client's address, exactly or nearly.
     for (flow, real) in every_case() {
         let v6 = ip(real).is_ipv6();
         let port = match flow.source.ip() {
-            // 192.0.2.7
+            // From 192.0.2.7.
             IpAddr::V4(_) if v6 => 0x0207,
             IpAddr::V4(_) => 0x0702,
-            // Of ...:1a2b:3c4d.
+            // From ...:1a2b:3c4d.
             IpAddr::V6(_) if v6 => 0x1a2b,
             IpAddr::V6(_) => 0x4d3c,
         };
@@ -396,7 +396,7 @@ fn a_real_of_a_family_without_a_source_is_refused_until_it_has_one() {
 
     katran.gateways_mut().set_source(ip(OWN6)).unwrap();
     katran.add_real(vip, Real::new(ip(A6))).unwrap();
-    // A document brings source and reals at once.
+    // A document sets source and reals at once.
     let state = katran.state();
     let mut bare = load(builder().encapsulation(Encapsulation::Gue));
     let mut wanted = state.clone();

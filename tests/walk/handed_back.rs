@@ -1,5 +1,6 @@
-//! Packets that no entry leads go on in the program that a replacement has put out of its place, as long as its tables may know
-//! more: which those are, that they are counted there alone, and that all is as ever where that program is not there.
+//! After a replacement, packets without an entry continue in the replaced program while its tables
+//! may know more: which packets those are, that only that program counts them, and what happens
+//! when it is gone.
 
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -37,7 +38,8 @@ const HANDS_BACK: u32 = 1 << 27;
 const INFO_BYTES: usize = 32;
 const FLAGS_AT: usize = 24;
 
-/// A balancer with a service of either protocol, whose packets go to this real.
+/// Two balancers with a service of either protocol; tests see by the real which of them forwarded a
+/// packet.
 struct Pair {
     before: Katran,
     after: Katran,
@@ -47,7 +49,7 @@ struct Pair {
 const VIPS: [&str; 2] = ["203.0.113.1:443/tcp", "203.0.113.1:443/udp"];
 
 impl Pair {
-    /// The one before leads all to A, and the one after to C what begins and to B what was there.
+    /// The replaced one leads all to A, the new one new flows to C and others to B.
     fn new(settings: impl Fn(Builder) -> Builder) -> Self {
         let settings = || settings(builder());
         let (mut before, mut after) = (load(settings()), load(settings()));
@@ -82,7 +84,7 @@ impl Pair {
         bpf::update(infos, &0_u32.to_ne_bytes(), &bytes);
     }
 
-    /// Where the frame goes; it is counted once, by the one that has sent it.
+    /// Where the frame goes. Checks that exactly the balancer that sent it has counted it.
     fn to(&self, frame: &[u8], tags: usize) -> IpAddr {
         let sent = || {
             [&self.before, &self.after].map(|katran| {
@@ -133,7 +135,7 @@ fn what_no_entry_leads_goes_on_in_the_program_before() {
             assert_eq!(pair.to(&frame(flow), 0), ip(A), "{nth}");
             assert_eq!(pair.to(&tagged(&frame(flow)), 4), ip(A), "{nth}");
             assert_eq!(pair.to(&unreachable(flow, 8), 0), ip(A), "{nth}");
-            // What begins has an entry then.
+            // A new flow gets an entry.
             assert_eq!(pair.to(&syn(flow), 0), ip(C), "{nth}");
             assert_eq!(pair.to(&frame(flow), 0), ip(C), "{nth}");
             assert_eq!(pair.to(&tagged(&frame(flow)), 4), ip(C), "{nth}");
@@ -149,7 +151,7 @@ fn what_no_entry_leads_goes_on_in_the_program_before() {
     }
 }
 
-/// Before anything is counted of the id.
+/// Handed back before any id counter moves.
 #[test]
 fn what_may_go_by_a_connection_id_does_so_there() {
     let mut pair = Pair::new(changed);
@@ -199,17 +201,17 @@ fn what_a_settled_slot_leads_does_not() {
 }
 
 #[test]
-fn where_there_is_no_program_before_all_is_as_ever() {
+fn without_a_replaced_program_nothing_changes() {
     let pair = Pair::new(changed);
     let array = pair.after.map_fd("special_programs").unwrap();
     bpf::remove(array, &BEFORE.to_ne_bytes());
     let flow = flows_of(Protocol::Tcp)[0];
     assert_eq!(pair.to(&frame(flow), 0), ip(B));
-    // A frame whose tags are back cannot go on here.
+    // A frame whose tags are restored cannot continue here.
     let ran = bpf::run(pair.after.program_fd(), &tagged(&frame(flow)));
     assert_eq!(ran.verdict, Verdict::Drop);
     let reasons = pair.after.stats().drop_reasons().unwrap();
     assert_eq!(reasons.get(DropReason::ProgramMissing), 1);
-    // Nor does a simulation leave its balancer.
+    // A simulation stays in its balancer, too.
     assert_eq!(pair.after.simulate(&frame(flow)).unwrap().real, Some(ip(B)));
 }

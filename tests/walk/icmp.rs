@@ -1,5 +1,5 @@
 //! The packet walk's ICMP: echo requests answered, errors that follow their flow and are counted,
-//! and the messages that frames above `max_frame` get.
+//! and the errors that frames above `max_frame` get.
 
 use katran::Builder;
 use katran::Error;
@@ -32,7 +32,7 @@ use crate::common::load;
 use crate::common::serve;
 use crate::common::wire::ipip;
 
-/// Both families' VIPs, and both families' reals behind each.
+/// VIPs of both families, each with reals of both families.
 fn balancer(builder: Builder) -> Katran {
     let mut katran = load(builder);
     for text in [VIP4, VIP6] {
@@ -111,7 +111,7 @@ fn path_mtu_messages_are_counted_for_any_address_and_follow_their_flow() {
             *below += if small { 2 } else { 0 };
             assert_eq!(katran.stats().icmp().unwrap(), expected);
         }
-        // Before the quoted header is looked at; and other codes do not count.
+        // Cut before the quoted header is read; other codes do not count.
         let cut = if flow.source.is_ipv4() { IPV4 } else { IPV6 } + ETHERNET + 8;
         let ran = katran
             .simulate(&frames::cut(&frames::too_big(flow, 1000), cut - ETHERNET))
@@ -156,7 +156,7 @@ fn max_frame_is_the_longest_that_is_forwarded() {
         let too_big = katran.simulate(&of_length(1201)).unwrap();
         assert_eq!(too_big.reason, Reason::TooBig);
         assert!(too_big.vip.is_some() && too_big.real.is_none());
-        // The MTU it announces is that of a frame that fits; of IPv6 no link has less than 1,280.
+        // The announced MTU is that of a frame that fits; an IPv6 link has at least 1,280.
         let (header, expected) = match flow.source.is_ipv4() {
             true => (IPV4, 1200_u32 - 14),
             false => (IPV6, 1280),
@@ -169,9 +169,10 @@ fn max_frame_is_the_longest_that_is_forwarded() {
     assert_eq!(katran.stats().flow_table().unwrap().settled, 2);
 }
 
-/// RFC 1122, 3.2.2, and RFC 4443, 2.4: else one frame with a made-up source has a group hear of it.
+/// RFC 1122, 3.2.2, and RFC 4443, 2.4: otherwise one frame with a forged source would reach a whole
+/// group.
 #[test]
-fn groups_and_icmp_errors_are_told_of_no_length() {
+fn groups_and_icmp_errors_get_no_too_big_message() {
     let mut katran = load(builder().max_frame(600));
     for text in [VIP4, VIP6] {
         serve(&mut katran, text, VipFlags::empty(), &[A]);

@@ -1,5 +1,5 @@
-//! Ids in packets lead to their real whatever its health; what is remembered of such a packet leads
-//! nobody. For the three kinds of ids, and for as long as the real is down.
+//! Ids in packets lead to their real whatever its health, but entries they make lead no other
+//! packet there while it is down. For all three kinds of id.
 
 use std::net::IpAddr;
 
@@ -44,7 +44,7 @@ fn option(flow: Flow) -> Vec<u8> {
     Packet::new(flow).options(&option).frame()
 }
 
-/// A and B, of which A is down, and `ID` names it.
+/// A and B: A is down, and `ID` names it.
 fn with_a_down(builder: Builder, service: &str, flags: VipFlags) -> (Katran, Vip) {
     let mut katran = load(builder);
     let vip = serve(&mut katran, service, flags, &[A, B]);
@@ -54,18 +54,18 @@ fn with_a_down(builder: Builder, service: &str, flags: VipFlags) -> (Katran, Vip
     (katran, vip)
 }
 
-/// The pairs of VIP and real that packets are told of.
+/// Pairs of VIP and down real in the program's map.
 fn pairs(katran: &Katran) -> u64 {
     let maps = katran.stats().library().unwrap().maps;
     let of_down = maps.iter().find(|map| map.name == "down_reals");
     of_down.unwrap().entries
 }
 
-/// Until nothing is left to remove from the tables.
+/// Waits until no void entry is left in the tables.
 fn swept(katran: &Katran, vip: Vip) {
     let is_swept = || katran.flows().stats(vip).unwrap().stale == 0;
     eventually("void entries are removed", is_swept);
-    // What voided them would go now.
+    // The pairs that voided them would be removed now.
     std::thread::sleep(std::time::Duration::from_millis(100));
 }
 
@@ -73,9 +73,10 @@ fn swept(katran: &Katran, vip: Vip) {
 fn ids_lead_to_their_real_whatever_its_health() {
     let udp = Flow::udp(at("192.0.2.7:1"), at("203.0.113.1:443"));
     let of = |data: &[u8]| Packet::new(udp).data(data).frame();
-    // A short header; version 2 of connection ids: two bits, and 24 of the id from the second byte on.
+    // A short header with a connection id of version 2: two bits, and 24 of the id from the second
+    // byte on.
     let short = of(&[0x43, 0x80, 0, 0x12, 0x34, 0, 0, 0, 0, 1, 2, 3, 4, 5]);
-    // A long header, of which the client has chosen the id.
+    // A long header, whose id the client chose.
     let first = of(&[
         0xc0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0,
     ]);
@@ -108,8 +109,8 @@ fn ids_lead_to_their_real_whatever_its_health() {
                 assert_eq!(sent(&katran, &without).0, Some(ip(B)), "{by_id:?}");
                 swept(&katran, vip);
             }
-            // Once it is up, what is remembered of such a packet counts. Stable UDP remembers nothing, and
-            // what the ring has made is left alone by an id of TCP.
+            // Once the real is up, the entry that an id made counts. Stable UDP makes none, and a
+            // TCP id leaves the ring's entry alone.
             assert_eq!(sent(&katran, &with), (Some(ip(A)), by_id));
             katran.mark_up(vip, ip(A)).unwrap();
             let remembered = by_id == Reason::ConnectionId;
@@ -123,8 +124,8 @@ fn ids_lead_to_their_real_whatever_its_health() {
     }
 }
 
-/// A client that repeats an id makes an entry that names the dead real. No packet without the id
-/// follows it: not a SYN, not a later one.
+/// A client that repeats an id makes an entry with the dead real. No packet without the id follows
+/// it: neither a SYN nor a later one.
 #[test]
 fn no_packet_follows_what_a_tcp_id_has_made_for_a_real_that_is_down() {
     for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
@@ -152,7 +153,7 @@ fn no_packet_follows_what_a_tcp_id_has_made_for_a_real_that_is_down() {
     }
 }
 
-/// An entry that the ring has made, and whose real is down since, does not hold against an id.
+/// An id overrides an entry that the ring made and whose real has gone down since.
 #[test]
 fn a_tcp_id_corrects_an_entry_of_a_real_that_is_down() {
     stay_on(0);
@@ -169,7 +170,7 @@ fn a_tcp_id_corrects_an_entry_of_a_real_that_is_down() {
         katran.add_real(vip, Real::new(ip(B))).unwrap();
         katran.mark_down(vip, ip(A)).unwrap();
         swept(&katran, vip);
-        // The library has removed the entry. One comes back as if it had not come to it yet.
+        // The library has removed the entry. Put it back, as if it had not got to it yet.
         let table = katran.flows().table_fd(0).unwrap();
         for (key, entry) in &used {
             bpf::update(table, key, entry);
@@ -183,9 +184,9 @@ fn a_tcp_id_corrects_an_entry_of_a_real_that_is_down() {
     }
 }
 
-/// The feature comes and goes while the real is down.
+/// The feature is enabled and disabled while the real is down.
 #[test]
-fn a_reload_that_brings_tcp_ids_keeps_flows_from_reals_that_are_down() {
+fn a_reload_with_tcp_ids_keeps_flows_off_down_reals() {
     let (mut katran, vip) = with_a_down(builder(), "203.0.113.1:443/tcp", VipFlags::empty());
     let datagrams = serve(
         &mut katran,
@@ -198,18 +199,19 @@ fn a_reload_that_brings_tcp_ids_keeps_flows_from_reals_that_are_down() {
     let without = katran.features();
     for round in 1..3 {
         katran.reload(without | Features::TCP_SERVER_ID).unwrap();
-        assert_eq!(pairs(&katran), 1, "of the VIP of TCP");
+        assert_eq!(pairs(&katran), 1, "only the TCP VIP's");
         swept(&katran, vip);
         assert_eq!(
             sent(&katran, &option(tcp(round))),
             (Some(ip(A)), Reason::TcpServerId)
         );
-        // When ids went off all slots have got a base.
+        // Disabling ids gave all slots a base.
         let first = [Reason::Ring, Reason::Base][usize::from(round > 1)];
         for reason in [first, Reason::FlowTable] {
             assert_eq!(sent(&katran, &frame(tcp(round))), (Some(ip(B)), reason));
         }
-        // What is left in the tables goes with the feature, and with it what voids it.
+        // Disabling the feature removes the entries that are left, and then the pairs that void
+        // them.
         let other = tcp(round + 100);
         sent(&katran, &option(other));
         katran.reload(without).unwrap();
@@ -223,7 +225,7 @@ fn a_reload_that_brings_tcp_ids_keeps_flows_from_reals_that_are_down() {
     assert!(katran.is_down(datagrams, ip(A)).unwrap());
 }
 
-/// The kernel refuses the second of two pairs, for somebody has filled the map.
+/// The kernel refuses the second of two pairs, as the map is full.
 #[test]
 fn a_reload_that_is_refused_voids_nothing() {
     let mut katran = load(builder().max_reals(3));
@@ -248,9 +250,9 @@ fn a_reload_that_is_refused_voids_nothing() {
     assert_eq!((in_map(&katran), pairs(&katran)), (6, 2));
 }
 
-/// More reals that are down than there is room for: named, and nothing changes.
+/// More down reals than there is room for: the error names the limit, and nothing changes.
 #[test]
-fn a_reload_has_to_have_room_for_all_reals_that_are_down() {
+fn a_reload_needs_room_for_all_down_reals() {
     const REALS: u32 = 3;
     let mut katran = load(builder().max_reals(REALS));
     let services = ["203.0.113.1:443/tcp", "203.0.113.2:443/tcp"];
@@ -274,15 +276,15 @@ fn a_reload_has_to_have_room_for_all_reals_that_are_down() {
     assert_eq!(pairs(&katran), 3);
     let refused = katran.mark_down(vip(services[1]), ip(A));
     assert!(matches!(refused, Err(Error::Exhausted { limit: 3, .. })));
-    // A VIP of UDP has no such ids, and no such limit.
+    // A UDP VIP has no such ids, and no such limit.
     let udp = serve(&mut katran, "203.0.113.3:443/udp", VipFlags::empty(), &[A]);
     katran.mark_down(udp, ip(A)).unwrap();
     assert_eq!(vip("203.0.113.3:443/udp").protocol(), Protocol::Udp);
 }
 
-/// One that is down from the start, in a state.
+/// A real that a state adds as down.
 #[test]
-fn a_real_that_comes_down_with_its_vip_has_no_flows_by_ids() {
+fn a_real_added_as_down_gets_no_flows_by_ids() {
     let mut katran = load(builder());
     let mut wanted = katran.state();
     let balancer = wanted.balancer.as_mut().unwrap();

@@ -1,5 +1,5 @@
-//! VIPs for which a port does not count: the ring keeps a client's flows together, and what has become of
-//! one TCP connection does not become of another.
+//! VIPs whose ring ignores a port: a client's flows stay together, but each TCP connection has its
+//! own fate.
 
 use std::net::IpAddr;
 use std::thread;
@@ -37,7 +37,7 @@ struct Case {
     vip: &'static str,
     flags: VipFlags,
     flows: [(&'static str, &'static str); 2],
-    /// The source port as the outer header has it.
+    /// The source port in the outer header.
     port: [u16; 2],
 }
 
@@ -90,8 +90,8 @@ fn went(to: &str, reason: Reason) -> (Option<IpAddr>, Reason) {
 }
 
 #[test]
-fn a_connection_stays_where_it_is_when_its_client_opens_another() {
-    // With server ids on, other programs handle TCP.
+fn a_connection_stays_when_its_client_opens_another() {
+    // With server ids enabled, other programs handle TCP.
     for features in [
         Features::default(),
         Features::default() | Features::TCP_SERVER_ID,
@@ -118,15 +118,15 @@ fn a_connection_stays_where_it_is_when_its_client_opens_another() {
                 let bytes = frame(flow);
                 let ran = katran.simulate(&bytes).unwrap();
                 assert_eq!((ran.real, ran.reason), went(real, Reason::FlowTable));
-                // The outer header is what it was.
+                // The outer header does not change.
                 let source = Some(flow.source.ip());
                 assert_eq!(ran.frame, ipip(&bytes, source, port, ip(real)));
-                // An error about a connection finds its own entry.
+                // An error about a connection finds that connection's entry.
                 assert_eq!(sent(&katran, &unreachable(flow, 8)).0, Some(ip(real)));
                 let found = katran.flows().find(&flow).unwrap();
                 assert_eq!((found.len(), found[0].flow), (1, flow));
             }
-            // Flows of a real that is down are void one by one, and removed.
+            // Flows of a down real are voided one by one, and removed.
             katran.mark_down(vip, ip(A)).unwrap();
             assert_eq!(sent(&katran, &frame(first)), went(B, Reason::Ring));
             assert_eq!(katran.flows_mut().remove(&first).unwrap(), 1);

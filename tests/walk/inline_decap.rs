@@ -1,5 +1,5 @@
-//! Tunnels that end at the balancer: what is balanced again, sent back out, given to the host, or left
-//! alone, byte for byte; and what counts.
+//! Tunnels that end at the balancer: what is balanced again, sent back out, passed to the host, or
+//! left alone, byte for byte; and the counters.
 
 use katran::Builder;
 use katran::DecapMode;
@@ -32,7 +32,7 @@ use crate::common::serve;
 const REAL: &str = "198.51.100.1";
 const TCP: &str = "203.0.113.1:443";
 const TCP6: &str = "[2001:db8:1::1]:443";
-/// Tunnel ends by family: listed as inline, listed as egress, and the host's own.
+/// Tunnel ends, IPv4 and IPv6: listed as inline, listed as egress, and the host's own.
 pub(super) const INLINE: [&str; 2] = ["192.0.2.200", "2001:db8:d::1"];
 pub(super) const EGRESS: [&str; 2] = ["192.0.2.202", "2001:db8:e::1"];
 pub(super) const OWN: [&str; 2] = ["198.18.0.10", "2001:db8:ffff::10"];
@@ -113,7 +113,7 @@ pub(super) fn in_tunnel(kind: Kind, inner: &[u8], end: &str) -> Vec<u8> {
     }
 }
 
-/// The packet after one hop: the inner TTL is one less.
+/// The packet one hop later: the inner TTL is one less.
 pub(super) fn aged(inner: &[u8]) -> Vec<u8> {
     let mut bytes = inner.to_vec();
     if bytes[0] >> 4 == 6 {
@@ -140,7 +140,7 @@ pub(super) fn run(katran: &Katran, frame: &[u8]) -> Simulation {
     katran.simulate(frame).unwrap()
 }
 
-/// Families of outer and inner header, and both kinds of tunnel.
+/// Families of outer and inner header, and both encapsulations.
 pub(super) fn mixes() -> impl Iterator<Item = (Kind, usize, Flow)> {
     KINDS.into_iter().flat_map(|kind| {
         [0, 1]
@@ -150,7 +150,7 @@ pub(super) fn mixes() -> impl Iterator<Item = (Kind, usize, Flow)> {
 }
 
 #[test]
-fn what_was_in_an_inline_tunnel_is_balanced_like_any_packet() {
+fn the_inner_packet_is_balanced_like_any_other() {
     let katran = balancer(settings());
     for (kind, outer, flow) in mixes() {
         let what = format!("{kind:?} {outer} {flow}");
@@ -162,7 +162,7 @@ fn what_was_in_an_inline_tunnel_is_balanced_like_any_packet() {
             ran.vip.map(|vip| vip.address()),
             Some(flow.destination.ip())
         );
-        // As if it had come without the first tunnel, one hop later.
+        // The result without the first tunnel, one hop later.
         let plain = run(&katran, &ethernet(&aged(&inner)));
         assert_eq!(ran.frame, plain.frame, "{what}");
     }
@@ -172,7 +172,7 @@ fn what_was_in_an_inline_tunnel_is_balanced_like_any_packet() {
     assert_eq!(katran.stats().decap().unwrap(), expected);
 }
 
-/// Each frame counts once, with the bytes it came with.
+/// Each frame counts once, with its length on arrival.
 #[test]
 fn a_frame_counts_once() {
     let katran = balancer(settings());
@@ -191,7 +191,7 @@ fn a_frame_counts_once() {
 fn egress_is_for_every_tunnel_and_counts_by_family() {
     let katran = balancer(settings());
     for (kind, outer, flow) in mixes() {
-        // A backend's answer on its way to the client.
+        // A backend's answer to the client.
         let inner = Packet::new(frames::reverse(flow)).ip();
         let ran = run(&katran, &tunnelled(kind, &inner, EGRESS[outer]));
         assert_eq!(
@@ -224,7 +224,7 @@ fn the_hosts_own_tunnels_end_and_their_packets_go_to_its_stack() {
     }
     let decap = katran.stats().decap().unwrap();
     assert_eq!((decap.remote_encap, decap.v4, decap.v6), (0, 8, 8));
-    // By GUE it counts for the VIP, too.
+    // GUE counts for the VIP, too.
     for vip in katran.vips() {
         assert_eq!(katran.stats().vip(vip).unwrap().decap, 4, "{vip}");
         assert_eq!(katran.stats().vip(vip).unwrap().forwarded.packets, 0);
@@ -234,7 +234,7 @@ fn the_hosts_own_tunnels_end_and_their_packets_go_to_its_stack() {
 
 #[test]
 fn strict_destinations_leave_the_tunnels_of_others_alone() {
-    // As it is by default.
+    // Strict destinations are a default feature.
     let strict = Features::default() | Features::INLINE_DECAP;
     let mut katran = balancer(settings().features(strict));
     let inner = Packet::new(flows()[0]).ip();
@@ -252,20 +252,20 @@ fn strict_destinations_leave_the_tunnels_of_others_alone() {
         }
     }
     assert_eq!(katran.stats().decap().unwrap().v4, 4);
-    // The host's address is what `set_source` says now.
+    // `set_source` changes the host's address.
     katran.gateways_mut().set_source(ip(ELSEWHERE[0])).unwrap();
     let now = run(&katran, &tunnelled(Kind::Ipip, &inner, ELSEWHERE[0]));
     assert_eq!(now.reason, Reason::DecapToHost);
     let before = run(&katran, &tunnelled(Kind::Ipip, &inner, OWN[0]));
     assert_eq!(before.reason, Reason::DecapForeign);
-    // Without an address of its own a host has no tunnels.
+    // Without its own address the host has no tunnels.
     let bare = balancer(builder().features(strict));
     let ran = run(&bare, &tunnelled(Kind::Ipip, &inner, OWN[0]));
     assert_eq!(ran.reason, Reason::DecapForeign);
 }
 
 #[test]
-fn what_has_no_hops_left_is_dropped() {
+fn packets_without_hops_left_are_dropped() {
     let katran = balancer(settings());
     let mut drops = 0;
     for (kind, outer, flow) in mixes() {
@@ -290,7 +290,7 @@ fn what_has_no_hops_left_is_dropped() {
 }
 
 #[test]
-fn what_is_cut_short_is_dropped() {
+fn truncated_tunnels_are_dropped() {
     let katran = balancer(settings());
     for (kind, outer, flow) in mixes() {
         let inner = Packet::new(flow).ip();
@@ -306,8 +306,8 @@ fn what_is_cut_short_is_dropped() {
     }
 }
 
-/// An inner echo request for the host is the host's to answer; one in an inline
-/// tunnel is answered like any other.
+/// An inner echo request for the host is passed to it; one in an inline tunnel is answered like any
+/// other.
 #[test]
 fn an_echo_request_reaches_the_host_untouched() {
     let katran = balancer(settings());
@@ -327,9 +327,9 @@ fn an_echo_request_reaches_the_host_untouched() {
     }
 }
 
-/// Never one that an ICMP error quotes.
+/// Never the frame that an ICMP error quotes.
 #[test]
-fn quoted_tunnels_are_no_tunnels() {
+fn quoted_tunnels_do_not_count() {
     let katran = balancer(settings());
     for (from, end) in [("192.0.2.7", INLINE[0]), ("2001:db8:c::7", INLINE[1])] {
         let inner = Packet::new(flows()[0]).ip();
@@ -348,7 +348,7 @@ fn quoted_tunnels_are_no_tunnels() {
 }
 
 #[test]
-fn a_second_tunnel_is_passed_as_it_is() {
+fn a_second_tunnel_is_passed_unchanged() {
     let katran = balancer(settings());
     let inner = Packet::new(flows()[0]).ip();
     for kind in KINDS {
@@ -366,11 +366,11 @@ fn a_second_tunnel_is_passed_as_it_is() {
 }
 
 #[test]
-fn what_is_no_tunnel_goes_its_way() {
+fn other_packets_are_walked_as_usual() {
     let katran = balancer(settings());
     let plain = Packet::new(flows()[0]);
     assert_eq!(run(&katran, &plain.frame()).reason, Reason::SettledSlot);
-    // UDP to the port with something else in it, and to another port.
+    // UDP to the port with another payload, and to another port.
     let inner = plain.ip();
     for (port, first) in [(GUE_PORT, 0x12), (GUE_PORT + 1, 0x45)] {
         let flow = Flow::udp(at("172.16.1.1:5"), (ip(INLINE[0]), port).into());
@@ -380,7 +380,7 @@ fn what_is_no_tunnel_goes_its_way() {
         let ran = run(&katran, &frame);
         assert_eq!((ran.reason, &ran.frame), (Reason::NotAVip, &frame));
     }
-    // Fragments of the tunnel itself are the host's, for its end is no address of a VIP.
+    // Fragments of the tunnel itself belong to the host, as its end is no VIP address.
     let mut fragment = tunnelled(Kind::Ipip, &inner, INLINE[0]);
     fragment[ETHERNET + 6] = 0x20;
     let ran = run(&katran, &fragment);
@@ -390,7 +390,7 @@ fn what_is_no_tunnel_goes_its_way() {
 }
 
 #[test]
-fn with_the_feature_off_tunnels_are_passed() {
+fn without_the_feature_tunnels_are_passed() {
     let mut katran = load(builder());
     let inner = Packet::new(flows()[0]).ip();
     let frame = tunnelled(Kind::Ipip, &inner, INLINE[0]);
@@ -407,7 +407,7 @@ fn with_the_feature_off_tunnels_are_passed() {
 }
 
 #[test]
-fn addresses_come_and_go() {
+fn tunnel_ends_can_be_added_and_removed() {
     let mut katran = balancer(settings());
     let all = [
         (ip(INLINE[0]), DecapMode::Inline),

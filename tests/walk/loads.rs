@@ -1,5 +1,5 @@
-//! Every program loads in every configuration that changes its instructions: what a compiler or a kernel other
-//! than this machine's is asked first (`make compilers`, `make kernels`).
+//! Every program loads in every configuration that changes its instructions: the first thing to try
+//! with another compiler or kernel (`make compilers`, `make kernels`).
 
 use katran::Builder;
 use katran::Decap;
@@ -17,7 +17,7 @@ use crate::common::load;
 
 const TABLES: [FlowTableKind; 2] = [FlowTableKind::SetAssociative, FlowTableKind::KernelLru];
 
-/// The features that this version has.
+/// All features of this version.
 fn features() -> Features {
     Features::all() - Features::FLOW_DEBUG
 }
@@ -46,7 +46,7 @@ fn the_balancer_loads_with_each_feature_alone_with_none_and_with_all() {
 }
 
 #[test]
-fn the_balancer_loads_with_each_way_to_wrap_and_to_keep_frames() {
+fn the_balancer_loads_with_each_encapsulation_and_frame_setting() {
     for features in [Features::empty(), features()] {
         for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
             for frags in [false, true] {

@@ -1,5 +1,5 @@
-//! The packet walk's middle: which VIP and which real a packet gets, what is remembered of it and
-//! for how long, the VIP flags, the flood guard. Random flows are in `property.rs`.
+//! The packet walk's middle: which VIP and real a packet gets, what is remembered and for how long,
+//! the VIP flags, the flood guard. Random flows are in `property.rs`.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -47,7 +47,7 @@ fn counted(katran: &Katran) -> FlowTableCounters {
     katran.stats().flow_table().unwrap()
 }
 
-/// The reals that a set of flows goes to, new ones that the ring decides.
+/// The reals that a set of new flows gets from the ring.
 fn reals_of(katran: &Katran, flows: impl IntoIterator<Item = Flow>) -> BTreeSet<IpAddr> {
     flows
         .into_iter()
@@ -65,14 +65,14 @@ fn a_flow_stays_where_it_is_while_reals_are_drained() {
 
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(A)), Reason::FlowTable));
-    // The SYN of a new connection (one that comes at once is followed: `attacks.rs`) goes by the ring,
-    // and what it gets is remembered.
+    // A new connection's SYN follows the ring and is remembered (an immediate one follows its flow:
+    // `attacks.rs`).
     assert_eq!(katran.flows_mut().remove(&flow).unwrap(), 1);
     let ran = katran.simulate(&syn(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(B)), Reason::Ring));
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(B)), Reason::FlowTable));
-    // A VIP that has drained reals only keeps their flows and takes no new ones.
+    // A VIP with only drained reals keeps their flows and takes no new ones.
     katran.add_real(vip, Real::new(ip(B)).weight(0)).unwrap();
     assert_eq!(katran.simulate(&frame(flow)).unwrap().real, Some(ip(B)));
     let another = Flow::tcp(at("192.0.2.7:40002"), at(TO_VIP4));
@@ -81,7 +81,10 @@ fn a_flow_stays_where_it_is_while_reals_are_drained() {
 
     let counters = counted(&katran);
     assert_eq!(counters.packets, 6);
-    assert_eq!(counters.misses, 2, "those that the ring had a real for");
+    assert_eq!(
+        counters.misses, 2,
+        "only packets that the ring had a real for"
+    );
     assert_eq!((counters.miss_syn, counters.miss_non_syn), (3, 0));
 }
 
@@ -179,7 +182,7 @@ fn dport_hash_makes_only_the_destination_port_count() {
                 let ran = katran.simulate(&bytes).unwrap();
                 assert_eq!((ran.vip, ran.reason), (Some(vip), Reason::Ring));
                 let real = ran.real.unwrap();
-                // No source address in the outer one; the port is the client's again.
+                // The outer header has no client address; the port is the client's again.
                 assert_eq!(ran.frame, ipip(&bytes, None, flow.source.port(), real));
                 real
             })
@@ -222,12 +225,12 @@ fn an_any_port_vip_is_one_service_unless_told_otherwise() {
     assert_eq!(reals_of(&katran, (1..100).map(to)).len(), 1);
     assert_eq!(entries(&katran), 99, "the table tells connections apart");
     katran.set_vip_flags(any, VipFlags::SRC_DST_PORT).unwrap();
-    // Those that are known stay; those of another port of the client's spread.
+    // Known flows stay; those of another client port spread.
     assert_eq!(reals_of(&katran, (1..100).map(to)).len(), 1);
     let new = (1..100).map(|port| of("192.0.2.7:40002", port));
     assert_eq!(reals_of(&katran, new).len(), REALS.len());
     assert_eq!(entries(&katran), 198);
-    // An exact VIP beside it keeps its port, and all its own.
+    // An exact VIP beside it keeps its port, and all its flows.
     let exact = serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     let ran = katran.simulate(&frame(to(443))).unwrap();
     assert_eq!(ran.vip, Some(exact));
@@ -284,7 +287,7 @@ fn udp_entries_expire_and_are_refreshed_by_use() {
     assert_eq!((answer.real, answer.choice), (Some(ip(B)), Choice::Ring));
     let ran = katran.simulate(&frame(flow)).unwrap();
     assert_eq!((ran.real, ran.reason), (Some(ip(B)), Reason::Ring));
-    // TCP has no such time.
+    // TCP has no such timeout.
     assert_eq!(katran.simulate(&frame(tcp)).unwrap().real, Some(ip(A)));
 }
 
@@ -303,7 +306,7 @@ fn under_flood_new_flows_are_forwarded_but_not_remembered() {
         (flooded, cpus[0].new_flows)
     };
     assert_eq!(under_flood(&katran), (vec![], 0));
-    // All flows have to fall into one window of a second.
+    // All flows must fall into one window of a second.
     let mut clients = flows(Protocol::Tcp, TO_VIP4, 400).into_iter();
     let flooded = (0..20)
         .find_map(|_| {
@@ -333,7 +336,7 @@ fn under_flood_new_flows_are_forwarded_but_not_remembered() {
     };
     let known: Vec<bool> = flooded.iter().map(remembered).collect();
     assert_eq!(known, (0..12).map(|i| i < THRESHOLD).collect::<Vec<_>>());
-    // Those that are known are no new flows.
+    // A known flow is not new.
     assert_eq!(
         katran.simulate(&frame(flooded[0])).unwrap().reason,
         Reason::FlowTable
@@ -368,12 +371,12 @@ fn a_cpu_without_a_table_uses_the_shared_one() {
     );
     let answer = katran.real_for_flow(&flow).unwrap().unwrap();
     assert_eq!(answer.choice, Choice::FallbackTable);
-    // The first CPU has its own and knows nothing of it.
+    // The first CPU has its own table, which does not know it.
     assert_eq!(katran.simulate(&frame(flow)).unwrap().reason, Reason::Ring);
     assert_eq!(counted(&katran).fallback, 2);
 }
 
-/// Two CPUs can enter a flow into the table that they share at once, each at another place.
+/// Two CPUs can enter a flow into their shared table at once, in different places.
 #[test]
 fn a_flow_that_is_entered_twice_goes_to_no_other_flows_real() {
     const ENTRY: usize = 16;
@@ -388,7 +391,7 @@ fn a_flow_that_is_entered_twice_goes_to_no_other_flows_real() {
         Flow::tcp(at("192.0.2.7:40002"), at(TO_VIP4)),
     );
     stay_on(1);
-    // This one's entry names A, that of the other flow names C, and new flows go to B.
+    // This flow's entry names A, the other one's names C, and new flows go to B.
     bpf::run(katran.program_fd(), &syn(flow));
     let entry_of_this = bpf::flow_entries(katran.map_fd("fallback_flows").unwrap()).remove(0);
     let third = RealChange::Add(Real::new(ip(REALS[2])));
@@ -422,7 +425,7 @@ fn a_flow_that_is_entered_twice_goes_to_no_other_flows_real() {
     let ran = bpf::run(katran.program_fd(), &frame(flow));
     let to = &ran.frame[14 + 16..14 + 20];
     assert!(to == [198, 51, 100, 1] || to == [198, 51, 100, 2], "{to:?}");
-    // The other flow's entry is as it was.
+    // The other flow's entry is unchanged.
     assert!(bpf::flow_entries(table).contains(&entry_of_other));
 }
 
@@ -440,7 +443,7 @@ fn watched_misses_count_from_zero_for_one_vip() {
         let stats = katran.stats().reals(&REALS.map(ip)).unwrap();
         stats.iter().map(|real| real.misses).collect()
     };
-    // Of other clients each time, for a SYN of a flow that was just used is no miss.
+    // New clients each time: a SYN of a recent flow is no miss.
     let mut clients = 0u16;
     let mut send = |katran: &Katran, to: &str, count: u16| {
         let mut expected = vec![0; REALS.len()];

@@ -1,5 +1,5 @@
-//! The walk of packets: crafted and recorded frames through the loaded program, and what the tables
-//! behind it hold, remember and weigh. `make test` runs all of it with both kinds of flow table.
+//! The packet walk: crafted and recorded frames through the loaded program, and the tables behind
+//! it: what they hold, remember and weigh. `make test` runs all of it with both flow table types.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 

@@ -1,5 +1,5 @@
-//! What is the host's passes untouched, whatever it looks like; what is for an address of a VIP is treated
-//! as the standards say.
+//! Packets for the host pass untouched, whatever they look like; those for a VIP's address are
+//! treated as the standards say.
 
 use std::os::fd::AsFd;
 use std::thread;
@@ -75,7 +75,7 @@ fn passed(katran: &Katran, frame: &[u8], reason: Reason) {
     assert_eq!(ran.frame, frame);
 }
 
-/// All that cannot be forwarded, to this destination, by the reason for which it is dropped.
+/// Every frame to this destination that cannot be forwarded, with its drop reason.
 fn unfit(to: &str) -> Vec<(DropReason, Vec<u8>)> {
     let v4 = ip(to).is_ipv4();
     let source = if v4 {
@@ -140,7 +140,7 @@ fn source_ip(source: &str) -> &str {
 }
 
 #[test]
-fn what_cannot_be_forwarded_is_dropped_only_for_addresses_of_vips() {
+fn unfit_packets_are_dropped_only_for_vip_addresses() {
     let mut katran = balancer();
     serve(
         &mut katran,
@@ -188,7 +188,7 @@ fn what_cannot_be_forwarded_is_dropped_only_for_addresses_of_vips() {
     assert_eq!(after.drop, before.drop);
     assert_eq!(after.pass.packets, others_frames);
 
-    // An address is a VIP's as long as any VIP has it.
+    // An address belongs to VIPs while any VIP has it.
     let second = serve(&mut katran, "203.0.113.1:53/udp", VipFlags::empty(), &[A]);
     for (removed, is_ours) in [(vip(VIP4), true), (second, false)] {
         katran.remove_vip(removed).unwrap();
@@ -210,13 +210,13 @@ fn what_cannot_be_forwarded_is_dropped_only_for_addresses_of_vips() {
 }
 
 #[test]
-fn every_cut_of_a_packet_for_a_vip_is_dropped_or_forwarded_whole() {
+fn every_truncated_packet_for_a_vip_is_dropped_or_forwarded_whole() {
     let katran = balancer();
     for flow in [flow_v4(), flow_v6()] {
         let header = if flow.source.is_ipv4() { IPV4 } else { IPV6 };
         let whole = Packet::new(flow).payload(40).frame();
         for length in ETHERNET..whole.len() {
-            // The IP header says more than there is.
+            // The IP header claims more than there is.
             let ran = katran.simulate(&whole[..length]).unwrap();
             assert_eq!(ran.verdict, Verdict::Drop, "{length}");
         }
@@ -234,9 +234,9 @@ fn every_cut_of_a_packet_for_a_vip_is_dropped_or_forwarded_whole() {
 }
 
 #[test]
-fn echo_requests_to_others_and_between_no_single_stations_are_the_hosts() {
+fn echo_requests_to_others_or_with_group_addresses_are_passed() {
     let mut katran = balancer();
-    // A VIP has every address there is.
+    // A VIP with every address.
     serve(&mut katran, "0.0.0.0/0:80/tcp", VipFlags::empty(), &[A]);
     let echo = |from: &str, to: &str| frames::echo(ip(from), ip(to), b"ping");
     for to in ["2001:db8:1::2", "ff02::1", "::1", "::"] {
@@ -279,7 +279,7 @@ fn an_echo_reply_of_zeros_has_a_checksum_that_verifies() {
     let katran = balancer();
     let reply = |body: &[u8], rest: [u8; 4]| {
         let request = icmp(ip("192.0.2.7"), ip("203.0.113.1"), 8, 0, rest, body);
-        // Bytes that Ethernet adds are no part of the message.
+        // Ethernet padding is not part of the message.
         let padded = [request, vec![0xee; 9]].concat();
         let ran = katran.simulate(&padded).unwrap();
         assert_eq!(ran.reason, Reason::IcmpEcho);
@@ -290,7 +290,7 @@ fn an_echo_reply_of_zeros_has_a_checksum_that_verifies() {
     for length in [0, 1, 3, 7, 8, 9, 30, 1472] {
         assert_eq!(reply(&vec![0; length], [0; 4]), 0xffff, "{length}");
     }
-    // Other messages may add up to it, too: they are what they were.
+    // Other messages may have this sum, too: the reply keeps their bytes.
     assert_eq!(reply(&[], [0xff, 0xff, 0, 0]), 0);
     assert_eq!(reply(&[0xff, 0xff], [0; 4]), 0);
     let mut body = [0; 1472];
@@ -299,7 +299,7 @@ fn an_echo_reply_of_zeros_has_a_checksum_that_verifies() {
     assert_ne!(reply(&[1], [0; 4]), 0xffff);
 }
 
-/// ICMP errors of every kind about a flow, sent by somebody on the way.
+/// ICMP errors of every kind about a flow, sent by a router on the way.
 fn errors(flow: Flow) -> Vec<Vec<u8>> {
     let quoted = Packet::new(frames::reverse(flow)).ip();
     let (kinds, router) = match flow.source.is_ipv4() {
@@ -325,7 +325,7 @@ fn errors(flow: Flow) -> Vec<Vec<u8>> {
     kinds.into_iter().map(error).collect()
 }
 
-/// An ICMP error was sent to the real, whole.
+/// Checks that an ICMP error was sent to the real, whole.
 fn reaches_its_real(ran: &Simulation, error: &[u8], flow: Flow) {
     let source = flow.source;
     let outer = ipip(error, Some(source.ip()), source.port(), ran.real.unwrap());
@@ -345,7 +345,7 @@ fn icmp_errors_of_every_kind_reach_the_real_of_the_flow() {
                 let ran = katran.simulate(&error).unwrap();
                 assert_eq!((ran.real, ran.reason), (real, reason));
                 reaches_its_real(&ran, &error, flow);
-                // By the program that is attached, too.
+                // The attached program does the same.
                 let ran = bpf::run(katran.program_fd(), &error);
                 assert_eq!(ran.verdict, Verdict::Tx);
             }
@@ -378,7 +378,7 @@ fn icmp_errors_make_no_entry_count_no_miss_and_raise_no_event() {
     for real in [A, B, C] {
         assert_eq!(katran.stats().real(ip(real)).unwrap().misses, 0);
     }
-    // A packet of the flow does all of that.
+    // A packet of the flow itself does all of that.
     for flow in [flow_v4(), flow_v6()] {
         assert_eq!(katran.simulate(&frame(flow)).unwrap().reason, Reason::Ring);
     }
@@ -421,7 +421,7 @@ fn icmp_errors_do_not_keep_an_entry_alive() {
 }
 
 #[test]
-fn an_error_about_a_flow_of_ours_to_somebody_else_is_not_ours() {
+fn an_error_to_another_host_about_our_flow_is_passed() {
     let mut katran = balancer();
     serve(&mut katran, "203.0.113.9:443/tcp", VipFlags::empty(), &[A]);
     serve(
@@ -447,7 +447,7 @@ fn an_error_about_a_flow_of_ours_to_somebody_else_is_not_ours() {
     }
 }
 
-/// Extension headers: the first one's number, and their bytes, ending with what follows.
+/// Extension headers: the first one's number, and the bytes of all, ending with `then`.
 fn extensions(numbers: &[u8], then: u8) -> (u8, Vec<u8>) {
     let mut bytes = Vec::new();
     for (i, _) in numbers.iter().enumerate() {
@@ -493,7 +493,7 @@ fn extension_headers_are_walked_to_the_vip() {
         );
         passed(&katran, &echo, Reason::NotAVip);
     }
-    // The longest that there can be.
+    // The longest possible.
     let mut headers = vec![0; 2048];
     headers[..2].copy_from_slice(&[TCP, 255]);
     let mut katran = load(all_in_table().max_frame(3000));
@@ -503,14 +503,14 @@ fn extension_headers_are_walked_to_the_vip() {
 }
 
 #[test]
-fn extension_headers_that_cannot_be_walked_are_dropped_for_vips_only() {
+fn unparsable_extension_headers_are_dropped_for_vips_only() {
     let katran = balancer();
     let dropped = Reason::Dropped(DropReason::ExtensionHeaders);
     let other = Flow::tcp(flow_v6().source, at("[2001:db8:1::2]:443"));
     let (first, five) = extensions(&[DESTINATION; 5], TCP);
     let cases = [
         (first, five),
-        // There are segments left: the destination is another one in the end.
+        // With segments left, the final destination is another one.
         (ROUTING, vec![TCP, 0, 4, 1, 0, 0, 0, 0]),
         // Longer than the packet.
         (DESTINATION, vec![TCP, 255, 1, 4, 0, 0, 0, 0]),
@@ -546,7 +546,7 @@ fn extension_headers_that_cannot_be_walked_are_dropped_for_vips_only() {
 }
 
 #[test]
-fn frames_for_groups_of_stations_pass() {
+fn multicast_frames_pass() {
     let katran = balancer();
     for flow in [flow_v4(), flow_v6()] {
         for group in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
@@ -555,7 +555,7 @@ fn frames_for_groups_of_stations_pass() {
             let ran = bpf::run(katran.program_fd().as_fd(), &bytes);
             assert_eq!((ran.verdict, ran.frame), (Verdict::Pass, bytes));
         }
-        // While nothing is attached no station is another.
+        // While nothing is attached, every MAC address is accepted.
         let bytes = with(frame(flow), 0, &[2, 9, 9, 9, 9, 9]);
         assert_eq!(katran.simulate(&bytes).unwrap().verdict, Verdict::Tx);
     }

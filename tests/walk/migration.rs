@@ -1,5 +1,5 @@
-//! UDP flow migration, as Katran's users know it: datagrams leave a real that is down for their VIP, and
-//! are counted. What it is to be down for any VIP is in `void_flows.rs`.
+//! UDP flow migration as in Katran: datagrams leave a real that is down for their VIP, and are
+//! counted. What down means for any VIP is in `void_flows.rs`.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -43,7 +43,7 @@ fn migrated(katran: &Katran) -> u64 {
 fn remembered_flows_leave_a_real_that_is_down() {
     for (service, to) in [
         (UDP, "203.0.113.1:443"),
-        // A prefix, any port: flows of such VIPs migrate, too.
+        // Flows of a prefix VIP with any port migrate, too.
         ("203.0.113.0/24:0/udp", "203.0.113.9:53"),
         ("[2001:db8:1::]:443/udp", "[2001:db8:1::]:443"),
     ] {
@@ -63,11 +63,11 @@ fn remembered_flows_leave_a_real_that_is_down() {
         assert!(katran.is_down(vip, ip(A)).unwrap());
         assert!(!katran.is_down(vip, ip(B)).unwrap());
         let answer = katran.real_for_flow(&flow(1)).unwrap().unwrap();
-        assert_eq!(answer.real, Some(ip(B)), "also when only asked");
+        assert_eq!(answer.real, Some(ip(B)), "also for a query");
         assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::Ring));
         assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::FlowTable));
         assert_eq!(migrated(&katran), 1);
-        // Each packet of a flow counts as new once: 3 to A, one that has moved.
+        // The first packet of each flow is new: 3 to A, and the one that moved.
         assert_eq!(katran.stats().cpus().unwrap()[0].new_flows, 4, "{service}");
 
         katran.mark_up(vip, ip(A)).unwrap();
@@ -80,7 +80,7 @@ fn remembered_flows_leave_a_real_that_is_down() {
 }
 
 #[test]
-fn only_flows_of_that_vip_are_concerned() {
+fn only_flows_of_that_vip_are_affected() {
     let mut katran = load(builder());
     let down = serve(&mut katran, UDP, MIGRATES, &[A]);
     let other = serve(&mut katran, "203.0.113.2:443/udp", MIGRATES, &[A]);
@@ -95,7 +95,7 @@ fn only_flows_of_that_vip_are_concerned() {
     katran.mark_down(down, ip(A)).unwrap();
     assert_eq!(send(&katran, of_other), (Some(ip(A)), Reason::FlowTable));
     assert_eq!(send(&katran, of_tcp), (Some(ip(A)), Reason::FlowTable));
-    // TCP leaves it, too, and is not counted: that is what Katran's counter means.
+    // TCP leaves it, too, but Katran's counter does not count that.
     katran.mark_down(tcp, ip(A)).unwrap();
     assert_eq!(send(&katran, of_tcp), (Some(ip(B)), Reason::Ring));
     assert_eq!(migrated(&katran), 0);
@@ -111,7 +111,7 @@ fn under_flood_nothing_migrates() {
     send(&katran, flow(1, to));
     drain(&mut katran, vip, A, B);
     katran.mark_down(vip, ip(A)).unwrap();
-    // The guard is up for the rest of a window of one second: all has to fall into it.
+    // The guard acts for the rest of a window of one second: all must fall into it.
     let within = (0..20).any(|round| {
         let began = Instant::now();
         for port in 0..50 {
@@ -179,7 +179,7 @@ fn a_real_that_is_down_and_then_removed_keeps_no_flows_though_another_vip_has_it
             assert_eq!(answer.real, Some(ip(B)));
             assert_eq!(send(&katran, flow(port, to)).0, Some(ip(B)));
         }
-        // Nor when it comes back: they have gone.
+        // They stay away when the real is added again.
         katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
         for port in 1..=3 {
             assert_eq!(send(&katran, flow(port, to)).0, Some(ip(B)));

@@ -1,5 +1,5 @@
-//! A balancer with a limit for its owner's silence: after that everything passes as it came, whatever it is, until there
-//! is a sign of life again.
+//! A limit for the owner's silence: after it everything passes untouched until there is a sign of
+//! life.
 
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -37,7 +37,7 @@ use crate::common::wire::ipip;
 const LIMIT: Duration = Duration::from_secs(5);
 const ZERO: [u8; 4] = [0; 4];
 
-/// The owner's last sign of life: the last word of the section.
+/// The owner's last sign of life: the section's last word.
 fn alive(live: impl AsFd) -> u64 {
     let section = bpf::lookup(live.as_fd(), &ZERO).unwrap();
     let (_, word) = section.split_last_chunk().unwrap();
@@ -77,7 +77,7 @@ fn everything_passes_until_an_owner_gives_a_sign_of_life() {
     wrong[16] = 0xff;
     let tunnel = ipip(&v4, Some(flow_v4().source.ip()), 1, end);
     let ping = echo(ip("192.0.2.7"), flow_v4().destination.ip(), b"who");
-    // What becomes of each while there is an owner.
+    // The verdict of each while there is an owner.
     let cases = [
         (syn(flow_v4()), Verdict::Tx),
         (v4, Verdict::Tx),
@@ -114,7 +114,7 @@ fn everything_passes_until_an_owner_gives_a_sign_of_life() {
         }
     };
     all(false, &mut models);
-    // The owner's thread is about to say that it lives.
+    // The owner's thread may renew its sign of life at any time.
     eventually("it says why", || {
         set_alive(&live, alive(&live) - in_ticks(2 * LIMIT));
         let ran = katran.simulate(&cases[0].0).unwrap();
@@ -122,7 +122,7 @@ fn everything_passes_until_an_owner_gives_a_sign_of_life() {
     });
     let simulated = katran.counters().unwrap().orphan.passed;
     assert!(simulated > 0);
-    // So does each change.
+    // Each change is a sign of life, too.
     set_alive(&live, 0);
     katran.clear_down(vip(VIP4)).unwrap();
     assert!(alive(&live) > 0);
@@ -144,7 +144,7 @@ fn everything_passes_until_an_owner_gives_a_sign_of_life() {
     }
     set_alive(&live, 0);
     all(true, &mut models);
-    // The next owner is one.
+    // The next owner gives signs of life.
     let katran = builder().pin(&directory).adopt().unwrap();
     all(false, &mut models);
     assert_eq!(katran.state().balancer.unwrap().orphan_limit, Some(LIMIT));
@@ -184,7 +184,7 @@ fn a_limit_is_for_pinned_balancers() {
     katran.remove().unwrap();
 }
 
-/// The owner's signs go where packets read them, also when other maps take the place of those before.
+/// The owner's signs reach the maps that packets read, also after a replacement.
 #[test]
 fn a_replacement_has_the_same_owner() {
     let directory = private_bpf_fs().unwrap().join("katran");
@@ -196,7 +196,7 @@ fn a_replacement_has_the_same_owner() {
     let mut state = katran.state();
     state.balancer.as_mut().unwrap().max_vips = Some(32);
     katran.apply(&state).unwrap();
-    // A program attached before has an owner, too, until the next one takes its place.
+    // A program handed out before still has an owner, until its successor is attached.
     let before = alive(&live_of_handed_out);
     eventually("its thread gives signs there", || {
         alive(&live_of_handed_out) > before
@@ -210,14 +210,14 @@ fn a_replacement_has_the_same_owner() {
     eventually("its thread gives signs", || alive(&live) > before);
     let ran = katran.simulate(&syn(flow_v4())).unwrap();
     assert_eq!(ran.verdict, Verdict::Tx);
-    // And it can be handed over, as before.
+    // A take-over works after a replacement, too.
     let next = builder().pin(&directory).take_over(4 * LIMIT);
     let next = next.adopt().unwrap();
     let refused = katran.remove_vip(vip(VIP4)).unwrap_err();
     assert!(matches!(refused, Error::HandedOver { .. }), "{refused}");
     next.remove().unwrap();
 
-    // None comes to have a limit that is not pinned.
+    // An unpinned balancer cannot get a limit.
     let mut katran = load(builder());
     let mut state = katran.state();
     state.balancer.as_mut().unwrap().orphan_limit = Some(LIMIT);

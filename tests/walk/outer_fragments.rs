@@ -1,5 +1,5 @@
-//! Whether packets may be fragmented between the balancer and the reals: the DF bit and the identification
-//! of outer IPv4 headers.
+//! Whether packets may be fragmented between the balancer and the reals: DF and identification of
+//! outer IPv4 headers.
 
 use std::collections::BTreeSet;
 
@@ -32,7 +32,7 @@ fn settings(encapsulation: Encapsulation) -> Builder {
         .source_v6("2001:db8:ffff::10".parse().unwrap())
 }
 
-/// The services at port 4 have reals of IPv4, those at port 6 of IPv6.
+/// Services on port 4 have IPv4 reals, those on port 6 IPv6 ones.
 fn balancer(builder: Builder) -> Katran {
     let mut katran = load(builder);
     for (port, real) in [(4, A), (6, A6)] {
@@ -53,7 +53,7 @@ fn flow_v6(port: u16) -> Flow {
     Flow::tcp(client, (ip("2001:db8:1::1"), port).into())
 }
 
-/// An IPv4 packet with this identification, and with the DF bit or without.
+/// An IPv4 packet with this identification, with or without DF.
 fn frame(port: u16, identification: u16, fragment: u16) -> Vec<u8> {
     let mut frame = Packet::new(flow_v4(port)).frame();
     let header = &mut frame[ETHERNET..ETHERNET + IPV4];
@@ -65,7 +65,7 @@ fn frame(port: u16, identification: u16, fragment: u16) -> Vec<u8> {
     frame
 }
 
-/// Identification and fragment field of the outer header, whose checksum is right.
+/// Identification and fragment field of the outer header; checks its checksum.
 fn sent(katran: &Katran, frame: &[u8]) -> (u16, u16) {
     let out = katran.simulate(frame).unwrap().frame;
     let outer = &out[ETHERNET..ETHERNET + IPV4];
@@ -75,7 +75,7 @@ fn sent(katran: &Katran, frame: &[u8]) -> (u16, u16) {
 }
 
 #[test]
-fn the_dont_fragment_bit_is_lost_unless_it_is_to_be_inherited() {
+fn the_dont_fragment_bit_is_inherited_only_if_set() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let katran = balancer(settings(encapsulation));
         for fragment in [0, DONT_FRAGMENT] {
@@ -88,13 +88,13 @@ fn the_dont_fragment_bit_is_lost_unless_it_is_to_be_inherited() {
         let katran = balancer(inherit);
         assert_eq!(sent(&katran, &frame(4, 7, DONT_FRAGMENT)).1, DONT_FRAGMENT);
         assert_eq!(sent(&katran, &frame(4, 7, 0)).1, 0);
-        // Nobody fragments IPv6 on the way.
+        // Routers do not fragment IPv6.
         assert_eq!(sent(&katran, &of_v6).1, DONT_FRAGMENT);
     }
 }
 
 #[test]
-fn what_may_be_fragmented_has_identifications_that_differ() {
+fn fragmentable_packets_have_distinct_identifications() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let inherit = settings(encapsulation).outer_dont_fragment(OuterDontFragment::Inherit);
         let katran = balancer(inherit);
@@ -104,7 +104,7 @@ fn what_may_be_fragmented_has_identifications_that_differ() {
 }
 
 #[test]
-fn outer_headers_of_ipv6_are_what_they_were() {
+fn outer_ipv6_headers_do_not_change() {
     let inherit = builder().outer_dont_fragment(OuterDontFragment::Inherit);
     let katran = balancer(inherit);
     for fragment in [0, DONT_FRAGMENT] {

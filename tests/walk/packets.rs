@@ -1,6 +1,6 @@
-//! The packet walk, from arrival to the wire: every way a frame can be dropped, what is passed,
-//! what the outer header is made of, what counts. ICMP and sizes are in `icmp.rs`, the flow
-//! table and the choice of the real in `lookup.rs`.
+//! The packet walk from arrival to the wire: every way to drop a frame, what passes, the outer
+//! header's contents, the counters. ICMP and sizes are in `icmp.rs`, the flow table and the choice
+//! of the real in `lookup.rs`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -46,11 +46,11 @@ use crate::common::wire::Prefixes;
 use crate::common::wire::ipip;
 use crate::common::wire::ipip_from;
 
-/// Metadata in front of a frame that leaves too little headroom for any header of ours: of the
-/// 256 bytes, 40 are the kernel's own.
+/// Metadata before a frame that leaves too little headroom for any of our headers: of the 256
+/// bytes, the kernel uses 40.
 const ALL_HEADROOM: u32 = 212;
 
-/// Both families' VIPs, and both families' reals behind each.
+/// VIPs of both families, each with reals of both families.
 fn balancer() -> Katran {
     let mut katran = load(builder());
     for text in [VIP4, VIP6] {
@@ -65,7 +65,7 @@ fn with(mut frame: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
     frame
 }
 
-/// Names the real of every slot of every ring again.
+/// Overwrites every slot of every ring with this real's number.
 fn overwrite_rings(katran: &Katran, number: u16) {
     let chunk = bpf::inner(katran.map_fd("rings").unwrap(), 0);
     for element in 0..8u32 {
@@ -146,7 +146,7 @@ fn every_reason_to_drop_is_reached_and_counted_once() {
         ),
         (DropReason::TransportTruncated, cut(&v4, IPV4 + 19)),
         (DropReason::TransportTruncated, cut(&frame(udp), IPV4 + 7)),
-        // What the IP header cuts off does not count, though it is there.
+        // What the IP header's length cuts off does not count, though it is there.
         (
             DropReason::TransportTruncated,
             with(v4.clone(), ETHERNET + 3, 39),
@@ -224,7 +224,10 @@ fn without_headroom_a_frame_is_dropped_and_counted() {
     assert_eq!(katran.stats().totals().unwrap().drop.packets, 4);
     let cpus = katran.stats().cpus().unwrap();
     let forwarded: u64 = cpus.iter().map(|cpu| cpu.forwarded).sum();
-    assert_eq!(forwarded, 2, "neither drops nor own messages");
+    assert_eq!(
+        forwarded, 2,
+        "without drops and the balancer's own messages"
+    );
 }
 
 #[test]
@@ -238,7 +241,7 @@ fn a_frame_without_an_ethernet_header_is_dropped_uncounted() {
 }
 
 #[test]
-fn what_is_none_of_its_business_is_passed_untouched() {
+fn other_packets_are_passed_untouched() {
     let katran = balancer();
     let (v4, v6) = (flow_v4(), flow_v6());
     let arp = with(frame(v4), 13, 0x06);
@@ -272,7 +275,7 @@ fn what_is_none_of_its_business_is_passed_untouched() {
         (Reason::NotAVip, frames::unreachable(frames::reverse(v6), 8)),
         (Reason::NotIp, with(frame(v4), ETHERNET, 0x65)),
         (Reason::NotIp, with(frame(v6), ETHERNET, 0x45)),
-        // A VIP is not asked for its size.
+        // Size limits apply to VIPs only.
         (
             Reason::NotAVip,
             Packet::new(Flow::udp(v6.source, v6.destination))
@@ -328,7 +331,7 @@ fn the_outer_header_is_made_from_flow_and_real() {
 }
 
 #[test]
-fn a_made_up_source_is_never_the_address_of_a_network_or_of_all_hosts() {
+fn a_made_up_source_is_never_a_network_or_broadcast_address() {
     let mut katran = load(builder());
     serve(&mut katran, VIP4, VipFlags::empty(), &[A]);
     serve(&mut katran, VIP6, VipFlags::empty(), &[A]);
@@ -339,7 +342,7 @@ fn a_made_up_source_is_never_the_address_of_a_network_or_of_all_hosts() {
         VipFlags::empty(),
         &[A6],
     );
-    // 40,001 is 0x9c41. Of each: what is left of client and port is all zeros, all ones, or nearly so.
+    // 40,001 is 0x9c41. In each case, client XOR port is all zeros, all ones, or nearly so.
     let cases = [
         ("192.0.65.156:40001", "203.0.113.1:443", "172.16.0.1"),
         ("192.0.190.99:40001", "203.0.113.1:443", "172.16.255.254"),
@@ -409,7 +412,7 @@ fn bytes_after_the_packet_travel_along_uncounted() {
         assert_eq!(ran.frame.len(), bytes.len() + IPV4);
         assert_eq!(ran.frame[bytes.len() + IPV4 - 23..], [0xaa; 23]);
     }
-    // The IP header's own length field, as it is: of IPv6 without its 40 bytes.
+    // The IP header's length field as it is: for IPv6 without the 40 bytes.
     let forwarded = katran.stats().vip(vip(VIP4)).unwrap().forwarded;
     assert_eq!((forwarded.packets, forwarded.bytes), (1, 40));
     let forwarded = katran.stats().vip(vip(VIP6)).unwrap().forwarded;
@@ -499,7 +502,7 @@ fn counters_are_per_vip_and_per_real() {
         let forwarded = katran.stats().vip(vip).unwrap().forwarded;
         assert_eq!((forwarded.packets, forwarded.bytes), expected);
     }
-    // In the order asked for, with one that got nothing and one twice.
+    // In the order given, with one that got nothing and one twice.
     let asked = [A6, "198.51.100.9", B, A, A6].map(ip);
     let stats = katran.stats().reals(&asked).unwrap();
     for (address, stats) in asked.iter().zip(&stats) {

@@ -1,5 +1,4 @@
-//! Random flows through random VIPs: what the program does, what `real_for_flow` says and what the
-//! model of the walk gives are one.
+//! Random flows through random VIPs: the program, `real_for_flow` and the model of the walk agree.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -24,7 +23,7 @@ use crate::common::load;
 use crate::common::mirror;
 use crate::common::vip;
 
-/// A VIP among few addresses and ports, so that they get into each other's way.
+/// A VIP from few addresses and ports, so that VIPs collide.
 fn vips() -> impl Strategy<Value = Vec<VipState>> {
     let address = prop::sample::select(vec![
         "203.0.113.1",
@@ -94,7 +93,7 @@ fn any_flow() -> impl Strategy<Value = Flow> {
             let [a, b, c, d] = client.to_be_bytes();
             let source: IpAddr = match to {
                 IpAddr::V4(_) => [100 + a % 64, b, c, d].into(),
-                // An IPv4-mapped source in a packet of IPv6.
+                // An IPv4-mapped source in an IPv6 packet.
                 IpAddr::V6(_) if a % 4 == 0 => {
                     let [high, low] = [u16::from_be_bytes([192, b]), u16::from_be_bytes([c, d])];
                     [0, 0, 0, 0, 0, 0xffff, high, low].into()
@@ -122,7 +121,7 @@ fn any_flow() -> impl Strategy<Value = Flow> {
 }
 
 #[test]
-fn any_flow_goes_where_the_model_and_real_for_flow_say() {
+fn program_model_and_real_for_flow_agree_on_any_flow() {
     let katran = RefCell::new(load(all_in_table()));
     let config = Config {
         cases: 300,
@@ -134,7 +133,7 @@ fn any_flow_goes_where_the_model_and_real_for_flow_say() {
     TestRunner::new(config)
         .run(&cases, |(vips, flows)| {
             let katran = &mut *katran.borrow_mut();
-            // From nothing: reals that go take the entries of their flows with them.
+            // Start empty: removed reals take their flow entries with them.
             let _ = katran.apply(&State::default()).unwrap();
             let mut state = State::default();
             state.vips = vips;
@@ -143,7 +142,7 @@ fn any_flow_goes_where_the_model_and_real_for_flow_say() {
             let numbered = katran.vips();
             for flow in flows {
                 let bytes = frame(flow);
-                // A new one, and one that may be remembered.
+                // A new flow, then one that may be remembered.
                 for first in [true, false] {
                     let answer = katran.real_for_flow(&flow).unwrap();
                     let ran = katran.simulate(&bytes).unwrap();

@@ -1,5 +1,5 @@
-//! What of a QUIC packet is an id to go by: long headers by their version, LRU_BYPASS, and which ICMP
-//! errors a QUIC server ignores. What ids lead to is in `server_ids.rs`.
+//! Which ids in QUIC packets count: long headers by version, LRU_BYPASS, and the ICMP errors that a
+//! QUIC server ignores. Where ids lead is in `server_ids.rs`.
 
 use std::net::IpAddr;
 
@@ -70,7 +70,7 @@ fn types_of_long_headers_are_those_of_their_version() {
     let katran = balancer(VipFlags::empty());
     let by_id = (Some(ip(B)), Reason::ConnectionId);
     let by_ring = (Some(ip(A)), Reason::Ring);
-    // Initial, 0-RTT: the client's id. Handshake, retry: the server's.
+    // Initial and 0-RTT carry the client's id, handshake and retry the server's.
     let known = [
         (
             V1,
@@ -100,7 +100,7 @@ fn types_of_long_headers_are_those_of_their_version() {
     expected.dst_not_found_in_lru = 4;
     assert_eq!(katran.stats().quic().unwrap(), expected);
 
-    // Version negotiation, drafts, Facebook's own, a grease, and neighbours of those that are known.
+    // Version negotiation, drafts, Facebook's own, a grease, and neighbours of known versions.
     let unknown = [
         0,
         2,
@@ -152,7 +152,7 @@ fn with_lru_bypass_an_id_neither_makes_nor_corrects_nor_counts() {
 }
 
 #[test]
-fn a_too_big_message_is_none_that_a_server_ignores() {
+fn a_quic_server_does_not_ignore_a_too_big_message() {
     let katran = balancer(VipFlags::empty());
     let v6 = Flow::udp(at("[2001:db8:c::7]:40001"), at("[2001:db8:1::1]:443"));
     let ignored = |flow: Flow, kind: u8, code: u8| {
@@ -166,7 +166,7 @@ fn a_too_big_message_is_none_that_a_server_ignores() {
         assert_eq!(after.icmp - before.icmp, 1, "{kind}/{code}");
         after.icmp_ignored - before.icmp_ignored == 1
     };
-    // Of packet too big, whose code means nothing (RFC 4443, 3.2); of unreachable.
+    // Packet too big, whose code means nothing (RFC 4443, 3.2), and unreachable.
     for code in 0..=5 {
         assert!(!ignored(v6, 2, code), "code {code}");
         assert_eq!(ignored(v6, 1, code), [3, 4].contains(&code), "code {code}");

@@ -29,7 +29,7 @@ pub(crate) const INLINE_DECAP: &str = include_str!("../vectors/inline_decap.json
 pub(crate) const ICMP_TOO_BIG: &str = include_str!("../vectors/icmp_too_big.json");
 pub(crate) const CIDR_VIPS: &str = include_str!("../vectors/cidr_vips.json");
 
-/// All of them.
+/// All recordings.
 pub(crate) const RECORDINGS: [&str; 9] = [
     CORE_IPIP,
     CORE_GUE,
@@ -52,7 +52,7 @@ pub(crate) struct Packet {
     pub(crate) description: String,
     pub(crate) frame: Vec<u8>,
     pub(crate) verdict: Verdict,
-    /// `None`: as it came in; of a dropped frame the content does not count.
+    /// `None`: unchanged. A dropped frame's bytes do not count.
     pub(crate) out: Option<Vec<u8>>,
 }
 
@@ -119,12 +119,13 @@ impl Recording {
             .flow_table_size(10_000)
     }
 
-    /// The recorded balancer, loaded and configured, with all flows in its flow table as when it was recorded.
+    /// The recorded balancer, loaded and configured, with all flows in its flow table as at the
+    /// recording.
     pub(crate) fn load(&self) -> Katran {
         self.load_with(FlowTracking::All)
     }
 
-    /// The same, with such flows in the flow table: frames are the same, counters are not.
+    /// The same, with this flow tracking: frames are the same, counters are not.
     pub(crate) fn load_with(&self, tracking: FlowTracking) -> Katran {
         require_root();
         let mut katran = self.builder().flow_tracking(tracking).load().unwrap();
@@ -149,7 +150,8 @@ impl Recording {
                 let real = Real::new(address).weight(number(&real["weight"]));
                 katran.add_real(vip, real).unwrap();
             }
-            // One after the other they leave slots with bases; the order is that of their recorded numbers.
+            // Adding reals one by one, in the order of their recorded numbers, leaves slots with
+            // bases.
             let _ = katran.flows_mut().purge(vip).unwrap();
         }
         let ids = self.json["state"]["server_ids"].as_array();
@@ -181,7 +183,7 @@ impl Recording {
         katran
     }
 
-    /// A recorded counter of two numbers.
+    /// A recorded pair of counters.
     pub(crate) fn pair(&self, name: &str) -> (u64, u64) {
         let pair = &self.json["counters"][name];
         (pair[0].as_u64().unwrap(), pair[1].as_u64().unwrap())
@@ -196,7 +198,8 @@ impl Recording {
             match &packet.out {
                 _ if ran.verdict == Verdict::Drop => {}
                 Some(out) => assert_eq!(hex(&ran.frame), hex(out), "{what}"),
-                // What the spec has sent and the recorded program has not: no bytes of it are recorded.
+                // The specification has this sent, but the recorded program did not: no bytes are
+                // recorded.
                 None if ran.verdict == Verdict::Tx => {
                     assert!(ran.real.is_some(), "{what}");
                     assert!(ran.frame.ends_with(&packet.frame[ETHERNET..]), "{what}");

@@ -9,9 +9,9 @@ use katran::state::VipState;
 use katran_lab::require_root;
 
 const RING_SIZE: u64 = 65_537;
-/// Rings that are allocated together.
+/// Rings allocated together.
 const CHUNK: u64 = 8;
-/// Rings beyond one a VIP, for updates.
+/// Spare rings for updates, beyond one per VIP.
 const SPARE: u64 = 7;
 
 fn vip(index: u16) -> Vip {
@@ -31,7 +31,7 @@ fn real() -> Real {
     Real::new("198.51.100.1".parse().unwrap())
 }
 
-/// What the kernel accounts for more than for the empty balancer, which has one chunk.
+/// The memory that the kernel accounts beyond the empty balancer's, which has one chunk.
 fn ring_bytes(katran: &Katran, empty: u64) -> u64 {
     katran.stats().memory_in_use().unwrap() - empty
 }
@@ -83,7 +83,7 @@ fn a_slot_takes_at_most_four_bytes_while_all_vips_change() {
     };
     let at_rest = per_slot(&katran);
     assert!((2.0..2.1).contains(&at_rest), "{at_rest} bytes a slot");
-    // Updates back to back, of one VIP and of all; the ring of one real is built in no time.
+    // Updates without pause, of one VIP and of all; a ring with one real is built quickly.
     let mut most = at_rest;
     for turn in 0..2 * VIPS {
         let changing = if turn < VIPS {
@@ -102,7 +102,7 @@ fn a_slot_takes_at_most_four_bytes_while_all_vips_change() {
     );
     let _ = katran.apply(&State::default()).unwrap();
     let left = katran.stats().memory_in_use().unwrap() - without_rings;
-    // Those for updates that come without a pause stay for some seconds.
+    // Spare rings for rapid updates stay for some seconds.
     let bound = (SPARE + 64 + CHUNK).next_multiple_of(CHUNK) * RING_SIZE * 2;
     assert!(left < bound, "{left} bytes left, {bound} allowed");
 }

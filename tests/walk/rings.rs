@@ -1,5 +1,5 @@
-//! The rings against the recorded ones, against a literal reading of their definition, and the
-//! properties for which Maglev hashing is used.
+//! Rings against the recorded ones and against a literal reading of their definition, and the
+//! properties that Maglev hashing is used for.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -97,7 +97,7 @@ fn any_function() -> impl Strategy<Value = HashFunction> {
     prop::sample::select(&BOTH[..])
 }
 
-/// Hashes of any kind with weights of all magnitudes, small ones and 0 more often.
+/// Any hashes, with weights of all magnitudes, more often small ones and 0.
 fn any_endpoints(most: usize) -> impl Strategy<Value = Vec<Endpoint>> {
     let weight = prop_oneof![
         0..=2_u32,
@@ -117,7 +117,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn input_order_is_of_no_consequence(
+    fn input_order_does_not_matter(
         function in any_function(),
         endpoints in any_endpoints(40),
         rotation in 0..40_usize,
@@ -143,10 +143,10 @@ proptest! {
         }
     }
 
-    /// The share of a real is off by at most two slots and as large a part of itself as the
-    /// number of reals is of the ring, whatever the hashes: for an unfinished round, and for what
-    /// the others have not yet claimed of theirs. With 100 reals in 65,537 slots that is within
-    /// 1 % for every real that is due 240 slots or more.
+    /// Whatever the hashes, a real's share is off by at most two slots plus the fraction
+    /// reals/slots of itself: for an unfinished round, and for what the others have not yet claimed
+    /// of theirs. With 100 reals in 65,537 slots that is within 1 % for every real with 240 slots
+    /// or more.
     #[test]
     fn v2_shares_are_proportional_to_weights(
         weights in prop::collection::vec(1..=1000_u32, 2..=100),
@@ -170,7 +170,7 @@ proptest! {
     }
 }
 
-/// Reals of a service, in a row or behind a few IPv6 prefixes.
+/// A service's reals, consecutive or behind a few IPv6 prefixes.
 fn services() -> [Vec<IpAddr>; 2] {
     let v4 = |i: u32| IpAddr::V4((0x0a00_0000 + i).into());
     let v6 = |i: u32| {
@@ -189,7 +189,7 @@ fn endpoints(addresses: &[IpAddr], weight: impl Fn(u32) -> u32) -> Vec<Endpoint>
 
 #[test]
 fn v2_shares_of_100_reals_are_within_one_percent() {
-    // Of a real's due share, that is; the smallest weight here is due 432 slots.
+    // 1 % of the real's due share; the smallest weight here is due 432 slots.
     for addresses in services() {
         for weight in [|_| 1, |_| 100, |i| 2 + i % 3, |i| 50 + i] {
             let endpoints = endpoints(&addresses, weight);
@@ -207,10 +207,10 @@ fn v2_shares_of_100_reals_are_within_one_percent() {
     }
 }
 
-/// That few slots of others change hands depends on hashes and is not certain. Measured on
-/// 30,000 random services of 100 reals, half with equal weights and half with weights of 1 to
-/// 100: 0.57 % in the median, 1.3 % or less in 999 of 1,000, never above 1.7 % with equal
-/// weights, and once above 2 % with unequal ones. So these are fixed services.
+/// How few slots of other reals change depends on hashes and is not guaranteed. Measured on 30,000
+/// random services of 100 reals, half with equal weights and half with weights of 1 to 100: median
+/// 0.57 %, 1.3 % or less in 999 of 1,000, never above 1.7 % with equal weights, and once above 2 %
+/// with unequal ones. So these services are fixed.
 #[test]
 fn when_a_real_leaves_few_slots_of_others_change() {
     for function in BOTH {
@@ -271,11 +271,11 @@ fn more_endpoints_than_slots() {
     }
 }
 
-/// Weights at the limits take no longer than others. The time allowed is for a busy machine and
-/// a debug build; going through the rounds one by one would take minutes.
+/// Extreme weights take no longer than others. The limit allows for a busy machine and a debug
+/// build; going through the rounds one by one would take minutes.
 #[test]
 fn extreme_weights_take_no_longer() {
-    // Of this thread: other tests run beside it.
+    // This thread's time only: other tests run beside it.
     let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
     let now = || Duration::from(clock.now().unwrap());
     let begin = now();
@@ -298,7 +298,7 @@ fn extreme_weights_take_no_longer() {
     let took = now() - begin;
     assert!(took < Duration::from_secs(10), "{took:?}");
 
-    // The one that has all the weight has all the slots.
+    // The real with all the weight has all the slots.
     let endpoints = recorded_endpoints(4000, weights[1]);
     let shares = build(HashFunction::MaglevV2, RingSize::DEFAULT, &endpoints).shares();
     assert_eq!(shares, BTreeMap::from([(1, 65_537)]));

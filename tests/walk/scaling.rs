@@ -1,7 +1,7 @@
-//! CPUs do not share what they write: all maps of the program, byte by byte, before and after
-//! traffic on one CPU. What may change is that CPU's own flow table and its own copies of the
-//! counters, which the kernel keeps on pages of their own. How much faster two CPUs are than one is
-//! measured by `cargo bench --bench scaling`.
+//! CPUs share nothing that they write: compares all maps of the program, byte by byte, before and
+//! after traffic on one CPU. Only that CPU's flow table and its copies of the counters, which the
+//! kernel keeps on separate pages, may change. `cargo bench --bench scaling` measures how much
+//! faster two CPUs are.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -36,10 +36,10 @@ const FLOWS: u16 = 200;
 const KINDS: [fn() -> FlowTableKind; 2] = [FlowTableKind::default, || FlowTableKind::KernelLru];
 const COUNTERS: [&str; 3] = ["cpus", "real_counters", "vip_counters"];
 
-/// Memory that one CPU may write without another one's noticing, or may not.
+/// A memory area, by which CPUs use it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Area {
-    /// All of a map that every CPU sees.
+    /// A map that every CPU shares.
     Shared { name: String, id: u32 },
     /// A CPU's copy of a per-CPU map.
     OfCpu { name: String, cpu: u32 },
@@ -47,7 +47,7 @@ enum Area {
 
 type Contents = BTreeMap<Area, Vec<(Vec<u8>, Vec<u8>)>>;
 
-/// The kernel's number of a map or program, as its descriptor tells.
+/// The kernel's id of a map or program, from its descriptor.
 fn number(descriptor: BorrowedFd<'_>, key: &str) -> u32 {
     let about = format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd());
     let about = fs::read_to_string(about).unwrap();
@@ -86,7 +86,7 @@ fn read(id: u32, contents: &mut Contents) {
             }
             continue;
         }
-        // No inner map at that place.
+        // An empty place.
         let Some(value) = map.lookup(&key, MapFlags::ANY).unwrap() else {
             continue;
         };
@@ -102,7 +102,7 @@ fn read(id: u32, contents: &mut Contents) {
     }
 }
 
-/// Sends the frames on a CPU: what changed.
+/// Sends the frames on a CPU and returns what changed.
 fn written_by(katran: &Katran, cpu: u32, frames: &[Vec<u8>]) -> BTreeSet<Area> {
     stay_on(cpu as usize);
     let before = contents(katran);
@@ -110,12 +110,12 @@ fn written_by(katran: &Katran, cpu: u32, frames: &[Vec<u8>]) -> BTreeSet<Area> {
         assert_eq!(run(katran.program_fd(), frame).verdict, Verdict::Tx);
     }
     let after = contents(katran);
-    assert!(before.keys().eq(after.keys()), "maps came or went");
+    assert!(before.keys().eq(after.keys()), "the set of maps changed");
     let changed = before.into_iter().filter(|(area, old)| after[area] != *old);
     changed.map(|(area, _)| area).collect()
 }
 
-/// VIPs of both families and protocols, one of them a prefix, with reals of both families.
+/// VIPs of both families and protocols, one a prefix, with reals of both families.
 fn balancer(kind: FlowTableKind, cpus: &[u32]) -> Katran {
     let settings = all_in_table().flow_table(kind).flow_table_size(40_000);
     let mut katran = load(settings.forwarding_cpus(cpus.iter().copied()));
@@ -165,7 +165,7 @@ fn a_packet_writes_only_what_belongs_to_its_cpu() {
         for cpu in CPUS {
             let is_own_table = table(katran.flows().table_fd(cpu).unwrap());
             let written = written_by(&katran, cpu, &new);
-            // So the contents show what is written to a flow table.
+            // Proves that the comparison sees writes to a flow table.
             assert_eq!(written.iter().filter(&is_own_table).count(), 1, "{kind}");
             let rest = |written: BTreeSet<Area>| -> BTreeSet<Area> {
                 let others = written.into_iter().filter(|area| !is_own_table(&area));
@@ -177,7 +177,7 @@ fn a_packet_writes_only_what_belongs_to_its_cpu() {
             let before = misses();
             let written = written_by(&katran, cpu, &established);
             assert_eq!(rest(written), counters_of(cpu), "{kind}: established");
-            // A set of the table may be full; then a flow or two are new again.
+            // Now and then a set is full, and a flow is new again.
             let most = established.len() as u64 / 100;
             assert!(misses() - before <= most, "{kind}");
         }

@@ -1,5 +1,5 @@
-//! Routing by ids in packets: QUIC connection ids, the TCP option, stable UDP routing; and the table
-//! of server ids behind them.
+//! Routing by ids in packets: QUIC connection ids, the TCP option, stable UDP routing; and the
+//! table of server ids.
 
 use std::net::IpAddr;
 
@@ -32,7 +32,7 @@ use crate::common::serve;
 
 const A: &str = "198.51.100.1";
 const B: &str = "198.51.100.2";
-/// Named by ids only, in no VIP.
+/// In no VIP: only ids name it.
 const C: &str = "2001:db8:2::9";
 const TO: &str = "203.0.113.1:443";
 const TOP_BIT: u32 = 0x8000_0001;
@@ -41,7 +41,7 @@ fn settings() -> Builder {
     builder().features(Features::default() | Features::TCP_SERVER_ID | Features::UDP_STABLE_ROUTING)
 }
 
-/// New flows go to A; B and C are named by ids.
+/// New flows go to A; ids name B and C.
 fn balancer(vip: &str, flags: VipFlags) -> (Katran, Vip) {
     let mut katran = load(settings());
     let vip = serve(&mut katran, vip, flags, &[A]);
@@ -132,12 +132,12 @@ fn quic_packets_go_where_their_connection_id_says() {
     assert_eq!(to(udp(1003), &short(2, 0xff_ffff)), by_id(C));
     assert_eq!(to(udp(1004), &short(3, 70_000)), by_id(C));
     assert_eq!(to(udp(1005), &short(3, TOP_BIT)), by_id(B), "all 32 bits");
-    // A handshake or a retry carries the server's id, the first packets carry the client's.
+    // Handshake and retry carry the server's id, the first packets the client's.
     assert_eq!(to(udp(1006), &long(0x20, 8, 1, 7)), by_id(B));
     assert_eq!(to(udp(1007), &long(0x30, 20, 1, 7)), by_id(B));
     assert_eq!(to(udp(1008), &long(0x00, 8, 1, 7)), by_ring);
     assert_eq!(to(udp(1009), &long(0x10, 8, 1, 7)), by_ring);
-    // No id, or none that leads anywhere.
+    // No id, or one that leads nowhere.
     assert_eq!(to(udp(1010), &long(0x20, 7, 1, 7)), by_ring);
     assert_eq!(to(udp(1011), &short(0, 7)), by_ring);
     assert_eq!(to(udp(1012), &short(1, 0)), by_ring);
@@ -189,7 +189,7 @@ fn a_flow_follows_its_id_and_stays_without_it() {
         (1, 2)
     );
     assert_eq!(katran.stats().vip(vip).unwrap().server_id_moved, 2);
-    // An entry that an id has made is one like any other.
+    // An id's entry is like any other.
     let other = udp(2001);
     assert_eq!(
         outcome(&send(&katran, other, &short(1, 7))),
@@ -244,7 +244,7 @@ fn icmp_errors_carry_no_ids() {
         assert_eq!(after.icmp_ignored - before.icmp_ignored, u64::from(ignored));
         assert_eq!(after.cid_routed, before.cid_routed);
     }
-    // Each is counted once as what it is, too.
+    // Each also counts once as what it is.
     assert_eq!(katran.stats().icmp().unwrap().ptb_v4, 1);
 }
 
@@ -275,7 +275,7 @@ fn tcp_packets_go_where_their_option_says() {
         &option(0),
         &[0xb7, 5, 7, 0, 0],
         &[&[0][..], &option(7)].concat(),
-        // Lengths that lead nowhere: none, and beyond the header.
+        // Bad lengths: zero, and beyond the header.
         &[8, 0, 0xb7, 6, 7, 0, 0, 0],
         &[8, 1, 0xb7, 6, 7, 0, 0, 0],
         &[8, 40, 0xb7, 6, 7, 0, 0, 0],
@@ -288,7 +288,7 @@ fn tcp_packets_go_where_their_option_says() {
         .options(&option(7))
         .frame();
     assert_eq!(outcome(&katran.simulate(&syn).unwrap()), by_ring);
-    // The entry that the SYN has made stays: `attacks.rs` has what ids correct.
+    // The SYN's entry stays: `attacks.rs` tests what ids correct.
     assert_eq!(to(tcp(3020), &option(7)), by_id(B));
     assert_eq!(to(tcp(3020), &[]), went(A, Reason::FlowTable));
 
@@ -299,7 +299,7 @@ fn tcp_packets_go_where_their_option_says() {
     assert_eq!(katran.stats().tcp_server_id().unwrap(), expected);
     let of_vip = katran.stats().vip(vip).unwrap();
     assert_eq!((of_vip.server_id_new, of_vip.server_id_moved), (1, 0));
-    // An error quotes no options, and what stands there is not looked at.
+    // An error quotes no options; the bytes in their place are ignored.
     let error = frames::icmp_about(tcp(3020), Packet::new(frames::reverse(tcp(3020))).ip(), 8);
     assert_eq!(
         outcome(&katran.simulate(&error).unwrap()),
@@ -308,7 +308,7 @@ fn tcp_packets_go_where_their_option_says() {
     assert_eq!(katran.stats().tcp_server_id().unwrap(), expected);
 }
 
-/// A TCP header that is longer than its packet is none; what the frame has behind the packet is padding.
+/// A TCP header longer than its packet is none; bytes behind the packet are padding.
 #[test]
 fn options_end_where_the_packet_does() {
     for (to, from) in [(TO, "192.0.2.7"), ("[2001:db8:1::1]:443", "2001:db8::7")] {
@@ -352,7 +352,7 @@ fn stable_udp_goes_where_its_header_says() {
 fn stable_routing_overrides_a_connection_id() {
     let flags = VipFlags::QUIC | VipFlags::UDP_STABLE_ROUTING;
     let (katran, _) = balancer("203.0.113.1:443/udp", flags);
-    // A short header with an id of version 1, whose first byte is also that of stable routing.
+    // A short header with an id of version 1, whose first byte is also stable routing's.
     let mut payload = stable(70_000);
     payload.extend([0; 4]);
     let ran = send(&katran, udp(4100), &payload);
@@ -360,7 +360,7 @@ fn stable_routing_overrides_a_connection_id() {
 }
 
 #[test]
-fn ids_can_be_invalidated_removed_and_come_back() {
+fn ids_can_be_invalidated_removed_and_added_again() {
     let (mut katran, vip) = quic(VipFlags::empty());
     let reason = |katran: &Katran, port| send(katran, udp(port), &short(1, 7)).reason;
     assert_eq!(reason(&katran, 1), Reason::ConnectionId);
@@ -373,7 +373,7 @@ fn ids_can_be_invalidated_removed_and_come_back() {
     assert_eq!(reason(&katran, 3), Reason::ConnectionId);
     assert!(katran.server_ids().invalid().is_empty());
 
-    // C is named by two ids and nothing else.
+    // Only two ids name C.
     let (c, misses) = (ip(C), |katran: &Katran| {
         katran.stats().flow_table().unwrap().misses
     });
@@ -388,13 +388,13 @@ fn ids_can_be_invalidated_removed_and_come_back() {
         Reason::Ring
     );
     assert_eq!(misses(&katran), before + 1);
-    // An invalid id keeps its real alive, too.
+    // An invalid id keeps its real in use, too.
     katran.server_ids_mut().invalidate(&[7, TOP_BIT]).unwrap();
     assert!(katran.real_index(ip(B)).is_some());
     katran.server_ids_mut().remove(&[7, TOP_BIT]).unwrap();
     assert_eq!(katran.real_index(ip(B)), None);
     assert!(katran.server_ids().list().is_empty());
-    // The real that comes next gets no packets of theirs, whatever number it has.
+    // A new real gets none of their packets, even if it reuses the number.
     katran
         .modify_reals(
             vip,
@@ -464,7 +464,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
         .remove(&[7, 70_000, TOP_BIT, 0xff_ffff])
         .unwrap();
     let empty = katran.stats().memory_in_use().unwrap();
-    // Ids without a pattern, of two reals.
+    // Ids without a pattern, for two reals.
     let number = |i: u32| (i + 1).wrapping_mul(0x9e37_79b1);
     let real = |i: u32| ip(if i.is_multiple_of(2) { B } else { C });
     let check = |katran: &Katran, i: u32, known: bool| {
@@ -499,7 +499,7 @@ fn the_table_grows_and_shrinks_with_its_ids() {
 
     let most: Vec<u32> = (10..MANY).map(number).collect();
     katran.server_ids_mut().remove(&most).unwrap();
-    // Other clients than before, for those have entries.
+    // New clients, as the earlier ones have entries.
     for i in 0..20 {
         let flow = Flow::udp((ip("192.0.2.8"), i as u16).into(), at(TO));
         let ran = send(&katran, flow, &short(3, number(i)));
@@ -514,10 +514,10 @@ fn the_table_grows_and_shrinks_with_its_ids() {
 }
 
 #[test]
-fn what_the_kernel_refuses_changes_nothing() {
+fn refused_changes_have_no_effect() {
     let (mut katran, _) = quic(VipFlags::empty());
     let before = (katran.server_ids().list(), katran.real_numbers());
-    // More than half of the first chunk: a larger table is needed, with reals that are new.
+    // More than half the first chunk, so a larger table is needed, with a new real.
     let real = |i: u32| ip(if i == 0 { "198.51.100.77" } else { B });
     let ids: Vec<_> = (0..70_000)
         .map(|i| ServerId::new(100_000 + i, real(i)))

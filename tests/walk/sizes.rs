@@ -1,5 +1,5 @@
-//! What is off leaves nothing behind: the size of the program as the kernel runs it, by feature,
-//! printed as a table; and what its maps take, against the estimate and against the kernel.
+//! A disabled feature costs nothing: the program's size as the kernel runs it, by feature, printed
+//! as a table; and the maps' memory, against the estimate and against the kernel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,9 +27,9 @@ use crate::common::bpf;
 use crate::common::builder;
 use crate::common::load;
 
-/// Bytes of the program, of its explaining twin, and of those that packets of special VIPs go on in:
-/// the one that looks for ids, the one that sends by them, and the walk for the others with its twin; then
-/// the walk for rare frames, with its twin; then the one for QUIC.
+/// Bytes of the program and of its explaining twin. Then of those that special VIPs' packets
+/// continue in: the one that looks for ids, the one that sends by them, the walk for the others and
+/// its twin, the walk for rare frames and its twin, and the one for QUIC.
 #[derive(Clone, Copy)]
 struct Sizes {
     program: u32,
@@ -69,8 +69,9 @@ impl Sizes {
         pairs.all(|(this, other)| this <= other) && self.all() != other.all()
     }
 
-    /// Whether that is so without a feature, beside the sizes with it. Tunnels that end here make the programs for
-    /// rare frames smaller: those hand all packets of VIPs on then, for the verifier's sake.
+    /// Whether the programs are smaller without the feature than with it. Inline decapsulation
+    /// shrinks the programs for rare frames, as they then hand all VIP packets on for the
+    /// verifier's sake, so these are left out.
     fn is_less_by(mut self, feature: Features, mut other: Self) -> bool {
         if feature == Features::INLINE_DECAP {
             for sizes in [&mut self, &mut other] {
@@ -87,8 +88,8 @@ impl Sizes {
 }
 
 #[test]
-fn a_feature_that_is_off_leaves_no_instruction_behind() {
-    // Strict destinations are a part of inline decapsulation.
+fn a_disabled_feature_leaves_no_instruction() {
+    // Strict destinations are part of inline decapsulation.
     let features = Features::all() - Features::FLOW_DEBUG - Features::STRICT_DESTINATION;
     println!(
         "{:<30} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
@@ -114,8 +115,8 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     }
     let without = Sizes::of(all, false);
     without.print("without frags");
-    // The length of a frame is one call with fragments of frames, and two loads and a difference without: one
-    // instruction more, unless the registers serve.
+    // A frame's length is one call with multi-buffer support, and two loads and a subtraction
+    // without: one instruction more, unless registers spill.
     assert!(without.program <= full.program + 8);
     Sizes::of(Features::default(), false).print("default");
 
@@ -128,22 +129,23 @@ fn a_feature_that_is_off_leaves_no_instruction_behind() {
     }
     let alone = Sizes::of(Features::STRICT_DESTINATION, false);
     assert_eq!(alone.all(), none.all());
-    // What explains is in the twin alone, whatever is on.
+    // Explaining code is in the twin alone.
     for sizes in [full, none] {
         assert!(sizes.program < sizes.twin && sizes.special[2] < sizes.special[3]);
         assert!(sizes.special[4] < sizes.special[5]);
     }
-    // What only special VIPs need is in their programs, and costs the others nothing.
+    // Code that only special VIPs need is in their programs.
     let special = Features::GLOBAL_FLOW_TABLE | Features::UDP_STABLE_ROUTING;
     assert_eq!(Sizes::of(special, false).program, none.program);
 }
 
-/// The verifier gives up after 1,000,000 instructions; other versions of it look at more of them. All programs of all
-/// objects: those that packets go on in lie in an array, of the others somebody has a descriptor.
+/// The verifier gives up after 1,000,000 instructions, and some versions process more of them.
+/// Covers all programs of all objects: those in the array that packets continue in, and those that
+/// this process has a descriptor of.
 #[test]
-fn the_verifier_does_not_come_to_its_limit() {
+fn the_verifier_stays_below_its_limit() {
     const MOST: u32 = 250_000;
-    // Among the process's programs are those of tests beside this one, in any configuration.
+    // The process also has the programs of concurrent tests, in any configuration.
     const MOST_OF_ANY: u32 = 500_000;
     // The kernel keeps 15 characters: the fourth is `katran_explain_full`.
     let mut missing = BTreeSet::from([
@@ -188,7 +190,7 @@ fn the_verifier_does_not_come_to_its_limit() {
                 assert!(verified.iter().all(|count| *count < MOST), "{verified:?}");
                 look_at_own();
             }
-            // The most there is to look at.
+            // The most work for the verifier.
             let settings = settings.flow_tracking(FlowTracking::Changed);
             let katran = load(settings.features(all).max_vip_reals(100));
             let special = bpf::sizes_in(katran.map_fd("special_programs").unwrap());
@@ -216,7 +218,7 @@ fn the_verifier_does_not_come_to_its_limit() {
 }
 
 #[test]
-fn only_the_chosen_kind_of_flow_table_is_loaded() {
+fn only_the_chosen_flow_table_type_is_loaded() {
     use libbpf_sys::BPF_MAP_TYPE_ARRAY;
     use libbpf_sys::BPF_MAP_TYPE_LRU_HASH;
     for (kind, map_type) in [
@@ -227,7 +229,7 @@ fn only_the_chosen_kind_of_flow_table_is_loaded() {
         for table in [katran.map_fd("fallback_flows"), katran.flows().table_fd(0)] {
             assert_eq!(bpf::map_type(table.unwrap()), map_type, "{kind}");
         }
-        // No other map of the program is for flows.
+        // The program has no other flow maps.
         let maps = bpf::maps_of(katran.program_fd());
         let hashes = maps.iter().filter(|kind| **kind == BPF_MAP_TYPE_LRU_HASH);
         assert_eq!(
@@ -239,7 +241,7 @@ fn only_the_chosen_kind_of_flow_table_is_loaded() {
             katran.stats().program_size().unwrap() / 8
         );
     }
-    // Scanning sets takes more instructions than a call, and none of them is left with the LRU.
+    // Scanning sets takes more instructions than a call, and the LRU program has none of them.
     let size = |kind| {
         load(builder().flow_table(kind))
             .stats()
@@ -270,14 +272,14 @@ fn the_defaults_hold_millions_of_flows_in_hundreds_of_mib() {
 }
 
 #[test]
-fn settings_that_are_numbers_cost_nothing() {
+fn numeric_settings_cost_nothing() {
     let size = |builder: Builder| load(builder).stats().program_size().unwrap();
     let usual = size(builder());
     assert_eq!(size(builder().max_frame(9014).gue_port(1)), usual);
     assert_eq!(size(builder().max_reals(1000).max_vips(100)), usual);
 }
 
-/// Adds as many VIPs, every other one a prefix if there is to be any, each with a real.
+/// Adds this many VIPs, each with a real; with `prefixes`, every other one is a prefix.
 fn fill(katran: &mut Katran, vips: u32, prefixes: bool) {
     for i in 0..vips {
         let address: IpAddr = (0xcb00_0000 + i * 256).to_be_bytes().into();
@@ -297,12 +299,12 @@ fn rings_take_memory_for_vips_not_for_updates() {
     fill(&mut katran, 4, false);
     let before = katran.stats().memory_in_use().unwrap();
     let vip = katran.vips()[0];
-    // Another real's weight: each time a new ring, and the old one given up.
+    // Changes a weight: a new ring each time, and the old one is released.
     for weight in 1..=300 {
         let other = Real::new("10.1.0.1".parse().unwrap()).weight(weight);
         katran.add_real(vip, other).unwrap();
     }
-    // A ring of 65,537 slots takes 128 KiB, and where updates are fast there are 64 to spare.
+    // A ring of 65,537 slots takes 128 KiB; under rapid updates 64 are spare.
     let grown = katran.stats().memory_in_use().unwrap() - before;
     assert!(grown < 9 << 20, "{grown} bytes more after 300 updates");
 }
@@ -334,7 +336,7 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
         fill(&mut katran, vips, prefixes);
         let full = katran.stats().memory_in_use().unwrap();
         let ratio = |estimate: u64, kernel: u64| estimate as f64 / kernel as f64;
-        // No real is down here, and no id names one.
+        // No real is down, and no id names one.
         let unused = ["down_reals", "server_ids"].map(|name| {
             let map = estimate.maps().iter().find(|map| map.name == name);
             map.map_or(0, |map| map.at_capacity - map.at_load)
@@ -357,8 +359,8 @@ fn the_memory_estimate_is_what_the_kernel_accounts() {
     }
 }
 
-/// The maps of health checks: with an interface for them they are there from the beginning, and the
-/// estimate has them.
+/// The maps of health checks: with an interface for them they exist from the load, and the estimate
+/// includes them.
 #[test]
 fn maps_of_health_checks_are_what_the_kernel_accounts() {
     let names = [
@@ -423,7 +425,7 @@ fn maps_of_health_checks_are_what_the_kernel_accounts() {
             ("sources", 10_000, 0),
             ("probe_keys", 500, 1),
         ];
-        // One more: a way that is changed is there twice for a moment.
+        // One more: a changed way exists twice for a moment.
         expected.extend(ways.map(|name| (name, 30_001, 1)));
         assert_eq!(uses, expected);
         katran.probes_mut().unmap_mark(1).unwrap();
@@ -443,8 +445,7 @@ fn maps_of_health_checks_are_what_the_kernel_accounts() {
     }
 }
 
-/// The maps of features: there when they are on, as large as was said, and not there when they are
-/// off.
+/// A feature's maps: if enabled, as large as configured; otherwise absent.
 #[test]
 fn maps_of_features_are_what_the_kernel_accounts() {
     const NAMES: u32 = 20_000;
@@ -486,7 +487,7 @@ fn maps_of_features_are_what_the_kernel_accounts() {
     );
     let real = common::ip("198.51.100.1");
     katran.add_real(vip, Real::new(real)).unwrap();
-    // Scattered, as clients' prefixes are: by a multiplication that reaches every number.
+    // Scattered like clients' prefixes, by a multiplication that reaches every number.
     let scattered = (0..NAMES).map(|i| i.wrapping_mul(0x9e37_79b1));
     let v4 = scattered.clone().map(|i| {
         let address = std::net::Ipv4Addr::from(i & !0xff);
@@ -509,20 +510,20 @@ fn maps_of_features_are_what_the_kernel_accounts() {
             .unwrap();
     }
     let full = katran.stats().memory_in_use().unwrap();
-    // Of the rest only rings have come.
+    // Among the other maps only rings have grown.
     let others = ["ring_chunk", "prefix_vips", "down_reals"];
     let growth: u64 = estimate
         .maps()
         .iter()
         .filter(|map| !others.contains(&map.name))
         .map(|map| match map.name {
-            // A leaf for each prefix, and an inner node for each branching: the kernel accounts the
-            // leaves only.
+            // A leaf per prefix and an inner node per branching: the kernel accounts only the
+            // leaves.
             "source_routes_v4" | "source_routes_v6" => map.at_capacity / 2,
             _ => map.at_capacity - map.at_load,
         })
         .sum();
-    // The nodes of tries have shrunk since the oldest kernel that the estimate is for.
+    // Trie nodes are smaller than on the oldest kernel, which the estimate is for.
     for (what, expected, kernel, most) in [
         ("at load", estimate.at_load(), at_load, 1.1),
         ("growth", growth, full - at_load, 1.5),
@@ -537,7 +538,7 @@ fn maps_of_features_are_what_the_kernel_accounts() {
         .unwrap();
     katran.source_routes_mut().clear().unwrap();
     let after = katran.stats().memory_in_use().unwrap();
-    // The smallest table of server ids stays.
+    // The smallest table of server ids remains.
     let smallest = 1 << 20;
     assert!(
         after < at_load + smallest + (full - at_load) / 10,

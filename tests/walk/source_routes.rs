@@ -33,7 +33,7 @@ use crate::common::load;
 use crate::common::sent;
 use crate::common::serve;
 
-/// In the VIP's ring, and named by routes only, one of each family.
+/// A is in the VIP's ring; only routes name B and C, one of each family.
 const A: &str = "198.51.100.1";
 const B: &str = "198.51.100.2";
 const C: &str = "2001:db8:2::3";
@@ -101,13 +101,13 @@ fn the_longest_prefix_chooses_the_real_of_a_new_flow() {
         let reason = by.map_or(Reason::Ring, |_| Reason::SourceRoute);
         let opened = sent(&katran, &syn(flow(client, 1)));
         assert_eq!(opened, (Some(ip(to)), reason), "{client}");
-        // From then on the flow table knows it.
+        // After that the flow table knows it.
         let next = sent(&katran, &frame(flow(client, 1)));
         assert_eq!(next, (Some(ip(to)), Reason::FlowTable), "{client}");
     }
     let counters = katran.stats().source_routing().unwrap();
     assert_eq!((counters.matched, counters.unmatched), (5, 2));
-    // Without any real in the ring, only those in a prefix have one.
+    // With no real in the ring, only clients in a prefix have one.
     let mut katran = katran;
     for vip in katran.vips() {
         katran.remove_real(vip, ip(A)).unwrap();
@@ -126,19 +126,19 @@ fn the_longest_prefix_chooses_the_real_of_a_new_flow() {
 }
 
 #[test]
-fn a_vip_without_the_flag_does_not_ask() {
+fn a_vip_without_the_flag_ignores_it() {
     let mut katran = balancer(VipFlags::empty());
     let vip: Vip = format!("{VIP}/tcp").parse().unwrap();
     katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
     let flow = flow("100.64.0.1", 1);
-    // The flag was there before, and has left flows elsewhere perhaps.
+    // The flag was set before, so flows may be elsewhere.
     assert_eq!(sent(&katran, &syn(flow)), (Some(ip(A)), Reason::Base));
     let counters = katran.stats().source_routing().unwrap();
     assert_eq!((counters.matched, counters.unmatched), (0, 0));
 }
 
 #[test]
-fn flows_that_are_known_stay_when_routes_go() {
+fn known_flows_stay_when_routes_are_removed() {
     let mut katran = balancer(VipFlags::empty());
     let old = flow("100.64.0.1", 1);
     assert_eq!(sent(&katran, &syn(old)), routed(B));
@@ -148,17 +148,17 @@ fn flows_that_are_known_stay_when_routes_go() {
         .source_routes_mut()
         .remove(&[prefix("100.64.0.0/10")])
         .unwrap();
-    // The other family's route still names the real.
+    // The other family's route keeps the real in use.
     let known = sent(&katran, &frame(old));
     assert_eq!(known, (Some(ip(B)), Reason::FlowTable));
-    // A reset is not remembered.
+    // The reset removed the first flow's entry.
     for new in [flow("100.64.0.1", 2), flow("100.64.0.1", 3)] {
         assert_eq!(sent(&katran, &frame(new)).1, Reason::Ring);
     }
 }
 
 #[test]
-fn with_the_flow_table_bypassed_every_packet_asks() {
+fn with_the_flow_table_bypassed_every_packet_uses_its_route() {
     let katran = balancer(VipFlags::LRU_BYPASS);
     for _ in 0..3 {
         assert_eq!(sent(&katran, &frame(flow("100.64.0.1", 1))), routed(B));
@@ -167,10 +167,10 @@ fn with_the_flow_table_bypassed_every_packet_asks() {
 }
 
 #[test]
-fn a_hash_of_ports_decides_only_where_no_prefix_does() {
+fn dport_hash_decides_only_without_a_matching_prefix() {
     let katran = balancer(VipFlags::DPORT_HASH);
     assert_eq!(sent(&katran, &syn(flow("100.64.0.1", 1))), routed(B));
-    // What a prefix chose is remembered, what the ring chose by the port is not.
+    // The prefix's choice is remembered; the ring's, which depends on the port, is not.
     let known = sent(&katran, &frame(flow("100.64.0.1", 1)));
     assert_eq!(known.1, Reason::FlowTable);
     assert_eq!(sent(&katran, &syn(flow("9.9.9.9", 1))).1, Reason::Ring);
@@ -178,7 +178,7 @@ fn a_hash_of_ports_decides_only_where_no_prefix_does() {
 }
 
 #[test]
-fn under_flood_source_routes_decide_all_the_same() {
+fn source_routes_work_under_flood() {
     let mut katran = load(settings().flood_threshold(10));
     let vip = format!("{VIP}/tcp");
     serve(&mut katran, &vip, VipFlags::SRC_ROUTING, &[A]);
@@ -256,7 +256,7 @@ fn batches_are_all_or_nothing() {
     };
     assert!(exists(add(&mut katran, &["10.2.0.0/16", "10.0.0.0/8"], A)));
     assert!(exists(add(&mut katran, &["10.2.0.0/16", "10.2.0.0/16"], A)));
-    // The limit is that of each family: two more do not fit, in the other one they would.
+    // The limit is per family: two more exceed it here, but would fit in the other family.
     assert!(exhausted(add(
         &mut katran,
         &["10.2.0.0/16", "10.3.0.0/16"],
@@ -287,7 +287,7 @@ fn batches_are_all_or_nothing() {
         .remove(&routes(&["2001:db8:1::/48"]))
         .unwrap();
 
-    // The kernel refuses: the first family is undone if the second one fails.
+    // The kernel refuses: if the second family fails, the first is undone.
     for (command, errno) in [
         (faults::MAP_UPDATE_BATCH, Errno::ENOMEM),
         (faults::MAP_DELETE_BATCH, Errno::EBUSY),
@@ -308,7 +308,7 @@ fn batches_are_all_or_nothing() {
     }
     assert_eq!(katran.source_routes().list(), before);
     assert_eq!(kernel(&katran), in_kernel);
-    // And the next call works.
+    // The next call works.
     katran
         .source_routes_mut()
         .add(&routes(&["10.2.0.0/16"]), ip(C))
@@ -329,7 +329,7 @@ fn a_balancer_without_the_feature_says_so() {
     assert_eq!(katran.source_routes().list(), []);
 }
 
-/// What the issue asks for: 1,000,000 prefixes by batch calls in under 10 seconds.
+/// 1,000,000 prefixes by batch calls take less than 10 seconds.
 #[test]
 fn a_million_prefixes_are_loaded_in_seconds() {
     let mut katran = load(settings().max_source_routes(1_000_000));
@@ -348,8 +348,8 @@ fn a_million_prefixes_are_loaded_in_seconds() {
         Prefix::new(address.into(), 64).unwrap()
     });
     let prefixes: Vec<Prefix> = v4.chain(v6).collect();
-    // CPU time of this thread, as others use the machine meanwhile. The ten seconds are for a release build;
-    // a debug build has taken from 4.6 to 15, as the machine was.
+    // This thread's CPU time, as other processes use the machine. A release build must take less
+    // than ten seconds; a debug build took 4.6 to 15.
     let limit = Duration::from_secs(if cfg!(debug_assertions) { 30 } else { 10 });
     let began = common::cpu_time();
     for (batch, real) in prefixes.chunks(100_000).zip([B, C].into_iter().cycle()) {

@@ -1,4 +1,4 @@
-//! The programs that a walk goes on in are found in an array that others with the right to it can empty:
+//! The array of programs that a walk continues in can be emptied by other privileged processes:
 //! then frames are dropped with a reason and counted, and nothing else suffers.
 
 use katran::Features;
@@ -74,9 +74,9 @@ fn a_frame_whose_program_is_missing_is_dropped_with_a_reason() {
     }
 }
 
-/// Whatever the table says of its flow: nothing yet, the real that the id names, or another one.
+/// Whatever the flow table says: nothing yet, the id's real, or another one.
 #[test]
-fn a_datagram_goes_by_its_connection_id_in_one_program() {
+fn one_program_handles_a_datagrams_connection_id() {
     let [ring, named] = ["198.51.100.1", "198.51.100.2"];
     let mut katran = load(builder());
     for vip in ["203.0.113.2:443/udp", "[2001:db8:1::2]:443/udp"] {
@@ -114,7 +114,7 @@ fn a_datagram_goes_by_its_connection_id_in_one_program() {
         assert_eq!(after.dst_mismatch_in_lru - before.dst_mismatch_in_lru, 1);
         assert_eq!(after.dst_match_in_lru - before.dst_match_in_lru, 2);
         assert_eq!(dropped(&katran), u64::from(to.starts_with('[')));
-        // Without an id it is for another program.
+        // Without an id it needs another program.
         assert_eq!(send(&[]).0, Verdict::Drop, "{flow}");
     }
 }

@@ -1,6 +1,7 @@
-//! `FlowTracking::Changed` by a judge that remembers every flow: random VIPs that change all the time, flows that
-//! come, pause, go and come back on all CPUs. No connection moves while its real is there and it is not silent for
-//! too long, nothing goes to a real that the VIP has given up, and all slots are settled in the end.
+//! `FlowTracking::Changed` against a judge that remembers every flow: random VIPs that keep
+//! changing, flows that begin, pause, end and return on all CPUs. No connection moves while its
+//! real is there and it is not silent for too long, nothing goes to a real that the VIP has given
+//! up, and all slots settle in the end.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,12 +34,13 @@ use crate::common::frames::SYN;
 use crate::common::load;
 use crate::common::vip;
 
-/// A connection that is silent for longer may be given up; the same where programs are loaded meanwhile.
+/// Connections that are silent for longer may be given up; longer where programs are loaded
+/// meanwhile.
 const IDLE: Duration = Duration::from_secs(2);
 const LONG_IDLE: Duration = Duration::from_secs(8);
-/// So many changes are between two of features.
+/// Changes between two changes of features.
 const CHANGES: usize = 60;
-/// What the judge and the kernel may think differently of the time.
+/// How far the judge's clock and the kernel's may differ.
 const SLACK: Duration = Duration::from_millis(200);
 const REALS: u8 = 9;
 const FLOWS: usize = 40;
@@ -52,7 +54,7 @@ fn changed(idle: Duration) -> Builder {
         .flood_threshold(1_000_000)
 }
 
-/// Numbers by chance (splitmix64, Steele, Lea and Flood, OOPSLA 2014).
+/// Pseudorandom numbers (splitmix64, Steele, Lea and Flood, OOPSLA 2014).
 struct Random(u64);
 
 impl Random {
@@ -73,14 +75,14 @@ fn real(number: usize) -> IpAddr {
     [198, 51, 100, number as u8 + 1].into()
 }
 
-/// What a VIP has of a real.
+/// A VIP's view of a real.
 #[derive(Clone, Copy, Debug)]
 struct OfReal {
     weight: u32,
     down: bool,
 }
 
-/// A flow that the judge knows: the real that it is on, and when it last sent.
+/// A flow that the judge knows: its real, and when it last sent.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     real: IpAddr,
@@ -90,10 +92,10 @@ struct Known {
 struct Service {
     vip: Vip,
     reals: BTreeMap<IpAddr, OfReal>,
-    /// By their numbers. One that is not known begins with its next packet.
+    /// By flow number. An unknown one begins with its next packet.
     flows: Vec<Option<Known>>,
     routed: bool,
-    /// What has happened to it, for messages.
+    /// Its changes, for failure messages.
     told: Vec<String>,
 }
 
@@ -128,7 +130,7 @@ impl Service {
         self.reals.values().any(|of| !of.down && of.weight > 0)
     }
 
-    /// Flows on this real, or on any, are over.
+    /// Ends the judge's flows on this real, or on any.
     fn end_flows(&mut self, of: Option<IpAddr>) {
         for flow in &mut self.flows {
             if flow.is_some_and(|known| of.is_none_or(|real| real == known.real)) {
@@ -201,7 +203,7 @@ impl Judge {
                 service.reals.get_mut(&address).unwrap().down = down;
                 service.end_flows(Some(address).filter(|_| down));
                 if !down {
-                    // Nothing was on it.
+                    // It had no flows.
                     service.end_flows(Some(address));
                 }
                 self.tell(of, format_args!("{address} is down: {down}"));
@@ -223,7 +225,7 @@ impl Judge {
                 };
                 self.katran.set_vip_flags(vip, flags).unwrap();
                 if service.routed {
-                    // Those without an entry may move, as is documented.
+                    // Flows without an entry may move, as documented.
                     service.end_flows(None);
                 }
                 self.tell(of, format_args!("flags {flags}"));
@@ -247,7 +249,7 @@ impl Judge {
                 self.tell(of, format_args!("removed and added"));
             }
             _ => {
-                // Down and up again, as fast as it goes.
+                // Drained and restored without a pause.
                 if let Some(address) = any
                     && !service.reals[&address].down
                 {
@@ -293,7 +295,7 @@ impl Judge {
         if to.is_none() && begins && service.takes_new() {
             say("dropped, though a real takes new flows");
         }
-        // It may have paused too long meanwhile.
+        // The flow may have paused too long meanwhile.
         let lives = lives.filter(|known| known.used.elapsed() < self.idle - SLACK);
         if let Some(before) = lives.filter(|_| !begins)
             && to != Some(before.real)
@@ -311,7 +313,8 @@ impl Judge {
             stay_on(self.cpus[which]);
             for _ in 0..200 {
                 let of = self.random.below(self.services.len());
-                // A flow comes by one CPU; some pause for long, as most others pick from the lower numbers.
+                // A flow stays on one CPU. Some pause for long, as most picks are among the lower
+                // numbers.
                 let last = [4, FLOWS][self.random.below(2)] / self.cpus.len();
                 let number = self.random.below(last.max(1)) * self.cpus.len() + which;
                 self.packet(of, number.min(FLOWS - 1));
@@ -361,10 +364,10 @@ fn no_flow_moves_while_its_real_is_there() {
     judge.check_that_all_settles();
 }
 
-/// Connections that only a base leads stay when TCP server ids are switched on, whatever changes then, and those that
-/// entries lead when they are switched off.
+/// Connections that only a base leads stay when TCP server ids are enabled, whatever changes then;
+/// those that entries lead stay when ids are disabled.
 #[test]
-fn no_flow_moves_while_server_ids_come_and_go() {
+fn no_flow_moves_while_server_ids_are_toggled() {
     let mut judge = Judge::new(LONG_IDLE, seed());
     let ids = Features::TCP_SERVER_ID;
     let mut by_base = 0;
@@ -380,7 +383,7 @@ fn no_flow_moves_while_server_ids_come_and_go() {
         for of in 0..judge.services.len() {
             judge.tell(of, format_args!("{features:?}"));
         }
-        // Before anything changes.
+        // Before any change.
         let before = counted(&judge);
         for of in 0..judge.services.len() {
             for number in 0..FLOWS {
@@ -394,11 +397,12 @@ fn no_flow_moves_while_server_ids_come_and_go() {
         assert!(round == 0 || judge.judged > 1000);
     }
     println!("{} judged, {by_base} by base", judge.judged);
-    // How many depends on the seed; without the rule there are none.
+    // How many depends on the seed; without the rule there would be none.
     assert!(by_base > 0);
 }
 
-/// A route leads to a real, and only then the VIP gets to be one of which changed flows are remembered: the flow goes on.
+/// A source route leads a flow to a real, and only then does the VIP begin to remember changed
+/// flows: the flow stays.
 #[test]
 fn a_vip_of_drained_reals_keeps_its_entries() {
     let mut katran = load(changed(IDLE));
@@ -406,7 +410,7 @@ fn a_vip_of_drained_reals_keeps_its_entries() {
     katran.add_vip(vip, VipFlags::SRC_ROUTING).unwrap();
     let clients = "100.64.0.0/10".parse().unwrap();
     katran.source_routes_mut().add(&[clients], real(7)).unwrap();
-    // It takes no flow, and would lead one that it had.
+    // Drained, it takes no flow, but would keep one.
     katran.add_real(vip, Real::new(real(1)).weight(0)).unwrap();
     let flow = Flow::tcp(
         (Ipv4Addr::new(100, 64, 0, 1), 1024).into(),
@@ -421,7 +425,7 @@ fn a_vip_of_drained_reals_keeps_its_entries() {
     katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
     assert_ne!(katran.stats().slots(vip).unwrap().unsettled, 0);
     assert_eq!(to(&katran, ACK), Some(real(7)));
-    // Without any real there is no ring, and no slot.
+    // Without reals there is no ring, and no slot.
     katran.remove_real(vip, real(1)).unwrap();
     assert_eq!(katran.stats().slots(vip).unwrap().unsettled, 0);
     assert_eq!(to(&katran, ACK), None);

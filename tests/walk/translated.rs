@@ -1,5 +1,6 @@
-//! What is left of the programs' text where compilers and the verifier have had their way with it: a lookup is one
-//! call or loads and not a call by way of the map, and the search of a set does not branch by what is in it.
+//! What compilers and the verifier have made of the programs: a lookup is one direct call, or
+//! loads, never a call through the map, and searching a set has no branch that depends on its
+//! contents.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -26,8 +27,8 @@ use crate::common::load;
 use crate::common::serve;
 use crate::machine::Machine;
 
-/// The kernel's functions that have a part in what is tested here, by how far they are from the one that addresses
-/// in calls are counted from.
+/// The kernel functions that these tests name, by their distance from the address that calls are
+/// relative to.
 fn kernel_functions() -> BTreeMap<i64, String> {
     let symbols = fs::read_to_string("/proc/kallsyms").unwrap();
     let symbols: Vec<(i64, &str)> = symbols
@@ -50,7 +51,7 @@ fn kernel_functions() -> BTreeMap<i64, String> {
         .collect()
 }
 
-/// The functions for maps' elements that a program calls, as the verifier has left it.
+/// The map functions that a program calls after verification.
 fn calls(program: BorrowedFd<'_>, functions: &BTreeMap<i64, String>) -> BTreeSet<String> {
     const CALL: u8 = 0x85;
     const OF_KERNEL: u8 = 0;
@@ -64,7 +65,7 @@ fn calls(program: BorrowedFd<'_>, functions: &BTreeMap<i64, String>) -> BTreeSet
         .collect()
 }
 
-/// All that may run on a packet's way.
+/// The calls of every program on a packet's way.
 fn all_calls(katran: &Katran, functions: &BTreeMap<i64, String>) -> BTreeSet<String> {
     let others = bpf::programs_in(katran.map_fd("special_programs").unwrap());
     let others = others.iter().map(|program| program.as_fd());
@@ -88,12 +89,12 @@ fn all_features() -> Features {
     Features::all() - Features::FLOW_DEBUG
 }
 
-/// The generic lookup asks the map what kind it is, and calls what that kind has for it: two calls, one of them by a
-/// pointer. Compilers leave it to the program where they make one lookup of two in different maps.
+/// The generic lookup reads the map's type and calls that type's function: two calls, one through a
+/// pointer. Programs are left with it where a compiler merges lookups in different maps.
 #[test]
-fn no_call_goes_by_way_of_the_map() {
+fn no_call_goes_through_the_map() {
     const GENERIC: [&str; 2] = ["bpf_map_lookup_elem", "bpf_map_update_elem"];
-    // Arrays are loads. The rest is by address, prefix or flow, and called directly.
+    // Array lookups are loads. The rest are by address, prefix or flow, and called directly.
     let mut expected = BTreeSet::from([
         "__htab_map_lookup_elem",
         "htab_lru_map_update_elem",
@@ -134,17 +135,18 @@ fn no_call_goes_by_way_of_the_map() {
     assert_eq!(seen, expected);
 }
 
-/// Flows of the VIP below, for which the table's sets are split.
+/// Flows of the VIP below, enough to split the table's sets.
 const FLOWS: u16 = 400;
-/// After so many more of them all are looked at.
+/// Checks all flows whenever this many were added.
 const STEP: u16 = 50;
 
-/// The kernel's table of sets holds flows in each of the entries of a line, and in sets that have been split and that
-/// have not. An established flow executes the same instructions wherever it is, but for one choice: which line.
+/// The set-associative table has flows in each entry of a line, and in sets that have been split
+/// and others. An established flow executes the same instructions wherever its entry is, but for
+/// one choice: which line.
 #[test]
-fn the_search_of_a_set_does_not_branch_by_what_is_in_it() {
+fn the_set_search_does_not_branch_on_its_contents() {
     for features in [Features::default(), all_features()] {
-        // Keys are drawn: now and then more flows meet in a set than it holds, and one that has lost its entry is new.
+        // Keys are random: now and then a set overflows, and the flow that lost its entry is new.
         let (places, traces) = (0..20)
             .map(|_| flows_in_sets(features))
             .find(|(places, _)| places[7] == 0)
@@ -155,8 +157,8 @@ fn the_search_of_a_set_does_not_branch_by_what_is_in_it() {
     }
 }
 
-/// Has a balancer of its own remember flows: how many are in which entries of their sets, and how many packets of those that
-/// are known execute the same instructions.
+/// Makes a new balancer remember flows; returns how many are in which entry of their set, and how
+/// many packets of known flows execute the same instructions.
 fn flows_in_sets(features: Features) -> ([usize; 8], Vec<usize>) {
     let cpu = 0;
     stay_on(cpu);
@@ -192,7 +194,7 @@ fn flows_in_sets(features: Features) -> ([usize; 8], Vec<usize>) {
     let sets = bpf::inner(katran.map_fd("flow_tables").unwrap(), cpu as u32);
     let places = places(sets.as_fd());
     if places[7] == 0 {
-        // Those that are new go another way, or the machine would not see the table.
+        // New flows must take another path, or these traces would prove nothing.
         assert!(
             news.iter().all(|new| !traces.contains_key(new)),
             "{features}"
@@ -201,7 +203,7 @@ fn flows_in_sets(features: Features) -> ([usize; 8], Vec<usize>) {
     (places, traces.into_values().collect())
 }
 
-/// How many flows are in the first entries of their sets, in the second ones, and so on.
+/// How many flows are in their set's first entry, second entry, and so on.
 fn places(sets: BorrowedFd<'_>) -> [usize; 8] {
     const ENTRY: usize = 16;
     let mut places = [0; 8];

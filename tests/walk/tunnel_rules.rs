@@ -1,5 +1,5 @@
-//! What a balancer lets out of tunnels that end at it: marks of congestion that go along or end a packet, what is
-//! no packet, and tunnels in tunnels.
+//! What a balancer lets out of tunnels that end at it: congestion marks that carry over or end a
+//! packet, malformed packets, and tunnels in tunnels.
 
 use katran::Flow;
 use katran::flows::Reason;
@@ -37,7 +37,7 @@ fn dropped(reason: DropReason) -> (Verdict, Reason) {
 }
 
 #[test]
-fn marks_of_congestion_reach_the_inner_packet() {
+fn congestion_marks_reach_the_inner_packet() {
     let katran = balancer(settings());
     let mut drops = 0;
     for (kind, outer, flow) in mixes() {
@@ -55,7 +55,7 @@ fn marks_of_congestion_reach_the_inner_packet() {
                 };
                 let inner = aged(&marked(flow, mark));
                 if end == INLINE[outer] {
-                    // As if it had come without the tunnel: the next one has the mark, too.
+                    // As without the tunnel, with the mark in the next one, too.
                     let plain = run(&katran, &ethernet(&inner));
                     assert_eq!(
                         (ran.verdict, &ran.frame),
@@ -75,7 +75,7 @@ fn marks_of_congestion_reach_the_inner_packet() {
 }
 
 #[test]
-fn what_is_no_ip_packet_of_the_family_is_dropped_as_it_is() {
+fn inner_packets_of_the_wrong_version_are_dropped_unchanged() {
     let katran = balancer(settings());
     for (kind, outer, flow) in mixes().filter(|(kind, ..)| *kind == Kind::Ipip) {
         for end in [INLINE[outer], EGRESS[outer], OWN[outer]] {
@@ -94,7 +94,7 @@ fn what_is_no_ip_packet_of_the_family_is_dropped_as_it_is() {
             }
         }
     }
-    // Not ours, so not ours to look at.
+    // A tunnel to another host is not ours to inspect.
     let strict = balancer(super::inline_decap::strict());
     let mut frame = tunnelled(Kind::Ipip, &Packet::new(flows()[0]).ip(), ELSEWHERE[0]);
     frame[ETHERNET + 20] = 0;
@@ -102,7 +102,7 @@ fn what_is_no_ip_packet_of_the_family_is_dropped_as_it_is() {
     assert_eq!((ran.reason, ran.frame), (Reason::DecapForeign, frame));
 }
 
-/// One frame would leave once for each of its headers.
+/// Otherwise one frame would leave once for each of its headers.
 #[test]
 fn no_tunnel_leaves_by_an_egress_address() {
     let katran = balancer(settings());
@@ -145,7 +145,7 @@ fn no_tunnel_leaves_by_an_egress_address() {
         );
         drops += 1;
     }
-    // Behind extension headers, and where those cannot be walked.
+    // Behind extension headers, and where those cannot be followed.
     for (next, count) in [(4, 1), (41, 1), (4, 4), (6, 5)] {
         let mut middle = Packet::new(flows()[1]).ip();
         let plain = middle.split_off(40);
@@ -166,9 +166,9 @@ fn no_tunnel_leaves_by_an_egress_address() {
     assert_eq!(katran.stats().totals().unwrap().tx.packets, 0);
 }
 
-/// Found by random frames: the second tunnel was passed before its length was looked at.
+/// Found by fuzzing: the second tunnel was passed before its length was checked.
 #[test]
-fn a_second_tunnel_of_a_length_that_cannot_be_is_dropped() {
+fn a_second_tunnel_of_impossible_length_is_dropped() {
     let katran = balancer(settings());
     let flow = flows()[0];
     let vip = flow.destination.ip().to_string();
@@ -186,9 +186,10 @@ fn a_second_tunnel_of_a_length_that_cannot_be_is_dropped() {
     }
 }
 
-/// What begins with neither 4 nor 6, or is empty, is no tunnel: not on the way, not in one.
+/// A payload that begins with neither 4 nor 6, or is empty, is no tunnel, whether outermost or
+/// inside one.
 #[test]
-fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
+fn datagrams_to_the_gue_port_without_a_packet_are_like_any_other() {
     let mut katran = balancer(settings());
     let vip = format!("203.0.113.1:{GUE_PORT}/udp");
     crate::common::serve(
@@ -215,13 +216,13 @@ fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
                     ran.reason
                 );
                 assert_eq!(ran.frame, expected.frame);
-                // It leaves an egress address, for it is no tunnel.
+                // It leaves by an egress address, as it is no tunnel.
                 let ran = run(&katran, &tunnelled(kind, &inner, EGRESS[outer]));
                 assert_eq!(ran.reason, Reason::DecapEgress, "{kind:?} {data:?}");
             }
         }
     }
-    // To an address where tunnels end, too.
+    // Also to an address where tunnels end.
     for end in INLINE {
         let from = if ip(end).is_ipv4() {
             "192.0.2.7:5"
@@ -235,9 +236,9 @@ fn datagrams_to_gues_port_that_hold_no_packet_are_like_any_other() {
     }
 }
 
-/// By the outer length, and in GUE by that of the datagram.
+/// By the outer length, and in GUE by the datagram's.
 #[test]
-fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
+fn a_tunnels_payload_ends_with_its_outer_packet() {
     let katran = balancer(settings());
     let mut drops = 0;
     for (kind, outer, flow) in mixes() {
@@ -248,7 +249,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
                 if datagram && kind == Kind::Ipip {
                     continue;
                 }
-                // All but a byte, the header alone, less than that: the frame has the rest all the same.
+                // All but a byte, the header alone, less than that: the frame still has the rest.
                 for missing in [1, inner.len() - header, inner.len() - header + 1] {
                     let mut tunnel = in_tunnel(kind, &inner, end);
                     ends_earlier(&mut tunnel, missing, datagram);
@@ -260,7 +261,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
                     assert_eq!(ran.frame, frame, "{what}");
                     drops += 1;
                 }
-                // Nothing: an empty datagram is no tunnel, whatever is behind it.
+                // An empty datagram is no tunnel, whatever follows it.
                 let mut tunnel = in_tunnel(kind, &inner, end);
                 ends_earlier(&mut tunnel, inner.len(), datagram);
                 let frame = ethernet(&tunnel);
@@ -273,7 +274,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
                     drops += 1;
                 }
             }
-            // The inner packet that says that it is longer, and the frame that is.
+            // The inner packet claims to be longer, and the frame is.
             let mut longer = inner.clone();
             let at = if flow.source.is_ipv4() { 3 } else { 5 };
             longer[at] += 1;
@@ -282,7 +283,7 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
             let ran = run(&katran, &frame);
             assert_eq!(ran.reason, Reason::Dropped(DropReason::InnerTruncated));
             drops += 1;
-            // Padding behind what is carried makes no difference.
+            // Padding behind the payload makes no difference.
             let mut padded = tunnelled(kind, &inner, end);
             let plain = run(&katran, &padded);
             assert_ne!(plain.verdict, Verdict::Drop);
@@ -296,14 +297,14 @@ fn what_a_tunnel_carries_ends_where_its_outer_packet_does() {
     assert_eq!(reasons.get(DropReason::InnerTruncated), drops);
 }
 
-/// An IPv4 header that is shorter than any, or longer than its packet: nobody takes such a packet. What becomes of one
-/// that stays here the walk says, or the host.
+/// An IPv4 header shorter than the minimum, or longer than its packet, must not leave. What stays
+/// here is up to the walk or the host.
 #[test]
-fn what_ends_in_its_header_does_not_leave_by_an_egress_address() {
+fn packets_cut_within_their_header_do_not_leave_by_an_egress_address() {
     let katran = balancer(settings());
     let mut drops = 0;
     for (kind, outer, flow) in mixes().filter(|(.., flow)| flow.source.is_ipv4()) {
-        // The header's bytes; the packet's.
+        // Lengths of the header and of the packet.
         for (header, length) in [(20, 19), (20, 0), (16, 40), (0, 40), (40, 39), (40, 40)] {
             let mut inner = Packet::new(flow).ip();
             inner[0] = 0x40 + header / 4;
@@ -327,7 +328,7 @@ fn what_ends_in_its_header_does_not_leave_by_an_egress_address() {
     assert_eq!((reasons.get(DropReason::InnerTruncated), drops), (20, 20));
 }
 
-/// An empty datagram with something behind it, in a tunnel: there is none in that one.
+/// An empty datagram in a tunnel, followed by other bytes, contains no tunnel.
 #[test]
 fn padding_makes_no_second_tunnel() {
     let katran = balancer(settings());
@@ -346,7 +347,7 @@ fn padding_makes_no_second_tunnel() {
     }
 }
 
-/// What goes to the host counts for the VIP whose port it names, not for one that padding names.
+/// A packet for the host counts for the VIP whose port it names, not for one that padding names.
 #[test]
 fn a_packet_without_ports_counts_for_no_vip() {
     let katran = balancer(settings());
@@ -407,7 +408,7 @@ fn only_allowed_sources_open_tunnels() {
         let reasons = katran.stats().drop_reasons().unwrap();
         assert_eq!(reasons.get(DropReason::OuterSource), drops, "{sources:?}");
     }
-    // A tunnel of others is not ours to drop; nor is what is in none.
+    // Packets of a foreign tunnel are not ours to drop, nor are those in no tunnel.
     let katran = balancer(super::inline_decap::strict().allow_sources(prefixes(&["10.0.0.1"])));
     let frame = tunnelled(Kind::Ipip, &Packet::new(flows()[0]).ip(), ELSEWHERE[0]);
     assert_eq!(run(&katran, &frame).reason, Reason::DecapForeign);
@@ -431,12 +432,12 @@ fn only_answers_of_vips_leave_by_an_egress_address() {
             let answer = Packet::new(reverse(flow)).ip();
             let ran = run(katran, &tunnelled(kind, &answer, EGRESS[outer]));
             assert_eq!(ran.reason, Reason::DecapEgress, "{kind:?} {flow}");
-            // From the client's address: anybody's.
+            // From the client's address, which anyone may have.
             let frame = tunnelled(kind, &Packet::new(flow).ip(), EGRESS[outer]);
             let ran = run(katran, &frame);
             assert_eq!((ran.verdict, ran.reason), dropped(DropReason::EgressSource));
             assert_eq!(ran.frame, frame);
-            // Where it goes on being balanced, or to the host, it may come from anywhere.
+            // What is balanced again, or goes to the host, may come from anywhere.
             let ran = run(
                 katran,
                 &tunnelled(kind, &Packet::new(flow).ip(), INLINE[outer]),
@@ -447,7 +448,7 @@ fn only_answers_of_vips_leave_by_an_egress_address() {
         assert_eq!(reasons.get(DropReason::EgressSource) - before, 8);
     };
     check(&katran);
-    // It is part of the state, and there again when the feature is.
+    // The list is part of the state, and returns with the feature.
     let state = katran.state();
     let sources = state.balancer.unwrap().egress_sources.unwrap();
     assert_eq!(sources, vips);

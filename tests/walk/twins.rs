@@ -1,6 +1,6 @@
-//! The program and its explaining twin are one walk: on every recorded frame and on thousands of
-//! damaged ones they give the same verdict and the same bytes, and move the same counters. What
-//! `simulate` says is therefore what happens to traffic.
+//! The program and its explaining twin are the same walk: on every recorded frame and on thousands
+//! of damaged ones they agree on verdict, bytes and counters. So `simulate` says what happens to
+//! traffic.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use crate::recording::RECORDINGS;
 use crate::recording::Recording;
 use crate::recording::hex;
 
-/// A balancer that simulates and one of the same configuration whose program is run directly.
+/// A balancer that simulates, and one of the same configuration whose program runs directly.
 struct Twins {
     simulated: Katran,
     direct: Katran,
@@ -37,7 +37,7 @@ struct Twins {
 
 impl Twins {
     fn new(load: impl Fn() -> Katran) -> Self {
-        // Where `simulate` runs, so that both use the first CPU's flow table.
+        // `simulate` runs there, so both use the first CPU's flow table.
         stay_on(0);
         Self {
             simulated: load(),
@@ -53,8 +53,8 @@ impl Twins {
         direct.verdict
     }
 
-    /// Each drew its own hash keys: in a table with many flows one of them could put out a flow that the
-    /// other one keeps, and count its next packet differently.
+    /// Each has random hash keys: with many flows, one table could evict a flow that the other
+    /// keeps, and count its next packet differently.
     fn forget_flows(&mut self) {
         for katran in [&mut self.simulated, &mut self.direct] {
             for vip in katran.vips() {
@@ -65,16 +65,16 @@ impl Twins {
 
     fn check_counters(&self) {
         let mut counters = [&self.simulated, &self.direct].map(|katran| katran.counters().unwrap());
-        // Windows of one second begin when the first flow happens to come.
+        // Windows of one second begin with the first flow, at different times.
         for cpu in counters.iter_mut().flat_map(|counters| &mut counters.cpus) {
             cpu.new_flows = 0;
         }
-        // How often numbers came back while packets might still have them depends on timing.
+        // How often a number was reused while packets might still have it depends on timing.
         for counters in &mut counters {
             counters.library.waits_for_packets = 0;
             counters.flow_entries_age = Duration::ZERO;
         }
-        // Each drew its own hash keys, so which few flows met in a full set differs.
+        // Each has random hash keys, so different flows met in a full set.
         let mut entries = counters.iter_mut().map(|counters| {
             let mut maps = counters.library.maps.iter_mut();
             let flows = maps.find(|map| map.name == "flows").unwrap();
@@ -120,7 +120,7 @@ impl Random {
     }
 }
 
-/// Frames of every kind that the walk tells apart.
+/// Frames of every kind that the walk distinguishes.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for to in [
@@ -217,12 +217,12 @@ fn twins_agree_on_damaged_frames() {
     check_damaged(&mut twins);
 }
 
-/// Everything that can be switched on, each special VIP where the recorded frames find one.
+/// Everything that can be enabled, each special VIP where recorded frames find it.
 #[test]
 fn twins_agree_on_damaged_frames_with_every_feature() {
     for encapsulation in [Encapsulation::Ipip, Encapsulation::Gue] {
         let mut twins = Twins::new(|| everything(encapsulation));
-        // No limit acts, so both hand over the same events.
+        // Without a rate limit, so both report the same events.
         let [simulated, direct] = [&twins.simulated, &twins.direct].map(|katran| {
             let options = MonitorOptions::new().rate_limit(u32::MAX);
             katran.events().to_list(options, 1).unwrap()
@@ -241,7 +241,7 @@ fn everything(encapsulation: Encapsulation) -> Katran {
         _ => Features::empty(),
     };
     let features = (Features::all() - later - Features::STRICT_DESTINATION) | strict;
-    // Room for an event of each frame.
+    // Every frame above this makes an event.
     let builder = builder().features(features).max_frame(700);
     let builder = builder.event_buffer(1 << 23);
     let mut katran = load(
@@ -279,7 +279,7 @@ fn everything(encapsulation: Encapsulation) -> Katran {
     katran
         .mark_down("203.0.113.0/24:0/udp".parse().unwrap(), ip(reals[0]))
         .unwrap();
-    // Those of the recordings, and others around them.
+    // The recordings' ids, among others.
     let ids = (1..5000).map(|id| ServerId::new(id, ip(reals[id as usize % 3])));
     katran
         .server_ids_mut()

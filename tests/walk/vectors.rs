@@ -1,5 +1,5 @@
-//! The recorded packets: frame in, verdict and frame out, byte for byte, through the loaded
-//! program in the kernel; and the counters that they move.
+//! The recorded packets: frame in, verdict and frame out, byte for byte, through the loaded program
+//! in the kernel; and their counters.
 
 use katran::FlowTracking;
 use katran::Katran;
@@ -26,11 +26,11 @@ fn recorded_packets_to_vips_leave_in_gue() {
     core(CORE_GUE);
 }
 
-/// The same packets and services, whatever they are wrapped in.
+/// The same packets and services in either encapsulation.
 fn core(recording: &str) {
     let (recording, katran) = play(recording);
-    // Each of the recorded program's ICMP errors was a miss of another flow; here none is (row by row in
-    // docs/compatibility.md), and one more is forwarded.
+    // Each ICMP error that the recorded program sent on was a miss of another flow; here none is
+    // (see docs/compatibility.md), and one more is forwarded.
     let flow_table = katran.stats().flow_table().unwrap();
     let frames = recording.packets.iter();
     let forwarded = frames.filter(|packet| packet.verdict == Verdict::Tx);
@@ -169,7 +169,7 @@ fn recorded_tunnels_are_unwrapped_and_sent_on() {
         (decap.egress_v4, decap.egress_v6),
         recording.pair("egress_decap")
     );
-    // Katran counts none of these as IPv4; here the outer family does.
+    // Katran counts none of these as IPv4; here the outer family counts.
     let outer = |bytes: [u8; 2]| {
         let frames = recording.packets.iter();
         frames

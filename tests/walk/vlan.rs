@@ -1,4 +1,4 @@
-//! Frames with VLAN tags: walked as if they had none, and sent on with the same tags.
+//! VLAN-tagged frames: walked as if untagged, and sent with the same tags.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::recording::RECORDINGS;
 use crate::recording::Recording;
 use crate::recording::hex;
 
-/// Tags as they stand in a frame: IEEE 802.1Q, 802.1ad with 802.1Q inside, and 802.1Q twice.
+/// Tags as in a frame: IEEE 802.1Q, 802.1ad with 802.1Q inside, and 802.1Q twice.
 const TAGS: [&[u8]; 3] = [
     &[0x81, 0x00, 0x20, 0x64],
     &[0x88, 0xa8, 0x0f, 0xff, 0x81, 0x00, 0xe0, 0x07],
@@ -29,7 +29,7 @@ fn tagged(frame: &[u8], tags: &[u8]) -> Vec<u8> {
     [&frame[..12], tags, &frame[12..]].concat()
 }
 
-/// The counters without the lengths of whole frames, and without those of single CPUs.
+/// The counters without frame lengths and single CPUs.
 fn comparable(mut counters: Counters) -> Counters {
     let totals = &mut counters.totals;
     for count in [
@@ -42,7 +42,7 @@ fn comparable(mut counters: Counters) -> Counters {
     }
     counters.cpus.clear();
     counters.library.maps.clear();
-    // How often numbers came back while packets might still have them depends on timing.
+    // How often a number was reused while packets might still have it depends on timing.
     counters.library.waits_for_packets = 0;
     counters.flow_entries_age = Duration::ZERO;
     counters
@@ -65,7 +65,8 @@ fn recorded_packets_with_tags_become_recorded_packets_with_tags() {
                 let what = format!("{}: {}", packet.description, ran.reason);
                 assert_eq!(ran.verdict, packet.verdict, "{what}");
                 if ran.verdict != Verdict::Drop {
-                    // Of what the recorded program passed and this one sends there are no bytes.
+                    // No bytes are recorded of frames that the recorded program passed and this one
+                    // sends.
                     let sent_plain = || other.simulate(&packet.frame).unwrap().frame;
                     let out = packet.out.clone().unwrap_or_else(sent_plain);
                     assert_eq!(hex(&ran.frame), hex(&tagged(&out, tags)), "{what}");
@@ -98,7 +99,7 @@ fn frame() -> Vec<u8> {
 }
 
 #[test]
-fn what_is_no_tagged_ip_packet_is_passed_untouched() {
+fn tagged_frames_without_ip_are_passed_untouched() {
     let katran = small();
     let three = [TAGS[1], TAGS[0]].concat();
     let mut arp = frame();

@@ -1,5 +1,5 @@
-//! Flows leave a real that their VIP gives up, or that is down for it: at once, on every way that
-//! leads to a real beside the ring, and for every VIP and protocol.
+//! Flows leave a real that their VIP gives up, or that is down for it: at once, on every path
+//! besides the ring, and for every VIP and protocol.
 
 use std::net::IpAddr;
 use std::thread;
@@ -53,7 +53,7 @@ fn answer(katran: &Katran, flow: Flow) -> Option<IpAddr> {
     katran.real_for_flow(&flow).unwrap().unwrap().real
 }
 
-/// The pairs of VIP and real that packets are told of.
+/// Pairs of VIP and down real in the program's map.
 fn pairs(katran: &Katran) -> u64 {
     let maps = katran.stats().library().unwrap().maps;
     maps.iter()
@@ -62,12 +62,12 @@ fn pairs(katran: &Katran) -> u64 {
         .entries
 }
 
-/// Until the entries that are void are gone from the tables, and with them what voids them.
+/// Waits until the void entries are gone from the tables, and then the pairs that void them.
 fn swept(katran: &Katran, left: u64) {
     eventually("void entries are removed", || pairs(katran) <= left);
 }
 
-/// All flows go to A, which another VIP has, too, and B is there and takes the next ones.
+/// All flows go to A, which another VIP has, too; then B takes the new ones.
 fn all_on_a(katran: &mut Katran, service: &str, flags: VipFlags, flows: &[Flow]) -> Vip {
     let vip = serve(katran, service, flags, &[A]);
     serve(katran, OTHER, VipFlags::empty(), &[A]);
@@ -119,24 +119,27 @@ fn a_removed_real_loses_its_flows_though_another_vip_has_it() {
 }
 
 #[test]
-fn what_is_void_goes_from_the_tables_by_itself() {
+fn void_entries_are_removed_by_themselves() {
     let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[]);
     katran.mark_down(vip, ip(B)).unwrap();
-    // So many that sets split on the way.
+    // Enough to split sets on the way.
     for flow in flows(Protocol::Tcp, "203.0.113.1:443", 2000) {
         assert_eq!(send(&katran, flow).0, Some(ip(A)));
     }
     assert!(katran.flows().stats(vip).unwrap().entries > 1500);
     katran.remove_real(vip, ip(A)).unwrap();
     let stats = katran.flows().stats(vip).unwrap();
-    assert_eq!(stats.stale, stats.entries, "void from the start");
+    assert_eq!(
+        stats.stale, stats.entries,
+        "all entries are stale from the start"
+    );
     swept(&katran, 0);
     assert_eq!(katran.flows().stats(vip).unwrap().entries, 0);
 }
 
 #[test]
-fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
+fn a_real_that_is_added_again_at_once_has_no_old_flows() {
     let mut katran = load(all_in_table());
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 200);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
@@ -157,8 +160,8 @@ fn a_real_that_comes_back_at_once_has_not_its_old_flows() {
 }
 
 #[test]
-fn a_vip_that_comes_back_at_once_has_no_old_flows() {
-    // With room for two VIPs the number is used again at once.
+fn a_vip_that_is_added_again_at_once_has_no_old_flows() {
+    // With room for two VIPs the number is reused at once.
     let mut katran = load(all_in_table().max_vips(2));
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 100);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
@@ -174,9 +177,9 @@ fn a_vip_that_comes_back_at_once_has_no_old_flows() {
     }
 }
 
-/// Each way that leads to a real; and an id in a packet, which leads to its real all the same.
+/// Each path that leads to a real; an id in a packet leads there regardless of health.
 #[test]
-fn a_real_that_is_down_loses_its_flows_on_every_way() {
+fn a_down_real_loses_its_flows_on_every_path() {
     for service in [VIP, "203.0.113.1:443/udp"] {
         for kind in [FlowTableKind::SetAssociative, FlowTableKind::KernelLru] {
             let mut katran = load(all_in_table().flow_table(kind));
@@ -201,7 +204,7 @@ fn a_real_that_is_down_loses_its_flows_on_every_way() {
             let news = crate::common::flows(protocol, "203.0.113.1:443", 400);
             let to_a = news[200..].iter();
             let to_a = to_a.filter(|flow| send(&katran, **flow).0 == Some(ip(A)));
-            assert!(to_a.count() > 50, "its share is back");
+            assert!(to_a.count() > 50, "the real has its share again");
             for flow in &flows {
                 assert_eq!(send(&katran, *flow), (Some(ip(B)), Reason::FlowTable));
             }
@@ -211,7 +214,7 @@ fn a_real_that_is_down_loses_its_flows_on_every_way() {
 }
 
 #[test]
-fn packets_that_make_no_entry_find_no_void_one_either() {
+fn packets_that_make_no_entry_ignore_void_ones_too() {
     let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[flow(1), flow(2)]);
     katran.mark_down(vip, ip(A)).unwrap();
@@ -227,7 +230,7 @@ fn packets_that_make_no_entry_find_no_void_one_either() {
 }
 
 #[test]
-fn without_any_real_that_is_up_packets_are_dropped_and_counted() {
+fn if_all_reals_are_down_packets_are_dropped_and_counted() {
     let mut katran = load(all_in_table());
     let vip = serve(&mut katran, VIP, VipFlags::empty(), &[A, B]);
     serve(&mut katran, OTHER, VipFlags::empty(), &[A, B]);
@@ -248,11 +251,11 @@ fn without_any_real_that_is_up_packets_are_dropped_and_counted() {
 }
 
 #[test]
-fn drain_and_health_stay_apart() {
+fn drain_and_health_are_independent() {
     let mut katran = load(all_in_table());
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &[flow(1), flow(2)]);
     let weight = |katran: &Katran| katran.reals(vip).unwrap()[0].get_weight();
-    // An operator drains: flows stay. It dies: they leave. It is back: still drained.
+    // An operator drains it: flows stay. It dies: they leave. It returns: still drained.
     katran.add_real(vip, Real::new(ip(A)).weight(0)).unwrap();
     assert_eq!(send(&katran, flow(1)), (Some(ip(A)), Reason::FlowTable));
     katran.mark_down(vip, ip(A)).unwrap();
@@ -262,7 +265,7 @@ fn drain_and_health_stay_apart() {
     for flow in flows(Protocol::Tcp, "203.0.113.1:443", 100) {
         assert_eq!(send(&katran, flow).0, Some(ip(B)));
     }
-    // Other weights and flags of one that is down leave it down.
+    // Changing weights and flags leaves a down real down.
     katran.mark_down(vip, ip(A)).unwrap();
     katran.add_real(vip, Real::new(ip(A)).weight(7)).unwrap();
     katran.set_vip_flags(vip, VipFlags::NO_SRC_PORT).unwrap();
@@ -279,7 +282,7 @@ fn drain_and_health_stay_apart() {
 }
 
 #[test]
-fn source_routes_do_not_lead_to_a_real_that_is_down() {
+fn source_routes_do_not_lead_to_a_down_real() {
     let features = Features::default() | Features::SOURCE_ROUTING;
     let mut katran = load(all_in_table().features(features));
     let vip = serve(&mut katran, VIP, VipFlags::SRC_ROUTING, &[A, B]);
@@ -294,7 +297,7 @@ fn source_routes_do_not_lead_to_a_real_that_is_down() {
     }
     katran.mark_up(vip, ip(A)).unwrap();
     assert_eq!(send(&katran, flow(30)), (to_a, Reason::SourceRoute));
-    // A real that the VIP gives up is named by the route all the same, and its flows stick to it.
+    // The route keeps naming a real that the VIP gave up, and its flows stay.
     katran.remove_real(vip, ip(A)).unwrap();
     assert_eq!(send(&katran, flow(30)), (to_a, Reason::SourceRoute));
     swept(&katran, 0);
@@ -303,7 +306,7 @@ fn source_routes_do_not_lead_to_a_real_that_is_down() {
 }
 
 #[test]
-fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
+fn the_global_flow_table_does_not_lead_to_a_down_real() {
     let features = Features::default() | Features::GLOBAL_FLOW_TABLE;
     let mut katran = load(all_in_table().features(features).forwarding_cpus([0]));
     let vip = serve(&mut katran, VIP, VipFlags::GLOBAL_LRU, &[A, B]);
@@ -317,12 +320,12 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     let found = katran.real_for_flow(&flow(1)).unwrap().unwrap();
     assert_eq!(found.choice, Choice::Ring);
     assert_eq!(send(&katran, flow(1)), (Some(ip(B)), Reason::Ring));
-    // For as long as it is down, also when there is nothing left to remove.
+    // While it is down, even if no entry is left to remove.
     thread::sleep(Duration::from_millis(300));
     katran.global_flows_mut().set(0, &flow(2), ip(A)).unwrap();
     assert_eq!(send(&katran, flow(2)), (Some(ip(B)), Reason::Ring));
     assert_eq!(pairs(&katran), 1);
-    // Without the flag nobody asks.
+    // Without the flag the global table is not looked up.
     katran.set_vip_flags(vip, VipFlags::empty()).unwrap();
     swept(&katran, 0);
     katran.set_vip_flags(vip, VipFlags::GLOBAL_LRU).unwrap();
@@ -338,7 +341,7 @@ fn the_global_flow_table_does_not_lead_to_a_real_that_is_down() {
     );
 }
 
-/// What is refused changes nothing: ring, entries, and what there is to say of them.
+/// A refused call changes nothing: rings, entries, down reals.
 #[test]
 fn a_refused_change_voids_nothing() {
     for (service, flags) in [
@@ -393,10 +396,9 @@ fn a_real_that_cannot_come_up_stays_down() {
     assert_eq!(pairs(&katran), 0);
 }
 
-/// A state that the kernel refuses in the middle is undone: flows of reals that had been removed are
-/// where they were.
+/// A state that the kernel refuses half way is undone: flows of removed reals stay where they were.
 #[test]
-fn flows_are_where_they_were_when_a_state_is_undone() {
+fn an_undone_state_leaves_flows_where_they_were() {
     let mut katran = load(all_in_table());
     let flows = flows(Protocol::Tcp, "203.0.113.1:443", 50);
     let vip = all_on_a(&mut katran, VIP, VipFlags::empty(), &flows);
@@ -404,7 +406,7 @@ fn flows_are_where_they_were_when_a_state_is_undone() {
     let mut wanted = before.clone();
     let of_vip = wanted.vips.iter_mut().find(|state| state.vip == vip);
     of_vip.unwrap().reals.retain(|real| real.address() == ip(B));
-    // Features are switched off last.
+    // Features are disabled last.
     let balancer = wanted.balancer.as_mut().unwrap();
     balancer.features = Some(Features::empty());
     let loads = [faults::PROG_LOAD];
@@ -419,10 +421,10 @@ fn flows_are_where_they_were_when_a_state_is_undone() {
     assert_eq!(send(&katran, flows[0]), (Some(ip(B)), Reason::Ring));
 }
 
-/// The map has room for twice as many pairs as there may be reals. Nothing fails for want of it: what
-/// needs more waits for the removal of entries.
+/// The map has room for twice as many pairs as there may be reals. Nothing fails for lack of room:
+/// what needs more waits until entries are removed.
 #[test]
-fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
+fn removals_succeed_when_the_map_of_pairs_is_full() {
     const REALS: u8 = 20;
     let mut katran = load(all_in_table().max_reals(REALS.into()));
     let reals: Vec<_> = (1..=REALS).map(|i| IpAddr::from([198, 18, 0, i])).collect();
@@ -446,7 +448,7 @@ fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
             )
         })
         .collect();
-    // All at once, so that the thread does not come to it in between.
+    // All at once, so that the thread cannot act in between.
     let mut full = katran.state();
     for of_vip in &mut full.vips {
         of_vip.reals = reals.iter().map(|real| Real::new(*real)).collect();
@@ -469,7 +471,7 @@ fn removals_do_not_fail_when_the_map_of_pairs_is_full() {
             assert!(*wanted == full || real == Some(reals[0]), "{real:?}");
         }
     }
-    // Where the pairs stay there is a limit, and what is beyond it changes nothing.
+    // Where pairs stay there is a limit, and exceeding it changes nothing.
     katran.apply(&full).unwrap();
     for vip in &vips[..2] {
         katran.set_vip_flags(*vip, VipFlags::SRC_DST_PORT).unwrap();

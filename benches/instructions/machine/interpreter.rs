@@ -1,5 +1,5 @@
-//! Executes BPF instructions (RFC 9669, version 3 as clang numbers them) one by one and notes
-//! which. Memory is its own; what a helper does, the environment says.
+//! Executes BPF instructions (RFC 9669, version 3 as clang numbers them) one by one and records
+//! them. Memory is simulated; the environment implements helpers.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use libbpf_rs::libbpf_sys::bpf_insn;
 use super::memory::Memory;
 
 const STACK_BYTES: usize = 512;
-/// Far more than the program has, without a loop.
+/// Far more than the program executes without a loop.
 const MOST_INSTRUCTIONS: usize = 100_000;
 
-// The classes of opcodes.
+// Instruction classes.
 const LD: u8 = 0;
 const LDX: u8 = 1;
 const ST: u8 = 2;
@@ -28,12 +28,12 @@ const JUMP_ALWAYS: u8 = 0x0;
 const CALL: u8 = 0x8;
 const EXIT: u8 = 0x9;
 const BYTE_SWAP: u8 = 0xd;
-/// In the source register of a call: to a function of the program itself.
+/// A call's source register for a function of the program itself.
 const LOCAL_CALL: u8 = 1;
 
-/// What a program has around it.
+/// A program's surroundings.
 pub(crate) trait Environment {
-    /// The 64-bit constant that stands for a map or a place in its value.
+    /// The 64-bit constant for a map or an offset into its value.
     fn map_constant(&mut self, kind: u8, map: i32, offset: i32, memory: &mut Memory) -> u64;
 
     /// The word at `offset` of the program's context.
@@ -42,7 +42,7 @@ pub(crate) trait Environment {
     fn call(&mut self, helper: i32, arguments: [u64; 5], memory: &mut Memory) -> u64;
 }
 
-/// The address that stands for the context: it is read through the environment only.
+/// The context's address: it can only be read through the environment.
 const CONTEXT: u64 = 1 << 63;
 
 struct Frame {
@@ -50,20 +50,20 @@ struct Frame {
     next: usize,
 }
 
-/// A helper's number in linux/bpf.h: going on in another program.
+/// The helper's number in linux/bpf.h: continuing in another program.
 const TAIL_CALL: i32 = 12;
 
-/// What a run of a program was.
+/// The result of a run.
 pub(crate) struct Executed {
-    /// What the program returned.
+    /// The program's return value.
     pub(crate) result: u64,
-    /// The places of the instructions that were executed, each in its program, in order.
+    /// The executed instructions in order, as places within their programs.
     pub(crate) trace: Vec<usize>,
-    /// How many of them were jumps that a condition decides.
+    /// How many of them were conditional jumps.
     pub(crate) jumps: usize,
 }
 
-/// Runs a program to its end, and `others` that it goes on in.
+/// Runs a program to its end, with `others` that it may continue in.
 pub(crate) fn execute<'a>(
     mut program: &'a [bpf_insn],
     others: &'a BTreeMap<u32, Vec<bpf_insn>>,
@@ -160,7 +160,7 @@ pub(crate) fn execute<'a>(
                 jumps += usize::from(insn.code >> 4 != JUMP_ALWAYS);
                 let (mut left, mut right) = (registers[to], operand);
                 if insn.code & 7 == JMP32 {
-                    // With their sign, so that both kinds of comparison hold for 64 bits.
+                    // Sign-extended, so that both kinds of comparison hold for 64 bits.
                     left = i64::from(left as i32) as u64;
                     right = i64::from(right as i32) as u64;
                 }
@@ -195,7 +195,7 @@ fn compute(insn: bpf_insn, left: u64, right: u64, bits: u32) -> u64 {
     }
 }
 
-/// To big endian, or to little endian, which only cuts off.
+/// To big endian; to little endian only truncates.
 fn swap(insn: bpf_insn, value: u64) -> u64 {
     let big = insn.code & SOURCE_IS_REGISTER != 0;
     match (insn.imm, big) {

@@ -1,5 +1,5 @@
-//! The kernel's side of a program that is executed here: the context of a frame, helpers, and the
-//! maps of the loaded balancer, whose elements are read by system calls and never written.
+//! The kernel's side of a program executed here: a frame's context, helpers, and the loaded
+//! balancer's maps, whose elements are read by system calls and never written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,12 +15,12 @@ use nix::time::ClockId;
 use super::interpreter::Environment;
 use super::memory::Memory;
 
-/// Room in front of a frame (XDP_PACKET_HEADROOM).
+/// Headroom of a frame (XDP_PACKET_HEADROOM).
 const HEADROOM: usize = 256;
-/// What stands for a map's address: no region of memory.
+/// A map's address: outside all memory regions.
 const MAP: u64 = 1 << 62;
 
-// Constants that stand for maps (RFC 9669, 5.4).
+// Constants for maps (RFC 9669, 5.4).
 const MAP_BY_FD: u8 = 1;
 const MAP_VALUE: u8 = 2;
 
@@ -31,21 +31,21 @@ const INGRESS: i16 = 12;
 
 pub(crate) struct Kernel {
     cpu: usize,
-    /// The maps' numbers by the descriptors that the program holds.
+    /// The maps' ids by the program's descriptors.
     numbers: BTreeMap<i32, u32>,
-    /// Elements that have been looked up: a second lookup finds what was stored after the first.
+    /// Elements looked up so far: a second lookup finds what was stored after the first.
     elements: BTreeMap<(u32, Vec<u8>), u64>,
     packet: u64,
     data: u64,
     data_end: u64,
-    /// Lookups by the map's name and kind.
+    /// Lookups by the map's name and type.
     lookups: BTreeMap<(&'static str, String), u32>,
-    /// Calls of helpers but lookups.
+    /// Calls of helpers other than lookups.
     pub(crate) calls: BTreeMap<&'static str, u32>,
 }
 
 impl Kernel {
-    /// For one run on `frame`; `numbers` are the maps' by the descriptors that the program holds.
+    /// For one run on `frame`; `numbers` are the maps' ids by the program's descriptors.
     pub(crate) fn new(
         numbers: BTreeMap<i32, u32>,
         frame: &[u8],
@@ -67,13 +67,13 @@ impl Kernel {
         }
     }
 
-    /// The frame as the program has left it.
+    /// The frame as the program left it.
     pub(crate) fn frame(&self, memory: &Memory) -> Vec<u8> {
         let length = (self.data_end - self.data) as usize;
         memory.bytes(self.data, length).to_vec()
     }
 
-    /// How often which maps of a kind were looked into, by their names.
+    /// How often each map of this type was looked up, by name.
     pub(crate) fn lookups_of(&self, kind: &str) -> impl Iterator<Item = (&str, u32)> + Clone {
         let of_kind = self.lookups.iter().filter(move |(key, _)| key.0 == kind);
         of_kind.map(|((_, name), count)| (name.as_str(), *count))
@@ -98,7 +98,7 @@ impl Kernel {
         } else {
             map.lookup(&key, MapFlags::ANY).unwrap()
         };
-        // What is not there may be there after an update, which is not made here.
+        // A missing element may exist after an update, which is not simulated.
         let Some(value) = value else {
             return 0;
         };
@@ -121,7 +121,7 @@ impl Kernel {
     }
 }
 
-/// The kernel's ticks, which it shows to root.
+/// The kernel's ticks, which only root sees.
 fn jiffies() -> u64 {
     let timers = fs::read_to_string("/proc/timer_list").unwrap();
     let mut lines = timers.lines();
@@ -155,7 +155,7 @@ impl Environment for Kernel {
         }
     }
 
-    /// Helpers by their numbers in linux/bpf.h.
+    /// Helpers by their number in linux/bpf.h.
     fn call(&mut self, helper: i32, arguments: [u64; 5], memory: &mut Memory) -> u64 {
         let (name, result) = match helper {
             1 => return self.lookup(arguments[0], arguments[1], memory),

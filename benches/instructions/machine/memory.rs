@@ -1,5 +1,5 @@
-//! What a program can address: regions, each in four gigabytes of its own, so that an address says
-//! which region it is in and every access is checked against the region's end.
+//! A program's address space: regions of four gigabytes each, so that an address shows its region
+//! and every access is checked against the region's end.
 
 const REGION_BITS: u32 = 32;
 
@@ -9,7 +9,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// A new region with these bytes: its address, which is not 0.
+    /// Adds a region with these bytes; returns its address, which is not 0.
     pub(crate) fn add(&mut self, bytes: Vec<u8>) -> u64 {
         self.regions.push(bytes);
         (self.regions.len() as u64) << REGION_BITS

@@ -1,6 +1,7 @@
-//! A loaded balancer's program, executed here and not by the kernel: instruction by instruction as libbpf hands it
-//! to the kernel, on the balancer's maps. It tells what the kernel does not: which instructions a frame executes.
-//! The bench `instructions` counts them, and tests of the walk compare them.
+//! A loaded balancer's program, executed here instead of by the kernel: instruction by instruction
+//! as libbpf passes it to the kernel, on the balancer's maps. It shows what the kernel does not:
+//! the instructions that a frame executes. The bench `instructions` counts them, and tests of the
+//! walk compare them.
 
 mod interpreter;
 mod kernel;
@@ -38,12 +39,12 @@ use self::interpreter::execute;
 pub(crate) use self::kernel::Kernel;
 use self::memory::Memory;
 
-/// The attached program of a balancer, with what it goes on in.
+/// A balancer's attached program, and those that it continues in.
 pub(crate) struct Machine<'a> {
     katran: &'a Katran,
     program: Program,
     others: BTreeMap<u32, Program>,
-    /// The maps' numbers by the descriptors that the program holds.
+    /// The maps' ids by the program's descriptors.
     maps: BTreeMap<i32, u32>,
 }
 
@@ -58,8 +59,8 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Executes the program on a frame here, then in the kernel, which has to agree. `cpu` is the one that this
-    /// thread is on.
+    /// Executes the program on a frame here, then in the kernel, which must agree. `cpu`: this
+    /// thread's CPU.
     pub(crate) fn execute(
         &self,
         frame: &[u8],
@@ -82,7 +83,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Where the programs are that the attached one goes on in, as in `enum program`.
+/// The positions of the programs that the attached one continues in, as in `enum program`.
 const IDS: u32 = 0;
 const SEND: u32 = 1;
 const SPECIAL: u32 = 2;
@@ -91,8 +92,9 @@ const QUIC: u32 = 6;
 
 type Program = Vec<bpf_insn>;
 
-/// The attached program's instructions as libbpf hands them to the kernel, with descriptors of the
-/// loaded balancer's maps in them, the programs that it goes on in, and the maps' numbers by those descriptors.
+/// The attached program's instructions as libbpf passes them to the kernel, with descriptors of the
+/// loaded balancer's maps; the programs that it continues in; and the maps' ids by those
+/// descriptors.
 fn linked(katran: &Katran) -> (Program, BTreeMap<u32, Program>, BTreeMap<i32, u32>) {
     let of_kernel: Vec<MapHandle> = map_ids(katran)
         .into_iter()
@@ -103,7 +105,7 @@ fn linked(katran: &Katran) -> (Program, BTreeMap<u32, Program>, BTreeMap<i32, u3
         .open(&mut storage)
         .unwrap();
     for mut map in open.open_object_mut().maps_mut() {
-        // The kernel keeps so much of a name.
+        // The length of names in the kernel.
         let name: Vec<u8> = map
             .name()
             .as_encoded_bytes()
@@ -114,16 +116,16 @@ fn linked(katran: &Katran) -> (Program, BTreeMap<u32, Program>, BTreeMap<i32, u3
         let same = |of_kernel: &&MapHandle| of_kernel.name().as_encoded_bytes() == name;
         match of_kernel.iter().find(same) {
             Some(of_kernel) => {
-                // A data section may have been made larger.
+                // A data section may have been enlarged.
                 if map.value_size() != of_kernel.value_size() {
                     map.set_value_size(of_kernel.value_size()).unwrap();
                 }
                 map.reuse_fd(of_kernel.as_fd()).unwrap();
             }
             None => match katran.map_fd(&map.name().to_string_lossy()) {
-                // Of other programs, which load along.
+                // A map of other programs, which are loaded as well.
                 Some(other) => map.reuse_fd(other).unwrap(),
-                // Of what is off.
+                // A map of a disabled feature.
                 None => map.set_autocreate(false).unwrap(),
             },
         }
@@ -151,7 +153,7 @@ fn linked(katran: &Katran) -> (Program, BTreeMap<u32, Program>, BTreeMap<i32, u3
     (skel.progs.katran.insns().to_vec(), others, numbers)
 }
 
-/// The maps that the attached program uses, by the kernel's numbers.
+/// The ids of the attached program's maps.
 fn map_ids(katran: &Katran) -> Vec<u32> {
     let descriptor = katran.program_fd().as_raw_fd();
     let about = fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).unwrap();

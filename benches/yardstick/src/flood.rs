@@ -1,5 +1,5 @@
-//! A SYN flood and what it meets: the flood guard, and established flows that each send at an
-//! interval of their own. Time goes in steps, so that a model and a kernel can play the same.
+//! A SYN flood and what it affects: the flood guard, and established flows that each send at their
+//! own interval. Time advances in steps, so that a model and a kernel can play the same.
 
 use crate::FlowTable;
 use crate::traffic::scattered;
@@ -8,22 +8,22 @@ use crate::traffic::scattered;
 const STEP: u32 = 50;
 const STEPS_A_SECOND: u32 = 1000 / STEP;
 
-/// Who sends what.
+/// The traffic.
 #[derive(Clone, Debug)]
 pub struct Flood {
-    /// Of each group of established flows the milliseconds from packet to packet of a flow; a
-    /// multiple of 50.
+    /// For each group of established flows, the milliseconds between a flow's packets; a multiple
+    /// of 50.
     pub intervals: Vec<u32>,
-    /// Flows of each group.
+    /// Flows in each group.
     pub flows: u32,
-    /// SYNs a second, each of another new flow.
+    /// SYNs a second, each of a new flow.
     pub rate: u32,
-    /// New flows a second that the flood guard lets be remembered: the first ones of the second.
+    /// New flows a second that the flood guard allows: the second's first ones.
     pub limit: u32,
 }
 
 impl Flood {
-    /// The flows of a group that send in a step; over an interval, each sends once.
+    /// A group's flows that send in a step; over an interval, each sends once.
     pub fn established(&self, group: usize, step: u32) -> impl Iterator<Item = u32> {
         let steps = (self.intervals[group] / STEP).max(1);
         let flows = self.flows;
@@ -32,8 +32,8 @@ impl Flood {
         due.map(move |flow| scattered(first + flow))
     }
 
-    /// The new flows of a step that are remembered. SYNs are not looked up, so all others leave no
-    /// trace in a table.
+    /// A step's new flows that are remembered. SYNs are not looked up, so the others leave no trace
+    /// in a table.
     pub fn remembered(&self, step: u32) -> impl Iterator<Item = u32> {
         let established = self.intervals.len() as u32 * self.flows;
         let first = established + step * self.a_step();
@@ -41,7 +41,7 @@ impl Flood {
         (first..first + self.a_step().min(room)).map(scattered)
     }
 
-    /// Whether the guard already acts when a step begins: no new flow is remembered.
+    /// Whether the guard already acts when a step begins, so that no new flow is remembered.
     pub fn guarded(&self, step: u32) -> bool {
         self.in_window(step) >= self.limit
     }
@@ -50,13 +50,13 @@ impl Flood {
         self.rate / STEPS_A_SECOND
     }
 
-    /// SYNs of the present second before a step. Packets of established flows that lost their
-    /// entry, which the guard counts too, are few beside them.
+    /// SYNs of the current second before a step. The guard also counts packets of established flows
+    /// that lost their entry, but these are few.
     fn in_window(&self, step: u32) -> u32 {
         step % STEPS_A_SECOND * self.a_step()
     }
 
-    /// All established flows, in the order in which they send.
+    /// All established flows, in sending order.
     pub fn all_established(&self) -> impl Iterator<Item = u32> {
         (0..self.intervals.len()).flat_map(move |group| {
             let steps = 0..self.intervals[group] / STEP;
@@ -64,8 +64,8 @@ impl Flood {
         })
     }
 
-    /// Plays so many seconds on a table in which all established flows are known: of each second
-    /// and group the share of packets that found their flow. The table's clock ticks once a step.
+    /// Plays these seconds on a table that knows all established flows; returns, for each second
+    /// and group, the share of packets that found their flow. The table's clock ticks once a step.
     pub fn play(&self, table: &mut impl FlowTable, seconds: u32) -> Vec<Vec<f64>> {
         self.all_established()
             .for_each(|flow| table.remember(flow, 0));
@@ -90,7 +90,7 @@ impl Flood {
         })
     }
 
-    /// The same on anything else: `send` tells how many packets of established flows found their
+    /// The same on anything else: `send` returns how many packets of established flows found their
     /// flow.
     pub fn shares(
         &self,
@@ -118,12 +118,12 @@ impl Flood {
     }
 }
 
-/// Packets of one step, each by its flow.
+/// One step's packets, by flow.
 #[derive(Clone, Copy, Debug)]
 pub enum Packets<'a> {
-    /// Of established flows.
+    /// Packets of established flows.
     Established(&'a [u32]),
-    /// SYNs that the guard lets be remembered.
+    /// SYNs that the guard allows.
     Remembered(&'a [u32]),
 }
 
@@ -186,7 +186,8 @@ mod tests {
 
     #[test]
     fn an_exact_lru_keeps_what_sends_before_so_many_others_came() {
-        // 100 remembered a second, 300 entries: what sends within 2 s stays, within 5 s does not.
+        // 100 remembered a second, 300 entries: flows that send every 2 s stay, those every 5 s do
+        // not.
         let table = || ExactLru::new(NonZeroUsize::new(300).unwrap());
         let seconds = flood([2000, 5000], 20, 100).play(&mut table(), 20);
         assert_eq!(seconds.len(), 20);

@@ -1,5 +1,5 @@
-//! How long the machine takes to fetch a cache line that no cache of the CPU holds: the part of a
-//! packet's time that no program can change, and that others on the same machine can.
+//! The time to fetch a cache line that is in none of the CPU's caches: the part of a packet's time
+//! that no program can change, but the machine's other guests can.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -12,8 +12,8 @@ use rand::seq::SliceRandom;
 const LINE: usize = 16;
 const FETCHES: u32 = 2_000_000;
 
-/// Nanoseconds from one cache line to the next, where each says which is next: a random walk over
-/// all lines of so many bytes.
+/// Nanoseconds from one cache line to the next, where each names the next: a random walk over all
+/// lines of this many bytes.
 pub fn memory_latency(bytes: usize) -> f64 {
     let lines = bytes / (4 * LINE);
     let mut order: Vec<u32> = (0..lines as u32).collect();

@@ -1,10 +1,9 @@
 //! Measures XDP programs on pristine frames of many flows.
 //!
 //! A [`Yardstick`] wraps a program under test so that each run of it gets the same frame again, as
-//! one of the next of N flows, or of the flows of a sequence. The time of the wrapper alone is to be
-//! subtracted, and the time of a program that does one hash lookup is what machines can be compared
-//! by. Beside it are models of flow tables and the traffic to hold tables in the kernel against
-//! them.
+//! one of the next of N flows, or of the flows of a sequence. Subtract the wrapper's own time;
+//! compare machines by the time of a program with one hash lookup. There are also models of flow
+//! tables, and traffic to compare the kernel's tables with them.
 
 mod flood;
 mod latency;
@@ -59,7 +58,7 @@ pub use crate::traffic::scattered;
 /// Bytes at the start of the frame that are restored before each run.
 const HEAD: usize = 80;
 const ETHERNET: usize = 14;
-/// As in the wrapper: flows differ in the low bits of the port, then in the address's tail.
+/// As in the wrapper: flows differ in the port's low bits, then in the address's tail.
 const PORT_BITS: u32 = 14;
 const FIRST_PORT: u16 = 1024;
 const MOST_FLOWS: u32 = 1 << (PORT_BITS + 16);
@@ -68,24 +67,24 @@ const MOST_DESTINATIONS: u32 = 1 << 16;
 pub const SYN: u32 = 1 << 31;
 /// In a sequence: this packet of the flow has RST as its only TCP flag.
 pub const RST: u32 = 1 << 30;
-/// Packets of a sequence that the kernel holds at a time.
+/// The most packets of a sequence in the kernel at a time.
 const SEQUENCE: usize = 1 << 18;
-/// Fewer packets are sooner done one by one: for several runs in one call the kernel patches its XDP
+/// Fewer packets are faster one by one: for repeated runs in one call the kernel patches its XDP
 /// dispatcher and waits until no CPU runs the old one, tens of milliseconds.
 const FEW: usize = 1 << 10;
-/// Room for what a program puts in front of a frame.
+/// Room for what a program adds before a frame.
 const GROWTH: usize = 256;
 
-/// A model of a flow table. Flows go by their numbers, and `now` is the time that a table may
-/// stamp them with.
+/// A model of a flow table. Flows are numbers, and `now` is the time that a table may stamp them
+/// with.
 pub trait FlowTable {
-    /// Whether the flow is known; if so, it has been used now.
+    /// Whether the flow is known; if so, this counts as a use.
     fn find(&mut self, flow: u32, now: u32) -> bool;
 
-    /// Makes the flow known, used now; another one may have to go.
+    /// Makes the flow known and used now; may evict another one.
     fn remember(&mut self, flow: u32, now: u32);
 
-    /// A packet of the flow: it is looked up, and remembered if it is new. Whether it was known.
+    /// A packet of the flow: looks it up, and remembers it if new. Returns whether it was known.
     fn packet(&mut self, flow: u32, now: u32) -> bool {
         let known = self.find(flow, now);
         if !known {
@@ -104,28 +103,28 @@ pub struct Yardstick {
     skel: YardstickSkel<'static>,
 }
 
-/// The result of many runs.
+/// The result of repeated runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
-    /// Nanoseconds a run, the wrapper included.
+    /// Nanoseconds a run, including the wrapper.
     pub nanoseconds: f64,
-    /// What the last run returned: an XDP action.
+    /// The last run's return value: an XDP action.
     pub action: u32,
 }
 
 impl Yardstick {
-    /// A wrapper for runs on `frame` (Ethernet, IPv4 without options or IPv6, TCP or UDP; at
-    /// least 80 bytes; the last 16 bits of its source address are 0), each as one of the next of
-    /// `flows` flows, at most 2^30.
+    /// A wrapper for runs on `frame` (Ethernet, IPv4 without options or IPv6, TCP or UDP; at least
+    /// 80 bytes; the last 16 bits of its source address are 0), each as one of the next of `flows`
+    /// flows, at most 2^30.
     ///
     /// # Errors
-    /// What the kernel says; `InvalidInput` for another frame or number of flows.
+    /// Those of the kernel; `InvalidInput` for another frame or number of flows.
     pub fn new(frame: &[u8], flows: u32) -> io::Result<Self> {
         Self::load(frame, flows, 1, false)
     }
 
-    /// A wrapper as of [`new`](Self::new), in which each flow goes to the next of `destinations` addresses (a power of
-    /// two, at most 2^16): those that have the frame's destination in common but for the last 16 bits,
+    /// A wrapper like [`new`](Self::new)'s, in which each flow goes to the next of `destinations`
+    /// addresses (a power of two, at most 2^16): the frame's destination with other last 16 bits,
     /// which are 0 in the frame.
     ///
     /// # Errors
@@ -134,7 +133,7 @@ impl Yardstick {
         Self::load(frame, flows, destinations, false)
     }
 
-    /// A wrapper for runs on `frame` as [`play`](Self::play) says, of any of 2^30 flows.
+    /// A wrapper for runs on `frame` as for [`play`](Self::play), of any of 2^30 flows.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -156,7 +155,7 @@ impl Yardstick {
         if destinations > 1 && frame[destination_tail_at(frame)..][..2] != [0, 0] {
             return refuse("the frame's destination has no room for others");
         }
-        // A few bytes for each yardstick; the skeleton then needs no lifetime.
+        // Leaks a few bytes for each yardstick, so that the skeleton needs no lifetime.
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));
         let mut open = YardstickSkelBuilder::default()
             .open(storage)
@@ -189,10 +188,10 @@ impl Yardstick {
 
     /// Runs `program` `times` times and takes the time.
     ///
-    /// It is this thread's time on the CPU: what other threads took meanwhile is no part of it.
+    /// Measures this thread's CPU time.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn run(&self, program: BorrowedFd<'_>, times: u32) -> io::Result<Measured> {
         self.put_under_test(program)?;
         let began = cpu_time()?;
@@ -209,12 +208,12 @@ impl Yardstick {
         })
     }
 
-    /// Runs `program` once for each packet of a sequence, in its order: flow numbers, with [`SYN`],
-    /// [`RST`] or neither. Only for a wrapper made for that. A sequence of less than 1,024 packets is run
-    /// by a call for each, so its time says nothing of the program.
+    /// Runs `program` once for each packet of a sequence, in order: flow numbers, with [`SYN`],
+    /// [`RST`] or neither. Only for a wrapper for sequences. Fewer than 1,024 packets take a call
+    /// each, so their time says nothing about the program.
     ///
     /// # Errors
-    /// What the kernel says; `InvalidInput` for an empty sequence.
+    /// Those of the kernel; `InvalidInput` for an empty sequence.
     pub fn play(&self, program: BorrowedFd<'_>, packets: &[u32]) -> io::Result<Measured> {
         let mut all = Measured {
             nanoseconds: 0.0,
@@ -247,11 +246,11 @@ impl Yardstick {
         Ok(all)
     }
 
-    /// Runs `program` once on the frame of one flow: what it returned, and the frame as it left
+    /// Runs `program` once on the frame of one flow; returns its result, and the frame as it left
     /// it. The next run continues with the flow after it. Not for a wrapper for sequences.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn run_flow(&self, program: BorrowedFd<'_>, flow: u32) -> io::Result<(u32, Vec<u8>)> {
         self.put_under_test(program)?;
         self.go_on_with(flow)?;
@@ -267,7 +266,7 @@ impl Yardstick {
         Ok((output.return_value, frame))
     }
 
-    /// The frame that a program gets to see as one of flow `flow`.
+    /// The frame of flow `flow`, as a program sees it.
     pub fn frame(&self, flow: u32) -> Vec<u8> {
         let mut frame = self.frame.clone();
         let (tail, port) = tail_and_port(flow % self.flows);
@@ -291,7 +290,7 @@ impl Yardstick {
         frame
     }
 
-    /// The wrapper itself, which [`run`](Self::run) hands to the kernel.
+    /// The wrapper itself, which [`run`](Self::run) runs in the kernel.
     pub fn wrapper_fd(&self) -> BorrowedFd<'_> {
         self.skel.progs.wrapper.as_fd()
     }
@@ -301,7 +300,7 @@ impl Yardstick {
         self.skel.progs.nothing.as_fd()
     }
 
-    /// A program that does one lookup in a hash map: what to compare machines by.
+    /// A program with one lookup in a hash map, by which to compare machines.
     pub fn one_lookup(&self) -> BorrowedFd<'_> {
         self.skel.progs.one_lookup.as_fd()
     }
@@ -314,7 +313,7 @@ impl Yardstick {
         }
     }
 
-    /// Sets which flow, or which place of the sequence, is next.
+    /// Sets the next flow, or the next place in the sequence.
     fn go_on_with(&self, next: u32) -> io::Result<()> {
         update(
             &self.skel.maps.bss,

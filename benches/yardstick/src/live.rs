@@ -1,5 +1,5 @@
-//! Frames through the driver: the wrapper's frames enter an interface as if they had been received, and
-//! what the program under test sends leaves by it, to be counted at the other end of the wire.
+//! Frames through the driver: the wrapper's frames enter an interface as if received, and leave
+//! through it as the program under test sends them, to be counted at the wire's other end.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -15,28 +15,29 @@ use crate::cpu_time;
 
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`: since Linux 5.18.
 const LIVE_FRAMES: u32 = 1 << 1;
-/// The words of `struct xdp_md`: the frame from 0 to its end, without metadata, received by the interface.
+/// The words of `struct xdp_md`: the frame from 0 to its end, without metadata, and the interface
+/// it arrived on.
 const DATA_END: usize = 1;
 const INGRESS_INTERFACE: usize = 3;
 const CONTEXT_WORDS: usize = 6;
 
-/// Frames that arrived at the other end of the wire.
+/// Frames that arrived at the wire's other end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arrived {
-    /// IP packets that carry an IP packet.
+    /// IP packets with an IP packet inside.
     pub tunnelled: u64,
     /// All other frames.
     pub others: u64,
 }
 
 impl Yardstick {
-    /// Has `frames` frames, each as one of the next flow, received by an interface of this thread's network
-    /// namespace and handled by `program`. The interface needs an XDP program of its own, whatever
-    /// it does, and a driver that can send frames of XDP programs. Returns this thread's time on the CPU, in which
-    /// the kernel also does most of what the frames cause further on.
+    /// Makes an interface of this thread's network namespace receive `frames` frames, each of the
+    /// next flow, for `program` to handle. The interface needs an XDP program of its own, whatever
+    /// it does, and a driver that can send XDP programs' frames. Returns this thread's CPU time,
+    /// which includes most of the kernel's further work for the frames.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn receive(
         &self,
         program: BorrowedFd<'_>,
@@ -60,20 +61,20 @@ impl Yardstick {
         Ok(cpu_time()? - began)
     }
 
-    /// A program that sends every frame back to where it came from.
+    /// A program that sends every frame back.
     pub fn send_back(&self) -> BorrowedFd<'_> {
         self.skel.progs.send_back.as_fd()
     }
 
-    /// A program for the other end of the wire, which counts each frame and ends it.
+    /// A program for the wire's other end, which counts and drops each frame.
     pub fn arrivals(&self) -> BorrowedFd<'_> {
         self.skel.progs.arrivals.as_fd()
     }
 
-    /// What [`arrivals`](Self::arrivals) has counted so far.
+    /// The counters of [`arrivals`](Self::arrivals) so far.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn arrived(&self) -> io::Result<Arrived> {
         let map = &self.skel.maps.arrived;
         let records = map

@@ -1,4 +1,4 @@
-//! The flow table that all others are held against: exactly the least recently used flow goes.
+//! The flow table to compare all others with: it evicts exactly the least recently used flow.
 
 use std::num::NonZeroUsize;
 
@@ -6,7 +6,7 @@ use lru::LruCache;
 
 use crate::FlowTable;
 
-/// A cache of so many flows that evicts exactly the least recently used one.
+/// A cache of a fixed number of flows that evicts exactly the least recently used one.
 pub struct ExactLru {
     flows: LruCache<u32, ()>,
 }

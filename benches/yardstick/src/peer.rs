@@ -1,5 +1,6 @@
-//! Katran's own program, from an object that its user has compiled: loaded, and its maps filled, so
-//! that it can be timed beside another balancer. What its maps hold is all that is known of it here.
+//! Katran's own program, from an object file that the user compiled: loaded, and its maps filled,
+//! so that it can be timed beside another balancer. Of Katran, only its maps' contents are known
+//! here.
 
 use std::fs;
 use std::io;
@@ -20,16 +21,16 @@ use libbpf_rs::OpenObject;
 use libbpf_rs::libbpf_sys::bpf_map_create_opts;
 
 const PROGRAM: &str = "balancer_ingress";
-/// Slots of a ring, unless Katran was compiled for another number.
+/// Slots of a ring, unless Katran was compiled with another number.
 const SLOTS: u32 = 65_537;
 const FLOW_KEY: u32 = 40;
 const FLOW_VALUE: u32 = 16;
-/// In the record of a real.
+/// A flag in a real's record.
 const REAL_IS_V6: u8 = 1;
-/// In the record of a VIP.
+/// A flag in a VIP's record.
 const VIP_IS_QUIC: u32 = 4;
 
-/// A map, and how many bytes its keys and values have.
+/// A map, and the sizes of its keys and values.
 const MAPS: [(&str, u32, u32); 8] = [
     ("ctl_array", 4, 8),
     ("vip_map", 20, 8),
@@ -52,17 +53,17 @@ pub struct Peer {
 /// A VIP of [`Peer`]'s.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerVip {
-    /// Katran's number for it: below the 512 that it is compiled for.
+    /// Katran's number for it: below the 512 that it is compiled with.
     pub number: u32,
     /// Its address and port.
     pub address: SocketAddr,
     /// The IP protocol.
     pub protocol: u8,
-    /// Whether packets name server ids as QUIC's do.
+    /// Whether packets name server ids in QUIC connection ids.
     pub quic: bool,
 }
 
-/// What Katran's program has counted, all CPUs together.
+/// Katran's counters, over all CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerCounts {
     /// Packets to VIPs.
@@ -72,11 +73,11 @@ pub struct PeerCounts {
 }
 
 impl Peer {
-    /// Loads an object made of Katran's `balancer.bpf.c`, with a flow table of `flows` entries for
-    /// packets of CPU `cpu`; what it sends goes to the MAC address `gateway`.
+    /// Loads an object file of Katran's `balancer.bpf.c`, with a flow table of `flows` entries for
+    /// packets on CPU `cpu`; it sends to the MAC address `gateway`.
     ///
     /// # Errors
-    /// What is wrong with the file or the object and what to do about it, and what the kernel says.
+    /// If the file or the object is unusable, with what to do about it, and those of the kernel.
     pub fn load(object: &Path, cpu: u32, flows: u32, gateway: [u8; 6]) -> io::Result<Self> {
         let name = object.display();
         let wrong = |what: String| {
@@ -139,15 +140,15 @@ impl Peer {
         Ok(peer)
     }
 
-    /// The program, to be run by a [`Yardstick`](crate::Yardstick).
+    /// The program, for a [`Yardstick`](crate::Yardstick) to run.
     pub fn program_fd(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
     }
 
-    /// Gives a real a number, from 1 on.
+    /// Sets the real with this number, from 1 up.
     ///
     /// # Errors
-    /// What the kernel says, for numbers beyond what Katran is compiled for, for example.
+    /// Those of the kernel, for example for numbers beyond what Katran is compiled with.
     pub fn set_real(&mut self, number: u32, address: IpAddr) -> io::Result<()> {
         let mut record = [0; 20];
         record[..16].copy_from_slice(&octets(address));
@@ -157,10 +158,10 @@ impl Peer {
         Ok(())
     }
 
-    /// Adds a VIP with its ring: the number of the real that each slot belongs to.
+    /// Adds a VIP with its ring: the number of each slot's real.
     ///
     /// # Errors
-    /// If the ring is not of the size that Katran is compiled for, and what the kernel says.
+    /// If Katran is compiled with another ring size, and those of the kernel.
     pub fn add_vip(&mut self, vip: PeerVip, ring: &[u16]) -> io::Result<()> {
         let rings = self.map("ch_rings")?;
         let slots = ring.len() as u32;
@@ -189,18 +190,18 @@ impl Peer {
         Ok(())
     }
 
-    /// Has packets that name a server id go to a real.
+    /// Makes packets with a server id go to a real.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn set_server_id(&self, id: u32, real: u32) -> io::Result<()> {
         self.set("server_id_map", &id.to_ne_bytes(), &real.to_ne_bytes())
     }
 
-    /// What the program has counted so far.
+    /// The program's counters so far.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn counts(&self) -> io::Result<PeerCounts> {
         Ok(PeerCounts {
             to_vips: self.sum("stats", &self.vips)?,
@@ -208,7 +209,7 @@ impl Peer {
         })
     }
 
-    /// Packets counted under these numbers: the first of the two words of each CPU's record.
+    /// Packets counted under these numbers: the first of two words in each CPU's record.
     fn sum(&self, name: &str, numbers: &[u32]) -> io::Result<u64> {
         let map = self.map(name)?;
         let mut sum = 0;
@@ -260,7 +261,7 @@ fn check(open: &OpenObject) -> Result<(), String> {
     Ok(())
 }
 
-/// An address as Katran's maps have it: IPv4 in front.
+/// An address as in Katran's maps: IPv4 comes first.
 fn octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => {
@@ -292,7 +293,7 @@ mod tests {
     const UDP: u8 = 17;
     const SERVER_ID: u16 = 1000;
 
-    /// An object made of `stand_in.bpf.c`.
+    /// An object file of `stand_in.bpf.c`.
     fn stand_in(kind: &str) -> PathBuf {
         Path::new(env!("OUT_DIR")).join(kind).with_extension("o")
     }
@@ -326,7 +327,7 @@ mod tests {
         }
     }
 
-    /// A frame to a VIP that holds a server id behind the ports.
+    /// A frame to a VIP with a server id behind the ports.
     fn frame(protocol: u8, port: u16) -> Vec<u8> {
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
         frame.extend([0x45, 0, 0, 66, 0, 1, 0, 0, 64, protocol, 0, 0]);
@@ -355,7 +356,7 @@ mod tests {
         for (number, real) in (1..).zip(reals) {
             peer.set_real(number, real).unwrap();
         }
-        // Ports from 1024 on are flows from 0 on.
+        // Ports from 1024 up are flows from 0 up.
         let ring = |shift: usize| -> Vec<u16> {
             (0..SLOTS as usize)
                 .map(|slot| 1 + ((slot - slot.min(1024) + shift) % 3) as u16)

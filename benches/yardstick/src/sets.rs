@@ -1,8 +1,7 @@
-//! A model of the set-associative flow table: sets of eight entries, each with a fingerprint of
-//! its flow; in a set the least recently used entry goes, but first those that were never used again, as long as there
-//! are two of them; sets come into use as flows come. Written
-//! from the table's definition, not from its C source, so that the two can be held against each
-//! other.
+//! A model of the set-associative flow table: sets of eight entries, each with its flow's
+//! fingerprint. A set evicts its least recently used entry, but first those that were never used
+//! again, as long as there are two of them; sets come into use as flows come. Written from the
+//! table's definition, not from its C source, so that the two can be compared.
 
 use rand::Rng;
 use rand::SeedableRng;
@@ -12,43 +11,43 @@ use crate::FlowTable;
 
 /// Entries of a set.
 pub const WAYS: usize = 8;
-/// A table for so many flows has one set: twice as many entries as flows.
+/// A table for this many flows has one set: twice as many entries as flows.
 const FLOWS_PER_SET: u32 = 4;
 /// Sets in use from the start.
 const FIRST_SETS: usize = 256;
-/// A new flow that takes this entry of its set, or a later one, brings so many more sets into use.
+/// A new flow in this entry of its set, or a later one, brings that many more sets into use.
 const FULL_FROM: usize = 3;
 const SPLITS: usize = 4;
-/// With so many entries in its set that were never used again, the oldest of those goes.
+/// With this many entries in its set that were never used again, the oldest of those is evicted.
 const USED_ONCE: usize = 2;
-/// Words of the key that a flow is hashed by.
+/// Words of a flow's key.
 const WORDS: usize = 10;
 
-/// The random keys of the hash, which is multilinear (Lemire and Kaser, "Strongly universal string
-/// hashing is fast", 2014): a random number, and the sum of the words, each times a random number
-/// of its own, in 64 bits.
+/// The hash's random keys. The hash is multilinear (Lemire and Kaser, "Strongly universal string
+/// hashing is fast", 2014): a random number plus the sum of the words, each multiplied by its own
+/// random number, in 64 bits.
 pub struct HashKeys([u64; WORDS + 1]);
 
 impl HashKeys {
     /// Keys drawn from a seed.
     pub fn draw(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        // Odd but for the start value, which is the first.
+        // Odd, except the start value, which is first.
         Self(std::array::from_fn(|i| {
             random.next_u64() | u64::from(i > 0)
         }))
     }
 
-    /// A set for the flow in a table of `sets`, by the sum as it is.
+    /// The flow's set in a table of `sets`, by the plain sum.
     ///
-    /// The sum is linear in the flow's words, so flows whose addresses and ports follow one
-    /// another form a lattice, and with unlucky keys it meets few sets.
+    /// The sum is linear in the flow's words, so flows with consecutive addresses and ports form a
+    /// lattice, which with unlucky keys meets few sets.
     pub fn linear_set(&self, flow: u32, sets: u32) -> u32 {
         scale(self.fingerprint(flow), sets)
     }
 
-    /// The set of a flow in a table of `sets` that are all in use: after one multiplication that is
-    /// not linear in the words.
+    /// A flow's set in a table of `sets` that are all in use: after one multiplication that is not
+    /// linear in the words.
     pub fn set(&self, flow: u32, sets: u32) -> u32 {
         set_among(self.fingerprint(flow), sets as usize) as u32
     }
@@ -59,7 +58,7 @@ impl HashKeys {
         let sum = products.fold(self.0[0], |sum, (key, word)| {
             sum.wrapping_add(key.wrapping_mul(word.into()))
         });
-        // Odd, so that no flow has that of an empty entry.
+        // Odd, so that no flow has an empty entry's fingerprint.
         sum | 1
     }
 }
@@ -89,20 +88,20 @@ struct Entry {
     /// 0: empty.
     fingerprint: u64,
     used: u32,
-    /// More than one packet of the flow has been seen.
+    /// Whether the flow has had more than one packet.
     again: bool,
 }
 
-/// The set-associative table with keys of its own.
+/// The set-associative table with its own keys.
 pub struct SetAssociative {
     keys: HashKeys,
     sets: Vec<[Entry; WAYS]>,
-    /// How many of the sets are in use.
+    /// How many sets are in use.
     active: usize,
 }
 
 impl SetAssociative {
-    /// An empty table for `flows` flows: as many sets of eight entries as a quarter of that.
+    /// An empty table for `flows` flows: a quarter as many sets of eight entries.
     pub fn new(flows: u32, seed: u64) -> Self {
         let sets = flows.div_ceil(FLOWS_PER_SET) as usize;
         Self {
@@ -122,7 +121,7 @@ impl SetAssociative {
         self.active
     }
 
-    /// Brings all sets into use, as many flows do.
+    /// Brings all sets into use, as many flows would.
     pub fn use_all(&mut self) {
         while self.active < self.sets.len() {
             self.split();
@@ -134,7 +133,7 @@ impl SetAssociative {
         set_among(self.keys.fingerprint(flow), self.active)
     }
 
-    /// When the flow was last used, if it is known; that is no use of it.
+    /// When the flow was last used, if it is known; this is no use.
     pub fn last_used(&self, flow: u32) -> Option<u32> {
         let fingerprint = self.keys.fingerprint(flow);
         let set = &self.sets[set_among(fingerprint, self.active)];
@@ -143,7 +142,8 @@ impl SetAssociative {
         found.map(|entry| entry.used)
     }
 
-    /// The last packet of the flow, if it is known: from now on it ages like one of a single packet.
+    /// The flow's last packet, if it is known: from here on it ages like a flow with a single
+    /// packet.
     pub fn end(&mut self, flow: u32, now: u32) {
         let set = self.set_of(flow);
         let fingerprint = self.keys.fingerprint(flow);
@@ -153,11 +153,11 @@ impl SetAssociative {
         }
     }
 
-    /// Brings the next set into use, with the flows that are its from now on.
+    /// Brings the next set into use, and moves its flows there.
     fn split(&mut self) {
         let next = self.active;
         self.active += 1;
-        // The highest bit of its number taken away.
+        // Its number without the highest bit.
         let parent = next & !(1 << next.ilog2());
         for way in 0..WAYS {
             let entry = self.sets[parent][way];
@@ -169,7 +169,7 @@ impl SetAssociative {
     }
 }
 
-/// The set among so many (Litwin, "Linear hashing", 1980).
+/// The set among those in use (Litwin, "Linear hashing", 1980).
 fn set_among(fingerprint: u64, active: usize) -> usize {
     let hash = (mixed(fingerprint) >> 32) as usize;
     let all = active.next_power_of_two();
@@ -193,7 +193,7 @@ impl FlowTable for SetAssociative {
         let set = &mut self.sets[number];
         let same = set.iter().position(|e| e.fingerprint == fingerprint);
         let empty = || set.iter().position(|e| e.fingerprint == 0);
-        // The first of several: max_by_key would take the last. Ages are right across a wrap.
+        // The first of several: max_by_key would take the last. Ages hold across a wrap.
         let once = set.iter().filter(|entry| !entry.again).count() >= USED_ONCE;
         let oldest = || {
             (0..WAYS)
@@ -219,7 +219,7 @@ impl FlowTable for SetAssociative {
 mod tests {
     use super::*;
 
-    /// Everything in one set.
+    /// A table with a single set.
     fn one_set() -> SetAssociative {
         let table = SetAssociative::new(4, 1);
         assert_eq!(table.sets(), 1);
@@ -265,14 +265,15 @@ mod tests {
 
     #[test]
     fn flows_spread_over_the_sets_as_balls_over_bins() {
-        // As many sets as a power of two: otherwise some have not been split yet.
+        // A power of two sets: otherwise some would not be split yet.
         const FLOWS: u32 = 32_768;
         let mut table = SetAssociative::new(FLOWS, 7);
         table.use_all();
         for first in [0, 1 << 20] {
             let mut in_set = vec![0u32; table.sets()];
             (first..first + FLOWS).for_each(|flow| in_set[table.set_of(flow)] += 1);
-            // Chi squared has mean and variance of a normal one with so many degrees of freedom.
+            // Chi squared, compared with a normal distribution with that many degrees of freedom as
+            // its mean.
             let chi = |count: &u32| (f64::from(*count) - 4.0).powi(2) / 4.0;
             let chi: f64 = in_set.iter().map(chi).sum();
             let free = in_set.len() as f64;
@@ -287,7 +288,7 @@ mod tests {
         for flow in 0..FLOWS {
             table.remember(flow, flow);
         }
-        // One to two flows a set, of 40,000 sets.
+        // One to two flows for each of 40,000 sets.
         let range = (FLOWS / 2) as usize..=FLOWS as usize;
         assert!(range.contains(&table.active()), "{}", table.active());
         let lost = (0..FLOWS).filter(|flow| !table.find(*flow, FLOWS)).count();
@@ -298,7 +299,8 @@ mod tests {
     fn new_flows_make_room_before_those_that_were_seen_again_while_there_are_two() {
         let mut table = SetAssociative::new(4, 1);
         (0..8).for_each(|flow| table.remember(flow, flow));
-        // All but the last are seen again; then come flows that are not. The first one takes another place.
+        // All but the last are used again; then new flows come. The first one takes an unused
+        // place.
         assert!((0..7).all(|flow| table.find(flow, 10 + flow)));
         (100..200).for_each(|flow| table.remember(flow, 20));
         assert!((1..7).all(|flow| table.find(flow, 20 + flow)));
@@ -306,7 +308,7 @@ mod tests {
         // However long the others are idle.
         (200..300).for_each(|flow| table.remember(flow, (1 << 20) + flow));
         assert!((1..7).all(|flow| table.find(flow, (1 << 21) + flow)));
-        // One that has begun outlives the next one that does.
+        // A flow that has begun outlives the next new one.
         assert!(table.find(298, 1 << 22) && table.find(299, 1 << 22));
         (300..303).for_each(|flow| table.remember(flow, (1 << 22) + flow));
         let known = (300..303).filter(|flow| table.find(*flow, 1 << 23));

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
- * For tests of `Peer`: a small balancer with maps of the names and sizes that it fills, which does with a packet
- * what they say. The slot of a TCP packet is its source port, and a QUIC VIP's datagrams start with a server id of
- * two bytes. Compiled three times: as it is, without one of the maps, and so that no kernel takes it.
+ * For tests of `Peer`: a small balancer with the maps that it fills, which treats packets as they
+ * say. A TCP packet's slot is its source port, and a QUIC VIP's datagrams start with a server id of
+ * two bytes. Compiled three times: unchanged, without one of the maps, and so that no kernel
+ * accepts it.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -137,7 +138,7 @@ int balancer_ingress(struct xdp_md *ctx)
 	if (!vip)
 		return XDP_PASS;
 	count(&stats, vip->number);
-	/* Each CPU that packets come to has a flow table. */
+	/* Each CPU that packets arrive on has a flow table. */
 	if (!bpf_map_lookup_elem(&lru_mapping, &cpu))
 		return XDP_DROP;
 	if (vip->flags & VIP_IS_QUIC) {

@@ -1,4 +1,4 @@
-//! Traffic by flow numbers: populations of flows, and packets drawn from them with fixed seeds.
+//! Flow numbers as traffic: populations of flows, and packets drawn from them with fixed seeds.
 
 use std::fmt;
 
@@ -45,9 +45,9 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// The number of the `i`th of 2^30 flows in an order that shows no pattern in address or port.
+/// The number of the `i`th of 2^30 flows in an order without a pattern in address or port.
 ///
-/// Each step can be undone, so no two are the same: xor with a shift of itself, and multiplication
+/// Each step is invertible, so no two are the same: xor with a shift of itself, and multiplication
 /// by an odd number modulo 2^30.
 pub fn scattered(i: u32) -> u32 {
     const MASK: u32 = MOST_FLOWS - 1;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0-only)
 /*
- * The wrapper that an XDP program is measured in. A program that encapsulates leaves its frame
- * longer, so running one frame again and again would measure the encapsulated frame from the
- * second run on. The wrapper puts the pristine frame back, makes it one of the next flow, by number
- * or as a sequence says, and tail-calls the program under test. Beside it programs to compare with: one that does
- * nothing, one that sends every frame back, and one that does one lookup in a hash map. And one for the other end of
- * a wire, which counts what arrives.
+ * The wrapper for measuring an XDP program. A program that encapsulates leaves its frame longer, so
+ * running one frame repeatedly would measure the encapsulated frame from the second run on. The
+ * wrapper restores the pristine frame, turns it into the next flow's, by number or from a sequence,
+ * and tail-calls the program under test. There are also programs to compare with: one that does
+ * nothing, one that sends every frame back, and one with a single lookup in a hash map; and one for
+ * the other end of a wire, which counts arrivals.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -17,13 +17,13 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* Restored before each run: all that any program here rewrites. */
+/* Restored before each run: everything that a program here rewrites. */
 #define HEAD 80
 /* Flows differ in the low bits of the port, then in the last 16 bits of the source address, which
- * are 0 in the pristine frame. The Rust side makes the same frames to check what comes out. */
+ * are 0 in the pristine frame. The Rust side makes the same frames to check the results. */
 #define PORT_BITS 14
 #define FIRST_PORT 1024
-/* In a sequence, beside the flow's number: the packet is a SYN, or a RST. */
+/* In a sequence, with the flow's number: the packet is a SYN, or an RST. */
 #define SEQUENCE_SYN (1u << 31)
 #define SEQUENCE_RST (1u << 30)
 #define TCP_FLAGS 13 /* the offset in a TCP header */
@@ -35,8 +35,8 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 const volatile __u32 frame_length = 0;
 const volatile __u32 flows = 1;
 const volatile __u8 v6 = 0;
-/* Destinations of which each flow has the next, a power of two: beyond one they differ in the last 16 bits of the
- * address, which are 0 in the pristine frame then. */
+/* The number of destinations, a power of two, which flows use in turn. If there are several, they
+ * differ in the last 16 bits of the address, which are 0 in the pristine frame. */
 const volatile __u32 destinations = 1;
 
 struct head {
@@ -52,7 +52,7 @@ struct {
 	__type(value, struct head);
 } pristine SEC(".maps");
 
-/* What `sequence_wrapper` plays. */
+/* The sequence that `sequence_wrapper` plays. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -74,7 +74,7 @@ struct {
 	__type(value, __u64);
 } one_map SEC(".maps");
 
-/* What `arrivals` has counted on one CPU; the Rust side reads it as two words. */
+/* The counters of `arrivals` on one CPU; the Rust side reads them as two words. */
 struct arrived {
 	__u64 tunnelled;
 	__u64 others;
@@ -111,7 +111,7 @@ static __always_inline int wrap(struct xdp_md *ctx, const bool in_sequence)
 
 	/* The verifier wants packet pointers subtracted in 64 bits; compilers see no need. */
 	asm volatile("" : "+r"(length));
-	/* By 0 bytes too: the call belongs to the wrapper's cost, whatever the program did. */
+	/* Also by 0 bytes: the call is part of the wrapper's cost, whatever the program did. */
 	if (bpf_xdp_adjust_head(ctx, (int)length - (int)frame_length))
 		return XDP_ABORTED;
 	head = (void *)(long)ctx->data;
@@ -182,7 +182,7 @@ int send_back(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
-/* Counts a frame that came, by whether it carries an IP packet in an IP packet, and ends it. */
+/* Counts an arriving frame, by whether it has an IP packet in an IP packet, and drops it. */
 SEC("xdp")
 int arrivals(struct xdp_md *ctx)
 {

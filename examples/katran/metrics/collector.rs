@@ -63,7 +63,7 @@ impl Collector for Scrape {
         });
         page.gauge(
             "problem",
-            "Warnings and problems of the diagnosis, and of probes; `katran status` shows their text.",
+            "Findings of the diagnosis and of probes; `katran status` shows their text.",
             problems,
         )?;
         process(page, of)?;
@@ -98,19 +98,19 @@ fn reals(page: &mut Page<'_>, vips: &[OfVip]) -> fmt::Result {
     )
 }
 
-/// What has become of documents, and since when this process has the balancer.
+/// The documents applied and refused, and since when this process has owned the balancer.
 fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     let past = &of.past;
     // The last one that was tried.
     let last = of.refused.as_ref().or(of.last_apply.as_ref());
     page.gauge(
         "apply_success",
-        "1: the last document was applied; 0: it was refused, and the one before stays current.",
+        "1: the last document was applied; 0: it was refused, and the earlier one stays current.",
         [(vec![], of.refused.is_none().into())],
     )?;
     page.seconds(
         "apply_time_seconds",
-        "When the last document was applied or refused, in seconds since 1970.",
+        "Unix time when the last document was applied or refused.",
         last.map(|last| (vec![], last.time)),
     )?;
     page.seconds(
@@ -120,7 +120,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     )?;
     page.seconds(
         "apply_success_time_seconds",
-        "When a document was last applied, in seconds since 1970.",
+        "Unix time when a document was last applied.",
         of.last_apply.as_ref().map(|last| (vec![], last.time)),
     )?;
     let outcome = |result: &str, count| (vec![("outcome", result.to_owned())], count);
@@ -134,22 +134,22 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     )?;
     page.gauge(
         "document_info",
-        "Source of the current document: a file, or command.",
+        "Source of the current document: a file, or `command`.",
         [(vec![("source", past.source.clone())], 1)],
     )?;
     page.seconds(
         "owned_time_seconds",
-        "When this process became the owner, in seconds since 1970.",
+        "Unix time when this process became the owner.",
         [(vec![], past.owned)],
     )?;
     page.seconds(
         "loaded_time_seconds",
-        "When the balancer was loaded, by any process, in seconds since 1970.",
+        "Unix time when the balancer was loaded, by any process.",
         [(vec![], past.loaded)],
     )?;
     page.seconds(
         "figures_age_seconds",
-        "Age of the figures: while the balancer is busy with a change, they are from before it.",
+        "Age of all figures, which grows while the balancer is busy with a change.",
         [(vec![], of.age())],
     )?;
     let silent = past.silent().map(|(hop, seconds)| {
@@ -158,7 +158,7 @@ fn process(page: &mut Page<'_>, of: &Snapshot) -> fmt::Result {
     });
     page.seconds(
         "next_hop_silent_seconds",
-        "How long this process has seen the next hop of a real, or of all reals of a family, not answer; 100 series at most.",
+        "How long the next hop of a real, or of a family's reals, has not answered; 100 series at most.",
         silent,
     )
 }
@@ -170,7 +170,7 @@ fn labels_of(entry: &SharedEntry) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What is no counter of the balancer's, but explains them.
+/// Not the balancer's own counters, but what explains them.
 fn host(
     page: &mut Page<'_>,
     attachments: &[Attachment],
@@ -179,7 +179,7 @@ fn host(
 ) -> fmt::Result {
     page.gauge(
         "maps_memory_bytes",
-        "Kernel memory of the maps, by the kernel's account.",
+        "Memory of the maps, as the kernel accounts for it.",
         [(vec![], memory)],
     )?;
     let there = |state: AttachmentState| state == AttachmentState::Attached;
@@ -189,7 +189,7 @@ fn host(
     });
     page.gauge(
         "attached",
-        "1: the interface has the balancer's program; 0: it is gone, or another is in its place.",
+        "1: the interface has the balancer's program; 0: the program is gone or replaced.",
         series,
     )?;
     let attached = attachments.iter().filter(|of| there(of.state));
@@ -210,7 +210,7 @@ fn host(
         .map(|entry| (labels_of(entry), there(entry.state).into()));
     page.gauge(
         "shared_entry_attached",
-        "1: the root entry has the balancer's program; 0: it is gone, or another balancer has the entry.",
+        "1: the root entry has the balancer's program; 0: the program is gone or replaced.",
         series,
     )?;
     let entries = shared.iter().filter(|of| there(of.state));

@@ -59,7 +59,7 @@ pub(super) async fn serve(listener: TcpListener, pages: Router) {
     }
 }
 
-/// A connection that breaks concerns its client alone.
+/// A broken connection concerns only its client.
 async fn answer(stream: TcpStream, pages: Router) {
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(SILENCE);

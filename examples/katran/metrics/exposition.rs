@@ -13,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 pub(crate) enum Format {
     /// OpenMetrics 1.0, which Prometheus requests.
     OpenMetrics,
-    /// Version 0.0.4, for everybody else.
+    /// Version 0.0.4, for all others.
     Plain,
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Recount {
 }
 
 impl Recount {
-    /// Counts everything once, before anybody can ask.
+    /// Counts everything once, before the first request.
     pub(crate) fn begin(katran: &Katran, every: Duration) -> katran::Result<Self> {
         Ok(Self {
             count: katran.flows().count()?,

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(super) struct Commands {
     token: Option<Token>,
-    /// One at a time: others wait before anything of them is read.
+    /// One at a time: others wait before anything of theirs is read.
     turn: Arc<Semaphore>,
 }
 

@@ -52,7 +52,7 @@ impl Token {
     }
 }
 
-/// Compares in constant time, so that nobody finds the token byte by byte.
+/// Compares in constant time, so that the token cannot be guessed byte by byte.
 fn is_same(given: &[u8], right: &[u8]) -> bool {
     let differing = given.iter().zip(right).fold(0, |sum, (a, b)| sum | (a ^ b));
     given.len() == right.len() && std::hint::black_box(differing) == 0

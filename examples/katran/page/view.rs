@@ -1,4 +1,4 @@
-//! The JSON of the page: the report, without the reals of VIPs that nobody looks at.
+//! The JSON of the page: the report, without the reals of closed VIPs.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

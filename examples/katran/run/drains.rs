@@ -1,5 +1,5 @@
-//! Drains: reals that a command keeps new flows from, whatever weight the document gives them; and
-//! how long each drained real has been without packets.
+//! Drains: reals that get no new flows by command, whatever their weight in the document; and how
+//! long each drained real has been without packets.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -17,8 +17,8 @@ use katran::state::VipState;
 
 use crate::report::Drain;
 
-/// A drained real without packets for so long can be switched off, or earlier if its flows are
-/// over.
+/// A drained real can be switched off after this long without packets, or earlier if its flows have
+/// ended.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Drains by command, until they are undone or the process ends.
@@ -51,8 +51,8 @@ impl Drains {
         Ok(named)
     }
 
-    /// A document's state with weight 0 for drained reals. Forgets drains of what the document does
-    /// not have.
+    /// A document's state with weight 0 for drained reals. Forgets drains of reals that the
+    /// document lacks.
     pub(super) fn applied(&mut self, mut state: State) -> State {
         let mut there = BTreeSet::new();
         for of_vip in &mut state.vips {
@@ -76,7 +76,7 @@ pub(super) struct Silences {
     counted: BTreeMap<IpAddr, (u64, Instant)>,
     of: BTreeMap<(Vip, IpAddr), (Option<Duration>, bool)>,
     said: BTreeSet<(Vip, IpAddr)>,
-    /// After how long flows are over: TCP, UDP.
+    /// After how long flows end: TCP, UDP.
     over: [Option<Duration>; 2],
 }
 

@@ -52,7 +52,7 @@ use crate::options;
 use crate::page;
 use crate::socket;
 
-/// How long to wait for the end of a previous process that let go.
+/// How long to wait for a previous process that let go to end.
 const FORMER: Duration = Duration::from_secs(10);
 
 /// The options of `run`.

@@ -55,7 +55,7 @@ const FIRST_ROUND: Duration = Duration::from_secs(5);
 /// How long to wait for probes in flight at the end.
 const LAST_PROBES: Duration = Duration::from_secs(5);
 
-/// The balancer, and what is known of it.
+/// The balancer, and what goes with it.
 pub(crate) struct Owner {
     pub(super) arguments: Arguments,
     /// The health checks, if any. They end before the balancer does.

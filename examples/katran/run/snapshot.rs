@@ -1,4 +1,4 @@
-//! A snapshot of the balancer, taken by its owner for everybody who asks.
+//! A snapshot of the balancer, which its owner takes for all who ask.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -47,7 +47,7 @@ use crate::report::Report;
 const PATIENCE: Duration = Duration::from_millis(250);
 /// The label of findings about no interface.
 const EVERYWHERE: &str = "all";
-/// How long to wait for something that only the owner can do.
+/// How long to wait for what only the owner can do.
 const LONG: Duration = Duration::from_secs(600);
 
 /// The largest number of probed reals with their own series in a scrape.
@@ -77,8 +77,8 @@ impl Handle {
         Arc::clone(last.insert(Arc::new(snapshot)))
     }
 
-    /// The report of now, or of before the change in progress; with the owner's findings on its
-    /// interfaces if requested and the owner has time.
+    /// The current report, or the one from before the change in progress; with the owner's findings
+    /// on its interfaces if requested and if the owner has time.
     pub(crate) fn report(&self, diagnose: bool) -> Result<Report> {
         let mut report = self.snapshot(Snapshot::take)?.report();
         if diagnose {
@@ -140,7 +140,7 @@ impl Handle {
     }
 }
 
-/// What is true at one moment.
+/// The balancer at one moment.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     taken: Instant,

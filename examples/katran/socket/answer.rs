@@ -26,7 +26,7 @@ use crate::common::with_causes;
 use crate::options::described;
 use crate::run::Handle;
 
-/// Events that wait for a client; the program counts what is lost.
+/// Events waiting for a client; the program counts those that are lost.
 const WAITING: usize = 1024;
 /// How often to check whether a listening client is still there.
 const LOOK: Duration = Duration::from_millis(200);
@@ -129,7 +129,7 @@ pub(crate) fn done(request: Request, handle: &Handle, by: By) -> Result<Value> {
 }
 
 fn apply(handle: &Handle, document: &str, dry_run: bool, by: By) -> Result<Value> {
-    // Here, so that nobody else waits for it.
+    // Parsed here, so that no other client waits for it.
     let read = Document::from_toml(document).map_err(anyhow::Error::from);
     let applied = handle.ask(move |owner| {
         if let (By::Http, Ok(document)) = (by, &read) {

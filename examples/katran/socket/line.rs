@@ -35,7 +35,7 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// The next line; `None` if the client hung up or was silent for so long.
+    /// The next line; `None` if the client hung up or was silent too long.
     pub(super) fn next(&mut self, patience: Duration) -> Result<Option<Vec<u8>>> {
         let end = Instant::now() + patience;
         let long = Arc::clone(&self.long);

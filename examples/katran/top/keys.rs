@@ -25,7 +25,7 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("q", "quit; Ctrl-Z suspends"),
 ];
 
-/// What is left to do for the owner of the terminal.
+/// What remains for the terminal's owner to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Redraw,

@@ -205,7 +205,7 @@ fn title(report: &Report) -> String {
     }
 }
 
-/// Where the view goes.
+/// Where the view is drawn.
 enum Output {
     Live(Screen, Status, Box<View>),
     Plain,
@@ -270,7 +270,7 @@ struct Log(Sender<News>);
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for line in String::from_utf8_lossy(bytes).lines() {
-            // Nobody shows it any more.
+            // The screen is gone.
             let _ = self.0.send(News::Log(line.to_owned()));
         }
         Ok(bytes.len())

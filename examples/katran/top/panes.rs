@@ -17,7 +17,7 @@ use super::table::Row;
 use super::table::Table;
 use super::table::Tone;
 
-/// The bar of a CPU that forwards everything has so many characters.
+/// The number of characters in the bar of a CPU that forwards everything.
 const BAR: usize = 5;
 
 /// The width of the widest rate with a prefix, such as `999.9 k`.
@@ -69,7 +69,7 @@ const CPU_COLUMNS: &[Column] = &[
 ];
 const FLOW_COLUMNS: &[Column] = &[column("", 9, 0)];
 
-/// Beyond so many seconds, the exact number does not matter.
+/// Beyond this many seconds, the exact number does not matter.
 const LONG: f64 = 999_999_999.0;
 /// Weights below this show all digits.
 const LONG_WEIGHT: f64 = 1e6;

@@ -53,7 +53,7 @@ impl Drop for Screen {
     }
 }
 
-/// Reads the keyboard until nobody receives any more.
+/// Reads the keyboard until the receiver is gone.
 pub(crate) fn listen<T: Send + 'static>(wishes: Sender<T>, wrap: fn(Wish) -> T) {
     thread::spawn(move || {
         loop {

@@ -68,7 +68,7 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<Row>,
 }
 
-/// How the user looks at a table.
+/// How the user views a table.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Look {
     /// The sort column; `None` for names.
@@ -134,7 +134,7 @@ impl Look {
         rows.get(self.place(&rows)).copied()
     }
 
-    /// Moves by so many rows.
+    /// Moves by this many rows.
     pub(crate) fn step(&mut self, table: &Table, rows: isize) {
         let shown = self.rows(table);
         let last = shown.len().saturating_sub(1);
@@ -142,7 +142,7 @@ impl Look {
         self.selected = shown.get(self.at).map(|row| row.name.clone());
     }
 
-    /// Moves by so many pages.
+    /// Moves by this many pages.
     pub(crate) fn turn(&mut self, table: &Table, pages: isize) {
         let rows = isize::try_from(self.page.max(1)).unwrap_or(1);
         self.step(table, pages * rows);
@@ -259,7 +259,7 @@ impl Look {
         }
     }
 
-    /// What the table is, how many rows are visible, filter and sort order; as much as fits.
+    /// The table's name, how many rows are visible, filter and sort order; as much as fits.
     fn title(&self, table: &Table, rows: &[&Row], width: usize, focus: bool) -> String {
         let mut parts = vec![table.title.clone()];
         if !self.filter.is_empty() {

@@ -413,7 +413,7 @@ impl Katran {
 mod tests {
     use super::*;
 
-    /// Also where that is not for want of the same layout.
+    /// Also if the reason is not another layout.
     #[test]
     fn rings_that_are_made_again_are_told() {
         let mut shared = Shared {

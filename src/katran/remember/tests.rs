@@ -217,7 +217,7 @@ fn some_state(katran: &Katran, rng: &mut Rng) -> State {
     state
 }
 
-/// A change that cannot be recorded for want of room is refused before any of it is made; one that
+/// A change that cannot be recorded for lack of room is refused before any of it is made; one that
 /// cannot be refused is made.
 #[test]
 fn a_change_that_cannot_be_written_down_is_not_made() {

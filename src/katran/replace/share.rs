@@ -65,7 +65,7 @@ impl Common<'_> {
         }
     }
 
-    /// Whether what a CPU's record says of its table holds for the other table, too.
+    /// Whether what a CPU's record says about its table holds for the other table, too.
     fn sets_fit(&self) -> bool {
         let before = match self.before.flow_table {
             // They may come into use while packets move from one table to the other.

@@ -42,7 +42,7 @@ impl Resolver {
         let neighbours: Vec<_> = neighbours.collect();
         for family in Family::ALL {
             // The kernel removes routes with a link and restores them, without notice; the link may
-            // have gone and come again since.
+            // have gone and come back since.
             if change == LinkChange::AllWays || self.has_default_by(family, index) {
                 self.forget_defaults(family);
                 self.searches[family].begin();

@@ -1,10 +1,10 @@
-//! Ids that servers put into packets, in the forms that they have there, and in others.
+//! Server ids in packets, in valid forms and others.
 
 use super::Generator;
 use crate::balancers::SERVER_IDS;
 
 impl Generator {
-    /// Options with a server id among them, often in a wrong form.
+    /// TCP options with a server id among them, often malformed.
     pub(super) fn tcp_options(&mut self) -> Vec<u8> {
         let mut options = Vec::new();
         for _ in 0..self.pick(&[0, 0, 1, 1, 2, 3, 14, 15, 16]) {
@@ -29,7 +29,7 @@ impl Generator {
         match self.rng.u32(0..10) {
             0 => self.rng.u32(..),
             1 => self.pick(&[0, 77, 6, 0x1_0000]),
-            // Of reals that are down.
+            // Ids of reals that are down.
             2 | 3 => self.pick(&[0x8001, 0x00ab_cdef]),
             _ => {
                 let ids = SERVER_IDS;

@@ -1,4 +1,4 @@
-//! After a batch: whether counters, tables, slots and what the host application is told are those of the model.
+//! After a batch: compares counters, tables, slots and events with the model's.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use super::Counted;
 use super::EVENT_BYTES;
 use super::Pair;
 
-/// Compares counters with those of the model, by name; those that have moved.
+/// Compares counters with the model's, by name; returns those that moved.
 pub(crate) fn compared(counters: impl Serialize, model: &model::Counters) -> Vec<String> {
     let Value::Object(mut counted) = serde_json::to_value(counters).unwrap() else {
         panic!("counters are an object");
@@ -60,8 +60,8 @@ impl Pair {
         let counters = self.katran.counters().unwrap();
         let mut counted = Counted::new();
         flatten("", &serde_json::to_value(&counters).unwrap(), &mut counted);
-        // Groups that are others' sums, or not of packets; what the interfaces themselves count, to which the host's
-        // own frames add; and a value that is no sum.
+        // Leave out groups that are sums of others or not about packets, the interfaces' own
+        // counters, which include the host's frames, and a value that is no sum.
         counted.retain(|name, _| {
             let (group, name) = name.split_once('.').unwrap();
             let others = [
@@ -133,7 +133,7 @@ impl Pair {
         expected
     }
 
-    /// What the host application is told of, in the same order and with the first bytes.
+    /// The events, in order and with the first bytes of their frames.
     pub(super) fn events(&self) -> Result<(), String> {
         const LONGEST: Duration = Duration::from_secs(5);
         let Some(monitor) = &self.monitor else {
@@ -176,7 +176,7 @@ impl Pair {
         }
     }
 
-    /// Slots by whether they are settled.
+    /// Slots, by whether they are settled.
     pub(super) fn slots(&self) -> Result<(), String> {
         for (number, vip) in (0..).zip(self.katran.vips()) {
             let unsettled = self.katran.stats().slots(vip).unwrap().unsettled as usize;
@@ -190,9 +190,9 @@ impl Pair {
         Ok(())
     }
 
-    /// The flow table: as many entries that count as the model has, and those of VIPs that have one address and one port
-    /// have the same reals and ages. An id may name a real that is down for the VIP: that entry counts for nothing, and
-    /// goes whenever such entries are removed.
+    /// The flow table: as many valid entries as the model has, and for VIPs of one address and one
+    /// port the same reals and ages. An id's entry may name a real that is down for the VIP: it
+    /// does not count, and is removed sooner or later.
     pub(super) fn tables(&self) -> Result<(), String> {
         let mut entries = 0;
         for vip in self.katran.vips() {
@@ -215,7 +215,7 @@ impl Pair {
     }
 
     fn entry(&self, key: &model::Flow, expected: &model::Entry) -> Result<(), String> {
-        /// In milliseconds: nobody waits for less than that, and others may take the CPU for some.
+        /// Milliseconds: shorter than any wait, and longer than other processes may take the CPU.
         const SLACK: u64 = 1500;
         let source = SocketAddr::new(key.source, key.source_port);
         let destination = SocketAddr::new(key.destination, key.destination_port);
@@ -228,7 +228,7 @@ impl Pair {
         let real = real.map(|real| real.address);
         let age = self.now() - expected.used;
         let is_same = |found: &FlowEntry| {
-            // None: the real is down, and an id has named it all the same.
+            // `None`: the id's real is down.
             let same_real = found.real.is_none() || found.real == real;
             same_real && age.abs_diff(found.age.as_millis() as u64) < SLACK
         };

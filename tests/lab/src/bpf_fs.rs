@@ -1,4 +1,4 @@
-//! A BPF file system that nobody else sees, and that vanishes with those who do.
+//! A private BPF file system that vanishes with the threads that see it.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,17 +8,17 @@ use nix::mount::mount;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
 
-/// Gives the calling thread, and those that it starts from now on (so call it before a
-/// [`Host`](crate::Host) is made), a BPF file system of its own, and returns its directory. It is gone
-/// when the last of them is, even if they are killed.
+/// Gives the calling thread, and those that it starts later (so call it before making a
+/// [`Host`](crate::Host)), a private BPF file system, and returns its directory. It vanishes with
+/// the last of these threads, even if they are killed.
 ///
 /// # Errors
 ///
-/// What the kernel says; it takes root.
+/// Those of the kernel; needs root.
 pub fn private_bpf_fs() -> io::Result<PathBuf> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
-    // So that the mount below stays in here.
+    // Keeps the mount below private.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
     let directory = "/sys/fs/bpf";
     mount(Some("bpf"), directory, Some("bpf"), MsFlags::empty(), NONE)?;

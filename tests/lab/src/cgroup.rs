@@ -1,4 +1,4 @@
-//! Control groups, for programs that concern the sockets of some threads only.
+//! Control groups, for programs that affect only some threads' sockets.
 
 use std::fs;
 use std::io;
@@ -10,13 +10,13 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::thread;
 
-/// How its directories are called, so that those of a process that was killed are found.
+/// Prefix of the directories' names, by which those of a killed process are found.
 const PREFIX: &str = "katran-lab-";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-/// A control group of version 2 below this process's own, for threads. Dropping it removes it; what a
-/// process has left behind that was killed, the next one removes.
+/// A version 2 control group for threads, below this process's own. Dropping it removes it; what a
+/// killed process has left behind, the next one removes.
 #[must_use = "the group goes when it is dropped"]
 #[derive(Debug)]
 pub struct Cgroup {
@@ -28,7 +28,7 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// If no cgroup file system of version 2 is mounted, and what the kernel says.
+    /// If no cgroup file system of version 2 is mounted, and those of the kernel.
     pub fn new() -> io::Result<Self> {
         let own = own_group()?;
         remove_orphans(&own)?;
@@ -45,8 +45,8 @@ impl Cgroup {
         &self.path
     }
 
-    /// Runs a closure on a thread in the group and returns what it returns. Sockets made there belong to
-    /// the group for good, and so do threads started there.
+    /// Runs a closure on a thread in the group and returns what it returns. Sockets made there, and
+    /// threads started there, stay in the group.
     ///
     /// # Panics
     ///
@@ -66,7 +66,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Threads that are about to end may still be in it.
+        // Threads that are ending may still be in it.
         for _ in 0..2000 {
             if fs::remove_dir(&self.path).is_ok() {
                 return;
@@ -95,7 +95,7 @@ fn own_group() -> io::Result<PathBuf> {
     Ok(Path::new(mount).join(own))
 }
 
-/// Removes the groups of processes that are gone.
+/// Removes the groups of ended processes.
 fn remove_orphans(own: &Path) -> io::Result<()> {
     for entry in fs::read_dir(own)? {
         let name = entry?.file_name();
@@ -106,7 +106,7 @@ fn remove_orphans(own: &Path) -> io::Result<()> {
         if let Some((process, _)) = of
             && !Path::new("/proc").join(process).exists()
         {
-            // Another process may be faster.
+            // Another process may have removed it.
             let _ = fs::remove_dir(own.join(&*name));
         }
     }

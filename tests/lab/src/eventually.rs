@@ -1,4 +1,4 @@
-//! Waiting for what is certain to come, with an end to the patience; and how long somebody waited.
+//! Waiting for what is certain to come, with a limit; and how long a thread has waited.
 
 use std::fmt::Display;
 use std::fs;
@@ -9,14 +9,14 @@ use std::time::Instant;
 use nix::time::ClockId;
 use nix::time::clock_gettime;
 
-/// So long that a busy machine is no reason to fail.
+/// Long enough that a busy machine is no reason to fail.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Waits until it is so.
+/// Waits until `is_so`.
 ///
 /// # Panics
-/// If it is not within a minute, with `what`.
+/// With `what`, after a minute.
 pub fn eventually(what: impl Display, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
@@ -25,10 +25,10 @@ pub fn eventually(what: impl Display, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// How long something waits for others, and not for a CPU.
+/// How long `f` waits for other threads, without waits for a CPU.
 ///
 /// # Panics
-/// If the kernel does not tell a thread's times.
+/// If the kernel does not report a thread's times.
 #[expect(
     clippy::unwrap_used,
     reason = "a kernel without them cannot run these tests"

@@ -1,8 +1,8 @@
-//! A host: one anonymous network namespace and the thread that keeps it.
+//! A host: one anonymous network namespace and the thread that holds it.
 //!
-//! The keeper thread unshares its network namespace and then only starts child processes, whose
-//! lives the kernel ties to it. Closures run on threads of their own that enter the namespace, so
-//! several can run at once and one may call another.
+//! The keeper thread unshares its network namespace and then only starts child processes, which the
+//! kernel kills with it. Closures run on threads of their own that enter the namespace, so several
+//! can run at once and one may call another.
 
 use std::fmt;
 use std::fs;
@@ -38,7 +38,7 @@ const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 /// For arguments of `mount` that do not matter.
 const NOTHING: Option<&str> = None;
 
-/// A request to the keeper thread, with the place for the answer.
+/// A request to the keeper thread, with a channel for the answer.
 type Spawn = (Command, mpsc::Sender<io::Result<Child>>);
 
 /// A test host: a network namespace that lives as long as this value.
@@ -55,7 +55,7 @@ pub struct Host {
     /// Taken on drop, which ends the keeper.
     spawner: Option<mpsc::Sender<Spawn>>,
     keeper: Option<thread::JoinHandle<()>>,
-    /// Of XDP programs, which go when these are closed.
+    /// Of XDP programs, which are detached when these are closed.
     links: Mutex<Vec<(String, OwnedFd)>>,
 }
 
@@ -64,7 +64,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// What the kernel says, usually that root is needed, and if iproute2 is not installed.
+    /// Those of the kernel, usually that root is needed, and if iproute2 is not installed.
     pub fn new(name: impl Into<String>) -> io::Result<Self> {
         let name = name.into();
         let (spawner, requests) = mpsc::channel();
@@ -93,18 +93,18 @@ impl Host {
         &self.name
     }
 
-    /// A path by which any process of root's can open the namespace (`ip link ... netns <path>`,
+    /// A path by which any root process can open the namespace (`ip link ... netns <path>`,
     /// `nsenter --net=<path>`) while this host and this process live.
     pub fn namespace_path(&self) -> PathBuf {
         let fd = self.namespace.as_raw_fd();
         PathBuf::from(format!("/proc/{}/fd/{fd}", process::id()))
     }
 
-    /// Runs a closure inside the namespace, on a thread of its own, and returns what it returns.
+    /// Runs a closure inside the namespace, on a new thread, and returns its result.
     ///
     /// Sockets stay in the namespace they were made in: one returned from here can be used
-    /// anywhere. An attached XDP program can likewise be kept outside. `/proc/net` and `/sys` show
-    /// those of the caller, not of the host; `/proc/thread-self/net` and `/proc/sys/net` are right.
+    /// anywhere, and so can an attached XDP program. `/proc/net` and `/sys` show those of the
+    /// caller, not of the host; `/proc/thread-self/net` and `/proc/sys/net` are right.
     ///
     /// # Panics
     ///
@@ -130,7 +130,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn enter(&self) -> io::Result<Inside> {
         let outside = File::open(OWN_NAMESPACE)?.into();
         nix::sched::setns(self.namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
@@ -143,8 +143,8 @@ impl Host {
     /// Starts a process inside. It dies with the returned handle, the host, or this process,
     /// whichever ends first.
     ///
-    /// That holds for the process itself, not for others it forks off: run servers in the
-    /// foreground and as one process (nginx: `daemon off; master_process off;`).
+    /// This does not hold for processes that it forks: run servers in the foreground and as one
+    /// process (nginx: `daemon off; master_process off;`).
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl Host {
         self.start(command)
     }
 
-    /// Starts a process inside, which outlives this one if it does not end by itself.
+    /// Starts a process inside, which outlives this one unless it ends by itself.
     fn start(&self, command: Command) -> io::Result<Process> {
         let what = command.get_program().to_string_lossy().into_owned();
         let (reply, child) = mpsc::channel();
@@ -191,8 +191,8 @@ impl Host {
         self.tool("ip", arguments)
     }
 
-    /// Runs a tool that takes but a moment inside with these arguments, split at white space, and returns what it
-    /// prints.
+    /// Runs a short-lived tool inside with these arguments, split at white space, and returns what
+    /// it prints.
     ///
     /// # Errors
     ///
@@ -200,8 +200,9 @@ impl Host {
     pub fn tool(&self, program: &str, arguments: &str) -> io::Result<String> {
         let mut command = Command::new(program);
         command.args(arguments.split_whitespace());
-        // It ends by itself in a moment. What is to die with this process is forked off it, and fork copies the page
-        // tables of all maps that balancers here have mapped: a third of the CPU time of many tests.
+        // Not killed with this process, but it ends by itself soon. A process that is killed with
+        // this one must be forked, and fork copies the page tables of all mapped balancer maps: a
+        // third of many tests' CPU time.
         let output = self.start(captured(command))?.wait_with_output()?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
@@ -216,7 +217,7 @@ impl Host {
 
     /// Sets a kernel parameter of the namespace, such as `net.ipv4.ip_forward`.
     ///
-    /// Dots and slashes may be swapped, for interface names that hold a dot.
+    /// Dots and slashes may be swapped, for interface names with a dot.
     ///
     /// # Errors
     ///
@@ -253,11 +254,11 @@ impl Host {
         .map_err(|e| context(&e, format_args!("/sys/{path} = {value} in {}", self.name)))
     }
 
-    /// Has all packets that an interface without an XDP program receives processed on one CPU.
+    /// Makes one CPU process all packets that an interface without an XDP program receives.
     ///
-    /// A network card brings a flow's packets to one CPU, on which whatever is told apart by CPU
-    /// depends; between virtual interfaces they go on wherever the sender happens to run. Set
-    /// this on the interface through which packets enter the lab.
+    /// A network card brings a flow's packets to one CPU, which per-CPU state depends on; between
+    /// virtual interfaces they stay on the sender's current CPU. Set this on the interface through
+    /// which packets enter the lab.
     ///
     /// # Errors
     ///
@@ -297,21 +298,22 @@ impl Host {
         links.push((interface.to_owned(), link));
     }
 
-    /// Takes off an interface what was put on it by this type: the XDP program of its port, tags.
+    /// Removes from an interface what this type has attached: its port's XDP program, and tags.
     pub fn strip(&self, interface: &str) {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|(on, _)| on != interface);
     }
 
-    /// Puts VLAN tags on all that leaves by an interface, and takes as many off what comes in, as a
-    /// switch does for a host that knows nothing of VLANs. Each has its protocol (0x8100 for IEEE
-    /// 802.1Q, 0x88a8 for 802.1ad) and what follows it; the inner one is first.
+    /// Adds VLAN tags to everything that leaves by an interface, and removes as many on arrival, as
+    /// a switch does for a host without VLANs. Each is a protocol (0x8100 for IEEE 802.1Q, 0x88a8
+    /// for 802.1ad) and a tag, the inner one first.
     ///
     /// # Errors
     ///
-    /// What the kernel says. Before Linux 6.6 it takes the kernel's modules `act_vlan` and `cls_matchall`.
+    /// Those of the kernel. Before Linux 6.6 this needs the kernel modules `act_vlan` and
+    /// `cls_matchall`.
     pub fn tag(&self, interface: &str, tags: &[(u16, u16)]) -> io::Result<()> {
-        // In the frame and not beside it, as XDP programs see them.
+        // In the frame itself, where XDP programs see them.
         self.tool(
             "ethtool",
             &format!(
@@ -332,12 +334,12 @@ impl Host {
         Ok(())
     }
 
-    /// Puts VLAN tags on what leaves by an interface, and takes none off, as a switch's port that was put into a wrong
-    /// VLAN.
+    /// Adds VLAN tags to what leaves by an interface, and removes none, like a switch port in the
+    /// wrong VLAN.
     ///
     /// # Errors
     ///
-    /// What the kernel says. It takes Linux 6.6.
+    /// Those of the kernel. Needs Linux 6.6.
     pub fn tag_leaving(&self, interface: &str, tags: &[(u16, u16)]) -> io::Result<()> {
         self.tool("ethtool", &format!("-K {interface} txvlan off"))?;
         let index = self.interface_index(interface)?;
@@ -348,7 +350,7 @@ impl Host {
         Ok(())
     }
 
-    /// The same by the kernel's own tc actions, which may be missing where kernels are small.
+    /// The same with the kernel's own tc actions, which small kernels may lack.
     fn tag_by_actions(&self, interface: &str, tags: &[(u16, u16)]) -> io::Result<()> {
         let filter = |direction: &str, actions: &[String]| {
             let actions = actions.join(" pipe ");
@@ -365,8 +367,8 @@ impl Host {
     }
 
     fn prepare(&self) -> io::Result<()> {
-        // The interface's own value counts, or the larger of it and `all`: new interfaces take
-        // `default`, and `lo` is there already.
+        // The interface's own value counts, or the larger of it and `all`: new interfaces copy
+        // `default`, and `lo` already exists.
         for conf in ["all", "default", "lo"] {
             self.sysctl(&format!("net.ipv4.conf.{conf}.rp_filter"), 0)?;
             self.sysctl(&format!("net.ipv6.conf.{conf}.accept_dad"), 0)?;
@@ -382,7 +384,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.spawner = None;
         if let Some(keeper) = self.keeper.take() {
-            // It cannot have panicked; if it did, the namespace is gone all the same.
+            // The keeper cannot panic; even then the namespace would be gone.
             let _ = keeper.join();
         }
     }
@@ -408,27 +410,27 @@ pub struct Inside {
 impl Drop for Inside {
     fn drop(&mut self) {
         if let Err(e) = nix::sched::setns(self.outside.as_fd(), CloneFlags::CLONE_NEWNET) {
-            // Going on in the wrong namespace would make every later failure a riddle.
+            // Continuing in the wrong namespace would make every later failure a riddle.
             eprintln!("cannot leave a test host's network namespace: {e}");
             process::abort();
         }
     }
 }
 
-/// The keeper thread: unshares, says so, then starts processes until the host is dropped.
+/// The keeper thread: unshares, reports that, then starts processes until the host is dropped.
 fn keep(ready: &mpsc::Sender<io::Result<OwnedFd>>, requests: &mpsc::Receiver<Spawn>) {
     let namespace = nix::sched::unshare(CloneFlags::CLONE_NEWNET)
         .map_err(io::Error::from)
         .and_then(|()| File::open(OWN_NAMESPACE))
         .map(OwnedFd::from);
-    // A receiver that is gone has given up; the loop below then ends at once.
+    // A receiver that is gone has given up; then the loop below ends at once.
     let _ = ready.send(namespace);
     for (mut command, reply) in requests {
         let _ = reply.send(command.spawn());
     }
 }
 
-/// The same command, with what it prints for the caller.
+/// The same command, with its output captured.
 fn captured(mut command: Command) -> Command {
     command
         .stdin(Stdio::null())
@@ -437,7 +439,7 @@ fn captured(mut command: Command) -> Command {
     command
 }
 
-/// The same kind of error, saying also what was tried.
+/// The same kind of error, with what was attempted.
 fn context(error: &io::Error, what: fmt::Arguments<'_>) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }

@@ -1,4 +1,4 @@
-//! A client for HTTP, as little of it as it takes to ask a test server.
+//! A minimal HTTP client, enough to query a test server.
 
 use std::io;
 use std::io::Read;
@@ -12,11 +12,11 @@ use crate::Host;
 /// An HTTP server's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
-    /// The status code, 200 for one that worked.
+    /// The status code, 200 for success.
     pub status: u16,
-    /// Names, in lower case, and values, in the order they came.
+    /// Lower-case names, with values, in order.
     pub headers: Vec<(String, String)>,
-    /// All that follows the headers.
+    /// Everything after the headers.
     pub body: Vec<u8>,
 }
 
@@ -57,8 +57,8 @@ impl Response {
     }
 }
 
-/// Asks a server for a path, from a host, on a connection of its own. `limit` holds for the
-/// connection and for every read.
+/// Requests a path from a server, from a host, on a new connection. `limit` applies to connecting
+/// and to every read.
 ///
 /// # Errors
 ///
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_answer_or_broke_off() {
+    fn refuses_invalid_and_truncated_answers() {
         for bytes in [
             &b""[..],
             b"HTTP/1.1 200 OK\r\n",

@@ -1,17 +1,17 @@
-//! What the oldest supported kernel, Linux 6.1, has not. A test asks the kernel's release and not for the feature
-//! itself: it fails where the feature should be there and is not, and where it is missing it asserts
-//! what is documented of that.
+//! Features that the oldest supported kernel, Linux 6.1, lacks. A test checks the kernel's release,
+//! not the feature: it fails where the feature should exist and does not, and where it is missing
+//! it asserts the documented behaviour.
 
 use nix::sys::utsname::uname;
 
-/// Something that came with a kernel after 6.1.
+/// A feature newer than 6.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Newer {
-    /// A tc program takes off an outer header whose family is not that of what is in it.
+    /// A tc program can strip an outer header of another family than the inner one's.
     DecapAcrossFamilies,
-    /// The verifier puts loads in the place of a lookup in an array of each CPU's.
+    /// The verifier turns a lookup in a per-CPU array into loads.
     LoadsOfCpus,
-    /// tc programs are attached by links.
+    /// Links can attach tc programs.
     Tcx,
 }
 
@@ -19,7 +19,7 @@ impl Newer {
     /// Whether this machine's kernel is new enough.
     ///
     /// # Panics
-    /// If the kernel does not tell its release.
+    /// If the kernel does not report its release.
     pub fn is_here(self) -> bool {
         let since = match self {
             Self::DecapAcrossFamilies => (6, 3),

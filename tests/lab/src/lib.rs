@@ -67,8 +67,7 @@ pub use udp::UdpServer;
 
 /// Panics with a clear message unless the process runs as root.
 ///
-/// Tests that load programs into the kernel cannot do without, and a test that skips itself
-/// proves nothing.
+/// Tests that load programs into the kernel need it, and a test that skips itself proves nothing.
 ///
 /// # Panics
 ///

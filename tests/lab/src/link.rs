@@ -38,11 +38,11 @@ impl Port<'_> {
         self
     }
 
-    /// Makes this end take what an XDP program in native mode at the *other* end sends by `XDP_TX`.
+    /// Makes this end accept what a native XDP program at the *other* end sends with `XDP_TX`.
     ///
-    /// The kernel delivers such frames only to an interface with an XDP program of its own, so
-    /// this attaches one that passes everything. (GRO, which is also said to do, lets the frames
-    /// into the queue but wakes nobody to fetch them, as of Linux 6.18.)
+    /// The kernel delivers such frames only to an interface with an XDP program of its own, so this
+    /// attaches one that passes everything. (GRO alone is not enough, as of Linux 6.18: it queues
+    /// the frames, but nothing wakes up to fetch them.)
     pub fn takes_xdp_tx(mut self) -> Self {
         self.takes_xdp_tx = true;
         self
@@ -74,15 +74,15 @@ impl Port<'_> {
 
 /// Joins two hosts by a pair of virtual Ethernet interfaces, both up.
 ///
-/// Checksums are computed by the sender and frames are no larger than the MTU (no checksum
-/// offload, TSO, GSO or GRO), as on a real wire: an XDP program sees what a network card would give it,
-/// and an encapsulated packet has the right checksum inside.
+/// Checksums are computed by the sender and frames are no larger than the MTU (no checksum offload,
+/// TSO, GSO or GRO), as on a real wire: an XDP program sees what a network card would give it, and
+/// an encapsulated packet has the right checksum inside.
 ///
 /// The pair vanishes with either host, or by [`Host::ip`]`("link del ...")`.
 ///
 /// # Errors
 ///
-/// What `ip` and `ethtool` say, for example that an interface of that name exists.
+/// Those of `ip` and `ethtool`, for example that an interface of that name exists.
 pub fn veth(a: Port<'_>, b: Port<'_>, mtu: u32) -> io::Result<()> {
     a.host.ip(&format!(
         "link add {} type veth peer name {} netns {}",

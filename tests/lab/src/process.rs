@@ -18,7 +18,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-/// How often a wait with a time limit looks.
+/// The interval of polling in waits with a time limit.
 const POLL: Duration = Duration::from_millis(5);
 
 /// A process started by [`Host::spawn_command`](crate::Host::spawn_command). Dropping the handle
@@ -62,7 +62,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn is_running(&mut self) -> io::Result<bool> {
         Ok(self.child()?.try_wait()?.is_none())
     }
@@ -77,7 +77,7 @@ impl Process {
         if !self.is_running()? {
             return Err(self.error("has ended"));
         }
-        // Not waited for yet, so the id is still this process'.
+        // Not waited for yet, so the id is still this process's.
         let id = i32::try_from(self.id()).map_err(io::Error::other)?;
         Ok(nix::sys::signal::kill(Pid::from_raw(id), signal)?)
     }
@@ -106,7 +106,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn wait_with_output(mut self) -> io::Result<Output> {
         match self.child.take() {
             Some(child) => child.wait_with_output(),
@@ -118,7 +118,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// What the kernel says. A process that has ended is not an error.
+    /// Those of the kernel. A process that has ended is no error.
     pub fn kill(&mut self) -> io::Result<ExitStatus> {
         let child = self.child()?;
         child.kill()?;
@@ -138,7 +138,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if self.child.is_some() {
-            // An error means that it is gone already.
+            // An error means that it has ended already.
             let _ = self.kill();
         }
     }

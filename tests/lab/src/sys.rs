@@ -1,7 +1,7 @@
 //! The only unsafe code of this crate: a hook that runs between `fork` and `exec`, and the two
-//! `bpf` calls that put a program of a few instructions on an interface.
+//! `bpf` calls that attach a program of a few instructions to an interface.
 //!
-//! All else the crate asks of the kernel has a safe wrapper in `nix` or the standard library.
+//! Everything else has a safe wrapper in `nix` or the standard library.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -43,7 +43,7 @@ const TC_OK: i32 = 0;
 /// `BPF_JMP | BPF_EXIT`.
 const EXIT: u8 = 0x95;
 
-/// What a program of [`attach_xdp`] does with every frame.
+/// The verdict of an [`attach_xdp`] program on every frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Verdict {
     /// `XDP_PASS`: as if the program were not there.
@@ -80,9 +80,9 @@ struct LinkCreate {
     flags: u32,
 }
 
-/// Has the kernel kill the child with SIGKILL when the thread that starts it ends.
+/// Makes the kernel kill the child with SIGKILL when the thread that starts it ends.
 ///
-/// The child of a process that died before the kernel knew of the wish fails to start.
+/// A child whose parent died before the kernel was told fails to start.
 pub(crate) fn die_with_parent(command: &mut Command) {
     let parent = getpid();
     let hook = move || -> io::Result<()> {
@@ -98,7 +98,7 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 }
 
 /// Attaches a program with one verdict for all frames, in native mode, to an interface of the
-/// calling thread's namespace. It stays while the returned link is open.
+/// calling thread's namespace, until the returned link is closed.
 pub(crate) fn attach_xdp(interface_index: u32, verdict: Verdict) -> io::Result<OwnedFd> {
     let program = [
         instruction(MOVE, 0, verdict as i32),
@@ -108,21 +108,21 @@ pub(crate) fn attach_xdp(interface_index: u32, verdict: Verdict) -> io::Result<O
     link(&program, interface_index, BPF_XDP, XDP_FLAGS_DRV_MODE)
 }
 
-/// Which way packets go through an interface.
+/// The direction of packets through an interface.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Direction {
     In,
     Out,
 }
 
-/// Attaches a program by tcx to an interface of the calling thread's namespace: it takes `count` VLAN
-/// tags off what comes in, or puts `tags` on what goes out, the inner one first.
+/// Attaches a tcx program to an interface of the calling thread's namespace: it removes `count`
+/// VLAN tags on arrival, or adds `tags` to what leaves, the inner one first.
 pub(crate) fn attach_tags(
     interface_index: u32,
     direction: Direction,
     tags: &[(u16, u16)],
 ) -> io::Result<OwnedFd> {
-    // The context is kept in register 6, for calls change 1 to 5.
+    // Register 6 keeps the context, as calls clobber 1 to 5.
     let mut program = vec![instruction(MOVE_REGISTER, 6 | 1 << 4, 0)];
     for (protocol, tag) in tags {
         program.push(instruction(MOVE_REGISTER, 1 | 6 << 4, 0));
@@ -160,8 +160,8 @@ fn load(prog_type: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
         insns: program.as_ptr().addr() as u64,
         license: c"MIT".as_ptr().addr() as u64,
     };
-    // SAFETY: `load` is what `BPF_PROG_LOAD` takes, and its addresses are of as many instructions as it
-    // says and of a string with its end, which all outlive the call.
+    // SAFETY: `load` is what `BPF_PROG_LOAD` takes, and its addresses are those of as many
+    // instructions as it states and of a C string, all of which outlive the call.
     unsafe { bpf(BPF_PROG_LOAD, &load) }
 }
 
@@ -177,7 +177,7 @@ fn link(
         attach_type,
         flags,
     };
-    // SAFETY: `create` is what `BPF_LINK_CREATE` takes and holds no addresses.
+    // SAFETY: `create` is what `BPF_LINK_CREATE` takes and has no addresses.
     unsafe { bpf(BPF_LINK_CREATE, &create) }
 }
 

@@ -1,8 +1,8 @@
-//! A TCP server that says who it is, and a client that asks.
+//! A TCP server that answers with its name, and a client.
 //!
 //! Every line a client sends is answered by one line: the server's name, so that the client knows
-//! which backend holds its connection. The line `fill <n>` is answered by the name, a space and
-//! `n` dots: a long answer, in full-size segments.
+//! which backend holds its connection. The line `fill <n>` is answered by the name, a space and `n`
+//! dots: a long answer, in full-size segments.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,7 +37,7 @@ use nix::sys::time::TimeVal;
 
 use crate::Host;
 
-/// How long a client waits for a connection, and for an answer, unless told otherwise.
+/// How long a client waits for a connection, and for an answer, by default.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the last acknowledgement of a closed connection may take.
@@ -60,7 +60,7 @@ struct Shared {
     name: String,
     stop: AtomicBool,
     accepted: AtomicU64,
-    /// Open connections by running number, for the end of the server to close.
+    /// Open connections by running number, to close at the server's end.
     open: Mutex<HashMap<u64, TcpStream>>,
 }
 
@@ -110,13 +110,12 @@ impl TcpServer {
 impl Drop for TcpServer {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        // Wakes the acceptor. An error would mean that the socket does not listen: then it has
-        // woken already.
+        // Wakes the accepting thread. An error means that it has woken already.
         let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-        // The threads of the connections see the end of their streams.
+        // The connections' threads see the end of their streams.
         for stream in self.shared.open().values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -132,7 +131,7 @@ impl Shared {
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     while !shared.stop.load(Ordering::SeqCst) {
         let Ok((stream, _)) = listener.accept() else {
-            // A client that left before it was accepted, or the end.
+            // A client that left before it was accepted, or the server's end.
             continue;
         };
         let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +140,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let server = Arc::clone(shared);
         let started = thread::Builder::new().stack_size(STACK).spawn(move || {
-            // A connection that breaks is its client's to notice.
+            // The client notices a broken connection.
             let _ = serve(stream, &server.name);
             server.open().remove(&number);
         });
@@ -173,9 +172,8 @@ pub struct TcpClient {
 }
 
 impl TcpClient {
-    /// Connects from a host, by an address and port of the kernel's choice. It waits 20 seconds for
-    /// the connection, and as long for every answer unless [`TcpClient::set_patience`] says
-    /// otherwise.
+    /// Connects from a host, from an address and port that the kernel chooses. It waits 20 seconds
+    /// for the connection, and for every answer unless [`TcpClient::set_patience`] changes that.
     ///
     /// # Errors
     ///
@@ -186,8 +184,8 @@ impl TcpClient {
 
     /// Connects from this address and port of the host, so that the whole flow is known.
     ///
-    /// A connection of the same flow that both ends have closed may still wait for the last
-    /// acknowledgement (RFC 9293, LAST-ACK); this waits until it has come.
+    /// A closed connection of the same flow may still wait for the last acknowledgement (RFC 9293,
+    /// LAST-ACK); this waits for it, too.
     ///
     /// # Errors
     ///
@@ -200,7 +198,7 @@ impl TcpClient {
         let close_on_exec = SockFlag::SOCK_CLOEXEC;
         let fd = host.run(|| socket::socket(family, SockType::Stream, close_on_exec, None))?;
         socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-        // The limit for `connect`, which the standard library has for its own sockets only.
+        // The timeout of `connect`, which the standard library offers only for its own sockets.
         let limit = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
         socket::setsockopt(&fd, sockopt::SendTimeout, &limit)?;
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(local))?;
@@ -239,12 +237,12 @@ impl TcpClient {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.stream.get_ref().local_addr()
     }
 
-    /// The connection itself, to speak another protocol on it. Not after an answer was read.
+    /// The connection itself, for another protocol. Only before the first answer is read.
     pub fn into_stream(self) -> TcpStream {
         self.stream.into_inner()
     }

@@ -1,4 +1,4 @@
-//! Threads of this process: which CPUs they may use, whether one of a name is there, and how those of a test end.
+//! This process's threads: their CPUs, whether one of a name exists, and ending those of a test.
 
 use std::fs;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 /// The CPUs that this thread may use, in order.
 ///
 /// # Panics
-/// If the kernel does not say.
+/// If the kernel does not report them.
 #[must_use]
 pub fn allowed_cpus() -> Vec<usize> {
     let allowed = sched_getaffinity(Pid::from_raw(0))
@@ -44,12 +44,12 @@ pub fn is_thread_there(name: &str) -> bool {
     let mut tasks = tasks.unwrap_or_else(|error| panic!("/proc/self/task: {error}"));
     tasks.any(|task| {
         let of_task = task.and_then(|task| fs::read_to_string(task.path().join("comm")));
-        // One that is gone has no name.
+        // A thread that has ended has no name.
         of_task.is_ok_and(|of_task| of_task.trim_end() == name)
     })
 }
 
-/// Tells threads of a scope to end, also if the test fails meanwhile: the scope waits for them.
+/// Tells a scope's threads to end, even if the test fails: the scope waits for them.
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {

@@ -31,17 +31,17 @@ pub const BACKEND_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
 /// The router's address on every backend's link.
 pub const BACKEND_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0xffff);
 
-/// Backends and balancers have one byte of their addresses.
+/// The number is one byte of an address.
 const MOST_OF_A_KIND: usize = 250;
 
 /// The size and shape of a [`Lab`].
 #[derive(Clone, Debug)]
 pub struct LabConfig {
-    /// Balancers, each with its own link. Default 1, at most 250.
+    /// The number of balancers, each with its own link. Default 1, at most 250.
     pub balancers: usize,
-    /// Backends, each with its own link and dual-stack. Default 2, at most 250.
+    /// The number of backends, each dual-stack with its own link. Default 2, at most 250.
     pub backends: usize,
-    /// Addresses of the service, routed to the balancers and held by the backends' `lo`. Default
+    /// The service's addresses, routed to the balancers and assigned to the backends' `lo`. Default
     /// 203.0.113.1 and 2001:db8:1::1.
     pub vips: Vec<IpAddr>,
     /// MTU of the client's link. Default 1500.
@@ -72,13 +72,13 @@ impl Default for LabConfig {
 #[must_use = "the network goes when the lab is dropped"]
 #[derive(Debug)]
 pub struct Lab {
-    /// Where connections come from.
+    /// The host that connections come from.
     pub client: Host,
-    /// Forwards everything, and holds the routes of the VIPs.
+    /// Forwards everything, and has the VIPs' routes.
     pub router: Host,
-    /// Where the load balancer runs.
+    /// The load balancer's hosts.
     pub balancers: Vec<Balancer>,
-    /// Where the service runs.
+    /// The service's hosts.
     pub backends: Vec<Backend>,
     /// The service's addresses.
     pub vips: Vec<IpAddr>,
@@ -105,8 +105,8 @@ pub struct Balancer {
     pub v6: Ipv6Addr,
 }
 
-/// A backend of a [`Lab`]. It holds the VIPs on `lo` and takes no tunnelled packets of its own: a
-/// decapsulator is the test's to attach.
+/// A backend of a [`Lab`]. It has the VIPs on `lo`, but unwraps no tunnelled packets: a test
+/// attaches a decapsulator.
 #[derive(Debug)]
 pub struct Backend {
     /// The host, named `backend0` and so on; so are the servers of [`Lab::serve_tcp`].
@@ -124,12 +124,11 @@ pub struct Backend {
 }
 
 impl Lab {
-    /// Builds the network. All of it works at once: nothing is left to settle.
+    /// Builds the network, which works at once.
     ///
     /// # Errors
     ///
-    /// What the kernel or a tool says, and if more balancers or backends are wanted than there are
-    /// addresses for.
+    /// Those of the kernel or a tool, and if there are more balancers or backends than addresses.
     pub fn new(config: LabConfig) -> io::Result<Self> {
         if config.balancers.max(config.backends) > MOST_OF_A_KIND {
             let message = format!("at most {MOST_OF_A_KIND} balancers and backends");
@@ -149,8 +148,7 @@ impl Lab {
             routed: Mutex::new((0..config.balancers).collect()),
         };
         lab.route_vips(|_| ())?;
-        // A flow's packets arrive on one CPU, as a network card would see to: flow tables are
-        // told apart by CPU.
+        // As with a network card, a flow's packets arrive on one CPU, whose flow table knows it.
         lab.router.receive_on_cpu("client", 0)?;
         Ok(lab)
     }
@@ -173,23 +171,23 @@ impl Lab {
         self.vip(IpAddr::is_ipv6)
     }
 
-    /// Takes a balancer out of the routes of the VIPs: the router spreads its flows over the
-    /// others. Without any left, the VIPs are unreachable.
+    /// Removes a balancer from the VIPs' routes: the router spreads its flows over the others. With
+    /// none left, the VIPs are unreachable.
     ///
     /// # Errors
     ///
-    /// What `ip` says.
+    /// Those of `ip`.
     pub fn remove_balancer_route(&self, index: usize) -> io::Result<()> {
         self.route_vips(|routed| {
             routed.remove(&index);
         })
     }
 
-    /// Puts a balancer back into the routes of the VIPs.
+    /// Returns a balancer to the VIPs' routes.
     ///
     /// # Errors
     ///
-    /// What `ip` says.
+    /// Those of `ip`.
     ///
     /// # Panics
     ///
@@ -201,13 +199,12 @@ impl Lab {
         })
     }
 
-    /// Makes the router refuse to send the client packets larger than this, while the client's
-    /// interface stays as it is: the router answers with "too big", addressed to the VIP that
-    /// sent. Calling it again changes the size.
+    /// Makes the router refuse packets to the client above this size, with the client's interface
+    /// unchanged: it answers the VIP that sent one with "too big". Can be called again.
     ///
     /// # Errors
     ///
-    /// What `ip` says.
+    /// Those of `ip`.
     pub fn limit_client_mtu(&self, mtu: u32) -> io::Result<()> {
         self.router.ip(&format!(
             "route replace 192.0.2.2/32 dev client mtu lock {mtu}"
@@ -275,12 +272,12 @@ impl Lab {
 }
 
 impl Backend {
-    /// Replaces the default routes by ones with this MTU, which the TCP segment size follows.
-    /// They start with 1500, as in a network whose clients have no more.
+    /// Sets the default routes' MTU, which TCP's segment size follows. It starts at 1500, as in a
+    /// network whose clients have no more.
     ///
     /// # Errors
     ///
-    /// What `ip` says.
+    /// Those of `ip`.
     pub fn set_route_mtu(&self, mtu: u32) -> io::Result<()> {
         for gateway in [
             IpAddr::from(BACKEND_GATEWAY_V4),
@@ -302,10 +299,10 @@ fn router() -> io::Result<Host> {
         // ECMP by addresses and ports.
         ("net.ipv4.fib_multipath_hash_policy", 1),
         ("net.ipv6.fib_multipath_hash_policy", 1),
-        // A test may provoke many ICMP errors in a second.
+        // Tests provoke many ICMP errors in a second.
         ("net.ipv4.icmp_ratelimit", 0),
         ("net.ipv6.icmp.ratelimit", 0),
-        // It forwards between hosts that do not ask each other directly.
+        // It forwards between hosts that are not on one link.
         ("net.ipv4.conf.all.send_redirects", 0),
         ("net.ipv4.conf.default.send_redirects", 0),
     ] {
@@ -396,7 +393,7 @@ fn backend(router: &Host, index: usize, config: &LabConfig) -> io::Result<Backen
         (IpAddr::from(backend.v4), IpAddr::from(BACKEND_GATEWAY_V4)),
         (IpAddr::from(backend.v6), IpAddr::from(BACKEND_GATEWAY_V6)),
     ] {
-        // Each link holds two addresses that share no prefix, so the routes are spelled out.
+        // A link's two addresses share no prefix, so each needs a route.
         let (own, other) = (host_prefix(address), host_prefix(gateway));
         host.ip(&format!("addr add {own} dev eth0{}", nodad(address)))?;
         host.ip(&format!("route add {other} dev eth0"))?;
@@ -417,7 +414,7 @@ enum End {
     Router,
 }
 
-/// A locally administered address that tells which link it is on when a test prints it.
+/// A locally administered address that shows its link in a test's output.
 fn mac(link_kind: u8, index: u8, end: End) -> MacAddr {
     [0x02, 0, 0, end as u8, link_kind, index]
 }

@@ -1,6 +1,6 @@
-//! A UDP server that says who it is, and a client that asks.
+//! A UDP server that answers with its name, and a client.
 //!
-//! Every datagram is answered by one that holds the server's name, from the address it came to.
+//! It answers every datagram from the address that the datagram was sent to.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use crate::Host;
 
-/// How long a client waits for an answer, unless told otherwise.
+/// How long a client waits for an answer by default.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often a server looks whether it is to stop.
+/// How often a server checks whether to stop.
 const POLL: Duration = Duration::from_millis(20);
 
 const LARGEST_DATAGRAM: usize = 65_535;
@@ -35,8 +35,8 @@ pub struct UdpServer {
 }
 
 impl UdpServer {
-    /// Listens on a port of each of these addresses of the host. They are named one by one because
-    /// a socket bound to all of them would answer from an address of the kernel's choice.
+    /// Listens on a port of each of these addresses of the host. One socket for all would answer
+    /// from an address that the kernel chooses.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl Drop for UdpServer {
 fn serve(socket: &UdpSocket, name: &str, stop: &AtomicBool, received: &AtomicU64) {
     let mut datagram = vec![0; LARGEST_DATAGRAM];
     while !stop.load(Ordering::SeqCst) {
-        // Errors are the end of a wait, or an ICMP message about an earlier answer.
+        // Errors are timeouts, or an ICMP error about an earlier answer.
         if let Ok((_, client)) = socket.recv_from(&mut datagram) {
             received.fetch_add(1, Ordering::Relaxed);
             let _ = socket.send_to(name.as_bytes(), client);
@@ -92,8 +92,8 @@ pub struct UdpClient {
 }
 
 impl UdpClient {
-    /// Speaks to `remote` from an address and port of the kernel's choice. It waits 20 seconds for
-    /// an answer unless [`UdpClient::set_patience`] says otherwise.
+    /// Connects to `remote` from an address and port that the kernel chooses. It waits 20 seconds
+    /// for an answer unless [`UdpClient::set_patience`] changes that.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl UdpClient {
         Self::connect_from(host, (any, 0).into(), remote)
     }
 
-    /// Speaks to `remote` from this address and port, so that the whole flow is known.
+    /// Connects to `remote` from this address and port, so that the whole flow is known.
     ///
     /// # Errors
     ///
@@ -131,7 +131,7 @@ impl UdpClient {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }

@@ -265,7 +265,7 @@ fn sys_has_the_host_s_own_interfaces() {
 
 #[test]
 fn packets_are_received_on_the_chosen_cpu() {
-    /// `softnet_data.received_rps`: how often the CPU was asked to process another one's packets.
+    /// `softnet_data.received_rps`: how often another CPU asked this one to process packets.
     fn asked(cpu: usize) -> u64 {
         let all = std::fs::read_to_string("/proc/thread-self/net/softnet_stat").unwrap();
         let line = all.lines().nth(cpu).unwrap();
@@ -274,10 +274,10 @@ fn packets_are_received_on_the_chosen_cpu() {
     let (a, b) = pair();
     for (other, chosen) in [(1, 0), (0, 1)] {
         b.receive_on_cpu("eth1", 0).unwrap_err();
-        // `eth0` of b has an XDP program, so packets to it do not come this way: those to a do.
+        // b's `eth0` has an XDP program, so packets to b bypass RPS: those to a do not.
         a.receive_on_cpu("eth0", chosen).unwrap();
         let before = asked(chosen as usize);
-        // A CPU that is at it anyway is not asked.
+        // A CPU that is already processing is not asked.
         let asked = (0..20).any(|_| {
             let cpus = format!("-c {other} ping -c 20 -i 0.002 192.0.2.1");
             b.tool("taskset", &cpus).unwrap();

@@ -1,6 +1,6 @@
-//! Nothing is left behind: not by a dropped host, and not by a process killed with SIGKILL.
+//! Nothing is left behind by a dropped host or by a process killed with SIGKILL.
 //!
-//! One test, so that nothing else in this process makes namespaces meanwhile.
+//! A single test, so that nothing else in this process makes namespaces.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -22,10 +22,10 @@ use katran_lab::eventually;
 use katran_lab::require_root;
 use katran_lab::veth;
 
-/// Set for the process that is to be killed: the path of a namespace of the test's.
+/// Set for the process to be killed: the path of one of the test's namespaces.
 const VICTIM: &str = "KATRAN_LAB_VICTIM";
 
-/// The network namespaces that a process' threads are in and its descriptors hold.
+/// The network namespaces that a process's threads are in and its descriptors hold.
 fn namespaces(process: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let list = |dir: String| fs::read_dir(dir).into_iter().flatten().flatten();
@@ -58,7 +58,7 @@ fn nothing_is_left_behind() {
         be_the_victim(&witness);
     }
     let before = (namespaces("self"), threads());
-    // The interface in the witness lives exactly as long as the namespace at its other end.
+    // The witness's interface lives exactly as long as the namespace at its other end.
     let witness = Host::new("witness").unwrap();
     a_dropped_host_is_gone(&witness);
     a_dropped_lab_is_gone();
@@ -113,7 +113,7 @@ fn a_killed_process_leaves_nothing(witness: &Host) {
     let running = |id: &&str| Path::new(&format!("/proc/{id}")).exists();
     assert!(children.iter().all(running));
     assert!(has_interface(witness, "v0"));
-    // Its own namespace, the witness', and those of its lab and two hosts.
+    // Its own namespace, the witness's, and those of its lab and two hosts.
     let victims = victim.id().to_string();
     assert_eq!(namespaces(&victims).len(), 1 + 5 + 2);
 

@@ -15,7 +15,7 @@ use katran_lab::UdpClient;
 use katran_lab::http_get;
 use katran_lab::require_root;
 
-/// Connections by the name of the host that answers, from many ports.
+/// Connections by the answering host's name, from many ports.
 fn spread(lab: &Lab, vip: IpAddr) -> BTreeMap<String, usize> {
     let mut answers = BTreeMap::new();
     for _ in 0..60 {
@@ -34,11 +34,11 @@ fn every_host_reaches_every_other() {
             .unwrap();
     };
     for backend in &lab.backends {
-        // The largest packet that the client's link takes.
+        // The largest packet on the client's link.
         ping(&lab.client, "-M do -s 1472", backend.v4.into());
         ping(&lab.client, "-M do -s 1452", backend.v6.into());
         for balancer in &lab.balancers {
-            // Room for the outer header behind the router.
+            // There is room for the outer header behind the router.
             ping(&balancer.host, "-M do -s 1552", backend.v4.into());
             ping(&balancer.host, "-M do -s 1552", backend.v6.into());
         }

@@ -36,7 +36,7 @@ pub fn slice(frame: &[u8], at: usize, length: usize) -> Option<&[u8]> {
     frame.get(at..at.checked_add(length)?)
 }
 
-/// A big-endian number of two bytes; 0 where there is none, so look at lengths first.
+/// A big-endian number of two bytes; 0 beyond the end, so check lengths first.
 pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
     match bytes.get(at..at + 2) {
         Some(&[high, low]) => u16::from_be_bytes([high, low]),
@@ -44,7 +44,7 @@ pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
     }
 }
 
-/// Writes one.
+/// Writes a big-endian number of two bytes.
 pub fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
@@ -98,7 +98,7 @@ pub fn pseudo_sum(source: IpAddr, destination: IpAddr, protocol: u8, length: u16
     sum(&bytes)
 }
 
-/// A checksum after one word of what it covers has changed (RFC 1624, equation 3).
+/// A checksum after one of the words it covers has changed (RFC 1624, equation 3).
 pub fn replaced(check: u16, from: u16, to: u16) -> u16 {
     !add(add(!check, !from), to)
 }

@@ -1,5 +1,5 @@
-//! Steps 7 and 8: the flow's key, and its real. An id in the packet goes first, then what tables
-//! remember, then the client's prefix, then the ring.
+//! Steps 7 and 8: the flow's key, and its real. An id in the packet takes precedence, then flow
+//! tables, then source routes, then the ring.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -22,21 +22,21 @@ use crate::tables::covers;
 use crate::transport::Packet;
 use crate::walk::Run;
 
-/// For so long an entry protects its flow from a SYN, in milliseconds.
+/// How long an entry protects its flow from a SYN, in milliseconds.
 pub(crate) const LIVE: Time = 5000;
 
-/// A real, and from which flow its outer header is made.
+/// A real, and the parts of the flow that its outer header is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice {
     /// The real.
     pub real: RealId,
-    /// The part of the client's address that counts: all zeros if the ring chose by the port alone.
+    /// The client's address; all zeros if the ring chose by the port alone.
     pub source: IpAddr,
-    /// The client's port if it counts.
+    /// The client's port, if it counts.
     pub source_port: u16,
 }
 
-/// What a packet's real is found by.
+/// What a packet's real depends on.
 pub(crate) struct Ask<'a> {
     pub(crate) number: VipNumber,
     pub(crate) vip: Vip,
@@ -93,9 +93,9 @@ pub(crate) fn real(run: &mut Run<'_>, number: VipNumber, packet: &Packet) -> Ste
     }
 }
 
-/// 4 to 6: what the flow table says, or else the global one, unless it is void.
+/// 4 to 6: the flow table's answer, or the global one's, unless void.
 fn by_tables(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
-    // A VIP without any real sends to none.
+    // A VIP without reals sends to none.
     if ask.packet.syn && !follows_live_entry(run, ask) || ask.vip.reals.is_empty() {
         return None;
     }
@@ -106,7 +106,7 @@ fn by_tables(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     }
 }
 
-/// Whether the flow of a SYN is one that was used a moment ago: a spoofed SYN moves nobody.
+/// Whether a SYN's flow was used recently: a spoofed SYN moves no flow.
 fn follows_live_entry(run: &Run<'_>, ask: &Ask<'_>) -> bool {
     let entry = run.balancer.flows.0.get(&ask.key);
     let threshold = run.balancer.config.flood_threshold;
@@ -122,7 +122,7 @@ fn by_flow_table(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     let leaves_no_trace = ask.packet.error.is_some() || ask.packet.syn;
     let timeout = run.balancer.config.udp_timeout;
     let entry = run.balancer.flows.0.get_mut(&ask.key)?;
-    // An entry made for a real that is gone never matches.
+    // An entry of a removed real never matches.
     let real = entry.real;
     let is_there = run.balancer.tables.reals.contains_key(&real);
     if !is_there || ask.is_udp() && run.now - entry.used > timeout {
@@ -151,8 +151,8 @@ fn by_global_table(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     Some(real)
 }
 
-/// Whether what a table said does not count, because the real is down. Datagrams of VIPs that migrate
-/// are counted, and stay where they are while the flood guard acts, as in Katran.
+/// Whether a table's answer is void, as the real is down. Datagrams of migrating VIPs are counted,
+/// and stay where they are while the flood guard acts, as in Katran.
 fn is_void(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) -> bool {
     if !ask.vip.down.contains(&real) {
         return false;
@@ -167,9 +167,9 @@ fn is_void(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) -> bool {
     true
 }
 
-/// Whether a new flow of the packet would be remembered, if there were no flood.
+/// Whether a new flow of the packet would be remembered, but for a flood.
 fn is_remembered(ask: &Ask<'_>, by_port: bool) -> bool {
-    // Without reals nobody would look for the entry, though a source route may lead the packet.
+    // Without reals nothing would read the entry, though a source route may lead the packet.
     let unread = ask.vip.flags.lru_bypass || ask.vip.reals.is_empty();
     !(unread || ask.packet.rst || by_port || ask.packet.error.is_some())
 }
@@ -197,7 +197,8 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
         (None, Some(real)) => real.ok_or(End::Drop("ring_empty"))?,
         (None, None) => by_ring(run, ask, source, by_port)?,
     };
-    // A connection that does not begin on its slot's base would be lost at its next packet.
+    // Otherwise a connection that does not begin on its slot's base would be lost at its next
+    // packet.
     let must = ask.packet.syn && in_slot.is_some() && run.chosen != Some("base");
     let threshold = run.balancer.config.flood_threshold;
     if is_remembered(ask, by_port) {
@@ -216,7 +217,7 @@ fn new_flow(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Choice> {
     })
 }
 
-/// Counts a packet of TCP whose flow is new, or has most likely lost its real.
+/// Counts a TCP packet whose flow is new, or has probably lost its real.
 fn count_tcp_miss(run: &mut Run<'_>, ask: &Ask<'_>) {
     if ask.flow.protocol != PROTOCOL_TCP {
         return;
@@ -230,7 +231,7 @@ fn count_tcp_miss(run: &mut Run<'_>, ask: &Ask<'_>) {
     }
 }
 
-/// Counts a packet of a new flow, and where it went.
+/// Counts a packet of a new flow, for its real.
 fn count_miss(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) {
     run.balancer.count("flow_table", "misses");
     if run.balancer.tables.watched == Some(ask.number) {
@@ -238,13 +239,13 @@ fn count_miss(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) {
     }
 }
 
-/// Both.
+/// Counts in both.
 pub(crate) fn count_misses(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) {
     count_tcp_miss(run, ask);
     count_miss(run, ask, real);
 }
 
-/// Makes the flow's entry, or writes it again.
+/// Makes or rewrites the flow's entry.
 pub(crate) fn remember(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, by_id: bool) {
     let entry = Entry {
         real,
@@ -255,7 +256,7 @@ pub(crate) fn remember(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, by_id: bo
     run.balancer.flows.0.insert(ask.key, entry);
 }
 
-/// The real of the longest prefix that covers the client, unless that is down.
+/// The real of the longest prefix that covers the client, unless down.
 fn by_source_route(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
     if !run.balancer.config.features.source_routing || !ask.vip.flags.src_routing {
         return None;
@@ -283,7 +284,7 @@ fn by_ring(run: &Run<'_>, ask: &Ask<'_>, source: IpAddr, by_port: bool) -> Step<
         .ok_or(End::Drop("ring_empty"))
 }
 
-/// The slot of the flow as the ring is to see it.
+/// The flow's slot, as the ring sees it.
 pub(crate) fn ring_slot(run: &Run<'_>, ask: &Ask<'_>, source: IpAddr, source_port: u16) -> usize {
     let config = &run.balancer.config;
     hash::slot(source, source_port, ask.flow.destination_port, config)

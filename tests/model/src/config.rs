@@ -1,9 +1,9 @@
-//! What is chosen when a balancer is loaded.
+//! The configuration of a load.
 
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 
-/// How packets are wrapped for their reals.
+/// The encapsulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encapsulation {
     /// IP in IP.
@@ -12,26 +12,26 @@ pub enum Encapsulation {
     Gue,
 }
 
-/// The optional parts.
+/// The optional features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// The client's prefix may choose the real.
+    /// Source routing.
     pub source_routing: bool,
     /// Tunnels may end here.
     pub inline_decap: bool,
-    /// Of tunnels to addresses that nobody has named, only those to this host's own end here.
+    /// Of tunnels to unlisted addresses, only those to this host's own end here.
     pub strict_destination: bool,
     /// Frames that are too long are answered.
     pub icmp_too_big: bool,
-    /// TCP is routed by an option.
+    /// A TCP option may name the real.
     pub tcp_server_id: bool,
-    /// UDP is routed by an id at its start.
+    /// An id at a datagram's start may name the real.
     pub udp_stable_routing: bool,
-    /// There is a table of flows that the host application fills.
+    /// The host application fills a table of flows.
     pub global_flow_table: bool,
-    /// Packets for a real on this host are handed to its stack.
+    /// Packets for a real on this host go to its stack.
     pub local_delivery: bool,
-    /// The host application may be told of events.
+    /// The host application may receive events.
     pub introspection: bool,
 }
 
@@ -41,61 +41,61 @@ pub enum Tracking {
     /// All.
     #[default]
     All,
-    /// Those in slots of the ring that have changed hands.
+    /// Those in slots that have changed.
     Changed,
 }
 
 /// The settings. A MAC address is six bytes as in a frame.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How packets are wrapped.
+    /// The encapsulation.
     pub encapsulation: Encapsulation,
-    /// The optional parts that are on.
+    /// The enabled features.
     pub features: Features,
-    /// The longest frame that is forwarded, in bytes, Ethernet header included.
+    /// The longest frame that is forwarded, in bytes, with its Ethernet header.
     pub max_frame: usize,
-    /// Limits of VIPs, which the flow hash starts from.
+    /// The limit of VIPs, which seeds the flow hash.
     pub max_vips: u32,
     /// Slots of a ring.
     pub ring_size: u32,
-    /// What the flow hash starts from instead.
+    /// The seed of the flow hash instead.
     pub hash_seed: Option<u64>,
-    /// The router's address.
+    /// The router's MAC address.
     pub gateway_mac: [u8; 6],
-    /// The router's for reals with IPv6 addresses.
+    /// The router's MAC address for IPv6 reals.
     pub gateway_mac_v6: [u8; 6],
-    /// Whether reals have next hops of their own ([`Tables::hops`](crate::Tables::hops)).
+    /// Whether reals have their own next hops ([`Tables::hops`](crate::Tables::hops)).
     pub next_hops: bool,
-    /// The interface's own addresses; none: it is attached to none.
+    /// The interface's MAC addresses; none: it is not attached.
     pub own_macs: Vec<[u8; 6]>,
-    /// This host's own address of each family: the outer source of GUE.
+    /// This host's IPv4 address: the outer source of GUE.
     pub source_v4: Option<Ipv4Addr>,
-    /// The same of IPv6.
+    /// The same for IPv6.
     pub source_v6: Option<Ipv6Addr>,
     /// The UDP port of GUE.
     pub gue_port: u16,
-    /// The first half of the outer source of IP in IP.
+    /// The first half of IP in IP's outer source.
     pub ipip_source_v4: [u8; 2],
-    /// The first three quarters of it.
+    /// The first three quarters of IP in IP's outer source.
     pub ipip_source_v6: [u8; 12],
     /// Whether outer IPv4 headers inherit the inner packet's DF bit.
     pub outer_dont_fragment: bool,
     /// Which flows are remembered.
     pub tracking: Tracking,
-    /// For how long a TCP connection may be silent before it is given up, in milliseconds.
+    /// How long a TCP connection may be silent before it is given up, in milliseconds.
     pub flow_idle_timeout: u64,
-    /// For how long an entry of a UDP flow counts, in milliseconds.
+    /// How long an entry of a UDP flow counts, in milliseconds.
     pub udp_timeout: u64,
     /// Whether SYNs of VIPs are counted.
     pub counts_syns: bool,
-    /// How many pairs of a VIP and a real are counted.
+    /// How many pairs of VIP and real are counted.
     pub max_vip_reals: usize,
-    /// Whether nobody has given a sign of life for longer than is allowed.
+    /// Whether the last sign of life is older than the limit.
     pub orphaned: bool,
-    /// New flows a second and CPU from which on the flood guard acts.
+    /// New flows a second on a CPU above which the flood guard acts.
     pub flood_threshold: u64,
-    /// Whether this CPU has a flow table of its own.
+    /// Whether this CPU has its own flow table.
     pub has_flow_table: bool,
-    /// Whether this CPU has a global flow table of its own.
+    /// Whether this CPU has its own global flow table.
     pub has_global_table: bool,
 }

@@ -1,5 +1,5 @@
-//! The backend's end: the outer header goes, and the stack gets the packet as the client has sent it. Whatever
-//! is in no tunnel is the host's own, and passes as it is.
+//! The backend's end: the outer header is stripped, and the stack gets the packet as the client
+//! sent it. Packets in no tunnel pass unchanged.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -31,19 +31,20 @@ use crate::tunnel::pass_on_mark;
 /// A decapsulator.
 #[derive(Clone, Debug, Default)]
 pub struct Decap {
-    /// Outer destinations whose tunnels end here; none: all do.
+    /// Outer destinations where tunnels end; none: all.
     pub destinations: Vec<IpAddr>,
-    /// Prefixes of outer sources; none: any.
+    /// Allowed prefixes of outer sources; none: any.
     pub allow_sources: Vec<(IpAddr, u8)>,
-    /// Prefixes of inner destinations; none: any.
+    /// Allowed prefixes of inner destinations; none: any.
     pub allow_destinations: Vec<(IpAddr, u8)>,
     /// The UDP port of GUE; 0: GUE is not stripped.
     pub gue_port: u16,
-    /// This server's own id in TCP options; 0: nobody looks for ids.
+    /// This server's id in TCP options; 0: ids are ignored.
     pub server_id: u32,
-    /// It cannot strip an outer header of the other family than the inner one: that of tc before Linux 6.3.
+    /// It cannot strip an outer header of another family than the inner one's, as at tc before
+    /// Linux 6.3.
     pub one_family: bool,
-    /// Counters, all of the group `decap`.
+    /// Counters of the group `decap`.
     pub counters: Counters,
 }
 
@@ -58,7 +59,7 @@ struct Outer {
     fragment: bool,
     /// Where its payload begins in the frame.
     payload: usize,
-    /// Where its packet ends, by the length that it says. What the frame has behind it is padding.
+    /// Where its packet ends by the length field. Bytes behind it are padding.
     end: usize,
 }
 
@@ -92,7 +93,7 @@ fn outer_of(frame: &[u8]) -> Option<Outer> {
 }
 
 impl Decap {
-    /// What becomes of a frame.
+    /// The verdict on a frame, and the frame afterwards.
     pub fn take(&mut self, frame: &[u8]) -> (Verdict, Vec<u8>) {
         let mut frame = frame.to_vec();
         self.count("total");
@@ -109,12 +110,12 @@ impl Decap {
         Verdict::Drop
     }
 
-    /// Where in the frame what the tunnel carries is, its family, and whether the tunnel is GUE.
+    /// The range of the tunnel's payload in the frame, its family, and whether the tunnel is GUE.
     fn tunnel(&self, frame: &[u8], outer: &Outer) -> Option<(Range<usize>, Family, bool)> {
         match outer.protocol {
             IPIP => Some((outer.payload..outer.end, Family::V4, false)),
             IPV6_IN_IP => Some((outer.payload..outer.end, Family::V6, false)),
-            // Behind options or in fragments there is no telling.
+            // Behind options or in fragments it cannot be recognised.
             PROTOCOL_UDP if self.gue_port != 0 && !outer.options && !outer.fragment => {
                 let there = outer.end.min(frame.len());
                 let datagram = frame.get(outer.payload..there)?;
@@ -185,7 +186,7 @@ impl Decap {
         Verdict::Pass
     }
 
-    /// Counts packets with a server id, and those of them that are for another server.
+    /// Counts packets with a server id, and those with another server's.
     fn look_for_id(&mut self, ip: &[u8], family: Family, size: usize) {
         let protocol = match family {
             Family::V4 if ip[0] & 0xf != 5 || u16_at(ip, 6) & 0x3fff != 0 => return,
@@ -196,11 +197,11 @@ impl Decap {
         if self.server_id == 0 || protocol != PROTOCOL_TCP || bytes < TCP {
             return;
         }
-        // A header that is longer than its packet is none.
+        // A header longer than its packet is none.
         if usize::from(ip[size + 12] >> 4) * 4 > bytes {
             return;
         }
-        // A SYN answers no packet of ours: what it carries is of an earlier connection.
+        // A SYN answers no packet of ours: its option is an earlier connection's.
         if ip[size + 13] & SYN != 0 {
             return;
         }

@@ -1,7 +1,7 @@
-//! Flows, the table that remembers where they went, and the guard that keeps a flood out of it.
+//! Flows, the table that remembers them, and the guard that keeps a flood out of it.
 //!
-//! The table of this model forgets nothing by itself; the real ones evict. So the two agree while a
-//! table has room, which is what they promise; what goes first when it has none is another test's.
+//! This model's table forgets nothing; the real ones evict. So the two agree while a table has
+//! room; other tests cover what is evicted without.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,52 +10,53 @@ use crate::RealId;
 use crate::Time;
 use crate::VipNumber;
 
-/// What belongs together.
+/// A flow's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
     /// The client's address.
     pub source: IpAddr,
-    /// The VIP's.
+    /// The VIP's address.
     pub destination: IpAddr,
     /// The client's port.
     pub source_port: u16,
-    /// The VIP's.
+    /// The VIP's port.
     pub destination_port: u16,
     /// TCP or UDP, by number.
     pub protocol: u8,
 }
 
-/// What the table remembers of a flow.
+/// An entry of the flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it went.
+    /// The flow's real.
     pub real: RealId,
-    /// When it was used last.
+    /// When it was last used.
     pub used: Time,
-    /// An id in a packet has made it.
+    /// Whether an id in a packet made it.
     pub by_id: bool,
-    /// Its client has ended the connection, so it makes room early, unless packets come long after that.
+    /// The client has ended the connection, so the entry is evicted early, unless packets come long
+    /// after that.
     pub ended: bool,
 }
 
-/// Entries by VIP and flow, so that no VIP finds those of an earlier one with its address.
+/// Entries by VIP and flow, so that no VIP finds those of an earlier VIP with its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowTable(pub BTreeMap<(VipNumber, Flow), Entry>);
 
-/// One window of the flood guard: a second.
+/// The flood guard's window: a second.
 const WINDOW: Time = 1000;
 
 /// The flood guard.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flood {
-    /// When the window began; none: no flow has been counted.
+    /// When the window began; none: no flow was counted yet.
     pub start: Option<Time>,
     /// New flows in it.
     pub new_flows: u64,
 }
 
 impl Flood {
-    /// Counts a new flow. Whether there are too many of them, so that this one is not remembered.
+    /// Counts a new flow; returns whether there are too many to remember this one.
     pub(crate) fn count(&mut self, now: Time, threshold: u64) -> bool {
         if !self.is_open(now) {
             self.start = Some(now);

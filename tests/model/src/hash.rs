@@ -1,5 +1,5 @@
-//! The slot of a flow in a ring: Bob Jenkins' lookup3 over the client's address and both ports.
-//! Hosts that agree on it send a flow to the same real.
+//! A flow's slot in a ring: Bob Jenkins' lookup3 over the client's address and both ports. Hosts
+//! with the same hash send a flow to the same real.
 
 use std::net::IpAddr;
 
@@ -59,8 +59,8 @@ fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// The numbers that the hash starts from: that of an IPv6 address, and that of address and ports. They
-/// are public, unless a seed has been chosen that is not.
+/// The hash's initial values: for an IPv6 address, and for address and ports. They are public
+/// unless a seed was set.
 fn starts(config: &Config) -> (u32, u32) {
     let public = (
         config.max_vips,

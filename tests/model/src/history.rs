@@ -1,6 +1,6 @@
-//! What slots of a VIP's ring were before, and what becomes of that when the VIP changes. A slot is *settled* when
-//! every flow that may still live in it belongs to the real that the ring names. Else it is *unsettled*, and has
-//! a *base*: the real that it named when it was last settled.
+//! The history of a VIP's slots, and what changes of the VIP do to it. A slot is *settled* when
+//! every live flow in it belongs to the ring's real. Otherwise it is *unsettled*, and has a *base*:
+//! the real that it had when last settled.
 
 use std::collections::BTreeMap;
 
@@ -14,25 +14,27 @@ use crate::bytes::PROTOCOL_UDP;
 use crate::config::Config;
 use crate::config::Tracking;
 
-/// Slots by their places in the ring; those that are not in it are settled.
+/// Unsettled slots by their place in the ring.
 pub type Unsettled = BTreeMap<usize, Before>;
 
-/// What an unsettled slot was before.
+/// An unsettled slot's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Before {
-    /// The real that it named when it was last settled; none: that one is gone.
+    /// The real that it had when last settled; none: that real is gone.
     pub base: Option<RealId>,
     /// When it became unsettled.
     pub since: Time,
-    /// It has named reals meanwhile that are neither its base nor gone, and that it names no more. (Which ones,
-    /// nobody remembers: so it stays, also if they go.)
+    /// Meanwhile it has had reals that are neither its base nor gone nor current. (It is not known
+    /// which, so this stays even if they go.)
     pub others: bool,
-    /// When a packet in it last went elsewhere than the ring leads, or the ring last changed in it.
+    /// When a packet in it last went elsewhere than to the ring's real, or the ring last changed in
+    /// it.
     pub deviated: Time,
 }
 
 impl Vip {
-    /// Whether tables are asked only for packets in unsettled slots: nothing but the ring may place flows then.
+    /// Whether only packets in unsettled slots look at tables, so that only the ring may place
+    /// flows.
     pub fn tracks_changes(&self, config: &Config) -> bool {
         let by_ids = config.features.tcp_server_id && self.protocol == PROTOCOL_TCP;
         self.goes_by_ring(config) && !by_ids
@@ -49,8 +51,8 @@ impl Vip {
         config.tracking == Tracking::Changed && !placed_otherwise
     }
 
-    /// Whether slots can be unsettled: not where nothing is remembered of any flow. With TCP server ids tables are to know
-    /// all connections, but those that are older may be on a base.
+    /// Whether slots can be unsettled: not if no flow is remembered. With TCP server ids tables
+    /// must know all connections, but older ones may be on a base.
     fn has_history(&self, config: &Config) -> bool {
         self.goes_by_ring(config) && !self.flags.lru_bypass
     }
@@ -60,7 +62,7 @@ impl Vip {
         self.reals.contains(&real) && !self.down.contains(&real)
     }
 
-    /// Whether new ones may go there.
+    /// Whether new flows may go to the real.
     pub(crate) fn takes_new(&self, real: RealId) -> bool {
         self.keeps(real) && !self.drained.contains(&real)
     }
@@ -69,10 +71,10 @@ impl Vip {
         self.ring.as_ref().and_then(|ring| ring[slot])
     }
 
-    /// What its slots were before, when the VIP becomes another `after`.
+    /// The history when the VIP changes to `after`.
     fn unsettled_as(&self, after: &Self, config: &Config, now: Time) -> Unsettled {
         let slots = 0..config.ring_size as usize;
-        // Without any real there is no flow.
+        // Without reals there are no flows.
         if !after.has_history(config) || after.reals.is_empty() {
             return Unsettled::new();
         }
@@ -114,19 +116,20 @@ impl Vip {
 }
 
 impl Before {
-    /// Whether any flow in the slot may belong elsewhere than the ring leads.
+    /// Whether any flow in the slot may belong elsewhere than to the ring's real.
     fn is_needed(&self) -> bool {
         self.base.is_some() || self.others
     }
 }
 
 impl Balancer {
-    /// The VIP gets other reals, another ring, flags or health, all at once. What tables know of its flows on reals
-    /// that it has given up, or that are down, counts no more.
+    /// The VIP gets other reals, another ring, flags or health at once. Entries for reals that it
+    /// has given up, or that are down, become void.
     pub fn change_vip(&mut self, number: VipNumber, mut after: Vip, now: Time) {
         let before = &self.tables.vips[&number];
         after.unsettled = before.unsettled_as(&after, &self.config, now);
-        // A source route may have led to a real that was never the VIP's, and an id to one that was down.
+        // A source route may have led to a real that was never the VIP's, and an id to one that was
+        // down.
         let is_void = |real| {
             let falls = after.down.contains(&real) && !before.down.contains(&real);
             falls || before.reals.contains(&real) && !after.reals.contains(&real)
@@ -136,7 +139,7 @@ impl Balancer {
         self.tables.vips.insert(number, after);
     }
 
-    /// All flows of the VIP are to go where the ring leads, now.
+    /// From here on all flows of the VIP go to the ring's reals.
     pub fn purge(&mut self, number: VipNumber) {
         self.flows.0.retain(|(vip, _), _| *vip != number);
         if let Some(vip) = self.tables.vips.get_mut(&number) {
@@ -144,7 +147,7 @@ impl Balancer {
         }
     }
 
-    /// Those of its flows that are on this real.
+    /// The same for the flows on this real.
     pub fn purge_real(&mut self, number: VipNumber, real: RealId) {
         let entries = &mut self.flows.0;
         entries.retain(|(vip, _), entry| *vip != number || entry.real != real);
@@ -157,8 +160,8 @@ impl Balancer {
         }
     }
 
-    /// Settles the slots that no flow needs any more that may still live. The library may be late by `lag`: whether no
-    /// slot is one of which that cannot be said now.
+    /// Settles the slots that no live flow needs any more. The library may be late by `lag`:
+    /// returns whether it is certain for all slots.
     pub fn settle(&mut self, now: Time, lag: Time) -> bool {
         let mut is_clear = true;
         for vip in self.tables.vips.values_mut() {

@@ -1,5 +1,5 @@
-//! Step 2: ICMP. Echo requests are answered in place. An error belongs to the flow of the packet that it
-//! quotes, and goes to that flow's real, whole.
+//! Step 2: ICMP. Echo requests are answered in place. An error belongs to the flow of the packet
+//! that it quotes, and goes to that flow's real unchanged.
 
 use std::net::IpAddr;
 
@@ -21,12 +21,12 @@ use crate::ip::Header;
 use crate::ip::refuse;
 use crate::walk::Run;
 
-/// The hop limit of what the balancer sends itself.
+/// The hop limit of packets that the balancer originates.
 pub(crate) const TTL: u8 = 64;
 /// Below this a router must not cut IPv6 (RFC 8200, section 5).
 pub(crate) const SMALLEST_MTU: u32 = 1280;
 
-/// An ICMP error, by the packet that it quotes, which went from a VIP to its client.
+/// An ICMP error, by the packet that it quotes, which a VIP sent to its client.
 #[derive(Clone, Copy, Debug)]
 pub struct Error {
     /// The source of the quoted packet.
@@ -35,13 +35,13 @@ pub struct Error {
     pub destination: IpAddr,
     /// Its protocol.
     pub protocol: u8,
-    /// Where in the frame its transport header begins.
+    /// Where its transport header begins in the frame.
     pub transport: usize,
     /// Port or host unreachable, which a QUIC server ignores.
     pub quic_ignores_it: bool,
 }
 
-/// What an ICMP message is to the walk.
+/// What an ICMP message means for the walk.
 enum Kind {
     Echo,
     Error { quic_ignores_it: bool },
@@ -67,9 +67,9 @@ fn kind_of(family: Family, kind: u8, code: u8) -> Kind {
     }
 }
 
-/// The error, if the packet is one; `None` if it is no ICMP.
+/// The error, if the packet is one; `None` if it is not ICMP.
 pub(crate) fn parse(run: &mut Run<'_>, header: &Header) -> Step<Option<Error>> {
-    // The protocol of the other family's ICMP is none here.
+    // The other family's ICMP has no meaning here.
     let own = match header.family {
         Family::V4 => ICMP,
         Family::V6 => ICMPV6,
@@ -95,7 +95,7 @@ pub(crate) fn parse(run: &mut Run<'_>, header: &Header) -> Step<Option<Error>> {
     }
 }
 
-/// Counts what announces an MTU, for whatever flow.
+/// Counts messages that announce an MTU, for whatever flow.
 fn count_too_big(run: &mut Run<'_>, header: &Header) {
     let message = &run.frame[header.payload..];
     let low = u32::from(u16_at(message, 6));
@@ -137,7 +137,7 @@ fn quoted(run: &Run<'_>, header: &Header, quic_ignores_it: bool) -> Step<Error> 
     })
 }
 
-/// Whether the address is that of a single host: no group's, not everybody's, not loopback, not unspecified.
+/// Whether the address is a single host's: not multicast, broadcast, loopback or unspecified.
 pub(crate) fn is_single_host(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !(address.is_multicast() || address.is_loopback() || address.is_unspecified() || broadcast)
@@ -159,7 +159,7 @@ fn echo(run: &mut Run<'_>, header: &Header) -> End {
     let message = &mut run.frame[header.payload..];
     let before = u16_at(message, 0);
     message[0] = reply;
-    // For that change only: what was wrong stays wrong.
+    // Adjusted for that change only: a wrong checksum stays wrong.
     let mut check = replaced(u16_at(message, 2), before, u16_at(message, 0));
     // The sum of zeros is 0, which only 0xffff makes right.
     let rest = &run.frame[header.payload + 4..header.end];
@@ -192,7 +192,7 @@ fn swap(bytes: &mut [u8], one: usize, other: usize, length: usize) {
     }
 }
 
-/// Turns a frame round.
+/// Swaps a frame's MAC addresses.
 pub(crate) fn swap_macs(frame: &mut [u8]) {
     swap(frame, 0, 6, 6);
 }

@@ -1,4 +1,4 @@
-//! Steps 8.1 to 8.3: ids that servers put into packets, so that a connection finds its server when the
+//! Steps 8.1 to 8.3: server ids in packets, by which a connection finds its server after the
 //! client's address, the ring or the tables have changed.
 
 use crate::End;
@@ -13,9 +13,9 @@ use crate::choose::remember;
 use crate::transport::TCP;
 use crate::walk::Run;
 
-/// What an id led to.
+/// What an id leads to.
 enum Named {
-    /// Nobody has it.
+    /// No real has it.
     Unknown,
     /// A real.
     Real(RealId),
@@ -32,7 +32,7 @@ fn look_up(run: &Run<'_>, id: u32) -> Named {
     }
 }
 
-/// The real that an id in the packet names. ICMP errors carry none.
+/// The real that an id in the packet names. ICMP errors have none.
 pub(crate) fn real(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Option<RealId>> {
     let features = run.balancer.config.features;
     let mut real = None;
@@ -58,15 +58,15 @@ pub(crate) fn real(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<Option<RealId>> {
     Ok(real)
 }
 
-/// What became of the flow's entry when an id had named its real.
+/// What happened to the flow's entry after an id named its real.
 enum Correction {
     Match,
     Mismatch,
     NotFound,
 }
 
-/// Makes the flow's entry, or corrects it. One that is missing counts as a new flow, and is not made
-/// under flood. If it may not correct, it leaves alone what counts and no id has made.
+/// Makes or corrects the flow's entry. A missing one counts as a new flow, and is not made under
+/// flood. Without `may_correct`, a valid entry that no id made stays.
 fn correct(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, may_correct: bool) -> Correction {
     let now = run.now;
     let threshold = run.balancer.config.flood_threshold;
@@ -93,17 +93,17 @@ fn correct(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId, may_correct: bool) ->
     Correction::Mismatch
 }
 
-/// What a QUIC packet's destination connection id says.
+/// What a QUIC packet's destination connection id means.
 enum QuicId<'a> {
-    /// The client has chosen it: a packet that opens a connection.
+    /// The client chose it: the packet opens a connection.
     Clients,
-    /// None to go by.
+    /// No usable id.
     None,
     /// The server's, at least eight bytes.
     Servers(&'a [u8]),
 }
 
-/// By RFC 8999, section 5, and the versions' own types.
+/// By RFC 8999, section 5, and the versions' own packet types.
 fn quic_id(payload: &[u8]) -> QuicId<'_> {
     const LONG: u8 = 0x80;
     const ID: usize = 8;
@@ -132,7 +132,7 @@ fn quic_id(payload: &[u8]) -> QuicId<'_> {
     }
 }
 
-/// The server id in a connection id; its version is in the two top bits.
+/// The server id in a connection id; the top two bits are its version.
 fn server_id(id: &[u8]) -> (u8, u32) {
     let bytes = |range: std::ops::Range<usize>| {
         id[range]
@@ -279,7 +279,7 @@ fn by_tcp_option(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<RealId> {
         return None;
     }
     let header = ask.packet.header;
-    // A TCP header that is longer than its packet is none: what is behind the packet is padding.
+    // A TCP header longer than its packet is none: bytes behind the packet are padding.
     let is_whole = header.has(usize::from(run.frame[header.payload + 12] >> 4) * 4);
     let id = tcp_option(&run.frame, header.payload).filter(|id| is_whole && *id != 0);
     let Some(Named::Real(real)) = id.map(|id| look_up(run, id)) else {

@@ -1,5 +1,5 @@
-//! Step 1: the IP header. Fragments, options and lengths that cannot be are not forwarded; but what is
-//! for no VIP is the host's, whatever it looks like.
+//! Step 1: the IP header. Fragments, options and impossible lengths are not forwarded; but packets
+//! for no VIP are the host's, whatever they look like.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use crate::bytes::v4_at;
 use crate::bytes::v6_at;
 use crate::walk::Run;
 
-/// Of an IP packet.
+/// An IP packet's family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// IPv4.
@@ -22,24 +22,24 @@ pub enum Family {
     V6,
 }
 
-/// What the IP header says.
+/// The contents of an IP header.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
     /// Its family.
     pub family: Family,
-    /// Where it comes from.
+    /// The source address.
     pub source: IpAddr,
-    /// Where it goes.
+    /// The destination address.
     pub destination: IpAddr,
-    /// What it carries, by number.
+    /// The payload's protocol number.
     pub protocol: u8,
     /// The ToS byte or the traffic class.
     pub tos: u8,
-    /// The length field as it stands there: of all for IPv4, of what follows 40 bytes for IPv6.
+    /// The length field as it is: of the whole packet for IPv4, of what follows 40 bytes for IPv6.
     pub length: u16,
     /// Where in the frame its payload begins.
     pub payload: usize,
-    /// Where in the frame the packet ends. Bytes behind it are Ethernet's padding.
+    /// Where the packet ends in the frame. Bytes behind it are Ethernet padding.
     pub end: usize,
 }
 
@@ -52,13 +52,13 @@ impl Header {
         }
     }
 
-    /// Whether the packet has as many bytes of payload.
+    /// Whether the packet has this many bytes of payload.
     pub fn has(&self, bytes: usize) -> bool {
         self.payload + bytes <= self.end
     }
 }
 
-/// Where most extension headers end the walk.
+/// The most extension headers; more end the walk.
 const EXTENSION_HEADERS: usize = 4;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -72,7 +72,8 @@ pub(crate) fn parse(run: &Run<'_>, family: Family) -> Step<Header> {
     }
 }
 
-/// The end of what cannot be forwarded: dropped for this reason if it is for a VIP, else the host's.
+/// Ends the walk of a packet that cannot be forwarded: dropped for this reason if it is for a VIP,
+/// else the host's.
 pub(crate) fn refuse(run: &Run<'_>, destination: IpAddr, reason: &'static str) -> End {
     let mut vips = run.balancer.tables.vips.values();
     match vips.any(|vip| vip.covers(destination)) {
@@ -81,7 +82,8 @@ pub(crate) fn refuse(run: &Run<'_>, destination: IpAddr, reason: &'static str) -
     }
 }
 
-/// Where the packet ends, by its header; `None` if that is behind the frame's end or in the header.
+/// Where the packet ends, by its header; `None` if that is behind the frame's end or within the
+/// header.
 fn end_of(run: &Run<'_>, header: usize, length: usize) -> Option<usize> {
     let end = ETHERNET + length;
     (length >= header && end <= run.frame.len()).then_some(end)
@@ -100,7 +102,7 @@ fn parse_v4(run: &Run<'_>) -> Step<Header> {
     if ip[0] & 0xf != 5 {
         return Err(refuse(run, destination, "ipv4_options"));
     }
-    // The flag that more fragments follow, and the offset.
+    // The more-fragments flag, and the offset.
     if u16_at(ip, 6) & 0x3fff != 0 {
         return Err(refuse(run, destination, "ipv4_fragment"));
     }
@@ -157,8 +159,8 @@ fn parse_v6(run: &Run<'_>) -> Step<Header> {
     Ok(header)
 }
 
-/// What the IPv6 packet carries behind its extension headers, and where that begins; `None`: they cannot be
-/// walked. Whether all of it is there is not asked.
+/// The protocol behind the IPv6 packet's extension headers, and where that begins; `None`: they
+/// cannot be followed. Does not check that all of it is there.
 pub(crate) fn behind_extensions(ip: &[u8]) -> Option<(u8, usize)> {
     let (mut protocol, mut at) = (ip[6], IPV6);
     for walked in 0.. {
@@ -175,8 +177,8 @@ pub(crate) fn behind_extensions(ip: &[u8]) -> Option<(u8, usize)> {
     (at <= IPV6 + usize::from(u16_at(ip, 4)) || at == IPV6).then_some((protocol, at))
 }
 
-/// Steps over an extension header (RFC 8200, section 4); `false` if it is cut short, or wants the packet
-/// to go elsewhere first.
+/// Steps over an extension header (RFC 8200, section 4); `false` if it is truncated, or routes the
+/// packet elsewhere first.
 fn walk_extension(run: &Run<'_>, header: &mut Header) -> bool {
     if !header.has(8) {
         return false;

@@ -1,9 +1,10 @@
-//! What the balancer does with a frame, a second time: plain Rust that was written from the
-//! specification and not from the program in C, to be read, and to compare the program with.
+//! The balancer's treatment of a frame, implemented a second time: plain Rust, written from the
+//! specification and not from the C program, to read, and to compare the program with.
 //!
-//! A [`Balancer`] is a configuration, tables and counters. [`Balancer::walk`] takes a frame and gives
-//! the verdict and the frame as it leaves; tables, counters and [`Balancer::events`] change as they
-//! would in the kernel. One balancer stands for one CPU, for CPUs share nothing that a packet changes.
+//! A [`Balancer`] is a configuration, tables and counters. [`Balancer::walk`] takes a frame and
+//! gives the verdict and the frame as it leaves; tables, counters and [`Balancer::events`] change
+//! as they would in the kernel. One balancer is one CPU's view, as CPUs share nothing that a packet
+//! changes.
 //!
 //! Read it in the order of the walk:
 //!
@@ -16,11 +17,11 @@
 //! | 4 | [`transport`] | ports, and TCP's flags |
 //! | 5 | [`vip`] | which VIP |
 //! | 6 | [`too_big`] | frames that are too long |
-//! | 7, 8 | [`choose`] | the flow, and its real: [`ids`], [`flow`], [`hash`]; [`slots`] where tables know only what changed |
+//! | 7, 8 | [`choose`] | the flow, and its real: [`ids`], [`flow`], [`hash`]; [`slots`] where tables know only changed flows |
 //! | 9 | [`out`] | local delivery, or an outer header |
 //!
-//! [`history`] is what a change of a VIP leaves behind in its slots. [`decap`] is the other end of the tunnel, on a
-//! backend; [`probe`] is what becomes of this host's own health checks.
+//! [`history`] is what changes of a VIP leave in its slots. [`decap`] is the tunnel's other end, on
+//! a backend; [`probe`] wraps this host's own health checks.
 
 pub mod bytes;
 pub mod choose;
@@ -66,15 +67,15 @@ pub use tables::Vip;
 pub use tables::VipFlags;
 pub use tables::VipNumber;
 
-/// A moment, in milliseconds of a clock that never goes back.
+/// A time, in milliseconds of a clock that never goes back.
 pub type Time = u64;
 
-/// What becomes of a frame.
+/// The verdict on a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Sent, out of the interface that it came in on.
+    /// Sent out of the interface that it arrived on.
     Tx,
-    /// Sent, out of another one, which leads to its real.
+    /// Sent out of another interface, which leads to its real.
     Redirect,
     /// Handed to the host's network stack.
     Pass,
@@ -82,7 +83,7 @@ pub enum Verdict {
     Drop,
 }
 
-/// How a walk ends: a verdict and its reason, by the name that counters and reports have for it.
+/// How a walk ends: a verdict, and its reason by the name in counters and reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// Sent.
@@ -98,18 +99,18 @@ pub enum End {
 /// A step's result: what it learned, or the end of the walk.
 pub type Step<T> = Result<T, End>;
 
-/// What came of a frame.
+/// The result for a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The verdict and its reason.
     pub end: End,
-    /// The frame as it leaves; of a dropped one the bytes do not count.
+    /// The frame as it leaves; a dropped one's bytes do not count.
     pub frame: Vec<u8>,
-    /// The VIP that it belongs to, if it was found.
+    /// Its VIP, if one was found.
     pub vip: Option<VipNumber>,
     /// The real that it was sent to or delivered for.
     pub real: Option<RealId>,
-    /// What chose that one, by the name that `simulate` has for it; none: nothing was to be chosen.
+    /// What chose the real, by the name in `simulate`; none: nothing was chosen.
     pub chosen: Option<&'static str>,
 }
 
@@ -125,7 +126,7 @@ impl End {
     }
 }
 
-/// What the host application is told of: the kind, and the frame as it was at that step.
+/// An event for the host application: its kind, and the frame as it was at that step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// `tcp_non_syn_miss`, `packet_too_big` or `quic_real_gone`.
@@ -134,7 +135,7 @@ pub struct Event {
     pub frame: Vec<u8>,
 }
 
-/// Counters by `group.name`, as reports have them; what never moved is not in it.
+/// Counters by `group.name`, as in reports; those at 0 are missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters(pub BTreeMap<(&'static str, &'static str), u64>);
 
@@ -145,12 +146,12 @@ impl Counters {
     }
 }
 
-/// Packets and bytes, and what else is counted of one VIP.
+/// Packets and bytes, and the other counters of one VIP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VipCounters {
     /// Packets that went to a real or were delivered to this host.
     pub packets: u64,
-    /// Their bytes, by the length field of their IP header.
+    /// Their bytes, by the IP header's length field.
     pub bytes: u64,
     /// Unwrapped from GUE for this host's stack.
     pub decap: u64,
@@ -160,7 +161,7 @@ pub struct VipCounters {
     pub server_id_moved: u64,
 }
 
-/// What is counted of one real.
+/// The counters of one real.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RealCounters {
     /// Packets of all VIPs.
@@ -171,55 +172,55 @@ pub struct RealCounters {
     pub misses: u64,
 }
 
-/// What is counted of one VIP on demand.
+/// The counters of one VIP that are kept on demand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VipDetails {
-    /// TCP packets with SYN that went on.
+    /// TCP packets with SYN that were forwarded.
     pub syns: u64,
-    /// Packets that went to a real with which there is no pair.
+    /// Packets to a real without a pair.
     pub unpaired: u64,
 }
 
-/// What is counted of a VIP and one of its reals.
+/// The counters of a pair of VIP and real.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PairCounters {
     /// Packets of the VIP to the real.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Those with SYN.
+    /// Packets with SYN.
     pub syns: u64,
 }
 
 /// A balancer, as one CPU knows it.
 #[derive(Clone, Debug)]
 pub struct Balancer {
-    /// What was chosen when it was loaded.
+    /// The configuration of its load.
     pub config: Config,
-    /// What the host application has put in.
+    /// The tables that the host application fills.
     pub tables: Tables,
-    /// What packets have put in.
+    /// The table that packets fill.
     pub flows: FlowTable,
     /// The flood guard's window.
     pub flood: flow::Flood,
     /// Frames that this CPU has sent.
     pub sent: u64,
-    /// Counters of no VIP or real.
+    /// Counters besides those of VIPs and reals.
     pub counters: Counters,
-    /// Those of VIPs.
+    /// Counters of VIPs.
     pub of_vips: BTreeMap<VipNumber, VipCounters>,
-    /// Those of reals.
+    /// Counters of reals.
     pub of_reals: BTreeMap<RealId, RealCounters>,
-    /// What is counted of VIPs on demand.
+    /// Counters of VIPs on demand.
     pub details: BTreeMap<VipNumber, VipDetails>,
-    /// The same of pairs of a VIP and a real.
+    /// Counters of pairs.
     pub pairs: BTreeMap<(VipNumber, RealId), PairCounters>,
-    /// What the host application would be told.
+    /// Events for the host application.
     pub events: Vec<Event>,
 }
 
 impl Balancer {
-    /// One that no frame has come to.
+    /// A balancer that has seen no frame.
     pub fn new(config: Config, tables: Tables) -> Self {
         Self {
             config,
@@ -240,7 +241,7 @@ impl Balancer {
         self.counters.add(group, name, 1);
     }
 
-    /// Tells the host application of an event, if it wants to know.
+    /// Reports an event, if the host application listens.
     pub(crate) fn tell(&mut self, kind: &'static str, frame: &[u8]) {
         if self.config.features.introspection && self.tables.listens {
             self.count("events", kind);

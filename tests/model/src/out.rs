@@ -1,4 +1,4 @@
-//! Step 9: the packet is counted, and delivered to this host or wrapped and sent to its real.
+//! Step 9: the packet is counted, then delivered to this host or wrapped and sent to its real.
 
 use std::net::IpAddr;
 
@@ -28,10 +28,11 @@ use crate::ip::Family;
 use crate::transport::Packet;
 use crate::walk::Run;
 
-/// Of so many packets of a VIP without a pair one looks for a place.
+/// One in this many packets of a VIP without a pair looks for a place.
 const UNPAIRED_TRIES: u64 = 256;
 
-/// What few balancers count. A pair has its place from its first packet on, if one is left and the packet looks for it.
+/// Optional counters. A pair gets its place from its first packet on, if one is free and the packet
+/// looks for it.
 fn count_in_detail(run: &mut Run<'_>, number: VipNumber, packet: &Packet, real: RealId) {
     let balancer = &mut *run.balancer;
     let most = balancer.config.max_vip_reals;
@@ -77,7 +78,7 @@ pub(crate) fn send(
     if config.features.local_delivery && is_local {
         return Ok(End::Pass("delivered to this host"));
     }
-    // From the address that the frame came to, to the router; or as the real's next hop has it.
+    // From the address that the frame was sent to, to the router; or as in the real's next hop.
     let (mut to, mut from) = match real.address {
         IpAddr::V4(_) => (config.gateway_mac.to_vec(), run.frame[..6].to_vec()),
         IpAddr::V6(_) => (config.gateway_mac_v6.to_vec(), run.frame[..6].to_vec()),
@@ -111,8 +112,9 @@ pub(crate) fn send(
     }
 }
 
-/// Identification, flags and offset of an outer IPv4 header: as Katran has them, or with the inner
-/// packet's DF bit. Without that bit identifications differ (RFC 6864): they count what this CPU has sent.
+/// Identification, flags and offset of an outer IPv4 header: as in Katran, or with the inner
+/// packet's DF bit. Without that bit identifications differ (RFC 6864): they count this CPU's
+/// frames.
 fn fragmentation(run: &Run<'_>, packet: &Packet) -> [u8; 4] {
     const DONT_FRAGMENT: u8 = 0x40;
     if !run.balancer.config.outer_dont_fragment {
@@ -120,7 +122,7 @@ fn fragmentation(run: &Run<'_>, packet: &Packet) -> [u8; 4] {
     }
     let inner = &run.frame[ETHERNET..];
     match packet.header.family {
-        // Nobody fragments IPv6 on the way.
+        // Routers do not fragment IPv6.
         Family::V6 => [0, 0, DONT_FRAGMENT, 0],
         Family::V4 if inner[6] & DONT_FRAGMENT != 0 => [0, 0, DONT_FRAGMENT, 0],
         Family::V4 => {
@@ -130,7 +132,7 @@ fn fragmentation(run: &Run<'_>, packet: &Packet) -> [u8; 4] {
     }
 }
 
-/// An outer IP header for so many bytes. The ToS byte is the inner one's.
+/// An outer IP header for this many bytes, with the inner ToS byte.
 fn outer_header(
     run: &Run<'_>,
     packet: &Packet,
@@ -163,7 +165,7 @@ fn outer_header(
     header
 }
 
-/// The prefixes of outer sources that are made up per flow.
+/// The prefixes of outer sources, which are made up per flow.
 #[derive(Clone, Copy, Debug)]
 pub struct MadeUp {
     /// The first half of an IPv4 address.
@@ -217,7 +219,7 @@ fn ipip(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8
     outer_header(run, packet, (source, real), protocol, length)
 }
 
-/// GUE, variant 1: a UDP header, and the packet at once.
+/// GUE, variant 1: a UDP header, and directly the packet.
 fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8> {
     let config = &run.balancer.config;
     let own: IpAddr = match real {
@@ -241,7 +243,7 @@ fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8>
     udp.extend(config.gue_port.to_be_bytes());
     udp.extend(length.to_be_bytes());
     udp.extend([0, 0]);
-    // Without a checksum (RFC 6935): a datagram that has none itself, and a packet that is not all there.
+    // No checksum (RFC 6935) for a datagram without one, and for an incomplete packet.
     let inner = inner_sum(run, packet).filter(|_| !packet.unchecked);
     if let Some(inner) = inner {
         let pseudo = pseudo_sum(own, real, PROTOCOL_UDP, length);
@@ -256,9 +258,10 @@ fn gue(run: &Run<'_>, packet: &Packet, choice: &Choice, real: IpAddr) -> Vec<u8>
     outer
 }
 
-/// What the inner packet adds up to. The payload is not read, for the inner checksum says it: transport
-/// header and payload are the complement of the pseudo header. Where UDP's length is not that of its packet it
-/// says nothing of a part of it, nor of extension headers, so all of it is read.
+/// The inner packet's sum. The payload need not be read, as the inner checksum implies it:
+/// transport header and payload are the complement of the pseudo header. If UDP's length differs
+/// from the packet's, or with extension headers, it does not cover everything, so all of it is
+/// read.
 fn inner_sum(run: &Run<'_>, packet: &Packet) -> Option<u16> {
     let header = &packet.header;
     let ip = &run.frame[ETHERNET..];

@@ -1,5 +1,5 @@
-//! Health checks: what becomes of a packet that this host sends itself. A probe of a real goes the way that
-//! clients' packets go, through the tunnel; everything else leaves as it is.
+//! Health checks: packets that this host sends. A probe goes through the tunnel to its real like
+//! clients' packets; everything else leaves unchanged.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -36,18 +36,19 @@ use crate::out::MadeUp;
 use crate::transport::SYN;
 
 const ACK: u8 = 0x10;
-/// The source port of a probe's GUE header has this bit: so backends tell probes from clients' packets.
+/// This bit marks the source port of a probe's GUE header: by it backends tell probes from clients'
+/// packets.
 pub const PROBE_BIT: u16 = 1 << 10;
 
 /// An address and a port; port 0 matches any.
 pub type End = (IpAddr, u16);
 
-/// Where the outer sources of probes come from.
+/// The outer sources of probes.
 #[derive(Clone, Copy, Debug)]
 pub enum Source {
     /// This host's own addresses.
     Own(Ipv4Addr, Ipv6Addr),
-    /// Made up as those of clients' packets are.
+    /// Made up, as for clients' packets.
     MadeUp(MadeUp),
 }
 
@@ -60,32 +61,32 @@ pub struct Probes {
     pub gue_port: u16,
     /// Outer sources.
     pub source: Source,
-    /// The longest frame of a probe before it is wrapped; 0: any.
+    /// The longest frame of a probe before encapsulation; 0: any.
     pub max_packet: usize,
-    /// The router's address.
+    /// The router's MAC address.
     pub gateway_mac: [u8; 6],
-    /// The router's for reals with IPv6 addresses.
+    /// The router's MAC address for IPv6 reals.
     pub gateway_mac_v6: [u8; 6],
-    /// Reals by the marks of sockets.
+    /// Reals by socket mark.
     pub marks: BTreeMap<u32, IpAddr>,
-    /// Reals by where packets go to.
+    /// Reals by destination.
     pub destinations: BTreeMap<End, IpAddr>,
-    /// Reals by where packets come from.
+    /// Reals by source.
     pub sources: BTreeMap<End, IpAddr>,
-    /// What probes are counted by: destination and protocol.
+    /// The keys of probes' counters: destination and protocol.
     pub keys: BTreeSet<(IpAddr, u16, u8)>,
-    /// Where TCP connections went whose packets had a mark: source, destination, real.
+    /// The real of TCP connections with marked packets, by source and destination.
     pub connections: BTreeMap<(End, End), IpAddr>,
-    /// Counters, of the group `healthcheck`.
+    /// Counters of the group `healthcheck`.
     pub counters: Counters,
     /// Probes by key.
     pub of_keys: BTreeMap<(IpAddr, u16, u8), u64>,
 }
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// It is no probe, and leaves as it is, mark and all.
+    /// It is no probe, and leaves unchanged, with its mark.
     AsItIs,
     /// The frame that leaves instead, without a mark.
     Wrapped(Vec<u8>),
@@ -93,17 +94,17 @@ pub enum Sent {
     Dropped,
 }
 
-/// What is known of a packet.
+/// A parsed packet.
 struct Packet {
     family: Family,
     protocol: u8,
     source: IpAddr,
     destination: IpAddr,
-    /// Of TCP and UDP, unless it is a fragment that has none.
+    /// For TCP and UDP, unless in a later fragment.
     ports: Option<(u16, u16)>,
     /// Where the header behind IP's begins in the frame.
     transport: usize,
-    /// What it adds up to, if its checksum says so.
+    /// Its sum, if its checksum implies it.
     sum: Option<u16>,
 }
 
@@ -118,7 +119,7 @@ impl Packet {
                 (source, destination) = (v4_at(ip, 12), v4_at(ip, 16));
                 header = usize::from(ip[0] & 0xf) * 4;
                 length = u16_at(ip, 2).wrapping_sub(IPV4 as u16);
-                // Fragments but the first have no ports; of the sum of any nothing is known.
+                // Later fragments have no ports; no fragment's sum is known.
                 first = u16_at(ip, 6) & 0x1fff == 0;
                 whole = header == IPV4 && u16_at(ip, 6) & 0x3fff == 0;
             }
@@ -145,7 +146,7 @@ impl Packet {
             }
             _ => false,
         };
-        // The checksum of what is behind the IP header makes it the complement of its pseudo header; ICMP
+        // The checksum makes what follows the IP header the complement of its pseudo header; ICMP
         // over IPv4 has none.
         let pseudo = match protocol {
             ICMP => 0xffff,
@@ -180,7 +181,7 @@ impl Packet {
 }
 
 impl Probes {
-    /// What becomes of a frame with this mark; `port` is drawn for GUE's header.
+    /// The result for a frame with this mark; `port` is random, for GUE's header.
     pub fn send(&mut self, frame: &[u8], mark: u32, port: u16) -> Sent {
         let sent = self.decide(frame, mark, port);
         self.count(match sent {
@@ -218,7 +219,7 @@ impl Probes {
         Sent::Wrapped(self.wrap(&packet, frame, real, port))
     }
 
-    /// The real that a probe is for: by its mark, else by where it goes to, else by where it comes from.
+    /// A probe's real: by its mark, else by its destination, else by its source.
     fn named(&mut self, packet: &Packet, mark: u32) -> Option<IpAddr> {
         if let Some(real) = self.marks.get(&mark).copied() {
             if packet.is_connection() {
@@ -239,8 +240,9 @@ impl Probes {
         Some(real)
     }
 
-    /// Where the connection of a packet went that nothing names: the kernel sends some without a mark when the
-    /// socket is gone. A mark that names nothing is a socket's. A SYN begins another connection, which is no probe's.
+    /// The real of a packet's connection, if nothing names the packet: the kernel sends some
+    /// without a mark when the socket is gone. An unmapped mark is some socket's. A SYN begins
+    /// another connection, which is no probe's.
     fn late(&mut self, packet: &Packet, frame: &[u8], mark: u32) -> Option<IpAddr> {
         if !packet.is_connection() {
             return None;
@@ -286,8 +288,8 @@ impl Probes {
         out
     }
 
-    /// GUE: a UDP header, and the packet at once. Where nobody knows what the packet adds up to, there is no
-    /// checksum (RFC 6935).
+    /// GUE: a UDP header, and directly the packet. Without a known sum there is no checksum (RFC
+    /// 6935).
     fn datagram(
         &self,
         packet: &Packet,
@@ -313,7 +315,7 @@ impl Probes {
     }
 }
 
-/// An outer header of a probe: nothing of the inner one is in it.
+/// A probe's outer header, which inherits nothing from the inner one.
 fn header(source: IpAddr, real: IpAddr, protocol: u8, payload: u16) -> Vec<u8> {
     let mut header;
     match real {

@@ -1,6 +1,6 @@
-//! Step 8 where tables know only what changed: by the slot of the ring, and in an unsettled one by the flow's
-//! entry, by the slot's base, or by the ring. Flows that are older than the change belong to the base; those that
-//! are younger have entries, if they are not on it.
+//! Step 8 where tables know only changed flows: by the ring's slot, and in an unsettled one by the
+//! flow's entry, the slot's base, or the ring. Flows older than the change belong to the base;
+//! newer ones have entries, unless they are on the base.
 
 use crate::End;
 use crate::RealId;
@@ -13,7 +13,7 @@ use crate::choose::ring_slot;
 use crate::history::Before;
 use crate::walk::Run;
 
-/// The real of a packet, by its slot.
+/// A packet's real, by its slot.
 pub(crate) fn real(run: &mut Run<'_>, ask: &Ask<'_>) -> Step<RealId> {
     let slot = ring_slot(run, ask, ask.flow.source, ask.flow.source_port);
     let current = ask.vip.ring.as_ref().and_then(|ring| ring[slot]);
@@ -36,7 +36,7 @@ fn in_unsettled(
     before: &Before,
     current: Option<RealId>,
 ) -> Option<RealId> {
-    // A RST and an ICMP error find like others, and leave no trace.
+    // An RST and an ICMP error are led like others, and change nothing.
     let leaves_no_trace = ask.packet.rst || ask.packet.error.is_some();
     if let Some(real) = by_entry(run, ask, before, leaves_no_trace) {
         return Some(real);
@@ -68,7 +68,8 @@ fn in_unsettled(
     Some(real)
 }
 
-/// The entry's real, unless the entry has outlived an earlier change, or is too old for what the packet is.
+/// The entry's real, unless the entry is from before the change, or too old for this kind of
+/// packet.
 fn by_entry(
     run: &mut Run<'_>,
     ask: &Ask<'_>,
@@ -82,15 +83,15 @@ fn by_entry(
     // The client may have begun again while its slot was settled and nothing was written.
     let outlived = entry.used < before.since;
     let expired = ask.is_udp() && age > timeout;
-    // A spoofed SYN moves nobody who sends.
+    // A spoofed SYN moves no active flow.
     let overtaken = ask.packet.syn && age > LIVE;
-    // Those of reals that the VIP has given up have gone with the reals.
+    // Entries of reals that the VIP gave up went with the reals.
     let is_there = run.balancer.tables.reals.contains_key(&entry.real);
     let is_void = !is_there || ask.vip.down.contains(&entry.real);
     if outlived || expired || overtaken || is_void {
         return None;
     }
-    // What follows a FIN within seconds does not take back what it has said.
+    // Packets within seconds after a FIN do not cancel it.
     let is_over = entry.ended && !ask.packet.fin && age <= LIVE;
     if !leaves_no_trace && !ask.packet.syn && !is_over {
         entry.used = now;
@@ -102,8 +103,8 @@ fn by_entry(
     Some(real)
 }
 
-/// Where a connection's packet goes that neither an id nor an entry leads, though tables are to know all connections of the VIP.
-/// `None`: its slot is settled.
+/// The real for a connection that neither an id nor an entry leads, where tables must know all
+/// connections. `None`: its slot is settled.
 pub(crate) fn unknown(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<Option<RealId>> {
     let slot = ring_slot(run, ask, ask.flow.source, ask.flow.source_port);
     let before = ask.vip.unsettled.get(&slot).copied()?;
@@ -119,7 +120,7 @@ pub(crate) fn unknown(run: &mut Run<'_>, ask: &Ask<'_>) -> Option<Option<RealId>
     Some(real)
 }
 
-/// Where a packet goes that no entry leads.
+/// The real for a packet without an entry.
 fn without_entry(
     run: &Run<'_>,
     ask: &Ask<'_>,
@@ -127,7 +128,8 @@ fn without_entry(
     current: Option<RealId>,
 ) -> Option<RealId> {
     if ask.is_udp() {
-        // Which datagram is a flow's first nobody knows: after that long no flow is left that began before.
+        // A datagram does not show whether it is its flow's first: after this time no earlier flow
+        // is left.
         let lives = run.now - before.since <= run.balancer.config.udp_timeout;
         return before.base.filter(|_| lives).or(current);
     }
@@ -136,12 +138,12 @@ fn without_entry(
     }
     let threshold = run.balancer.config.flood_threshold;
     let flood = run.balancer.flood.acts(run.now, threshold);
-    // So that a flood makes no entries, where that can be.
+    // A flood then makes no entries where possible.
     let spares_an_entry = before.base.filter(|base| flood && ask.vip.takes_new(*base));
     spares_an_entry.or(current)
 }
 
-/// Remembers a flow; under flood, too, for it would be lost at its next packet.
+/// Remembers a flow, even under flood: otherwise it would be lost at its next packet.
 fn remember_for(run: &mut Run<'_>, ask: &Ask<'_>, real: RealId) {
     let threshold = run.balancer.config.flood_threshold;
     run.balancer.flood.count(run.now, threshold);

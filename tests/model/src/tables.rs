@@ -1,4 +1,4 @@
-//! What the host application puts in: VIPs with their rings, reals, and what else names a real.
+//! What the host application sets: VIPs with their rings, reals, and what else names a real.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -8,29 +8,29 @@ use std::sync::Arc;
 use crate::Flow;
 use crate::history::Unsettled;
 
-/// A VIP's name in this model; no two have the same, not even one after the other.
+/// A VIP's name in this model, never reused.
 pub type VipNumber = u32;
-/// A real's; one that is removed and added again is another real.
+/// A real's name; one that is removed and added again is another real.
 pub type RealId = u32;
 
-/// What a VIP does differently.
+/// A VIP's flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VipFlags {
-    /// The client's port does not count.
+    /// The client's port is ignored.
     pub no_src_port: bool,
-    /// The flow table is neither read nor written.
+    /// The flow table is bypassed.
     pub lru_bypass: bool,
     /// QUIC connection ids count.
     pub quic: bool,
     /// Only the destination port counts.
     pub dport_hash: bool,
-    /// The client's prefix may choose the real.
+    /// Source routes may choose the real.
     pub src_routing: bool,
     /// Packets may be delivered to this host.
     pub local_vip: bool,
-    /// The global flow table is asked.
+    /// The global flow table is used.
     pub global_lru: bool,
-    /// Both ports count, also where the VIP has any port.
+    /// Both ports count, even if the VIP has any port.
     pub src_dst_port: bool,
     /// The id at the start of datagrams counts.
     pub udp_stable_routing: bool,
@@ -43,23 +43,23 @@ pub struct VipFlags {
 pub struct Vip {
     /// Its address, or the first of its prefix.
     pub address: IpAddr,
-    /// The length of its prefix; none: it is one address.
+    /// The prefix's length; none: a single address.
     pub prefix: Option<u8>,
     /// Its port; 0: any.
     pub port: u16,
     /// TCP or UDP, by number.
     pub protocol: u8,
-    /// What it does differently.
+    /// Its flags.
     pub flags: VipFlags,
-    /// The real of each slot; none: no real takes new flows.
+    /// Each slot's real; none: no real takes new flows.
     pub ring: Option<Arc<[Option<RealId>]>>,
-    /// Its reals, also those that take no new flows.
+    /// Its reals, including drained ones.
     pub reals: BTreeSet<RealId>,
-    /// Those among them that are down.
+    /// Its reals that are down.
     pub down: BTreeSet<RealId>,
-    /// Those among them that take no new flows, for their weight is 0.
+    /// Its reals that take no new flows, as their weight is 0.
     pub drained: BTreeSet<RealId>,
-    /// What slots were before that are unsettled.
+    /// The history of its unsettled slots.
     pub unsettled: Unsettled,
 }
 
@@ -72,25 +72,25 @@ pub struct Real {
     pub local: bool,
 }
 
-/// Where frames for a real go next.
+/// A real's next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
-    /// The next station's address.
+    /// The MAC address.
     pub mac: [u8; 6],
-    /// The interface that they leave by; none: the one that they came in on.
+    /// The interface to send from; none: the one that the frame arrived on.
     pub by: Option<Port>,
 }
 
-/// Another interface than the one that frames come in on.
+/// Another interface than the one that the frame arrived on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Its own address, which frames come from then.
+    /// Its MAC address, which becomes the frame's source.
     pub mac: [u8; 6],
-    /// Whether the kernel has it; it may have gone a moment ago.
+    /// Whether it still exists.
     pub there: bool,
 }
 
-/// What becomes of packets in tunnels to an address.
+/// What happens to packets in tunnels to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecapMode {
     /// They are walked like others.
@@ -99,30 +99,30 @@ pub enum DecapMode {
     Egress,
 }
 
-/// All of it.
+/// All tables.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     /// The services.
     pub vips: BTreeMap<VipNumber, Vip>,
     /// The backends that anything names.
     pub reals: BTreeMap<RealId, Real>,
-    /// Reals by the ids that their servers put into packets.
+    /// Reals by server id.
     pub server_ids: BTreeMap<u32, RealId>,
-    /// Reals by the client's prefix.
+    /// Reals by client prefix.
     pub source_routes: Vec<(IpAddr, u8, RealId)>,
-    /// Where tunnels end.
+    /// Tunnel ends.
     pub decap: BTreeMap<IpAddr, DecapMode>,
-    /// Prefixes of outer sources of tunnels; none: any.
+    /// Allowed outer source prefixes of tunnels; none: any.
     pub allow_sources: Vec<(IpAddr, u8)>,
-    /// Prefixes of inner sources of what leaves an egress address; none: any.
+    /// Allowed inner source prefixes of what leaves an egress address; none: any.
     pub egress_sources: Vec<(IpAddr, u8)>,
-    /// The global flow table of this CPU, or the one that CPUs without one share.
+    /// The global flow table of this CPU, or the shared one.
     pub global_flows: BTreeMap<(VipNumber, Flow), RealId>,
-    /// Next hops of reals; one without is not known.
+    /// Reals' next hops; missing: unknown.
     pub hops: BTreeMap<RealId, Hop>,
     /// The VIP whose misses are counted by real.
     pub watched: Option<VipNumber>,
-    /// Whether the host application wants to know of events.
+    /// Whether the host application listens for events.
     pub listens: bool,
 }
 
@@ -141,7 +141,7 @@ pub fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
     }
 }
 
-/// Whether a list of prefixes lets an address through: an empty one lets all.
+/// Whether a list of prefixes allows an address; an empty one allows all.
 pub fn allowed(prefixes: &[(IpAddr, u8)], address: IpAddr) -> bool {
     prefixes.is_empty()
         || prefixes

@@ -1,5 +1,5 @@
-//! Step 6: frames that are too long to be sent on with an outer header. Their sender is told, or they
-//! are dropped.
+//! Step 6: frames too long to be encapsulated. Their sender gets an ICMP error, or they are
+//! dropped.
 
 use crate::End;
 use crate::Step;
@@ -26,8 +26,8 @@ use crate::walk::Run;
 const QUOTE_V4: usize = 84;
 const QUOTE_V6: usize = 248;
 
-/// `is_error`: the packet is an ICMP error, which none answers (RFC 1122, 3.2.2; RFC 4443, 2.4); nor is what
-/// comes from no single host answered.
+/// `is_error`: the packet is an ICMP error, which must not be answered (RFC 1122, 3.2.2; RFC 4443,
+/// 2.4); nor may a packet whose source is no single host.
 pub(crate) fn check(run: &mut Run<'_>, header: &Header, is_error: bool) -> Step<()> {
     let config = &run.balancer.config;
     let max_frame = config.max_frame;
@@ -47,14 +47,14 @@ pub(crate) fn check(run: &mut Run<'_>, header: &Header, is_error: bool) -> Step<
         }
         Family::V6 => {
             run.balancer.count("icmp", "too_big_v6");
-            // No link of IPv6 has less (RFC 8200, 5).
+            // The minimum of IPv6 (RFC 8200, 5).
             message_v6(&run.frame, (mtu as u32).max(SMALLEST_MTU))
         }
     };
     Err(End::Tx("too big"))
 }
 
-/// The Ethernet header of the answer.
+/// The answer's Ethernet header.
 fn turned_round(frame: &[u8], kind: u16) -> Vec<u8> {
     let mut out = frame[6..12].to_vec();
     out.extend(&frame[..6]);

@@ -1,5 +1,5 @@
-//! Step 4: ports, and what TCP's flags say. An ICMP error has the ports of the packet that it quotes,
-//! reversed, for that one went from the VIP to the client.
+//! Step 4: ports and TCP flags. An ICMP error has the quoted packet's ports, reversed, as that
+//! packet went from the VIP to the client.
 
 use crate::End;
 use crate::Flow;
@@ -20,22 +20,22 @@ pub const SYN: u8 = 0x02;
 const FIN: u8 = 0x01;
 const RST: u8 = 0x04;
 
-/// All that later steps need to know of a packet.
+/// What later steps need to know of a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
     /// The IP header.
     pub header: Header,
-    /// The flow as the packet has it. Steps 5 and 7 set ports to 0 that do not count.
+    /// The packet's flow. Steps 5 and 7 set ignored ports to 0.
     pub flow: Flow,
-    /// Both ports as they came.
+    /// Both original ports.
     pub ports: (u16, u16),
     /// An ICMP error, not a packet of the flow itself.
     pub error: Option<Error>,
     /// It opens a connection.
     pub syn: bool,
-    /// It ends one, from its side.
+    /// It closes its direction.
     pub fin: bool,
-    /// It ends one.
+    /// It resets a connection.
     pub rst: bool,
     /// A datagram without a checksum.
     pub unchecked: bool,

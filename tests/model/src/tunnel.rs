@@ -1,5 +1,5 @@
-//! Step 3: tunnels that end here. The outer headers go, and what was inside is the host's, is sent
-//! back out, or is walked like any other packet.
+//! Step 3: tunnels that end here. The outer headers are removed; the inner packet is the host's, is
+//! sent back out, or is walked like any other.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -30,7 +30,8 @@ use crate::tables::allowed;
 use crate::vip;
 use crate::walk::Run;
 
-/// Marks of congestion (RFC 3168): none, two that say that the ends know them, and congestion experienced.
+/// The congestion mark (RFC 3168): 0 is not capable, 1 and 2 are capable, 3 is congestion
+/// experienced.
 const MARK: u8 = 3;
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;
@@ -40,9 +41,9 @@ const CE: u8 = 3;
 /// A packet in a tunnel.
 struct Tunnel {
     inner: Family,
-    /// Where in the frame the inner packet begins.
+    /// Where the inner packet begins in the frame.
     at: usize,
-    /// Where what the outer packet carries ends. Bytes behind it are Ethernet's padding.
+    /// Where the outer packet's payload ends. Bytes behind it are Ethernet padding.
     end: usize,
     gue: bool,
 }
@@ -53,7 +54,7 @@ impl Tunnel {
     }
 }
 
-/// What the packet carries, if it is a tunnel: IP in IP of any families, or GUE.
+/// The packet's payload, if it is a tunnel: IP in IP of any families, or GUE.
 fn tunnel_of(run: &Run<'_>, header: &Header) -> Option<Tunnel> {
     let (at, end) = (header.payload, header.end);
     let ipip = |inner| Tunnel {
@@ -78,9 +79,9 @@ fn tunnel_of(run: &Run<'_>, header: &Header) -> Option<Tunnel> {
     }
 }
 
-/// The packet in a GUE datagram to this port: its family, and where in the datagram it is. It follows the UDP header
-/// at once, and tells its version: what has another, or none, is something else. The datagram may end before
-/// the packet that it is in does, and what is behind it is none of its data (RFC 9868).
+/// The packet in a GUE datagram to this port: its family, and its range in the datagram. It
+/// directly follows the UDP header and begins with its version; anything else is no GUE. The
+/// datagram may end before its IP packet does; bytes behind it are not part of its data (RFC 9868).
 pub(crate) fn in_gue(datagram: &[u8], port: u16) -> Option<(Family, Range<usize>)> {
     if datagram.len() < UDP || u16_at(datagram, 2) != port {
         return None;
@@ -94,7 +95,7 @@ pub(crate) fn in_gue(datagram: &[u8], port: u16) -> Option<(Family, Range<usize>
     Some((inner, UDP..end))
 }
 
-/// The length of a packet by its header, which is there.
+/// A packet's length by its header, which must be there.
 pub(crate) fn own_length(packet: &[u8], family: Family) -> usize {
     match family {
         Family::V4 => u16_at(packet, 2).into(),
@@ -102,7 +103,7 @@ pub(crate) fn own_length(packet: &[u8], family: Family) -> usize {
     }
 }
 
-/// Whether there was a tunnel, so that the walk begins again with what was in it.
+/// Returns whether there was a tunnel, so that the walk begins again with its contents.
 pub(crate) fn unwrap(run: &mut Run<'_>, header: &Header) -> Step<bool> {
     if !run.balancer.config.features.inline_decap {
         return Ok(false);
@@ -169,7 +170,8 @@ fn is_own(run: &Run<'_>, address: IpAddr) -> bool {
     }
 }
 
-/// What is in the tunnel is an IP packet of the family that the outer header says, and all of it is there.
+/// Checks that the tunnel's payload is a complete IP packet of the family that the outer header
+/// states.
 fn check_inner(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
     let inner = tunnel.carried(run);
     let (size, version) = match tunnel.inner {
@@ -188,7 +190,8 @@ fn check_inner(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
     }
 }
 
-/// The tunnel was one hop, so the inner packet has one less to go. One that has none left ends here.
+/// The tunnel counts as one hop, so the inner TTL is decremented. A packet with none left is
+/// dropped.
 fn age(run: &mut Run<'_>, tunnel: &Tunnel) -> Step<()> {
     let inner = &mut run.frame[tunnel.at..];
     let ttl = match tunnel.inner {
@@ -215,8 +218,8 @@ fn pass_on_congestion(run: &mut Run<'_>, header: &Header, tunnel: &Tunnel) -> St
     }
 }
 
-/// A mark that routers have put on the outer header reaches the inner one (RFC 6040). `false`: the inner
-/// packet's sender does not know such marks; it hears of congestion by the loss.
+/// Copies a router's mark on the outer header to the inner one (RFC 6040). `false`: the inner
+/// packet's sender does not support marks, so a loss must signal congestion.
 pub(crate) fn pass_on_mark(inner: &mut [u8], family: Family, outer_tos: u8) -> bool {
     let shift = match family {
         Family::V4 => 0,
@@ -238,11 +241,12 @@ pub(crate) fn pass_on_mark(inner: &mut [u8], family: Family, outer_tos: u8) -> b
     true
 }
 
-/// What leaves by an egress address has a header that it holds, is no tunnel, and comes from where it may.
+/// A packet that leaves by an egress address must have a complete header, be no tunnel, and come
+/// from an allowed source.
 fn check_egress(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
     let inner = tunnel.carried(run);
     if tunnel.inner == Family::V4 {
-        // Nobody takes a packet that ends in its header.
+        // A packet that ends within its header is useless.
         let header = usize::from(inner[0] & 0xf) * 4;
         if header < IPV4 || own_length(inner, Family::V4) < header {
             return Err(End::Drop("inner_truncated"));
@@ -254,7 +258,7 @@ fn check_egress(run: &Run<'_>, tunnel: &Tunnel) -> Step<()> {
             (inner[9], v4_at(inner, 12), plain, IPV4)
         }
         Family::V6 => {
-            // What hides behind extension headers might be a tunnel.
+            // There might be a tunnel behind the extension headers.
             let Some((protocol, behind)) = behind_extensions(inner) else {
                 return Err(End::Drop("nested_tunnel"));
             };
@@ -285,7 +289,7 @@ fn strip(run: &mut Run<'_>, tunnel: &Tunnel) {
     put_u16(&mut run.frame, 12, kind);
 }
 
-/// Counts a packet that came by GUE, and is the host's now, for the VIP that it belongs to.
+/// Counts a packet unwrapped from GUE for the host, for its VIP.
 fn count_for_vip(run: &mut Run<'_>, family: Family) {
     let ip = &run.frame[ETHERNET..];
     let (destination, protocol, size) = match family {

@@ -1,4 +1,4 @@
-//! Step 5: which VIP. The exact one goes first, then a prefix, then any port, then both.
+//! Step 5: the VIP. An exact one takes precedence, then a prefix, then any port, then both.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::transport::Packet;
 use crate::walk::Run;
 
 impl Vip {
-    /// Whether an address is one of it, whatever the port.
+    /// Whether the VIP covers an address, whatever the port.
     pub fn covers(&self, address: IpAddr) -> bool {
         match self.prefix {
             None => self.address == address,
@@ -21,7 +21,7 @@ impl Vip {
     }
 }
 
-/// The VIP of a destination, and whether address and port are its very own.
+/// The VIP of a destination, and whether it matches both address and port exactly.
 pub fn lookup(
     tables: &Tables,
     destination: IpAddr,
@@ -50,8 +50,8 @@ pub fn lookup(
     inexact.map(|number| (number, false))
 }
 
-/// The packet's VIP. If that is not exactly its destination all ports of it are one flow, unless the
-/// VIP wants them told apart.
+/// The packet's VIP. If it does not match exactly, all its ports count as one flow, unless a flag
+/// tells them apart.
 pub(crate) fn find(run: &Run<'_>, mut packet: Packet) -> Step<(VipNumber, Packet)> {
     let tables = &run.balancer.tables;
     let flow = &mut packet.flow;

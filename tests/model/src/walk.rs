@@ -1,5 +1,5 @@
-//! The walk: from an arriving frame to its verdict. Each step finds something out or ends the walk; this
-//! module says in which order they come, and what is the same for all frames.
+//! The walk: from an arriving frame to its verdict. Each step learns something or ends the walk;
+//! this module has their order, and what applies to all frames.
 
 use crate::Balancer;
 use crate::End;
@@ -25,19 +25,19 @@ use crate::vip;
 /// A frame on its walk.
 pub(crate) struct Run<'a> {
     pub(crate) balancer: &'a mut Balancer,
-    /// As it is now: without VLAN tags, after decapsulation, with an outer header.
+    /// The current frame: without VLAN tags, after decapsulation, with an outer header.
     pub(crate) frame: Vec<u8>,
     pub(crate) now: Time,
-    /// It came in a tunnel that ended here.
+    /// Whether it came in a tunnel that ended here.
     pub(crate) unwrapped: bool,
     pub(crate) vip: Option<VipNumber>,
     pub(crate) real: Option<RealId>,
-    /// What chose that, by its name in `simulate`.
+    /// What chose the real, by its name in `simulate`.
     pub(crate) chosen: Option<&'static str>,
 }
 
 impl Balancer {
-    /// What becomes of a frame that arrives now.
+    /// The result for a frame that arrives now.
     pub fn walk(&mut self, frame: &[u8], now: Time) -> Outcome {
         let arrived = frame.len();
         let mut run = Run {
@@ -60,7 +60,7 @@ impl Balancer {
         if let End::Drop(reason) = end {
             self.count("drop_reasons", reason);
         }
-        // No card hands up a frame without an Ethernet header: it is in no total.
+        // Network cards deliver no frame without an Ethernet header: it is in no total.
         if arrived >= ETHERNET {
             self.count_frame(end, arrived as u64);
         }
@@ -73,7 +73,7 @@ impl Balancer {
         }
     }
 
-    /// Every frame counts in *total*, and in exactly one of the others.
+    /// Every frame counts in *total*, and in exactly one other counter.
     fn count_frame(&mut self, end: End, bytes: u64) {
         let (packets_of, bytes_of) = match end {
             End::Tx(_) | End::Redirect(_) => {
@@ -91,7 +91,7 @@ impl Balancer {
 }
 
 impl Run<'_> {
-    /// A packet asks the flow table.
+    /// Counts a packet that looks at the flow table.
     pub(crate) fn count_table(&mut self) {
         self.balancer.count("flow_table", "packets");
         if !self.balancer.config.has_flow_table {
@@ -112,20 +112,20 @@ impl Run<'_> {
         }
         let tags = self.take_off_tags()?;
         let end = self.walk_ip().unwrap_or_else(|end| end);
-        // What leaves has the same tags as what came.
+        // A frame leaves with the tags it came with.
         self.frame.splice(12..12, tags);
         Ok(end)
     }
 
-    /// A group address is never ours. While the balancer is attached nowhere it has no address.
+    /// A group address is never ours. Unattached, the balancer has no address.
     fn is_for_this_station(&self) -> bool {
         let destination = &self.frame[..6];
         let own = &self.balancer.config.own_macs;
         destination[0] & 1 == 0 && (own.is_empty() || own.iter().any(|mac| mac == destination))
     }
 
-    /// One or two tags (IEEE 802.1Q, 802.1ad) of an IP packet are put aside, so that the rest of the
-    /// walk knows nothing of them. A frame that holds no IP packet is left as it is.
+    /// Sets aside one or two tags (IEEE 802.1Q, 802.1ad) of an IP packet, so that later steps need
+    /// not know of them. A frame without an IP packet stays unchanged.
     fn take_off_tags(&mut self) -> Step<Vec<u8>> {
         let mut at = 12;
         for _ in 0..2 {
@@ -143,7 +143,7 @@ impl Run<'_> {
         }
     }
 
-    /// Steps 1 to 9, once more for what was in a tunnel that ended here.
+    /// Steps 1 to 9, and again for the contents of a tunnel that ended here.
     fn walk_ip(&mut self) -> Step<End> {
         let header = loop {
             let family = match u16_at(&self.frame, 12) {

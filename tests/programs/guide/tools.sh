@@ -1,22 +1,23 @@
-# Sets up a host of the guide within a mount and a PID namespace of its own: what the guide's commands write to is memory, and
-# a few tools are played. $KATRAN is the program. Read by a shell that then runs the guide's commands.
+# Sets up a host of the guide in its own mount and PID namespaces: the guide's commands write to
+# memory, and a few tools are replaced. $KATRAN is the program. A shell reads this before it runs
+# the guide's commands.
 mount -t tmpfs none /run
 mkdir -p /run/etc /run/local/sbin /run/local/share /run/root/new /run/tools /run/units
 cp -a /etc/. /run/etc
 mount --bind /run/etc /etc
 mount --bind /run/local /usr/local
 mount --bind /run/root /root
-# Of this network namespace: the machine's interrupts are left alone.
+# This network namespace's: the machine's interrupts are left alone.
 mount -t sysfs none /sys
 mount -t bpf none /sys/fs/bpf
 printf '#!/bin/sh\nexec %s "$@"\n' "$KATRAN" >/usr/local/sbin/katran
 chmod 755 /usr/local/sbin/katran
 cp -p /usr/local/sbin/katran /root/new/katran
 
-# Packages are there.
+# Packages count as installed.
 printf '#!/bin/sh\nexit 0\n' >/run/tools/apt
 
-# Units are those in /etc/systemd/system; a service is ready when it says so.
+# Units are read from /etc/systemd/system; a service is ready when it says so.
 cat >/run/tools/systemctl <<'END'
 #!/bin/sh
 unit=/etc/systemd/system
