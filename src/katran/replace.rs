@@ -293,16 +293,15 @@ impl Katran {
     }
 
     /// Frees the rest of the old one when no packet is in it, and keeps what it has counted and
-    /// remembered since the first copy of its flows.
+    /// remembered. `copied_since`: the tick at which its flows were first copied, if they were.
     fn let_go_of(&mut self, mut old: Self, carriers: Vec<Carrier>, copied_since: u32) {
-        let since = Some(copied_since);
-        if self.maps.vip_cells.hands_back() {
+        let lost = |error| log::warn!("some flows of the last moment are lost: {error}");
+        let hands_back = self.maps.vip_cells.hands_back();
+        if hands_back {
             // Attached programs no longer lead packets to the old one, and its entries come from
             // what is handed back.
             self.outlast(Vec::new());
-            if let Err(error) = self.catch_up(Some(&old.maps.flows), since) {
-                log::warn!("some flows of the last moment are lost: {error}");
-            }
+            self.catch_up(Some(&old.maps.flows)).unwrap_or_else(lost);
         }
         self.carriers.extend(carriers);
         let mut gone = mem::take(&mut self.stranded);
@@ -315,8 +314,10 @@ impl Katran {
             false => gone.push(old.programs),
         }
         self.outlast(gone);
-        if let Err(error) = self.enter_flows(&old.maps.flows, Reader::Packets { since }) {
-            log::warn!("some flows of the last moment are lost: {error}");
+        if !hands_back {
+            let since = Some(copied_since);
+            let entered = self.enter_flows(&old.maps.flows, Reader::Packets { since });
+            entered.unwrap_or_else(lost);
         }
         if self.carriers.is_empty() || self.replaced.is_some() {
             self.unstage_set();

@@ -176,7 +176,7 @@ pub(super) fn adopt(
     match home.next_set().is_there() {
         true => katran.go_back_to(&home, &mut former)?,
         // A failed adoption may have removed it: no packets are handed back.
-        false => katran.catch_up(None, None)?,
+        false => katran.catch_up(None)?,
     }
     if let Some(checks) = &mut katran.healthchecks {
         checks.keep_in(home.attached());

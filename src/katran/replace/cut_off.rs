@@ -28,7 +28,7 @@ impl Katran {
             return Ok(());
         };
         if !other.is_there() {
-            return self.catch_up(None, None);
+            return self.catch_up(None);
         }
         log::info!("a replacement of the balancer was cut off: removing what is left of it");
         if let Some(checks) = &mut self.healthchecks {
@@ -116,7 +116,7 @@ impl Katran {
             Ok(flows) => (flows, Ok(())),
             Err(error) => (None, Err(error)),
         };
-        let entered = self.catch_up(flows.as_ref(), None);
+        let entered = self.catch_up(flows.as_ref());
         if let Err(error) = unread.and(entered) {
             log::warn!("some flows of the meantime are lost: {error}");
         }
