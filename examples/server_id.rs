@@ -44,7 +44,7 @@ use signal_hook::iterator::Signals;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Writes server ids into TCP packets, or repeats received ones.
+/// Write server ids into TCP packets, or repeat received ones.
 #[derive(Parser)]
 #[command(max_term_width = 80)]
 struct Arguments {
@@ -54,14 +54,14 @@ struct Arguments {
     /// Read the id from this file, and again at SIGHUP for new connections
     #[arg(long, value_name = "FILE", conflicts_with = "id")]
     id_file: Option<PathBuf>,
-    /// The directory of a version 2 cgroup whose sockets to handle; repeatable
+    /// Handle the sockets of the cgroup with this directory (cgroup v2); repeatable
     #[arg(long, value_name = "PATH", required_unless_present = "remove")]
     cgroup: Vec<PathBuf>,
     #[command(flatten)]
     keep: keeper::Keep,
     #[command(flatten)]
     pin: Pin,
-    /// Remove what is pinned with --pin, and exit
+    /// Remove the pins in the directory of --pin, and exit
     #[arg(long, requires = "pin")]
     remove: bool,
 }
@@ -106,7 +106,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             (Ok(SIGHUP), None) => {}
             (Ok(SIGHUP), Some(file)) => match change_id(&mut option, file) {
                 Ok(id) => say(format!("writing server id {id} for new connections")),
-                Err(error) => eprintln!("server_id: the id stays: {error:#}"),
+                Err(error) => eprintln!("server_id: the id is unchanged: {error:#}"),
             },
             _ => break,
         }

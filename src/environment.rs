@@ -44,8 +44,8 @@ const COMPILES: &str = "proc/sys/net/core/bpf_jit_enable";
 /// [`Error::KernelTooOld`].
 pub(crate) fn check_kernel() -> Result<()> {
     let name = uname().map_err(|errno| Error::Kernel {
-        operation: "ask for the kernel's release",
-        object: "uname".to_owned(),
+        operation: "read",
+        object: "the kernel's release".to_owned(),
         errno: errno.into(),
     })?;
     check_release(&name.release().to_string_lossy())
@@ -72,7 +72,7 @@ fn facilities_in(root: &Path) -> Result<()> {
     if fs::read_to_string(root.join(COMPILES)).is_ok_and(|text| text.trim() == "0") {
         return refused(
             "that interprets BPF programs",
-            "make it compile them, by `sysctl -w net.core.bpf_jit_enable=1`",
+            "switch the compiler on: `sysctl -w net.core.bpf_jit_enable=1`",
         );
     }
     let types = root.join(KERNEL_TYPES);
@@ -83,7 +83,7 @@ fn facilities_in(root: &Path) -> Result<()> {
     if can_tell && !types.exists() {
         return refused(
             "without its own types (BTF)",
-            "boot one that is built with CONFIG_DEBUG_INFO_BTF, as those of distributions are",
+            "boot one with CONFIG_DEBUG_INFO_BTF, such as a distribution's",
         );
     }
     Ok(())
@@ -131,9 +131,9 @@ pub(crate) fn privileges() -> Option<Privileges> {
 pub(crate) fn check_opens_by_number(operation: &'static str) -> Result<()> {
     match privileges() {
         Some(privileges) if !privileges.sees_all_programs => Err(Error::Privilege {
-            operation,
+            operation: operation.to_owned(),
             missing: (privileges.lacking.into_iter())
-                .chain(["CAP_SYS_ADMIN, which opens maps that are inside others"])
+                .chain(["CAP_SYS_ADMIN (to open maps that are inside others)"])
                 .collect::<Vec<_>>()
                 .join(", "),
         }),
@@ -151,7 +151,9 @@ pub(crate) fn hears_other_namespaces() -> bool {
 pub(crate) fn missing_capabilities() -> String {
     match own_capabilities() {
         Some(effective) => missing_of(effective),
-        None => "unknown, /proc is not mounted".to_owned(),
+        None => {
+            "/proc is not mounted, so the missing capabilities are unknown: run as root".to_owned()
+        }
     }
 }
 
@@ -185,7 +187,8 @@ fn has_all(effective: u64) -> bool {
 fn missing_of(effective: u64) -> String {
     let missing = lacking(effective);
     if missing.is_empty() {
-        "none; a security module or a container's seccomp profile refuses".to_owned()
+        "no capability is missing: a security module or a container's seccomp profile refuses it"
+            .to_owned()
     } else {
         missing.join(", ")
     }
@@ -235,7 +238,7 @@ mod tests {
         assert_eq!(missing_of(0), "CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF");
         assert_eq!(missing_of(1 << CAP_SYS_ADMIN), "CAP_NET_ADMIN");
         assert_eq!(missing_of(1 << 39 | 1 << 12), "CAP_PERFMON");
-        assert!(missing_of(u64::MAX).starts_with("none"));
+        assert!(missing_of(u64::MAX).starts_with("no capability"));
         assert_eq!(
             effective_capabilities("Name:\tx\nCapEff:\t0000000000001000\n"),
             Some(0x1000)

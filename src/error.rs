@@ -12,6 +12,8 @@ use nix::libc;
 
 /// The resource that ran out where it was descriptors.
 pub(crate) const OPEN_FILES: &str = "open files of this process (RLIMIT_NOFILE)";
+/// The operation of an attachment that the driver refuses.
+pub(crate) const ATTACH_NATIVE: &str = "attach XDP in native mode to";
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -88,8 +90,8 @@ pub enum Error {
 
     /// A pinned balancer belongs to another process, or to another handle of this one.
     #[error(
-        "the balancer pinned in {} belongs to {}: end that first, which leaves it forwarding, or take \
-         it over",
+        "the balancer pinned in {} belongs to {}: end that process first (the balancer continues \
+         to forward), or take the balancer over",
         path.display(),
         owner.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
@@ -103,8 +105,8 @@ pub enum Error {
     /// Another process has taken over the pinned balancer; this handle can no longer read or change
     /// it.
     #[error(
-        "the balancer pinned in {} was handed over to {}: drop this handle, which leaves it forwarding; to \
-        get it back, take it over",
+        "the balancer pinned in {} was handed over to {}: drop this handle (the balancer \
+         continues to forward); to get the balancer back, take it over",
         path.display(),
         to.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
@@ -167,26 +169,23 @@ pub enum Error {
     },
 
     /// The process lacks a privilege.
-    #[error(
-        "{operation}: not permitted: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON \
-         (missing: {missing})"
-    )]
+    #[error("cannot {operation}: not permitted: {}", how_to_permit(missing))]
     Privilege {
-        /// What was tried.
-        operation: &'static str,
+        /// What was tried, with its object.
+        operation: String,
         /// The missing capabilities, or why the kernel refuses despite them.
         missing: String,
     },
 
     /// The kernel has no `bpf` system call, or forbids it to this process.
     #[error(
-        "this kernel offers no bpf(2) to this process: enable CONFIG_BPF_SYSCALL, or allow the \
-         call in the container's seccomp profile"
+        "this process cannot call bpf(2): run a kernel with CONFIG_BPF_SYSCALL, or allow the call \
+         in the container's seccomp profile"
     )]
     BpfUnavailable,
 
     /// The kernel is too old.
-    #[error("kernel {found} is too old for {what}: {needed} or newer is needed")]
+    #[error("kernel {found} is too old for {what}: boot {needed} or newer")]
     KernelTooOld {
         /// What needs the newer kernel.
         what: &'static str,
@@ -206,8 +205,9 @@ pub enum Error {
     /// The interface has another XDP program, which stays.
     #[error(
         "interface {interface} already runs XDP program {program_id} ({program_name}), which is \
-         not ours: stop the process that attached it (`bpftool link` shows which; without a link: `ip \
-         link set dev {interface} xdp off`), or share the interface by a root program"
+         not ours: stop the process that attached it (`bpftool link` shows it; if there is no \
+         link: `ip link set dev {interface} xdp off`), or share the interface through a root \
+         program"
     )]
     ForeignProgram {
         /// The interface.
@@ -231,8 +231,8 @@ pub enum Error {
 
     /// The library did not find the gateway.
     #[error(
-        "no next hop for packets to reals: {reason}: set gateway_mac, or next_hops to per-real if \
-         reals are on this host's own segment; see `ip route` and `ip neighbour`"
+        "no next hop for packets to reals: {reason}: set gateway_mac, or next_hops = \"per-real\" \
+         if the reals are on this host's own segment; see `ip route` and `ip neighbour`"
     )]
     NoNextHop {
         /// What was missing.
@@ -273,10 +273,10 @@ pub enum Error {
 
     /// The maps do not fit into memory.
     #[error(
-        "{what} needs {}, but only {available} bytes are available ({limited_by}): raise that limit or free \
+        "{what} needs {}: {available} bytes are available ({limited_by}): raise that limit or free \
          some memory, or lower flow_table_size or max_reals",
         match needed {
-            0 => "memory that the kernel did not find".to_owned(),
+            0 => "more memory than the kernel found".to_owned(),
             bytes => format!("{bytes} bytes"),
         }
     )]
@@ -294,7 +294,10 @@ pub enum Error {
     },
 
     /// The verifier rejected a program.
-    #[error("the verifier rejected program {program}: {errno}\n{log}")]
+    #[error(
+        "the kernel's verifier rejected program {program} ({errno}): boot a newer kernel, or \
+         build with another clang (14 or newer); please report the end of the log:\n{log}"
+    )]
     Verifier {
         /// The program's name.
         program: &'static str,
@@ -305,7 +308,7 @@ pub enum Error {
     },
 
     /// Any other refusal of the kernel.
-    #[error("{operation} ({object}): {errno}{}", what_to_do(errno))]
+    #[error("cannot {operation} {object}: {errno}{}", what_to_do(operation, errno))]
     Kernel {
         /// What was tried.
         operation: &'static str,
@@ -329,29 +332,42 @@ fn place(file: Option<&Path>, at: Option<(usize, usize)>) -> String {
     }
 }
 
+/// The missing capabilities with the remedy, or why the kernel refuses.
+fn how_to_permit(missing: &str) -> String {
+    match missing.starts_with("CAP_") {
+        true => format!(
+            "this process lacks {missing}: run as root, or grant the capabilities (`setcap`, or \
+             `AmbientCapabilities=` of the unit)"
+        ),
+        false => missing.to_owned(),
+    }
+}
+
 /// How to raise a limit.
 fn how_to_raise(what: &str) -> &'static str {
     match what == OPEN_FILES {
         true => {
-            "raise it (`LimitNOFILE=` of the unit, `ulimit -n`, prlimit(1)): a balancer needs some 100, and 1024 for fast \
-             changes of thousands of VIPs"
+            "raise it (`LimitNOFILE=` of the unit, `ulimit -n`, prlimit(1)): a balancer needs \
+             about 100, and 1024 for fast changes of thousands of VIPs"
         }
         false => "load with a larger limit",
     }
 }
 
-/// The remedy for a refusal that its number alone explains.
-fn what_to_do(errno: &io::Error) -> &'static str {
+/// The remedy for a refusal that operation and number explain.
+fn what_to_do(operation: &str, errno: &io::Error) -> &'static str {
     match errno.raw_os_error() {
-        Some(libc::ENFILE) => ": no process can open files any more: raise the sysctl fs.file-max",
+        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) if operation == ATTACH_NATIVE => {
+            ": its MTU may be too large for one page: lower it, set frags, or use generic mode"
+        }
+        Some(libc::ENFILE) => ": the system has too many open files: raise the sysctl fs.file-max",
         Some(libc::ENOSPC) => {
             ": the table or file system for it is full: remove what is not needed there, or enlarge it"
         }
-        Some(libc::E2BIG) => {
-            ": a map is full, or larger than the kernel makes one: load with other sizes"
-        }
+        Some(libc::E2BIG) => ": a map is full, or too large for the kernel: load with other sizes",
         Some(libc::EAGAIN) => {
-            ": a limit of threads or locked memory is reached, or signals came too often: raise `TasksMax=` of the unit, \
+            ": the process has too many threads or too much locked memory, or got too many \
+             signals: raise `TasksMax=` of the unit, \
              `ulimit -u`, `ulimit -l`"
         }
         _ => "",
@@ -379,21 +395,43 @@ mod tests {
             assert!(text.contains(says), "{text}");
         }
         assert!(kernel(libc::EINVAL).to_string().ends_with("(os error 22)"));
+        let native = Error::Kernel {
+            operation: ATTACH_NATIVE,
+            object: "eth0".to_owned(),
+            errno: io::Error::from_raw_os_error(libc::EINVAL),
+        };
+        let text = native.to_string();
+        assert!(
+            text.starts_with("cannot attach XDP in native mode to eth0: Invalid argument"),
+            "{text}"
+        );
+        assert!(text.contains("its MTU may be too large"), "{text}");
+        let refused = |missing: &str| {
+            let error = Error::Privilege {
+                operation: "load katran".to_owned(),
+                missing: missing.to_owned(),
+            };
+            error.to_string()
+        };
+        let lacks =
+            "cannot load katran: not permitted: this process lacks CAP_BPF: run as root, or";
+        assert!(refused("CAP_BPF").starts_with(lacks));
+        assert!(refused("a seccomp profile").ends_with("not permitted: a seccomp profile"));
         let limit = |what| Error::Exhausted { what, limit: 7 }.to_string();
         assert!(limit(OPEN_FILES).contains("limit is 7; raise it (`LimitNOFILE="));
         assert!(limit("VIPs (max_vips)").ends_with("limit is 7; load with a larger limit"));
         let memory = |needed| {
             let error = Error::InsufficientMemory {
-                what: "load (decap)".to_owned(),
+                what: "the call to load decap".to_owned(),
                 needed,
                 available: 9,
                 limited_by: "memory.max".to_owned(),
             };
             error.to_string()
         };
-        assert!(memory(0).starts_with("load (decap) needs memory that"));
+        assert!(memory(0).starts_with("the call to load decap needs more memory than"));
         assert!(memory(8).starts_with(
-            "load (decap) needs 8 bytes, but only 9 bytes are available (memory.max)"
+            "the call to load decap needs 8 bytes: 9 bytes are available (memory.max)"
         ));
     }
 }

@@ -57,7 +57,7 @@ impl KernelCalls {
         self.tenure.check()?;
         result.map_err(|source| {
             self.failed.fetch_add(1, Ordering::Relaxed);
-            log::warn!("{operation} ({object}): {source}");
+            log::warn!("cannot {operation} {object}: {source}");
             kernel_error(operation, object, source)
         })
     }
@@ -80,7 +80,7 @@ pub(crate) fn load_error(object: &'static str, refused: Refused) -> Error {
     let to_blame = errno.is_none_or(|errno| !missing.contains(&errno));
     match refused.rejected {
         Some(_) if to_blame && environment::is_unprivileged() => Error::Privilege {
-            operation: "load",
+            operation: format!("load {object}"),
             missing: environment::missing_capabilities(),
         },
         Some((program, log)) if to_blame => Error::Verifier {
@@ -109,7 +109,7 @@ pub(crate) fn constants<'object, T>(
 ) -> Result<&'object mut T, Error> {
     constants.ok_or_else(|| Error::Unsupported {
         what: format!("the BPF object {object} without constants"),
-        reason: "it was not built by this crate's build script",
+        reason: "this crate's build script did not make it: build the crate again",
     })
 }
 
@@ -123,11 +123,11 @@ pub(crate) fn kernel_error(operation: &'static str, object: &str, errno: io::Err
     }
     if errno.raw_os_error() == Some(libc::ENOMEM) {
         let available = environment::available_memory().unwrap_or_default();
-        return out_of_memory(format!("{operation} ({object})"), 0, &available);
+        return out_of_memory(format!("the call to {operation} {object}"), 0, &available);
     }
     match errno.kind() {
         io::ErrorKind::PermissionDenied => Error::Privilege {
-            operation,
+            operation: format!("{operation} {object}"),
             missing: environment::missing_capabilities(),
         },
         io::ErrorKind::Unsupported if is_no_bpf(&errno) => Error::BpfUnavailable,
@@ -152,7 +152,7 @@ pub(crate) fn map_error(name: &str, needed: u64, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::ENOMEM | libc::E2BIG) => {
             let available = environment::available_memory().unwrap_or_default();
-            out_of_memory(format!("map {name}"), needed, &available)
+            out_of_memory(format!("the map {name}"), needed, &available)
         }
         _ => kernel_error("make the map", name, error),
     }
@@ -223,7 +223,7 @@ mod tests {
         assert!(error(libc::ENFILE).to_string().contains("fs.file-max"));
         let memory = error(libc::ENOMEM);
         assert!(
-            matches!(&memory, Error::InsufficientMemory { what, needed: 0, .. } if what == "load (katran)")
+            matches!(&memory, Error::InsufficientMemory { what, needed: 0, .. } if what == "the call to load katran")
         );
         assert!(matches!(
             error(libc::EINVAL),

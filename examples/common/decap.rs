@@ -74,7 +74,7 @@ pub(crate) struct Arguments {
     keep: keeper::Keep,
     #[command(flatten)]
     pin: Pin,
-    /// Remove what is pinned with --pin, and exit
+    /// Remove the pins in the directory of --pin, and exit
     #[arg(long, requires = "pin")]
     remove: bool,
 }

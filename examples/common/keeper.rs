@@ -36,8 +36,7 @@ pub(crate) enum IfLost {
 /// The option for lost attachments.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Keep {
-    /// If the program is removed from an interface, or replaced by another one: put it back, or
-    /// exit with an error that names the other
+    /// What to do if something removes or replaces the attached program
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     lost: IfLost,
 }

@@ -39,7 +39,7 @@ pub(crate) fn seconds(text: &str, range: RangeInclusive<f64>) -> Result<Duration
     match text.parse() {
         Ok(seconds) if range.contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err(format!(
-            "a number of seconds from {} to {}",
+            "must be a number of seconds from {} to {}",
             range.start(),
             range.end()
         )),

@@ -11,7 +11,8 @@ use super::say;
 /// Where to pin.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Pin {
-    /// Pin it in this directory of a BPF file system, so that it keeps working after this program ends
+    /// Pin everything in this directory of a BPF file system, so that it keeps working after this
+    /// program ends
     #[arg(long, value_name = "DIR")]
     pin: Option<PathBuf>,
 }

@@ -142,7 +142,7 @@ fn create(path: &Path, read: &Path) -> Result<File> {
     let identity = |path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
     // A file that does not exist yet is another one.
     if let (Ok(one), Ok(other)) = (identity(path), identity(read)) {
-        ensure!(one != other, "{}: it is the input", cannot());
+        ensure!(one != other, "{}: it is the input file", cannot());
     }
     File::create(path).with_context(cannot)
 }
@@ -294,7 +294,8 @@ impl Report {
                     errors,
                     ..
                 } = tally;
-                write!(out, "{frames} frames: {tx} TX, {pass} PASS, {drop} DROP")?;
+                let s = if *frames == 1 { "" } else { "s" };
+                write!(out, "{frames} frame{s}: {tx} TX, {pass} PASS, {drop} DROP")?;
                 match errors {
                     0 => writeln!(out)?,
                     _ => writeln!(out, ", {errors} ERROR")?,

@@ -186,7 +186,7 @@ pub(crate) fn wait_until_listening(host: &Host, port: u16, server: &mut Process)
             return Err(format!("the server for port {port} of {} ended", host.name()).into());
         }
         if Instant::now() > end {
-            return Err(format!("nobody listens on port {port} of {}", host.name()).into());
+            return Err(format!("nothing listens on port {port} of {}", host.name()).into());
         }
         thread::sleep(Duration::from_millis(5));
     }

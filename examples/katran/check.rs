@@ -14,6 +14,7 @@ use crate::common::say;
 use crate::options::diagnose;
 use crate::options::placed;
 use crate::options::read;
+use crate::report::counted;
 
 /// What to check.
 #[derive(clap::Args)]
@@ -21,7 +22,7 @@ pub(crate) struct Arguments {
     /// The configuration document (TOML)
     #[arg(value_name = "FILE")]
     config: PathBuf,
-    /// Also check this interface for anything that would keep it from working; repeatable
+    /// Check this interface, too, for anything that would stop packets; repeatable
     #[arg(long, value_name = "NAME")]
     interface: Vec<String>,
     /// Check an entry of the root program pinned here; --interface names the interfaces that the
@@ -41,9 +42,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let memory = state.builder()?.memory_estimate();
     let memory = memory.map_err(|error| document.placed(error))?;
     say(format!(
-        "{}: valid; {} VIPs with {reals} reals, at most {} MB of kernel memory",
+        "{}: valid; {} with {}, at most {} MB of kernel memory",
         arguments.config.display(),
-        state.vips.len(),
+        counted(state.vips.len(), "VIP"),
+        counted(reals, "real"),
         memory.at_capacity().div_ceil(1_000_000)
     ));
     if arguments.interface.is_empty() {
@@ -84,16 +86,28 @@ fn place(arguments: &Arguments, mut state: State) -> Result<bool> {
 fn entry(path: &Path, position: u32) -> Result<bool> {
     let programs = SharedEntries::open(path)?.programs()?;
     let (works, what) = match programs.get(position as usize) {
-        None => (false, format!("there are {} entries", programs.len())),
+        None => (
+            false,
+            format!(
+                "does not exist: the root program has entries 0 to {}",
+                programs.len().saturating_sub(1)
+            ),
+        ),
         Some(None) => (true, "empty".to_owned()),
         Some(Some(program)) if ["katran", "katran_full"].contains(&program.name.as_str()) => {
             (true, "holds a balancer, which would be replaced".to_owned())
         }
         Some(Some(program)) if program.name.is_empty() => (
             false,
-            "holds a program; CAP_SYS_ADMIN is needed to see whose".to_owned(),
+            "holds a program; only a process with CAP_SYS_ADMIN can see whose".to_owned(),
         ),
-        Some(Some(program)) => (false, format!("holds {}, which would stay", program.name)),
+        Some(Some(program)) => (
+            false,
+            format!(
+                "holds {}: choose another entry, or empty this one",
+                program.name
+            ),
+        ),
     };
     let severity = if works {
         Severity::Ok

@@ -82,6 +82,7 @@ impl Client {
         if let Some(error) = answer["error"].as_str() {
             anyhow::bail!("{error}");
         }
-        serde_json::from_value(answer["ok"].take()).context("the balancer is of another version")
+        serde_json::from_value(answer["ok"].take())
+            .context("the balancer is another version of katran: use its `katran` command")
     }
 }

@@ -1,4 +1,4 @@
-//! `katran drain`: stops new flows to a backend, and tells when it can be switched off.
+//! `katran drain`: stops new flows to a backend, and reports when it can be switched off.
 //!
 //! New connections go elsewhere at once. A datagram does not say whether its flow is new: for
 //! `udp_timeout` after the drain began, datagrams without a flow entry still go to the backend if

@@ -55,7 +55,7 @@ enum Command {
     Apply(client::apply::Arguments),
     /// Show the running balancer's traffic, health, drains and problems
     Status(status::Arguments),
-    /// Send no new flows to a backend, and tell when it can be switched off
+    /// Send no new flows to a backend, and report when it can be switched off
     Drain(drain::Arguments),
     /// Watch the running balancer's traffic live
     Top(top::Arguments),

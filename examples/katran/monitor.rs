@@ -3,8 +3,8 @@
 //!
 //! Events are `tcp_non_syn_miss` (a TCP packet within an unknown connection), `packet_too_big`
 //! (above `max_frame`) and `quic_real_gone`. Meanwhile the balancer's feature `introspection` is
-//! on, whatever its document says. With `--directory` each event type gets a new file for tshark,
-//! Wireshark or tcpdump. SIGINT and SIGTERM end it; the balancer continues.
+//! on, whatever its document says. With `--directory` each kind of event gets a new file for
+//! tshark, Wireshark or tcpdump. SIGINT and SIGTERM end it; the balancer continues.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,16 +41,16 @@ use crate::socket::Request;
 /// Which packets to show, and where to write them.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Write one pcap file for each event type here, instead of printing
+    /// Write one pcap file for each kind of event here, instead of printing
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Show only this event type; repeatable
+    /// Show only this kind of event (tcp_non_syn_miss, packet_too_big or quic_real_gone); repeatable
     #[arg(long, value_name = "NAME")]
     event: Vec<EventKind>,
-    /// The largest number of events of each type per second and CPU
+    /// The largest number of events of each kind per second and CPU
     #[arg(long, value_name = "N", default_value_t = 100)]
     rate_limit: u32,
-    /// The largest number of packets of each type
+    /// The largest number of packets of each kind
     #[arg(long, value_name = "N")]
     packet_limit: Option<u64>,
     /// Bytes of each packet to keep, 14 to 128
@@ -101,10 +101,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let heeded = listen(&mut client, &mut files)?;
     anyhow::ensure!(
         is_asked.load(Ordering::Relaxed),
-        "the balancer stopped listening"
+        "the balancer stopped the monitor"
     );
     say(format!(
-        "{} events delivered; left out: {} by the rate limit, {} because buffers were full, {} by the packet limit",
+        "events: {} delivered; left out: {} by the rate limit, {} because buffers were full, {} \
+         by the packet limit",
         heeded.delivered, heeded.limited, heeded.lost, heeded.over_limit
     ));
     Ok(())
@@ -179,7 +180,7 @@ impl Files {
     }
 }
 
-/// Seconds since 1970, type, addresses and frame length.
+/// Seconds since 1970, kind, addresses and frame length.
 fn described(event: &Heard, bytes: &[u8]) -> String {
     let (seconds, micros) = (event.time / 1_000_000, event.time % 1_000_000);
     let (kind, packet) = (&event.kind, packet(bytes));

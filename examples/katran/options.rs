@@ -28,8 +28,8 @@ pub(crate) struct Options {
     /// The configuration document (TOML)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// Balance packets on this interface; repeatable. With --shared nothing is attached to it: name
-    /// the root program's interfaces for the diagnosis
+    /// Balance packets on this interface; repeatable. With --shared: diagnose this interface, which
+    /// has the root program
     #[arg(long, value_name = "NAME", required_unless_present = "shared")]
     pub(crate) interface: Vec<String>,
     /// Share interfaces: attach to an entry of the root program pinned here

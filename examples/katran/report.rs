@@ -262,6 +262,13 @@ pub(crate) fn rate(now: Count, before: Option<&Count>, seconds: f64) -> Rate {
     }
 }
 
+/// A number of things, such as `1 VIP` or `2 VIPs`.
+pub(crate) fn counted(number: impl std::fmt::Display, one: &str) -> String {
+    let number = number.to_string();
+    let many = if number == "1" { "" } else { "s" };
+    format!("{number} {one}{many}")
+}
+
 /// Three or more digits with a decimal prefix, at most seven characters.
 pub(crate) fn scaled(number: f64) -> String {
     let mut scaled = number;

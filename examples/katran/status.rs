@@ -17,6 +17,7 @@ use crate::report::Health;
 use crate::report::OfVip;
 use crate::report::Rate;
 use crate::report::Report;
+use crate::report::counted;
 use crate::report::rated;
 use crate::report::scaled;
 
@@ -121,7 +122,7 @@ fn traffic(text: &mut String, report: &Report) -> std::fmt::Result {
     for vip in &report.vips {
         let slots = vip.slots.filter(|slots| slots.unsettled > 0);
         let slots = slots.map_or(String::new(), |slots| {
-            format!("{} slots unsettled", slots.unsettled)
+            format!("{} unsettled", counted(slots.unsettled, "slot"))
         });
         writeln!(text, "{}", line(&vip.vip, vip.rate, &slots))?;
         for of in &vip.reals {

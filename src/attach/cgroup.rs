@@ -77,8 +77,8 @@ impl CgroupLink {
         let link = link.map_err(|error| match error.raw_os_error() {
             Some(libc::EBADF | libc::EINVAL) => Error::Unsupported {
                 what: format!("attaching to {name}"),
-                reason: "it is not the directory of a version 2 cgroup: `mount -t cgroup2` lists where \
-                         those are",
+                reason: "it is not a directory of cgroup v2: `mount -t cgroup2` shows where those \
+                         are",
             },
             _ => failed(error),
         })?;
@@ -113,7 +113,7 @@ impl CgroupLink {
         if kept.is_err()
             && let Err(error) = pin::remove(&record)
         {
-            log::warn!("{} stays: {error}", record.display());
+            log::warn!("cannot remove {}: {error}", record.display());
         }
         kept?;
         self.record = Some(record);
@@ -244,7 +244,7 @@ impl Attached for CgroupLink {
             false => former.unpin(),
         };
         if let Err(error) = unpinned {
-            log::warn!("cannot remove a former pin: {error}");
+            log::warn!("cannot remove an earlier pin: {error}");
         }
     }
 }

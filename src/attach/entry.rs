@@ -19,6 +19,7 @@ use super::list::Replaceable;
 use super::list::Witness;
 use super::place::AttachmentState;
 use super::place::here;
+use super::shared::EntryProgram;
 use super::shared::SharedEntries;
 use crate::error::Error;
 use crate::error::Result;
@@ -166,7 +167,7 @@ impl Entry {
         }
         // A packet may still be in the program and need its array.
         if let Err(error) = GracePeriod::new().and_then(|period| period.wait()) {
-            log::warn!("cannot wait until no packet is in the program: {error}");
+            log::warn!("cannot wait for packets to leave the program: {error}");
         }
         let removed = pins.try_for_each(SpecialPin::remove);
         removed.map_err(|error| {
@@ -265,7 +266,7 @@ impl Attached for Entry {
         if former.record == self.record {
             former.record = None;
         } else if let Err(error) = former.detach() {
-            log::warn!("cannot remove a former root entry: {error}");
+            log::warn!("cannot remove an earlier root entry: {error}");
         }
     }
 }
@@ -308,13 +309,13 @@ impl Replaceable for Entry {
 
 impl Attachments<Entry> {
     /// Checks that the entry exists and is empty or holds a program with one of `names`: left by a
-    /// process, or to be replaced.
+    /// process, or to be replaced. Returns that program, too.
     pub(crate) fn check(
         &self,
         path: &Path,
         position: u32,
         names: &[&str],
-    ) -> Result<SharedEntries> {
+    ) -> Result<(SharedEntries, Option<EntryProgram>)> {
         let entries = SharedEntries::open(path)?;
         entries.check(position)?;
         let ours = self.iter().find(|held| held.entries.path() == path);
@@ -330,7 +331,7 @@ impl Attachments<Entry> {
                 program_id: present.id,
                 program_name: present.name,
             }),
-            _ => Ok(entries),
+            former => Ok((entries, former)),
         }
     }
 
@@ -360,7 +361,7 @@ impl Attachments<Entry> {
             if let Some(record) = &record
                 && let Err(error) = pin::remove(record)
             {
-                log::warn!("{} stays: {error}", record.display());
+                log::warn!("cannot remove {}: {error}", record.display());
             }
         })?;
         kept.special.remove_others(&entries, position);
@@ -483,7 +484,7 @@ impl SpecialPin {
             others.iter().try_for_each(fs::remove_file)
         });
         if let Err(error) = removed {
-            log::warn!("cannot remove the pins of a former balancer: {error}");
+            log::warn!("cannot remove the pins of an earlier balancer: {error}");
         }
     }
 }
@@ -494,7 +495,7 @@ impl Drop for SpecialPin {
             return;
         }
         if let Err(error) = self.remove() {
-            log::warn!("{} stays: {error}", self.path.display());
+            log::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
 }

@@ -227,7 +227,7 @@ pub(crate) fn put_back(attempts: impl Iterator<Item = Result<()>>) -> Result<()>
 /// Ends one for good, if possible.
 fn end<A: Attached>(mut held: A) {
     if let Err(error) = held.detach() {
-        log::warn!("an attachment may remain: {error}");
+        log::warn!("cannot detach: {error}");
     }
 }
 

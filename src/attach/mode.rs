@@ -46,7 +46,7 @@ impl FromStr for XdpMode {
             .find(|mode| mode.to_string() == text)
             .ok_or_else(|| Error::Parse {
                 input: text.to_owned(),
-                expected: "an XDP mode: `auto`, `native`, `generic` or `offload`",
+                expected: "an XDP mode (`auto`, `native`, `generic` or `offload`)",
             })
     }
 }
@@ -92,8 +92,8 @@ impl fmt::Display for NotNative {
                 write!(f, "the driver refused native mode: {error}")
             }
             Self::OtherEnd => f.write_str(
-                "the other end of this virtual link had no XDP program, so it accepts no frames that are \
-                 sent natively",
+                "the other end of this virtual link had no XDP program, so it would have dropped \
+                 frames sent natively",
             ),
         }
     }

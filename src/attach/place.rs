@@ -81,7 +81,7 @@ impl Target {
         let missing = || Error::NoSuchInterface {
             interface: name.to_owned(),
         };
-        let failed = |error| kernel_error("ask about the interface", name, error);
+        let failed = |error| kernel_error("inspect the interface", name, error);
         let index = if_nametoindex(name).map_err(|_| missing())?;
         let interface = Requests::new().and_then(|mut requests| requests.interface(index));
         let interface = interface.map_err(failed)?.ok_or_else(missing)?;
@@ -140,7 +140,7 @@ fn name_of(index: u32) -> Option<String> {
 /// The calling thread's network namespace, if the kernel tells.
 pub(crate) fn here() -> Option<u64> {
     network_namespace()
-        .inspect_err(|error| log::warn!("cannot ask for the network namespace: {error}"))
+        .inspect_err(|error| log::warn!("cannot identify the network namespace: {error}"))
         .ok()
 }
 
@@ -222,10 +222,9 @@ impl<'a> Named<'a> {
             _ => Err(Error::InvalidConfig {
                 setting: "interface",
                 value: self.name.to_owned(),
-                reason:
-                    "several interfaces that had this name are attached to: call from the network \
-                         namespace of the one that is meant, with its present name"
-                        .to_owned(),
+                reason: "several attached interfaces have had this name: call from the network \
+                     namespace of the one you mean, with its present name"
+                    .to_owned(),
             }),
         }
     }

@@ -38,7 +38,7 @@ pub(crate) fn end_kept(
     };
     let unreached = || {
         log::warn!(
-            "{}: its attachment, if it still exists, cannot be reached from here",
+            "{}: this process cannot reach the attachment, if it still exists",
             path.display()
         );
         unpin()

@@ -50,7 +50,7 @@ impl SharedEntries {
         let text = path.display().to_string();
         let fd = pin::open(path).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOENT) => Error::NotFound {
-                what: format!("a program array at {text} (load a root program and pin it there)"),
+                what: format!("a program array at {text} (pin a root program there)"),
             },
             Some(libc::EINVAL | libc::ENOTDIR | libc::EISDIR) => not_an_array(&text),
             // The kernel reports the same for files that are no BPF objects.
@@ -64,7 +64,7 @@ impl SharedEntries {
     pub(crate) fn of(path: &Path, fd: OwnedFd) -> Result<Self> {
         let text = path.display().to_string();
         let array = ProgramArray::new(fd)
-            .map_err(|error| kernel_error("ask about the program array", &text, error))?
+            .map_err(|error| kernel_error("inspect the program array", &text, error))?
             .ok_or_else(|| not_an_array(&text))?;
         Ok(Self {
             path: path.to_owned(),
@@ -114,7 +114,7 @@ impl SharedEntries {
                 setting: "frags",
                 value: "of the program".to_owned(),
                 reason: format!(
-                    "{}: accepts only XDP programs with the same setting as its root program",
+                    "the programs of {} must have the root program's value of frags",
                     self.path.display()
                 ),
             },

@@ -288,7 +288,10 @@ impl Attached for TcLink {
             }
         };
         if let Err(error) = unpinned {
-            log::warn!("{}: cannot remove a former pin: {error}", self.target.name);
+            log::warn!(
+                "{}: cannot remove an earlier pin: {error}",
+                self.target.name
+            );
         }
     }
 }
@@ -423,7 +426,7 @@ impl Filter {
                     });
                 }
                 Some(_) => {
-                    log::info!("{interface}: taking over the tc filter that a former process left");
+                    log::info!("{interface}: continuing with the tc filter of an earlier process");
                 }
                 None => {}
             }
@@ -556,7 +559,7 @@ fn filter_state(namespace: &Namespace, place: FilterPlace, program_id: u32) -> A
         Ok(None) => AttachmentState::Gone,
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => AttachmentState::Gone,
         Err(error) => {
-            log::warn!("cannot ask for the tc filters of an interface: {error}");
+            log::warn!("cannot list the tc filters of an interface: {error}");
             AttachmentState::Attached
         }
     }

@@ -34,6 +34,7 @@ use super::sent::Before;
 use super::sent::Reading;
 use super::sent::Sender;
 use crate::counters::InterfaceCounters;
+use crate::error::ATTACH_NATIVE;
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernel::kernel_error;
@@ -287,7 +288,7 @@ impl Attached for XdpLink {
         let is_it = |program| match link::present(index) {
             Ok(of) => [of.native, of.generic, of.offloaded].contains(&program),
             Err(error) => {
-                log::warn!("cannot ask for the XDP programs of an interface: {error}");
+                log::warn!("cannot list the XDP programs of an interface: {error}");
                 true
             }
         };
@@ -306,7 +307,10 @@ impl Attached for XdpLink {
 
     fn succeed(&mut self, mut former: Self) {
         if let Err(error) = former.link.give_up_pin_to(&self.link) {
-            log::warn!("{}: cannot remove a former pin: {error}", self.target.name);
+            log::warn!(
+                "{}: cannot remove an earlier pin: {error}",
+                self.target.name
+            );
         }
     }
 }
@@ -350,7 +354,7 @@ impl XdpLink {
         let replaced = self.link.replace(self.program.as_fd(), None);
         match replaced {
             Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(kernel_error(
-                "put the program back on",
+                "put the previous program back on",
                 &self.target.name,
                 error,
             )),
@@ -402,13 +406,6 @@ impl Attachments<XdpLink> {
         self.here().filter_map(XdpLink::sent).collect()
     }
 
-    /// The same for one of them; `None` if it is not attached to, or its counters cannot be read.
-    pub(crate) fn sent_by(&self, index: u32) -> Option<InterfaceCounters> {
-        let mut held = self.here();
-        let held = held.find(|held| held.target.place.index == index)?;
-        held.sent()
-    }
-
     fn here(&self) -> impl Iterator<Item = &XdpLink> {
         let here = here();
         self.present()
@@ -444,15 +441,15 @@ fn sends_in_vain(interface: &str, index: u32) -> bool {
     match FarEnd::of(index) {
         Ok(Some(far @ FarEnd::TakesNone { .. })) => {
             log::info!(
-                "{interface}: using generic mode, because {far} has no XDP program and so accepts no frames that \
-             are sent natively"
+                "{interface}: using generic mode, because {far} has no XDP program, so it would \
+                 drop frames sent natively"
             );
             true
         }
         Ok(Some(far @ FarEnd::Unknown)) => {
             log::info!(
-                "{interface}: {far} is in a network namespace that this process may not look into: without an XDP \
-             program there, frames that are sent natively do not arrive"
+                "{interface}: {far} is in a network namespace that this process may not look \
+                 into: unless it has an XDP program, frames sent natively do not arrive"
             );
             false
         }
@@ -474,7 +471,7 @@ fn is_final(error: &io::Error) -> bool {
 
 fn refuse_foreign(interface: &str, index: u32) -> Result<()> {
     let present = link::present(index)
-        .map_err(|error| kernel_error("ask for the XDP programs of", interface, error))?;
+        .map_err(|error| kernel_error("list the XDP programs of", interface, error))?;
     let id = [present.native, present.generic, present.offloaded]
         .into_iter()
         .find(|id| *id != 0);
@@ -501,12 +498,9 @@ fn refused(interface: &str, index: u32, error: io::Error) -> Error {
         Some(libc::ENODEV) => Error::NoSuchInterface {
             interface: interface.to_owned(),
         },
-        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => kernel_error(
-            "attach XDP in native mode (the MTU may be too large for one page: lower it, set \
-             frags, or use generic mode) to",
-            interface,
-            error,
-        ),
+        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => {
+            kernel_error(ATTACH_NATIVE, interface, error)
+        }
         _ => kernel_error("attach XDP to", interface, error),
     }
 }

@@ -457,8 +457,8 @@ struct id_query {
 	__u8 unchecked;
 	__u8 explain;
 	__u8 untagged;
-	/* Not part of the query, but here is room: the outer VLAN tag of the last tagged frame that
-	 * left. No frame clears it. */
+	/* Not part of the query, but here is room: the outer VLAN of the last tagged frame that
+	 * left, and above it the number of such frames, modulo 16. No frame clears it. */
 	__be16 sent_tag;
 };
 

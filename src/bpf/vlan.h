@@ -23,6 +23,9 @@ struct vlan_header {
 	__be16 type; /* of what follows */
 };
 
+/* The VLAN's number in a tag; the bits above it are its priority. */
+#define VLAN_NUMBER 0x0fff
+
 static __always_inline bool is_tag(__be16 type)
 {
 	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
@@ -77,6 +80,16 @@ static __always_inline int walk_untagged(const struct run *run, struct cursor cu
 	return walk_rarely(run, arrived, bytes);
 }
 
+/* Remembers the VLAN of a frame that leaves. The bits above its number count such frames. */
+static __always_inline void mark_vlan(const struct run *run, __be16 tag)
+{
+	__be16 *mark = &run->cpu->scratch.query.sent_tag;
+	const __u16 vlan = bpf_ntohs(tag) & VLAN_NUMBER;
+	const __u16 count = bpf_ntohs(*mark) + VLAN_NUMBER + 1;
+
+	*mark = bpf_htons((count & ~VLAN_NUMBER) | vlan);
+}
+
 /* Puts the tags back, unless the frame goes nowhere. Returns the verdict, which changes if that
  * fails. */
 static __always_inline int tag_again(const struct run *run, int verdict)
@@ -110,6 +123,6 @@ static __always_inline int tag_again(const struct run *run, int verdict)
 		word[1] = rare->tags[1];
 	/* Frames for the host may have any VLAN, and a simulated frame goes nowhere. */
 	if (verdict != XDP_PASS && !is(run, EXPLAINS))
-		run->cpu->scratch.query.sent_tag = rare->tags[0] >> 16;
+		mark_vlan(run, rare->tags[0] >> 16);
 	return verdict;
 }

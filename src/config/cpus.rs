@@ -66,7 +66,7 @@ impl Topology {
 }
 
 fn read_list(path: &str) -> Result<BTreeSet<u32>> {
-    let error = |errno| kernel_error("read a list of CPUs or nodes", path, errno);
+    let error = |errno| kernel_error("read the CPUs or nodes in", path, errno);
     let text = fs::read_to_string(path).map_err(error)?;
     parse_list(text.trim())
         .ok_or_else(|| error(io::Error::new(io::ErrorKind::InvalidData, text.trim())))

@@ -178,7 +178,7 @@ impl<'de> Deserialize<'de> for Whole {
         match i64::try_from(number) {
             Ok(_) => Ok(Self(number)),
             Err(_) => Err(D::Error::custom(format_args!(
-                "{number} is more than a document can hold, 2^63 - 1"
+                "{number} is above 2^63 - 1, the largest number in a document"
             ))),
         }
     }
@@ -267,7 +267,7 @@ impl<'de, F: Flags> Deserialize<'de> for Flag<F> {
         let text = String::deserialize(deserializer)?;
         flag_by_name(&text).map(Self).ok_or_else(|| {
             D::Error::custom(format_args!(
-                "`{text}` is none of {}",
+                "`{text}` is unknown (known: {})",
                 flag_names(&F::all()).join(", ")
             ))
         })

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::error::Result;
+use crate::ring::RingSize;
 use crate::types::Gateway;
 use crate::types::MacAddr;
 use crate::types::MaxFrame;
@@ -44,7 +45,7 @@ pub(crate) fn check_gateway_mac(mac: MacAddr) -> Result<()> {
         false => Err(invalid(
             "gateway_mac",
             mac,
-            "must be the address of one station: not zero, not a group",
+            "must be a unicast address, and not zero",
         )),
     }
 }
@@ -71,8 +72,8 @@ pub(super) fn missing(setting: &'static str) -> Error {
     invalid(
         setting,
         "(not set)",
-        "required: the MAC address of the router that leads to the reals, as `ip neighbour` shows it, \
-         or auto",
+        "set it to the MAC address of the router that leads to the reals (`ip neighbour` shows \
+         it), or to auto",
     )
 }
 
@@ -83,7 +84,7 @@ where
 {
     let shown = value.clone();
     let narrow = value.try_into();
-    narrow.map_err(|_| invalid(setting, format!("{shown:?}"), "does not fit"))
+    narrow.map_err(|_| invalid(setting, format!("{shown:?}"), "is out of range"))
 }
 
 pub(super) fn check_prefixes(setting: &'static str, prefixes: &[Prefix]) -> Result<()> {
@@ -91,7 +92,7 @@ pub(super) fn check_prefixes(setting: &'static str, prefixes: &[Prefix]) -> Resu
         true => Err(invalid(
             setting,
             format!("{} prefixes", prefixes.len()),
-            "more than 65,536",
+            "must be at most 65,536",
         )),
         false => Ok(()),
     }
@@ -129,7 +130,7 @@ pub(super) fn check_ipip_source_v4(first: Ipv4Addr) -> Result<()> {
         return Err(invalid(
             setting,
             first,
-            "must be the first address of a /16 prefix: the last 16 bits are the flow's",
+            "must be the first address of a /16 prefix: each flow gets its own last 16 bits",
         ));
     }
     // 240.0.0.0/4 has no hosts either, and ends with the broadcast address.
@@ -144,7 +145,7 @@ pub(super) fn check_ipip_source_v6(first: Ipv6Addr) -> Result<()> {
         return Err(invalid(
             "ipip_source_v6",
             first,
-            "must be the first address of a /96 prefix: the last 32 bits are the flow's",
+            "must be the first address of a /96 prefix: each flow gets its own last 32 bits",
         ));
     }
     check_source(first.into())
@@ -185,24 +186,7 @@ pub(super) fn check_idle_timeout(timeout: Duration) -> Result<()> {
 }
 
 pub(super) fn check_ring_size(size: u32) -> Result<()> {
-    within("ring_size", size, 3..=16_777_213)?;
-    if is_prime(size) {
-        return Ok(());
-    }
-    // The upper end of the range is a prime, so there is one.
-    let next = (size..).find(|larger| is_prime(*larger)).unwrap_or(65_537);
-    Err(invalid(
-        "ring_size",
-        size,
-        format!("must be a prime; the next larger one is {next}"),
-    ))
-}
-
-fn is_prime(n: u32) -> bool {
-    n >= 2
-        && (2..)
-            .take_while(|divisor| divisor * divisor <= n)
-            .all(|divisor| !n.is_multiple_of(divisor))
+    RingSize::try_from(size).map(|_| ())
 }
 
 pub(super) fn check_interface_name(name: &str) -> Result<()> {

@@ -38,7 +38,7 @@ pub(crate) type Value<'d> = Spanned<DeValue<'d>>;
 pub(crate) struct Wrong {
     /// Its place: the value, or the one in a list.
     pub(crate) span: Range<usize>,
-    /// The fault, and what is expected: the end of a sentence that begins with the value.
+    /// The fault, and the remedy: the end of a sentence that begins with the value.
     pub(crate) reason: String,
     /// Whether a number is out of bounds for what it counts; its range says more.
     pub(crate) is_range: bool,
@@ -100,7 +100,7 @@ fn other_than(wanted: &str, value: &DeValue<'_>) -> String {
         DeValue::Table(_) => ", not a table",
         _ => "",
     };
-    format!("{wanted} is expected{hint}")
+    format!("must be {wanted}{hint}")
 }
 
 /// Whether text looks like a number, or like `true` or `false`.
@@ -118,7 +118,7 @@ fn text<'v>(value: &'v Value<'_>) -> Result<&'v str, Wrong> {
 fn list<'v, 'd>(value: &'v Value<'d>) -> Result<&'v [Value<'d>], Wrong> {
     match value.get_ref() {
         DeValue::Array(values) => Ok(values),
-        _ => Err(Wrong::new(value, "a list is expected: put it in [ ]")),
+        _ => Err(Wrong::new(value, "must be a list: put it in [ ]")),
     }
 }
 
@@ -133,7 +133,10 @@ fn whole(value: &Value<'_>) -> Result<i128, Wrong> {
 }
 
 fn too_large(value: &Value<'_>) -> Wrong {
-    Wrong::new(value, "this is more than a document can hold, 2^63 - 1")
+    Wrong::new(
+        value,
+        "must be at most 2^63 - 1, the largest number in a document",
+    )
 }
 
 macro_rules! numbers {
@@ -158,7 +161,7 @@ impl Read for Whole {
             (Err(_), Ok(_)) => Err(too_large(value)),
             _ => Err(Wrong {
                 is_range: true,
-                ..Wrong::new(value, "it cannot be negative")
+                ..Wrong::new(value, "must not be negative")
             }),
         }
     }
@@ -206,7 +209,7 @@ impl Read for AutoOr {
             DeValue::String(word) if word == "auto" => Ok(Self::write(MaxFrame::Auto)),
             DeValue::Integer(_) => u32::of(value).map(MaxFrame::Bytes).map(Self::write),
             other => {
-                let wanted = "a whole number of bytes, or \"auto\",";
+                let wanted = "a whole number of bytes, or \"auto\"";
                 Err(Wrong::new(value, other_than(wanted, other)))
             }
         }
@@ -221,10 +224,10 @@ impl<A: FromStr, const LENGTH: u8> Read for FirstOf<A, LENGTH> {
         first.map(Self::write).ok_or_else(|| {
             let hint = match text.contains('/') || text.len() > LONGEST_HINTED {
                 true => String::new(),
-                false => format!(": write the length, too, as in {text}/{LENGTH}"),
+                false => format!(": add the length: {text}/{LENGTH}"),
             };
             let family = if LENGTH > 32 { "IPv6" } else { "IPv4" };
-            let reason = format!("an {family} prefix of length {LENGTH} is expected{hint}");
+            let reason = format!("must be an {family} prefix of length {LENGTH}{hint}");
             Wrong::new(value, reason)
         })
     }
@@ -239,7 +242,7 @@ impl<F: Flags> Read for Set<F> {
                 let names = flag_names(&F::all());
                 let hint = did_you_mean(name, names.iter().map(String::as_str));
                 let names = names.join(", ");
-                Wrong::new(value, format!("there is no such word{hint} (all: {names})"))
+                Wrong::new(value, format!("unknown{hint} (known: {names})"))
             })?;
             set.insert(flag);
         }
@@ -271,8 +274,8 @@ impl Read for Seconds {
             ..Wrong::new(
                 value,
                 match is_negative {
-                    true => "a time cannot be negative",
-                    false => "a number of seconds is expected",
+                    true => "must not be negative",
+                    false => "must be a number of seconds",
                 },
             )
         })
@@ -339,8 +342,7 @@ impl Worded for Prefix {
         text.parse().map_err(|error| match text.split_once('/') {
             _ if !matches!(error, Error::Parse { .. }) => reason(error),
             Some((address, _)) if address.parse::<IpAddr>().is_ok() => {
-                "the length of the prefix is a number of bits: 0 to 32 for IPv4, 0 to 128 for IPv6"
-                    .to_owned()
+                "the length of a prefix must be 0 to 32 for IPv4, 0 to 128 for IPv6".to_owned()
             }
             Some((address, _)) => no_address(address, "a prefix such as 100.64.0.0/10", |_| None),
             None => no_address(text, "a prefix such as 100.64.0.0/10", |_| None),
@@ -373,28 +375,28 @@ pub(crate) fn no_address(
     hint: impl Fn(Fault) -> Option<String>,
 ) -> String {
     if text.len() > LONGEST_HINTED {
-        return format!("{wanted} is expected");
+        return format!("must be {wanted}");
     }
     let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
     if is_address(text) {
-        return format!("{wanted} is expected");
+        return format!("must be {wanted}");
     }
     if let Some(fault) = Fault::of(text) {
         return hint(fault).unwrap_or_else(|| match fault {
-            Fault::Prefix(length) => format!("{wanted} is expected: leave out /{length}"),
-            Fault::Port(port) => format!("{wanted} is expected: leave out the port, {port}"),
+            Fault::Prefix(length) => format!("must be {wanted}: leave out /{length}"),
+            Fault::Port(port) => format!("must be {wanted}: leave out the port, {port}"),
         });
     }
     let inner = text
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'));
     if inner.is_some_and(is_address) {
-        return format!("{wanted} is expected: leave out the brackets");
+        return format!("must be {wanted}: leave out the brackets");
     }
     if let Some((address, zone)) = text.split_once('%')
         && is_address(address)
     {
-        return format!("{wanted} is expected, without the interface %{zone}");
+        return format!("must be {wanted}, without the interface %{zone}");
     }
     let plain: Vec<_> = text
         .split('.')
@@ -403,12 +405,12 @@ pub(crate) fn no_address(
         .collect();
     if plain.len() == 4 && is_address(&plain.join(".")) {
         return format!(
-            "{wanted} is expected, without leading zeros: {}",
+            "must be {wanted}, without leading zeros: {}",
             plain.join(".")
         );
     }
     if is_address(text.trim()) {
-        return format!("{wanted} is expected: leave out the spaces");
+        return format!("must be {wanted}: leave out the spaces");
     }
     let is_name = text.contains(|c: char| c.is_ascii_alphabetic())
         && !text.contains(':')
@@ -416,8 +418,8 @@ pub(crate) fn no_address(
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
     match is_name {
-        true => format!("{wanted} is expected: names are not looked up"),
-        false => format!("{wanted} is expected"),
+        true => format!("must be {wanted}, not a name"),
+        false => format!("must be {wanted}"),
     }
 }
 

@@ -78,8 +78,8 @@ fn check_each_other(config: &Config) -> Result<()> {
             "max_reals",
             config.max_reals,
             format!(
-                "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default; up to {} go with \
-                 flow_tracking = \"all\"",
+                "must be 1 to {MAX_REALS_OF_SLOTS} with flow_tracking = \"changed\", the default, \
+                 or up to {} with flow_tracking = \"all\"",
                 u16::MAX
             ),
         ));
@@ -116,7 +116,7 @@ fn placement(
     let cpus = cpus.unwrap_or_else(|| machine.online.iter().copied().collect());
     let refuse_cpus = |reason: String| Err(invalid("forwarding_cpus", format!("{cpus:?}"), reason));
     if cpus.is_empty() {
-        return refuse_cpus("at least one CPU is needed".to_owned());
+        return refuse_cpus("list at least one CPU".to_owned());
     }
     if cpus.iter().collect::<BTreeSet<_>>().len() != cpus.len() {
         return refuse_cpus("a CPU is listed twice".to_owned());
@@ -138,7 +138,7 @@ fn placement(
             return refuse_nodes(
                 &nodes,
                 format!(
-                    "one node for each of the {} forwarding CPUs is needed",
+                    "list one node for each of the {} forwarding CPUs",
                     cpus.len()
                 ),
             );
@@ -147,10 +147,7 @@ fn placement(
             if let Some(node) = nodes.iter().find(|node| !machine.nodes.contains(node)) {
                 return refuse_nodes(
                     &nodes,
-                    format!(
-                        "node {node} is not online; those that are: {:?}",
-                        machine.nodes
-                    ),
+                    format!("node {node} is not online (online: {:?})", machine.nodes),
                 );
             }
             nodes.into_iter().map(Some).collect::<Vec<_>>()
@@ -261,10 +258,10 @@ mod tests {
     #[test]
     fn each_refusal_names_setting_value_and_range() {
         let cases: [(Builder, &[&str]); 22] = [
-            (Builder::new(), &["gateway_mac", "required"]),
+            (Builder::new(), &["gateway_mac", "set it to the MAC"]),
             (
                 builder().gateway_mac(MacAddr::new([0; 6])),
-                &["gateway_mac", "station"],
+                &["gateway_mac", "unicast"],
             ),
             (builder().max_vips(0), &["max_vips = 0", "1 to 65535"]),
             (

@@ -137,7 +137,7 @@ counters! {
 
     /// What the program did with events; see [`Katran::events`](crate::Katran::events).
     EventCounters from types::counters {
-        Counter events, "events" by event: "Events sent to a monitor, by type." {
+        Counter events, "events" by event: "Events sent to a monitor, by kind." {
             /// Sent: TCP packets without SYN of flows that no table knew.
             tcp_non_syn_miss = sum(events[event(event_kind::EVENT_TCP_NON_SYN_MISS)]) as "tcp_non_syn_miss";
             /// Sent: frames above `max_frame`.

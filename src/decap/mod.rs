@@ -313,7 +313,7 @@ impl Decap {
     /// [`Error::Kernel`] if the kernel does not answer. A missing interface is a finding, not an
     /// error.
     pub fn diagnose(&self, interface: &str, vips: &[IpAddr]) -> Result<Diagnosis> {
-        let failed = |error| kernel_error("ask about the interface", interface, error);
+        let failed = |error| kernel_error("inspect the interface", interface, error);
         let program = self.parts.program.as_fd();
         let of_tc = self.tc_attachments.get(interface);
         let tc_index = of_tc.map(|attached| attached.target().place.index);

@@ -72,7 +72,7 @@ impl Parts {
                 tc_program: None,
             })
         };
-        let mut parts = take_over().map_err(|error| kernel_error("take over", "decap", error))?;
+        let mut parts = take_over().map_err(|error| kernel_error("open", "decap", error))?;
         fill(SOURCES, &parts.sources, &settings.sources)?;
         fill(DESTINATIONS, &parts.destinations, &settings.destinations)?;
         if with_tc {
@@ -97,7 +97,7 @@ impl Parts {
         let skel =
             object::load(open, &[TC_PROGRAM]).map_err(|refused| load_error(TC_PROGRAM, refused))?;
         let program = skel.progs.decap_tc.as_fd().try_clone_to_owned();
-        program.map_err(|error| kernel_error("take over", TC_PROGRAM, error))
+        program.map_err(|error| kernel_error("open", TC_PROGRAM, error))
     }
 }
 

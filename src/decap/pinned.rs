@@ -36,12 +36,12 @@ pub(super) fn adopt_whole(directory: &Path) -> Result<Option<(Decap, Start)>> {
         return Ok(None);
     };
     let set = home.set();
-    let failed = |error| kernel_error("continue with", &directory.display().to_string(), error);
+    let failed = |error| kernel_error("adopt", &directory.display().to_string(), error);
     let counters: Option<PerCpuArray<decap_counters>> = match contents.knows(Part::Counters) {
         true => Some(PerCpuArray::new(set.map(COUNTERS)?).map_err(failed)?),
         false => {
             log::warn!(
-                "the counters of katran {} have another layout: they begin at 0",
+                "the counters of katran {} have another layout: counting starts at 0",
                 contents.version()
             );
             None
@@ -154,7 +154,7 @@ impl Decap {
                     }
                     Err(error) => {
                         let path = path.display().to_string();
-                        return Err(kernel_error("continue with", &path, error));
+                        return Err(kernel_error("adopt", &path, error));
                     }
                 }
             }
@@ -205,7 +205,7 @@ fn with_content<T>(
     pin: impl FnOnce(&Content<'_>) -> Result<T>,
 ) -> Result<T> {
     let record = record::write(settings);
-    let record = record.map_err(|error| kernel_error("note", "the settings", error))?;
+    let record = record.map_err(|error| kernel_error("record", "the settings", error))?;
     let mut programs = vec![(MAIN, parts.program.as_fd())];
     programs.extend(
         parts

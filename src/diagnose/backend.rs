@@ -100,13 +100,14 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
                 "another process strips tunnels on {name}, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "nothing to do if this check only compares with that decapsulator; else stop it \
-                          first";
+            let advice = "ignore this if you only compare this check with that decapsulator; else \
+                          stop it first";
             found.note(about, message, advice);
         }
         Holder::Other(other) => {
             let message = format!(
-                "{name} runs {}, which is not the decapsulator: attaching by XDP would be refused",
+                "{name} runs {}, which is not the decapsulator: attaching with XDP would be \
+                 refused",
                 other.describe()
             );
             let advice = "strip at tc instead (--tc), or stop the program that attached it \
@@ -117,7 +118,8 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
         Holder::Nobody if of_kernel(facts, found) => {}
         Holder::Nobody => {
             let message = format!(
-                "nothing strips tunnels here: no decapsulator is on {name} by XDP, nor one of this process at tc"
+                "nothing strips tunnels here: no decapsulator is on {name} (XDP), and this \
+                 process has none at tc"
             );
             let advice = "attach one (`katran decap` does), unless another process decapsulates at tc; or use the \
                           kernel's tunnel devices";
@@ -127,7 +129,7 @@ fn program(facts: &Backend, found: &mut Diagnosis) {
     }
     match facts.tc_index {
         Some(_) if facts.tc_index == place.index => {
-            found.ok(about, format!("strips tunnels on {name} in tc"));
+            found.ok(about, format!("strips tunnels on {name} at tc"));
         }
         Some(_) => lost(
             format!("{name} is a new interface: the one that the program was attached to is gone"),
@@ -243,13 +245,17 @@ fn reverse_path_filter(facts: &Backend, found: &mut Diagnosis) {
         (Some(1), WayBack::Elsewhere) => found.problem(
             about,
             format!(
-                "strict, and the way back to clients is not by {name}: their packets are dropped"
+                "strict, and the way back to clients does not lead through {name}: the kernel \
+                 drops their packets"
             ),
             advice,
         ),
         (Some(1), _) => found.note(
             about,
-            format!("strict: packets from clients that this host does not reach through {name} are dropped"),
+            format!(
+                "strict: the kernel drops packets from clients that this host does not reach \
+                     through {name}"
+            ),
             advice,
         ),
         (None, _) => found.note(
@@ -271,7 +277,7 @@ fn vips(facts: &Backend, found: &mut Diagnosis) {
             ),
             false => found.problem(
                 Subject::VipOnLoopback,
-                format!("{vip} is no address of this host: its packets are discarded"),
+                format!("{vip} is not an address of this host: the kernel discards its packets"),
                 format!("ip addr add {vip}/{bits} dev lo"),
             ),
         }
@@ -279,7 +285,7 @@ fn vips(facts: &Backend, found: &mut Diagnosis) {
     if facts.vips.is_empty() {
         found.note(
             Subject::VipOnLoopback,
-            "no VIPs were given, so this was not checked",
+            "not checked: no VIPs were named",
             "name the VIPs (--vip)",
         );
     }

@@ -146,7 +146,7 @@ fn each_trouble_is_one_finding_with_advice() {
             "passes tunnels on",
         ),
         (|f| other(f, "filter"), Warning, Subject::Program, "--tc"),
-        (|f| other(f, DECAP), Note, Subject::Program, "nothing to do"),
+        (|f| other(f, DECAP), Note, Subject::Program, "ignore this"),
         (
             |f| f.interface.program.as_mut().unwrap().mode = XdpMode::Generic,
             Warning,

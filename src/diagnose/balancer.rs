@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use super::Diagnosis;
 use super::FlowTableFacts;
+use super::Growth;
 use super::HostFacts;
 use super::InterfaceFacts;
 use super::Subject;
 use super::Vlans;
+use super::counted;
 use super::flow_tables;
 use super::host::host;
 use super::interface::Holder;
@@ -93,8 +95,8 @@ pub(crate) struct Balancer {
     /// The CPUs with a flow table.
     pub(crate) forwarding_cpus: BTreeSet<u32>,
     /// Packets forwarded by all CPUs, and by those without a flow table.
-    pub(crate) packets: u64,
-    pub(crate) without_table: u64,
+    pub(crate) packets: Growth,
+    pub(crate) without_table: Growth,
     pub(crate) flow_tables: FlowTableFacts,
     pub(crate) vips: usize,
     /// There are IPv6 VIPs.
@@ -107,7 +109,7 @@ pub(crate) struct Balancer {
     pub(crate) routed_on: Vec<IpAddr>,
     pub(crate) sends: Sends,
     /// Drop reasons that point to a wrong setting: name, frames, advice.
-    pub(crate) drops: Vec<(&'static str, u64, &'static str)>,
+    pub(crate) drops: Vec<(&'static str, Growth, &'static str)>,
 }
 
 impl Balancer {
@@ -143,7 +145,7 @@ pub(crate) fn judge(facts: &Balancer) -> Diagnosis {
         mtu(facts, &mut found);
         let around = vlans::Around {
             interface: &facts.interface.name,
-            packets: facts.packets,
+            packets: facts.packets.recent,
             next_hops: &facts.next_hops,
             neighbours: facts
                 .given_macs()
@@ -201,8 +203,8 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 "{name} runs a balancer of another process, in {} mode: attaching would be refused",
                 other.mode
             );
-            let advice = "nothing to do if this check only compares a configuration with that balancer; \
-                      else stop it first, or share the interface through a root program";
+            let advice = "ignore this if you only compare a configuration with that balancer; \
+                          else stop it first, or share the interface through a root program";
             found.warn(Subject::Program, message, advice);
         }
         Holder::Other(other) if other.name.is_empty() => {
@@ -211,8 +213,8 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
                 other.describe()
             );
             let advice = format!(
-                "as root: bpftool prog show id {}; nothing to do if it is the balancer that this \
-                 check compares a configuration with",
+                "as root: bpftool prog show id {}; ignore this if it is the balancer that you \
+                 compare a configuration with",
                 other.id
             );
             found.warn(Subject::Program, message, advice);
@@ -263,10 +265,14 @@ fn program(facts: &Balancer, found: &mut Diagnosis) {
 fn queues(facts: &Balancer, found: &mut Diagnosis) {
     let name = &facts.interface.name;
     let (forwarding, online) = (facts.forwarding_cpus.len() as u32, facts.online_cpus);
+    let shared = |queues: u32| {
+        let queues = counted(queues, "receive queue");
+        let cpus = counted(forwarding, "CPU");
+        format!("{queues} for {cpus} with a flow table")
+    };
     match facts.interface.receive_queues {
         Some(queues) if queues > forwarding => {
-            let message =
-                format!("{queues} receive queues for {forwarding} CPUs with a flow table");
+            let message = shared(queues);
             let advice = format!(
                 "ethtool -L {name} combined {forwarding}, and one interrupt on each of those CPUs"
             );
@@ -274,8 +280,8 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         }
         Some(queues) if queues < forwarding && queues < online => {
             let message = format!(
-                "{queues} receive queues for {forwarding} CPUs with a flow table: some may get no \
-                 packets, or a flow's packets may change CPU and find no entry"
+                "{}: some may get no packets, or a flow's packets may change CPU and find no entry",
+                shared(queues)
             );
             let advice = format!(
                 "ethtool -L {name} combined {}, or fewer forwarding_cpus (on veth, one, and \
@@ -285,8 +291,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
             found.note(Subject::Queues, message, advice);
         }
         Some(queues) => {
-            let message =
-                format!("{queues} receive queues for {forwarding} CPUs with a flow table");
+            let message = shared(queues);
             found.ok(Subject::Queues, message);
         }
         None => found.note(
@@ -296,18 +301,25 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         ),
     }
     interrupts::judge(&facts.interface.interrupts, &facts.forwarding_cpus, found);
-    let message = format!(
+    let (packets, without) = (&facts.packets, &facts.without_table);
+    let ever = format!(
         "{} of {} packets since the balancer was loaded came on CPUs without a flow table",
-        facts.without_table, facts.packets
+        without.total, packets.total
     );
-    match facts.without_table {
-        0 => found.ok(Subject::FallbackTable, message),
-        _ => found.warn(
-            Subject::FallbackTable,
-            message,
-            "set forwarding_cpus to the CPUs that receive the interface's interrupts \
-             (/proc/interrupts, /proc/irq/*/smp_affinity_list)",
-        ),
+    let about = Subject::FallbackTable;
+    let advice = "set forwarding_cpus to the CPUs that receive the interface's interrupts \
+                  (/proc/interrupts, /proc/irq/*/smp_affinity_list)";
+    match (without.total, without.recent) {
+        (0, _) => found.ok(about, ever),
+        (_, 0) => found.note(about, format!("{ever}, {}", without.silence()), advice),
+        (_, recent) => {
+            let message = format!(
+                "{recent} of {} packets {} came on CPUs without a flow table",
+                packets.recent,
+                without.lately()
+            );
+            found.warn(about, message, advice);
+        }
     }
 }
 
@@ -367,7 +379,7 @@ fn mtu(facts: &Balancer, found: &mut Diagnosis) {
         )
     };
     let answered = facts.answered_too_big;
-    let many = answered > 0 && answered >= facts.packets / FEW_ANSWERS;
+    let many = answered > 0 && answered >= facts.packets.total / FEW_ANSWERS;
     match (facts.answers_too_big, answered) {
         // One answer is enough to tell a client its path MTU.
         (true, 1..) if !many => found.note(
@@ -408,7 +420,8 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
         }
         (Some(address), None) if facts.next_hops_previewed => {
             let message = format!(
-                "{whom}: not resolved yet: {address} is resolved when the balancer is attached"
+                "{whom}: the MAC address of {address} is not known yet: the balancer looks for it \
+                 when attached"
             );
             let advice = format!("ping {address} shows whether it answers");
             found.note(about, message, advice);
@@ -453,14 +466,14 @@ fn gateway(facts: &Balancer, found: &mut Diagnosis) {
             unknown += found.findings().len() - before;
         }
         if unknown == 0 {
-            let message = format!("{} next hops are known", facts.next_hops.len());
+            let message = format!("{} known", counted(facts.next_hops.len(), "next hop"));
             found.ok(Subject::Gateway, message);
         }
         return;
     }
     for mac in facts.given_macs() {
         match facts.neighbours.contains(&mac) {
-            true => found.ok(Subject::Gateway, format!("{mac} is a neighbour's")),
+            true => found.ok(Subject::Gateway, format!("{mac} belongs to a neighbour")),
             false => {
                 let message = format!("{mac} is not in the kernel's neighbour table");
                 let advice = "ping the router, then compare with `ip neighbour`; or set gateway_mac = \
@@ -521,7 +534,7 @@ fn source(facts: &Balancer, found: &mut Diagnosis) {
         found.warn(Subject::Source, message, "set healthcheck_interface");
     }
     if fine {
-        found.ok(Subject::Source, "every outer source that is needed is set");
+        found.ok(Subject::Source, "all necessary outer sources are set");
     }
 }
 
@@ -573,8 +586,18 @@ fn vips(facts: &Balancer, found: &mut Diagnosis) {
         );
     }
     for (reason, frames, advice) in &facts.drops {
-        let message = format!("{reason}: {frames} frames since the balancer was loaded");
-        found.warn(Subject::Drops, message, advice);
+        let about = Subject::Drops;
+        if frames.recent == 0 {
+            let total = counted(frames.total, "frame");
+            let silence = frames.silence();
+            let message = format!("{reason}: {total} since the balancer was loaded, {silence}");
+            found.note(about, message, advice);
+            continue;
+        }
+        let (recent, lately) = (counted(frames.recent, "frame"), frames.lately());
+        let total = frames.total;
+        let message = format!("{reason}: {recent} {lately}, {total} since the balancer was loaded");
+        found.warn(about, message, advice);
     }
     if facts.drops.is_empty() {
         found.ok(Subject::Drops, "none that point to a wrong setting");

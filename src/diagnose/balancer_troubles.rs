@@ -308,14 +308,21 @@ fn troubles_of_the_interface() {
             |f| f.interface.receive_queues = Some(1),
             Note,
             Subject::Queues,
-            "1 receive queues",
+            "1 receive queue for",
             "combined 4",
         ),
         (
-            |f| f.without_table = 50,
+            |f| f.without_table = Growth::now(50),
             Warning,
             Subject::FallbackTable,
-            "50 of 100 packets since the balancer was loaded",
+            "50 of 100 packets in the last 60 s came on CPUs without a flow table",
+            "forwarding_cpus",
+        ),
+        (
+            |f| f.without_table = Growth::earlier(50),
+            Note,
+            Subject::FallbackTable,
+            "50 of 100 packets since the balancer was loaded came on CPUs without a flow table, none in the last 75 s",
             "forwarding_cpus",
         ),
         (
@@ -521,7 +528,7 @@ fn troubles_of_where_packets_go() {
             Warning,
             Subject::Vips,
             "203.0.113.1 is not its own address",
-            "dev lo",
+            "ip_forward=0",
         ),
         (
             |f| f.routed_on = vec![[203, 0, 113, 1].into(), [203, 0, 113, 2].into()],
@@ -531,10 +538,20 @@ fn troubles_of_where_packets_go() {
             "unreachable",
         ),
         (
-            |f| f.drops.push(("encap_v4", 3, "headroom")),
+            |f| {
+                let frames = Growth::earlier(5).and(Growth::now(3));
+                f.drops.push(("encap_v4", frames, "headroom"));
+            },
             Warning,
             Subject::Drops,
-            "encap_v4: 3 frames since the balancer was loaded",
+            "encap_v4: 3 frames in the last 60 s, 8 since the balancer was loaded",
+            "headroom",
+        ),
+        (
+            |f| f.drops.push(("encap_v4", Growth::earlier(3), "headroom")),
+            Note,
+            Subject::Drops,
+            "encap_v4: 3 frames since the balancer was loaded, none in the last 75 s",
             "headroom",
         ),
     ]);
@@ -544,6 +561,7 @@ fn troubles_of_where_packets_go() {
 fn hop() -> NextHop {
     NextHop {
         real: None,
+        family: Family::V4,
         address: Some([10, 0, 0, 1].into()),
         interface: Some("eth1".into()),
         mac: Some(MacAddr::new([2, 0, 0, 0, 0, 1])),

@@ -38,10 +38,11 @@ pub(super) fn interface(facts: &InterfaceFacts, found: &mut Diagnosis) -> bool {
             ),
             Some(_) => (
                 format!(
-                    "{name}, which was attached to, does not exist any more: no packets come in by it"
+                    "{name}, where the program was attached, no longer exists: no packets come in \
+                     through it"
                 ),
-                "find out why (ip link, dmesg) and create it again, with its driver, bond or VLAN; the control \
-                 plane must then attach to the new one (katran run and katran decap do so by themselves)",
+                "see why (ip link, dmesg) and create it again, with its driver, bond or VLAN; \
+                 your program must then attach to the new one (katran run and katran decap do)",
             ),
         };
         found.problem(Subject::Interface, message, advice);
@@ -147,8 +148,8 @@ fn why_not_native(facts: &InterfaceFacts, pages: Pages, reason: Option<&NotNativ
     match reason {
         Some(_) => "see the driver's reason in `dmesg` (often too few free queues: ethtool -L)",
         None => {
-            "generic mode was requested, here or for the root program: attach in native mode, or see \
-             why the driver refuses it"
+            "generic mode was requested, here or for the root program: attach in native mode, or \
+             see why the driver refuses it"
         }
     }
     .to_owned()

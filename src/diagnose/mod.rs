@@ -15,6 +15,7 @@ mod interrupts;
 mod kernel_tunnels;
 mod pinned;
 mod reals;
+mod recent;
 mod sending;
 mod tunnel_ends;
 mod vlans;
@@ -43,6 +44,10 @@ pub(crate) use host::HostFacts;
 pub(crate) use interface::Pages;
 pub(crate) use kernel_tunnels::KernelTunnels;
 pub(crate) use reals::RealTroubles;
+pub(crate) use recent::Counted;
+pub(crate) use recent::Growth;
+pub(crate) use recent::Look;
+pub(crate) use recent::Recent;
 pub(crate) use sending::Sends;
 pub(crate) use tunnel_ends::TunnelEnds;
 pub(crate) use vlans::Vlans;
@@ -273,13 +278,16 @@ impl fmt::Display for Diagnosis {
                 .filter(|finding| finding.severity == severity)
                 .count()
         };
-        let plural = |severity, one: &str| match count(severity) {
-            1 => format!("1 {one}"),
-            count => format!("{count} {one}s"),
-        };
-        let problems = plural(Severity::Problem, "problem");
-        let warnings = plural(Severity::Warning, "warning");
-        let notes = plural(Severity::Note, "note");
+        let problems = counted(count(Severity::Problem), "problem");
+        let warnings = counted(count(Severity::Warning), "warning");
+        let notes = counted(count(Severity::Note), "note");
         write!(f, "{problems}, {warnings}, {notes}")
     }
+}
+
+/// A number of things, such as `1 frame` or `2 frames`.
+fn counted(number: impl fmt::Display, one: &str) -> String {
+    let number = number.to_string();
+    let many = if number == "1" { "" } else { "s" };
+    format!("{number} {one}{many}")
 }

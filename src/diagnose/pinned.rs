@@ -58,7 +58,7 @@ fn judge(pinned: &Pinned, found: &mut Diagnosis) {
         Some(what) if is_orphan => found.problem(
             Subject::Owner,
             format!("{message}; {what} was interrupted"),
-            "remove it, or start its program again: that removes it and loads it again",
+            "remove it, or start its program again, which replaces it",
         ),
         Some(what) => found.note(
             Subject::Owner,
@@ -67,12 +67,12 @@ fn judge(pinned: &Pinned, found: &mut Diagnosis) {
         ),
         None if is_orphan && pinned.silence.is_none() => found.note(
             Subject::Owner,
-            format!("{message}: it works, unattended"),
+            format!("{message}: it works, but nothing attends it"),
             "start its program again to change it, or to restore lost attachments",
         ),
         None if is_orphan => found.warn(
             Subject::Owner,
-            format!("{message}: nobody updates next hops, MTUs and the configuration"),
+            format!("{message}: nothing updates next hops, MTUs and the configuration"),
             ADOPT,
         ),
         None if pinned.is_silent() => found.warn(

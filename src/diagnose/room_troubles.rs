@@ -23,6 +23,7 @@ fn sample(crowded: usize) -> FlowTableFacts {
 fn hop(interface: &str) -> NextHop {
     NextHop {
         real: None,
+        family: Family::V4,
         address: Some([10, 0, 0, 1].into()),
         interface: Some(interface.into()),
         mac: Some(MacAddr::new([2, 0, 0, 0, 0, 9])),
@@ -51,7 +52,7 @@ fn troubles_of_room() {
                 f.interface.mtu = 1500;
                 f.max_frame = MaxFrame::Auto;
                 f.answered_too_big = 3;
-                f.packets = 4000;
+                f.packets = Growth::now(4000);
             },
             Note,
             Subject::Mtu,
@@ -101,26 +102,36 @@ fn troubles_of_vlans() {
             |f| {
                 f.gateway = Gateway::Auto;
                 f.next_hops = vec![hop("eth0")];
-                f.vlans.seen = vec![7, 8];
+                f.vlans.tags.recent = vec![7, 8];
             },
             Warning,
             Subject::Vlan,
-            "tags of VLAN 7, 8, and leave with the same: but 10.0.0.1 is a neighbour without one",
+            "tags of VLAN 7, 8 and leave with the same, but 10.0.0.1 is a neighbour without one",
             "tcpdump -eni eth0",
         ),
         (
-            |f| f.vlans.seen = vec![7],
+            |f| f.vlans.tags.recent = vec![7],
             Warning,
             Subject::Vlan,
             "but 02:00:00:00:00:01 is a neighbour without one",
             "ip neighbour",
+        ),
+        (
+            |f| {
+                f.vlans.tags.earlier = vec![7];
+                f.vlans.tags.quiet = Duration::from_secs(75);
+            },
+            Note,
+            Subject::Vlan,
+            "frames came in with tags of VLAN 7, and left with the same; none in the last 75 s",
+            "must be in that VLAN",
         ),
         // A next hop behind a VLAN interface expects a tag.
         (
             |f| {
                 f.gateway = Gateway::Auto;
                 f.next_hops = vec![hop("eth0.7")];
-                f.vlans.seen = vec![7];
+                f.vlans.tags.recent = vec![7];
                 f.vlans.of_hops = vec!["eth0.7".to_owned()];
             },
             Note,
@@ -136,7 +147,7 @@ fn troubles_of_vlans() {
             },
             Warning,
             Subject::Vlan,
-            "arrive without VLAN tags and leave without: but a next hop is behind eth0.7",
+            "arrive and leave without VLAN tags, but a next hop is behind eth0.7",
             "switch's port",
         ),
     ]);

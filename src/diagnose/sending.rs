@@ -2,8 +2,10 @@
 //! interface's counters compared with the program's, and the driver's transmit queues.
 
 use super::Diagnosis;
+use super::Growth;
 use super::InterfaceFacts;
 use super::Subject;
+use super::counted;
 use super::facts::VirtioQueues;
 use super::interface::PASS_ON_PEER;
 use crate::attach::FarEnd;
@@ -22,8 +24,10 @@ pub(crate) struct Sends {
     pub(crate) next_hops: NextHops,
     /// The interface's counters, if the balancer is attached to it.
     pub(crate) by_interface: Option<InterfaceCounters>,
+    /// Frames that it failed to send.
+    pub(crate) unsent: Growth,
     /// Frames that the program counted as sent, through any interface.
-    pub(crate) by_program: u64,
+    pub(crate) by_program: Growth,
 }
 
 /// `in_force` is the program's mode, current or expected.
@@ -57,7 +61,7 @@ fn far_end(place: &InterfaceFacts, sends: &Sends, is_attached: bool, found: &mut
             about,
             format!(
                 "{far} is in a network namespace that this process may not look into: unless it has an XDP program, \
-                 frames that are sent natively do not arrive"
+                 frames sent natively do not arrive"
             ),
             format!("check with ip link there, or {PASS_ON_PEER}"),
         ),
@@ -123,22 +127,17 @@ fn unsent(
     found: &mut Diagnosis,
 ) {
     let InterfaceCounters {
-        interface,
-        sent,
-        unsent,
-        ..
+        interface, sent, ..
     } = counters;
+    let unsent = &sends.unsent;
     let about = Subject::Sending;
-    if *unsent == 0 {
+    if unsent.total == 0 {
+        let sent = counted(sent, "frame");
         let message = format!(
-            "{interface} has sent {sent} frames since the balancer was attached, and failed to send none"
+            "{interface} has sent {sent} since the balancer was attached, and failed to send none"
         );
         return found.ok(about, message);
     }
-    let by_program = sends.by_program;
-    let message = format!(
-        "{interface} has failed to send {unsent} frames since the balancer was attached, which counted {by_program} as sent"
-    );
     let advice = match (in_force, &place.far_end) {
         (XdpMode::Native, Some(FarEnd::TakesNone { .. })) => "see above".to_owned(),
         (XdpMode::Native, Some(_)) => format!(
@@ -154,7 +153,23 @@ fn unsent(
              show {interface}"
         ),
     };
-    match unsent.saturating_mul(BEARABLE) >= by_program {
+    if unsent.recent == 0 {
+        let message = format!(
+            "{interface} has failed to send {} since the balancer was attached, {}",
+            counted(unsent.total, "frame"),
+            unsent.silence()
+        );
+        return found.note(about, message, advice);
+    }
+    let by_program = sends.by_program.recent;
+    let message = format!(
+        "{interface} has failed to send {} {}, when the balancer counted {by_program} as sent; {} since it was \
+         attached",
+        counted(unsent.recent, "frame"),
+        unsent.lately(),
+        unsent.total
+    );
+    match unsent.recent.saturating_mul(BEARABLE) >= by_program {
         true => found.problem(about, message, advice),
         false => found.warn(about, message, advice),
     }

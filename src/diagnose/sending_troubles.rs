@@ -15,7 +15,7 @@ fn takes_none() -> Option<FarEnd> {
     Some(FarEnd::TakesNone { name })
 }
 
-fn sent(unsent: u64, by_program: u64) -> Sends {
+fn sent(unsent: Growth, by_program: u64) -> Sends {
     Sends {
         next_hops: NextHops::Gateway,
         by_interface: Some(InterfaceCounters {
@@ -23,9 +23,10 @@ fn sent(unsent: u64, by_program: u64) -> Sends {
             index: 2,
             namespace: 1,
             sent: 10,
-            unsent,
+            unsent: unsent.total,
         }),
-        by_program,
+        unsent,
+        by_program: Growth::now(by_program),
     }
 }
 
@@ -92,28 +93,35 @@ fn troubles_of_sending() {
             "detach from eth0, and attach again",
         ),
         (
-            |f| f.sends = sent(1, 100),
+            |f| f.sends = sent(Growth::now(1), 100),
             Problem,
             Subject::Sending,
-            "eth0 has failed to send 1 frames since the balancer was attached, which counted 100",
+            "eth0 has failed to send 1 frame in the last 60 s, when the balancer counted 100 as sent; 1 since",
             "ethtool -S eth0",
         ),
         (
-            |f| f.sends = sent(1, 101),
+            |f| f.sends = sent(Growth::now(1), 101),
             Warning,
             Subject::Sending,
-            "has failed to send 1 frames",
+            "has failed to send 1 frame",
             "queue was full",
         ),
         (
             |f| {
-                f.sends = sent(5, 10_000);
+                f.sends = sent(Growth::now(5), 10_000);
                 f.interface.far_end = Some(FarEnd::Takes);
             },
             Warning,
             Subject::Sending,
             "has failed to send 5 frames",
             "the other end's queue",
+        ),
+        (
+            |f| f.sends = sent(Growth::earlier(500), 100),
+            Note,
+            Subject::Sending,
+            "eth0 has failed to send 500 frames since the balancer was attached, none in the last 75 s",
+            "queue was full",
         ),
         (
             |f| {
@@ -147,7 +155,7 @@ fn troubles_of_sending() {
 #[test]
 fn what_leaves_is_fine() {
     let mut facts = good();
-    facts.sends = sent(0, 100);
+    facts.sends = sent(Growth::default(), 100);
     facts.interface.far_end = Some(FarEnd::Takes);
     facts.interface.virtio_queues = Some(VirtioQueues {
         in_use: 4,

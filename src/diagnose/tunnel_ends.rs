@@ -35,7 +35,7 @@ pub(super) fn judge(facts: &TunnelEnds, found: &mut Diagnosis) {
     if facts.egress && !facts.limits_egress {
         found.warn(
             about,
-            "an egress address sends out what anybody puts into a tunnel, from any source",
+            "anyone can send packets out through an egress address, from any source",
             "set egress_sources to the addresses of the VIPs",
         );
     }

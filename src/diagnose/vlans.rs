@@ -3,15 +3,16 @@
 
 use super::Diagnosis;
 use super::Subject;
+use super::recent::Tags;
 use crate::next_hop::NextHop;
 use crate::types::MacAddr;
+
+const IN_VLAN: &str = "the reals or their router must be in that VLAN";
 
 /// The known tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Vlans {
-    /// The VLANs of the last frames that left with tags, at most one for each CPU; empty if none
-    /// did.
-    pub(crate) seen: Vec<u16>,
+    pub(crate) tags: Tags,
     /// VLAN interfaces that lead to next hops.
     pub(crate) of_hops: Vec<String>,
 }
@@ -19,7 +20,7 @@ pub(crate) struct Vlans {
 /// The surroundings on this interface.
 pub(super) struct Around<'a> {
     pub(super) interface: &'a str,
-    /// The number of forwarded packets.
+    /// The number of packets forwarded lately.
     pub(super) packets: u64,
     pub(super) next_hops: &'a [NextHop],
     /// Configured gateways that are neighbours on the interface.
@@ -28,45 +29,57 @@ pub(super) struct Around<'a> {
 
 pub(super) fn judge(vlans: &Vlans, around: &Around<'_>, found: &mut Diagnosis) {
     let about = Subject::Vlan;
-    let Vlans { seen, of_hops } = vlans;
+    let Vlans { tags, of_hops } = vlans;
+    let earlier = &tags.earlier;
     let name = around.interface;
     let advice = format!(
         "make packets for VIPs arrive in the VLAN of the reals or their router: check the router's interface and the \
          switch's port; tcpdump -eni {name} shows tags, `ip neighbour` shows where the next hop is"
     );
-    match (&seen[..], &of_hops[..]) {
-        ([], []) => found.ok(about, "no frames have left with tags"),
-        ([], [of_hop, ..]) => match around.packets {
-            0 => found.ok(about, "no frames yet"),
-            _ => found.warn(
-                about,
-                format!(
-                "frames arrive without VLAN tags and leave without: but a next hop is behind {of_hop}, where frames \
-                 need one"
-                ),
-                advice,
+    match (&tags.recent[..], &of_hops[..]) {
+        ([], [of_hop, ..]) if around.packets > 0 => found.warn(
+            about,
+            format!(
+                "frames arrive and leave without VLAN tags, but a next hop is behind {of_hop}, \
+                 where frames need one"
             ),
-        },
+            advice,
+        ),
+        ([], _) if !earlier.is_empty() => found.note(
+            about,
+            format!(
+                "frames came in with tags of VLAN {}, and left with the same; {}",
+                listed(earlier),
+                tags.silence()
+            ),
+            IN_VLAN,
+        ),
+        ([], []) => found.ok(about, "no frames have left with tags"),
+        ([], _) => found.ok(about, "no frames have left lately"),
         (seen, _) => {
-            let tags: Vec<_> = seen.iter().map(u16::to_string).collect();
-            let tags = tags.join(", ");
+            let tags = listed(seen);
             match untagged_hop(around) {
                 Some(hop) => found.warn(
                     about,
                     format!(
-                "frames have come in with tags of VLAN {tags}, and leave with the same: but {hop} is a neighbour \
-                 without one, so it may not receive them"
+                "frames have come in with tags of VLAN {tags} and leave with the same, but {hop} \
+                 is a neighbour without one, so it may not receive them"
                     ),
                     advice,
                 ),
                 None => found.note(
                     about,
                     format!("frames have come in with tags of VLAN {tags}, and leave with the same"),
-                    "the reals or their router must be in that VLAN",
+                    IN_VLAN,
                 ),
             }
         }
     }
+}
+
+fn listed(vlans: &[u16]) -> String {
+    let vlans: Vec<_> = vlans.iter().map(u16::to_string).collect();
+    vlans.join(", ")
 }
 
 /// A next hop on the interface itself, not behind one of its VLAN interfaces.

@@ -148,7 +148,7 @@ impl<'t> Page<'t> {
                         .to_owned(),
                     false => format!(
                         "{name} is a section that may occur many times: write {title}, followed by \
-                         what belongs to that one"
+                             its keys"
                     ),
                 };
                 Err(self.refuse(key.span().start, message))
@@ -205,9 +205,9 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
         let at = value.span().start;
         let DeValue::Table(table) = value.get_ref() else {
             let example = match section.name {
-                "reals" => "a table such as { address = \"198.51.100.1\" } is expected",
-                HEALTH => "a table such as { interval = 2 } is expected",
-                _ => "a table is expected",
+                "reals" => "write a table such as { address = \"198.51.100.1\" }",
+                HEALTH => "write a table such as { interval = 2 }",
+                _ => "write a table",
             };
             let shown = page.shown(value.span());
             let message = format!("{shown} is not {}: {example}", section.title);
@@ -290,7 +290,7 @@ impl<'p, 'v, 'd> Keys<'p, 'v, 'd> {
             }),
             _ => Err(Wrong::new(
                 value,
-                "an IPv4 or IPv6 address in quotes is expected",
+                "must be an IPv4 or IPv6 address in quotes",
             )),
         };
         let address = read.map_err(|wrong| self.page.refuse_value(key, value, wrong))?;

@@ -47,10 +47,10 @@ fn a_document_is_checked_for_what_load_would_refuse() {
         format!("[[server_id]]\nid = {}\nreal = \"{address}\"\n", number + 1)
     });
     for (short, message) in [
-        ("@", "line 1, column 1: gateway_mac is missing: required: "),
+        ("@", "line 1, column 1: gateway_mac is missing: set it to "),
         (
             "# here\n[balancer]\nmax_vips = 7\n@",
-            "line 2, column 2: gateway_mac is missing: required: ",
+            "line 2, column 2: gateway_mac is missing: set it to ",
         ),
         (
             "[balancer]\n%max_reals = 40000\n@",
@@ -153,10 +153,10 @@ fn errors_of_load_and_apply_have_the_place_that_they_are_about() {
         (
             kernel("203.0.113.2:0/udp"),
             (10, 1),
-            "add (203.0.113.2:0/udp): No space",
+            "cannot add 203.0.113.2:0/udp: No space",
         ),
-        (kernel("192.0.2.9"), (17, 1), "add (192.0.2.9)"),
-        (kernel("rings"), (0, 0), "add (rings)"),
+        (kernel("192.0.2.9"), (17, 1), "cannot add 192.0.2.9: "),
+        (kernel("rings"), (0, 0), "cannot add rings: "),
         (unsupported("a source route"), (14, 1), "switch it on"),
         (unsupported("a decap address"), (17, 1), "switch it on"),
         (

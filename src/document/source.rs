@@ -64,6 +64,12 @@ impl Source {
         self.refuse(state, wrong(Place::Mark(mark), message))
     }
 
+    /// An error at one of the VIPs.
+    #[cfg(feature = "health")]
+    pub(crate) fn refuse_vip(&self, state: &State, vip: usize, message: String) -> Error {
+        self.refuse(state, wrong(Place::Vip(vip), message))
+    }
+
     /// An error about what is at a place.
     #[cfg(feature = "health")]
     pub(crate) fn refuse_at(&self, at: usize, error: &Error) -> Error {

@@ -281,8 +281,8 @@ impl State {
                         place,
                         other: Some(*other),
                         message: format!(
-                            "real {address} has other flags in VIP {vip} than in VIP {first}: give it the \
-                             same flags in all VIPs"
+                            "real {address} has different flags in VIP {vip} and in VIP {first}: \
+                             give it the same flags in all VIPs"
                         ),
                     });
                 }

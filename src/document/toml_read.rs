@@ -117,7 +117,7 @@ pub(crate) fn read_toml(text: &str, beside: &mut dyn Beside) -> Result<(State, P
 /// Reads a file with a document and lets `beside` read the keys of health checks.
 pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<(State, Source)> {
     let bytes = fs::read(path).map_err(|errno| Error::Kernel {
-        operation: "cannot read the configuration document",
+        operation: "read the configuration document",
         object: path.display().to_string(),
         errno,
     })?;
@@ -129,7 +129,7 @@ pub(crate) fn read_toml_file(path: &Path, beside: &mut dyn Beside) -> Result<(St
             text: &text,
             start: 0,
         };
-        page.refuse(valid, "this is not text in UTF-8")
+        page.refuse(valid, "this is not UTF-8 text")
     })?;
     let (state, places) = Reader::new(Some(path), &text, beside).read()?;
     Ok((state, Source::new(Some(path), text, places)))

@@ -163,7 +163,7 @@ impl Http {
     fn validate(&self) -> Result<()> {
         if self.path.len() > MAX_PATH {
             let found = format!("{} bytes", self.path.len());
-            return Err(invalid("path", found, "at most 65,534 bytes"));
+            return Err(invalid("path", found, "must have at most 65,534 bytes"));
         }
         let has_other = |byte: u8| !byte.is_ascii_graphic() || b"#<>".contains(&byte);
         if !self.path.starts_with('/')
@@ -173,11 +173,15 @@ impl Http {
             return Err(invalid(
                 "path",
                 &self.path,
-                "it begins with / and has no spaces, #, < or >: write %20, %23, %3C, %3E",
+                "must begin with /, without spaces, #, < and >: write %20, %23, %3C, %3E",
             ));
         }
         if self.max_body > MAX_BODY {
-            return Err(invalid("max_body", self.max_body, "0 to 1,048,576 bytes"));
+            return Err(invalid(
+                "max_body",
+                self.max_body,
+                "must be 0 to 1,048,576 bytes",
+            ));
         }
         let is_range = |range: &RangeInclusive<u16>| {
             (100..=*range.end()).contains(range.start()) && *range.end() <= 999
@@ -187,12 +191,14 @@ impl Http {
             return Err(invalid(
                 "statuses",
                 found,
-                "ranges of 100 to 999, at least one",
+                "must be one or more ranges within 100 to 999",
             ));
         }
-        if self.answer_body.is_some() && (self.max_body == 0 || self.method == Method::Head) {
-            let reason = "no body is read: use the method `get`, and a max_body above 0";
-            return Err(invalid("answer_body", self.max_body, reason));
+        if let Some(text) = &self.answer_body
+            && (self.max_body == 0 || self.method == Method::Head)
+        {
+            let reason = "needs the method `get`, and a max_body above 0";
+            return Err(invalid("answer_body", text, reason));
         }
         for (name, value) in &self.headers {
             let is_name = !name.is_empty()
@@ -206,7 +212,7 @@ impl Http {
                 return Err(invalid(
                     "headers",
                     found,
-                    "a name and a value in ASCII, each in one line",
+                    "must be a name and a value, in ASCII and on one line",
                 ));
             }
         }
@@ -216,13 +222,17 @@ impl Http {
             return Err(invalid(
                 "host",
                 host,
-                "a name or address, optionally with a port",
+                "must be a name or address, optionally with a port",
             ));
         }
         if let Some((name, _)) = &self.answer_header
             && (name.is_empty() || !name.bytes().all(is_token))
         {
-            return Err(invalid("answer_header", name, "the name of a header"));
+            return Err(invalid(
+                "answer_header",
+                name,
+                "must begin with the name of a header",
+            ));
         }
         self.tls.as_ref().map_or(Ok(()), Tls::validate)
     }
@@ -255,7 +265,7 @@ impl Udp {
     fn validate(&self) -> Result<()> {
         match self.payload.len() {
             0..=1400 => Ok(()),
-            length => Err(invalid("payload", length, "0 to 1,400 bytes")),
+            length => Err(invalid("payload", length, "must have 0 to 1,400 bytes")),
         }
     }
 }
@@ -310,12 +320,16 @@ impl Dns {
             return Err(invalid(
                 "name",
                 &self.name,
-                "a DNS name: labels of up to 63 bytes",
+                "must be a DNS name: labels of up to 63 bytes",
             ));
         }
         if self.codes.is_empty() || self.codes.iter().any(|code| *code > 15) {
             let found = format!("{:?}", self.codes);
-            return Err(invalid("codes", found, "0 to 15, at least one"));
+            return Err(invalid(
+                "codes",
+                found,
+                "must be one or more codes from 0 to 15",
+            ));
         }
         Ok(())
     }
@@ -342,7 +356,7 @@ impl Quic {
     }
 
     fn validate(&self) -> Result<()> {
-        let range = "up to 64 words of 1 to 255 bytes";
+        let range = "must be up to 64 words of 1 to 255 bytes";
         if self.alpn.len() > MAX_WORDS {
             return Err(invalid("alpn", format!("{} words", self.alpn.len()), range));
         }
@@ -387,7 +401,7 @@ impl Command {
             false => Err(invalid(
                 "program",
                 self.program.display(),
-                "an absolute path",
+                "must be an absolute path",
             )),
         }
     }
@@ -423,9 +437,11 @@ impl Tls {
 
     fn validate(&self) -> Result<()> {
         match &self.server_name {
-            Some(name) if ServerName::try_from(name.as_str()).is_err() => {
-                Err(invalid("server_name", name, "a DNS name or an address"))
-            }
+            Some(name) if ServerName::try_from(name.as_str()).is_err() => Err(invalid(
+                "server_name",
+                name,
+                "must be a DNS name or an address",
+            )),
             _ => Ok(()),
         }
     }
@@ -472,7 +488,7 @@ mod tests {
             change(&mut http);
             Check::from(http).validate().unwrap_err().to_string()
         };
-        assert!(with(|http| http.path = "a".to_owned()).contains("begins with /"));
+        assert!(with(|http| http.path = "a".to_owned()).contains("must begin with /"));
         assert!(with(|http| http.path = "/a\r\nHost: b".to_owned()).contains("path"));
         for path in ["/a<b", "/a>b", "/?a<b", "/a#b", "/?a#b", "/ä"] {
             let mut http = good.clone();
@@ -496,7 +512,7 @@ mod tests {
                 .contains("a name")
         );
         assert!(with(|http| http.max_body = MAX_BODY + 1).contains("1,048,576"));
-        assert!(with(|http| http.statuses.clear()).contains("at least one"));
+        assert!(with(|http| http.statuses.clear()).contains("one or more"));
         assert!(with(|http| http.statuses = vec![99..=200]).contains("99"));
         #[allow(
             clippy::reversed_empty_ranges,
@@ -515,7 +531,7 @@ mod tests {
             http.answer_body = Some("ok".to_owned());
             http.method = Method::Head;
         };
-        assert!(with(nothing_read).contains("no body is read"));
+        assert!(with(nothing_read).contains("a max_body above 0"));
     }
 
     #[test]

@@ -24,10 +24,12 @@ use crate::document::Keys;
 use crate::document::Page;
 use crate::document::Source;
 use crate::document::State;
+use crate::document::VipState;
 use crate::document::read_toml;
 use crate::document::read_toml_file;
 use crate::error::Error;
 use crate::error::Result;
+use crate::types::HashFunction;
 use crate::types::Protocol;
 use crate::types::Vip;
 
@@ -263,6 +265,15 @@ impl Reading {
             );
             return Err(source.refuse_mark(&state, index, message));
         }
+        let mut vips = state.vips.iter();
+        if let Some(index) = vips.position(|of| cannot_climb(&state, of, settings.of(of.vip))) {
+            let message = format!(
+                "{}: slow_start needs the hash function maglev-v2, because weights have no effect with maglev: set hash = \"maglev-v2\", \
+                 or slow_start = 0 in the VIP's health",
+                state.vips[index].vip
+            );
+            return Err(source.refuse_vip(&state, index, message));
+        }
         Ok(Document {
             state,
             settings: Some(settings),
@@ -270,4 +281,13 @@ impl Reading {
             authorities: self.authorities,
         })
     }
+}
+
+/// Whether a VIP's reals are to start slowly, and its ring does not follow weights.
+fn cannot_climb(state: &State, of: &VipState, policy: &Policy) -> bool {
+    let usual = state.balancer.as_ref().and_then(|of| of.hash_function);
+    let hash = of.hash.or(usual).unwrap_or_default();
+    let mut reals = policy.reals.values();
+    let is_probed = policy.check.is_some() || reals.any(|real| real.probed && real.check.is_some());
+    is_probed && hash == HashFunction::Maglev && !policy.slow_start.is_zero()
 }

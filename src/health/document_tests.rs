@@ -278,30 +278,36 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "&interval = 0\n",
-        "line 2, column 12: interval = 0: 10 ms to 1 h",
+        "line 2, column 12: interval = 0: must be 10 ms to 1 h",
     ),
     (
         "&interval = \"2s\"\n",
-        "line 2, column 12: interval = \"2s\": a number of seconds is expected",
+        "line 2, column 12: interval = \"2s\": must be a number of seconds",
     ),
-    ("&rise = 101\n", "line 2, column 8: rise = 101: 1 to 100"),
+    (
+        "&rise = 101\n",
+        "line 2, column 8: rise = 101: must be 1 to 100",
+    ),
     (
         "&rise = -1\n",
         "line 2, column 8: rise = -1: must be 1 to 100",
     ),
     (
         "&via = \"tunel\"\n",
-        "line 2, column 7: via = \"tunel\": tunnel or direct is expected; did you mean tunnel?",
+        "line 2, column 7: via = \"tunel\": must be tunnel or direct; did you mean tunnel?",
     ),
     (
         "&threads = 65\n",
-        "line 2, column 11: threads = 65: 1 to 64",
+        "line 2, column 11: threads = 65: must be 1 to 64",
     ),
     (
         "&check = \"tcp\"\n",
         "line 2, column 1: [health] has no key check",
     ),
-    ("&port = 0\n", "line 2, column 8: port = 0: 1 to 65,535"),
+    (
+        "&port = 0\n",
+        "line 2, column 8: port = 0: must be 1 to 65,535",
+    ),
     (
         "&\n[health]\n",
         "line 3, column 2: [health] is already in line 1",
@@ -312,7 +318,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "health = 1\n",
-        "line 1, column 10: 1 is not [health]: a table such as { interval = 2 } is expected",
+        "line 1, column 10: 1 is not [health]: write a table such as { interval = 2 }",
     ),
     (
         "@health = { threads = 2 }\n",
@@ -324,7 +330,7 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@health = { check = \"tpc\" }\n",
-        "line 5, column 20: check = \"tpc\": there is no such check (all: none, http, https, udp, dns, quic, command, tcp, syn)",
+        "line 5, column 20: check = \"tpc\": unknown (known: none, http, https, udp, dns, quic, command, tcp, syn)",
     ),
     (
         "@health = { check = \"udp\" }\n",
@@ -332,15 +338,15 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@health = { check = 1 }\n",
-        "line 5, column 20: check = 1: a check is expected, such as \"tcp\" or { kind = \"http\", path = \"/healthz\" }",
+        "line 5, column 20: check = 1: must be a check, such as \"tcp\" or { kind = \"http\", path = \"/healthz\" }",
     ),
     (
         "@health = { check = { path = \"/\" } }\n",
-        "line 5, column 20: check = { path = \"/\" }: its kind is missing: write { kind = \"http\", ... }",
+        "line 5, column 20: check = { path = \"/\" }: add its kind: { kind = \"http\", ... }",
     ),
     (
         "@health = { check = { kind = \"htp\" } }\n",
-        "line 5, column 29: \"htp\" in check: there is no such check; did you mean http? (all",
+        "line 5, column 29: \"htp\" in check: unknown; did you mean http? (known",
     ),
     (
         "@health = { check = { kind = \"http\", pth = \"/\" } }\n",
@@ -352,35 +358,35 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@health = { check = { kind = \"http\", path = \"healthz\" } }\n",
-        "line 5, column 44: path = \"healthz\": it begins with / and has no spaces, #, < or >: write %20",
+        "line 5, column 44: path = \"healthz\": must begin with /, without spaces, #, < and >: write %20",
     ),
     (
         "@health = { check = { kind = \"http\", statuses = [200, \"99-200\"] } }\n",
-        "line 5, column 54: \"99-200\" in statuses: a status from 100 to 999 is expected, or two such as \"200-299\"",
+        "line 5, column 54: \"99-200\" in statuses: must be a status from 100 to 999, or a range such as \"200-299\"",
     ),
     (
         "@health = { check = { kind = \"http\", headers = [\"Accept\"] } }\n",
-        "line 5, column 48: \"Accept\" in headers: a line such as \"X-State: ready\" is expected",
+        "line 5, column 48: \"Accept\" in headers: must be a line such as \"X-State: ready\"",
     ),
     (
         "@health = { check = { kind = \"http\", answer_header = \"X State: a\" } }\n",
-        "line 5, column 53: answer_header = \"X State: a\": the name of a header",
+        "line 5, column 53: answer_header = \"X State: a\": must begin with the name of a header",
     ),
     (
         "@health = { check = { kind = \"http\", method = \"head\", answer_body = \"a\" } }\n",
-        "line 5, column 68: answer_body = \"a\": no body is read: use the method `get`, and a max_body above 0",
+        "line 5, column 68: answer_body = \"a\": needs the method `get`, and a max_body above 0",
     ),
     (
         "@health = { check = { kind = \"https\", server_name = \"a b\" } }\n",
-        "line 5, column 52: server_name = \"a b\": a DNS name or an address",
+        "line 5, column 52: server_name = \"a b\": must be a DNS name or an address",
     ),
     (
         "@health = { check = { kind = \"https\", authorities = \"ca.pem\" } }\n",
-        "line 5, column 52: authorities = \"ca.pem\": an absolute path is expected",
+        "line 5, column 52: authorities = \"ca.pem\": must be an absolute path",
     ),
     (
         "@health = { check = { kind = \"https\", authorities = \"/ca.pem\", verify = false } }\n",
-        "line 5, column 52: authorities = \"/ca.pem\": with verify = false no certificate is checked: remove one of the two keys",
+        "line 5, column 52: authorities = \"/ca.pem\": verify = false accepts any certificate: remove one of the two keys",
     ),
     (
         "@health = { check = { kind = \"udp\" } }\n",
@@ -396,15 +402,15 @@ const WRONG: &[(&str, &str)] = &[
     ),
     (
         "@health = { check = { kind = \"dns\", name = \"\" } }\n",
-        "line 5, column 43: name = \"\": a DNS name",
+        "line 5, column 43: name = \"\": must be a DNS name",
     ),
     (
         "@health = { check = { kind = \"dns\", name = \"a\", codes = [16] } }\n",
-        "line 5, column 56: codes = [16]: 0 to 15, at least one",
+        "line 5, column 56: codes = [16]: must be one or more codes from 0 to 15",
     ),
     (
         "@health = { check = { kind = \"command\", program = \"true\" } }\n",
-        "line 5, column 50: program = \"true\": an absolute path",
+        "line 5, column 50: program = \"true\": must be an absolute path",
     ),
     (
         "@reals = [ { address = \"198.51.100.1\", health = { via = \"direct\" } } ]\n",
@@ -414,7 +420,49 @@ const WRONG: &[(&str, &str)] = &[
         "&[[mark]]\nmark = 1795162112\nreal = \"198.51.100.1\"\n",
         "line 2, column 1: mark = 1795162112 in [[mark]] is used by the health checks",
     ),
+    (
+        "@hash = \"maglev\"\n[vip.health]\nslow_start = 30\n",
+        "line 1, column 1: 203.0.113.1:80/tcp: slow_start needs the hash function maglev-v2",
+    ),
+    (
+        "[balancer]\nhash_function = \"maglev\"\n&slow_start = 30\n@",
+        "line 5, column 1: 203.0.113.1:80/tcp: slow_start needs",
+    ),
+    (
+        "&tcp_check = \"none\"\nslow_start = 30\n@hash = \"maglev\"\nreals = [ { address = \"198.51.100.1\", health = { check = \"syn\" } } ]\n",
+        "line 4, column 1: 203.0.113.1:80/tcp: slow_start needs",
+    ),
 ];
+
+#[test]
+fn slow_starts_are_refused_only_where_they_would_be_without_effect() {
+    let document = |balancer: &str, health: &str, vip: &str| {
+        let text = format!(
+            "[balancer]\n{balancer}\n[health]\n{health}\n[[vip]]\naddress = \"203.0.113.1\"\nport = 80\n\
+             protocol = \"tcp\"\n{vip}"
+        );
+        Document::from_toml(&text).map(drop)
+    };
+    let (slow, maglev) = ("slow_start = 30", "hash = \"maglev\"");
+    document("", slow, "").unwrap();
+    document("", "", maglev).unwrap();
+    document("", slow, maglev).unwrap_err();
+    document(
+        "",
+        slow,
+        &format!("{maglev}\nhealth = {{ slow_start = 0 }}"),
+    )
+    .unwrap();
+    document(
+        "",
+        slow,
+        &format!("{maglev}\nhealth = {{ check = \"none\" }}"),
+    )
+    .unwrap();
+    let usual = "hash_function = \"maglev\"";
+    document(usual, slow, "hash = \"maglev-v2\"").unwrap();
+    document(usual, slow, "").unwrap_err();
+}
 
 #[test]
 fn what_is_wrong_is_said_with_its_place() {

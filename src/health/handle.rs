@@ -392,14 +392,14 @@ impl Clock {
 
 fn gone() -> Error {
     Error::NotFound {
-        what: "the balancer of the health checks, whose handle was dropped,".to_owned(),
+        what: "the balancer of the health checks (its handle was dropped)".to_owned(),
     }
 }
 
 fn no_thread(error: std::io::Error) -> Error {
     Error::Kernel {
-        operation: "starting a thread of health checks",
-        object: String::new(),
+        operation: "start",
+        object: "a thread of health checks".to_owned(),
         errno: error,
     }
 }

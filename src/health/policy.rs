@@ -67,8 +67,9 @@ pub struct Policy {
     pub drained_fallback: bool,
     /// How long a real's weight climbs after the real came back or joined others. Needs
     /// [`MaglevV2`](crate::HashFunction::MaglevV2), whose shares depend only on the ratio of
-    /// weights: during the climb, all other weights of the VIP are multiplied. Range: 0 to 1 h;
-    /// default: 0, at once.
+    /// weights: during the climb, all other weights of the VIP are multiplied. With
+    /// [`Maglev`](crate::HashFunction::Maglev) it has no effect, and a [`Document`](super::Document)
+    /// with both is refused. Range: 0 to 1 h; default: 0, at once.
     pub slow_start: Duration,
     /// The number of steps, each with another ring. Range: 4 to 8; default: 8.
     pub slow_start_steps: u32,
@@ -227,7 +228,7 @@ pub(super) struct Thresholds {
 
 fn asked(check: Option<&Check>, port: Option<u16>) -> Result<()> {
     if port == Some(0) {
-        return Err(invalid("port", 0, "1 to 65,535"));
+        return Err(invalid("port", 0, "must be 1 to 65,535"));
     }
     check.map_or(Ok(()), Check::validate)
 }
@@ -253,13 +254,21 @@ pub(super) fn lasts(
 ) -> Result<()> {
     match range.contains(&value) {
         true => Ok(()),
-        false => Err(invalid(setting, format!("{value:?}"), words)),
+        false => Err(invalid(
+            setting,
+            format!("{value:?}"),
+            format!("must be {words}"),
+        )),
     }
 }
 
 pub(super) fn within(setting: &'static str, value: u32, least: u32, most: u32) -> Result<()> {
     match (least..=most).contains(&value) {
         true => Ok(()),
-        false => Err(invalid(setting, value, format!("{least} to {most}"))),
+        false => Err(invalid(
+            setting,
+            value,
+            format!("must be {least} to {most}"),
+        )),
     }
 }

@@ -66,10 +66,7 @@ fn check(page: &Page<'_>, key: &str, value: &Value<'_>) -> Result<Asked> {
             let kinds: Vec<_> = kinds().collect();
             let hint = did_you_mean(kind, kinds.iter().copied());
             let kinds = kinds.join(", ");
-            refuse(
-                at,
-                format!("there is no such check{hint} (all: none, {kinds})"),
-            )
+            refuse(at, format!("unknown{hint} (known: none, {kinds})"))
         })
     };
     let table = match value.get_ref() {
@@ -84,19 +81,19 @@ fn check(page: &Page<'_>, key: &str, value: &Value<'_>) -> Result<Asked> {
         DeValue::Table(table) => table,
         _ => {
             let reason =
-                "a check is expected, such as \"tcp\" or { kind = \"http\", path = \"/healthz\" }";
+                "must be a check, such as \"tcp\" or { kind = \"http\", path = \"/healthz\" }";
             return Err(refuse(value, reason.to_owned()));
         }
     };
     let Some(kind) = table.get("kind") else {
-        let reason = "its kind is missing: write { kind = \"http\", ... }".to_owned();
+        let reason = "add its kind: { kind = \"http\", ... }".to_owned();
         return Err(refuse(value, reason));
     };
     let DeValue::String(word) = kind.get_ref() else {
-        return Err(refuse(kind, "a word in quotes is expected".to_owned()));
+        return Err(refuse(kind, "must be a word in quotes".to_owned()));
     };
     if word == "none" {
-        let reason = "write \"none\" without a table".to_owned();
+        let reason = "write just \"none\", without a table".to_owned();
         return Err(refuse(value, reason));
     }
     let keys = Keys::new(page, of_kind(kind, word)?, value)?;
@@ -193,12 +190,11 @@ fn tls(keys: &Keys<'_, '_, '_>) -> Result<Tls> {
         server_name: keys.given("server_name")?,
         trust: match authorities {
             Some(_) if !verify => {
-                let reason =
-                    "with verify = false no certificate is checked: remove one of the two keys";
+                let reason = "verify = false accepts any certificate: remove one of the two keys";
                 return Err(refuse(keys, "authorities", reason));
             }
             Some(path) if !path.starts_with('/') => {
-                return Err(refuse(keys, "authorities", "an absolute path is expected"));
+                return Err(refuse(keys, "authorities", "must be an absolute path"));
             }
             Some(path) => Trust::File(path.into()),
             None if verify => Trust::System,
@@ -270,7 +266,7 @@ impl Read for Statuses {
                 && (100..=999).contains(range.end())
                 && range.start() <= range.end()
         });
-        let wanted = "a status from 100 to 999 is expected, or two such as \"200-299\"";
+        let wanted = "must be a status from 100 to 999, or a range such as \"200-299\"";
         range.map(Self).ok_or_else(|| Wrong::new(value, wanted))
     }
 }
@@ -285,7 +281,7 @@ impl Read for Line {
         let line = line.map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()));
         let line = line.filter(|(name, _)| !name.is_empty());
         line.map(|(name, value)| Self(name, value))
-            .ok_or_else(|| Wrong::new(value, "a line such as \"X-State: ready\" is expected"))
+            .ok_or_else(|| Wrong::new(value, "must be a line such as \"X-State: ready\""))
     }
 }
 

@@ -166,7 +166,7 @@ mod tests {
         assert!(with(|it| it.threads = 65).contains("1 to 64"));
         assert!(with(|it| it.history = 1001).contains("history"));
         assert!(with(|it| it.pause = Duration::ZERO).contains("pause"));
-        assert!(with(|it| it.tcp.rise = 0).contains("rise = 0: 1 to 100"));
+        assert!(with(|it| it.tcp.rise = 0).contains("rise = 0: must be 1 to 100"));
         assert!(with(|it| it.tcp.fall = 101).contains("fall"));
         assert!(with(|it| it.udp.jitter = 51).contains("jitter"));
         assert!(with(|it| it.tcp.panic_threshold = 101).contains("panic_threshold"));

@@ -66,6 +66,6 @@ pub(super) fn chosen<T: Clone>(
     }
     let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
     let hint = did_you_mean(&word, names.iter().copied());
-    let reason = format!("{} is expected{hint}", names.join(" or "));
+    let reason = format!("must be {}{hint}", names.join(" or "));
     Err(refuse(keys, key, &reason))
 }

@@ -128,7 +128,7 @@ impl HealthChecks {
                 && let Some(fd) = there(&name)?
             {
                 numbered(|| map.reuse_fd(fd.as_fd()))
-                    .map_err(|error| kernel_error("take over the map", &name, error))?;
+                    .map_err(|error| kernel_error("reuse the map", &name, error))?;
             }
         }
         let constants = constants(NAME, open.maps.rodata_data.as_deref_mut())?;
@@ -161,7 +161,7 @@ impl HealthChecks {
                 free: (0..config.max_vips.into()).collect(),
             })
         };
-        let taken = take_over().map_err(|error| kernel_error("take over", NAME, error))?;
+        let taken = take_over().map_err(|error| kernel_error("open", NAME, error))?;
         taken
             .maps
             .cells
@@ -190,10 +190,14 @@ impl HealthChecks {
         });
         match requests {
             Ok(requests) => self.requests = Some(requests),
-            Err(error) => log::warn!("the interface that probes leave by is not followed: {error}"),
+            Err(error) => {
+                log::warn!("cannot follow the interface through which probes leave: {error}")
+            }
         }
         if let Err(error) = self.route(mains) {
-            log::warn!("health checks may leave by an interface without the balancer: {error}");
+            log::warn!(
+                "health checks may leave through an interface without the balancer: {error}"
+            );
         }
     }
 
@@ -221,7 +225,7 @@ impl HealthChecks {
             return self.route(mains);
         }
         let target = self.attachments.check(&own)?;
-        let failed = |error| kernel_error("ask about the interface", &own, error);
+        let failed = |error| kernel_error("inspect the interface", &own, error);
         let mut requests = Requests::new().map_err(failed)?;
         let way = way_out(&mut requests, mains, target.place, &own)?;
         // First, so that no probe goes another way.
@@ -317,7 +321,7 @@ fn way_out(
     own: Place,
     name: &str,
 ) -> Result<(u64, u32, MacAddr)> {
-    let failed = |error| kernel_error("ask for the address of", name, error);
+    let failed = |error| kernel_error("find the address of", name, error);
     let mains = mains.iter().filter(|main| main.namespace == own.namespace);
     for place in mains.chain([&own]) {
         let Some(interface) = requests.interface(place.index).map_err(failed)? else {

@@ -45,7 +45,7 @@ impl HealthChecks {
             let mut named = self.maps.named().filter(|(of, _)| *of == name && is_shared);
             let map = named.next().map(|(_, map)| map.try_clone_to_owned());
             map.transpose()
-                .map_err(|error| kernel_error("take over the map", name, error))
+                .map_err(|error| kernel_error("reuse the map", name, error))
         })?;
         new.keep_in.clone_from(&self.keep_in);
         new.limits.check("marks", self.marks.len())?;
@@ -135,7 +135,9 @@ impl HealthChecks {
         self.attachments = mem::take(&mut before.attachments);
         self.requests = before.requests.take();
         if let Err(error) = self.route(mains) {
-            log::warn!("health checks may leave by an interface without the balancer: {error}");
+            log::warn!(
+                "health checks may leave through an interface without the balancer: {error}"
+            );
         }
     }
 }

@@ -102,12 +102,12 @@ impl HealthChecks {
                 None => Requests::new().and_then(|mut own| probe_way(&mut own, wanted, real)),
             };
             found.unwrap_or_else(|error| {
-                log::warn!("cannot ask for the route of probes to {real}: {error}");
+                log::warn!("cannot look up the route of probes to {real}: {error}");
                 ProbeWay::default()
             })
         };
         let used = self.maps.cells.use_way(real, find, or);
-        kernel.check("write a way in", "ways", used)
+        kernel.check("write a next hop in", "ways", used)
     }
 
     /// After writing a mark or a match that leads to `real`, and led to `before`.
@@ -202,7 +202,7 @@ impl HealthChecks {
         let of_matches = self.matches.iter().flat_map(BTreeMap::values);
         for real in self.marks.values().chain(of_matches) {
             let resumed = self.maps.cells.resume_way(*real);
-            kernel.check("read a way in", "ways", resumed)?;
+            kernel.check("read a next hop in", "ways", resumed)?;
         }
         for vip in probes {
             let number = self.maps.keys.lookup(&vip_key(&vip));

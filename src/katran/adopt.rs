@@ -176,7 +176,8 @@ fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(K
         return Ok(None);
     };
     let by_version = contents.version();
-    let katran = adopt(home, &contents)?;
+    let mut katran = adopt(home, &contents)?;
+    katran.forget_counters()?;
     katran.home.iter().for_each(Home::note_version);
     Ok(Some((katran, Start::Adopted { age, by_version })))
 }
@@ -238,7 +239,7 @@ fn adopt(home: Home, contents: &Contents) -> Result<Katran> {
 fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
     let config = kept.config.clone();
     let cpus = map::possible_cpus()
-        .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
+        .map_err(|error| kernel_error("count the possible CPUs in", "sysfs", error))?;
     let fixed = Fixed::restored(&kept.drawn, &config, tick()?, cpus as u32)
         .map_err(|why| unsupported(home, why.to_owned(), "remove it and load it again"))?;
     let set = home.set();
@@ -263,7 +264,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
         }
         let fd = set.map(&name)?;
         numbered(|| map.reuse_fd(fd.as_fd()))
-            .map_err(|error| kernel_error("take over the map", &name, error))?;
+            .map_err(|error| kernel_error("reuse the map", &name, error))?;
     }
     let (new, skel) = match are_of_object(&programs, &mut object, &config, &fixed)? {
         true => (None, load_maps(object)?),
@@ -273,7 +274,7 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
         }
     };
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
-        .map_err(|error| kernel_error("take over", "the maps", error))?;
+        .map_err(|error| kernel_error("open", "the maps", error))?;
     // Without a configured interface the path exists only if it was needed.
     let healthchecks = set
         .probe()?
@@ -294,10 +295,10 @@ fn open(home: &Home, kept: &Kept) -> Result<(Katran, Option<Programs>)> {
 pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTables> {
     let of = |name: &'static str| -> Result<Vec<(u32, OwnedFd)>> {
         let outer = MapArray::new(set.map(name)?);
-        let outer = outer.map_err(|error| kernel_error("take over", name, error))?;
+        let outer = outer.map_err(|error| kernel_error("open", name, error))?;
         let tables = config.placement.iter().map(|place| {
             let table = outer.open_at(place.cpu);
-            let table = table.map_err(|error| kernel_error("open what is in", name, error))?;
+            let table = table.map_err(|error| kernel_error("open an inner map of", name, error))?;
             let missing = || Error::NotFound {
                 what: format!("the table of CPU {} in {name}", place.cpu),
             };
@@ -305,7 +306,7 @@ pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTabl
         });
         tables.collect()
     };
-    let failed = |error| kernel_error("take over", "flows", error);
+    let failed = |error| kernel_error("open", "flows", error);
     let flows = of("flow_tables")?.into_iter().map(|(cpu, map)| {
         let table = FlowTable::new(config.flow_table, config.flows_per_cpu, map);
         Ok((cpu, table.map_err(failed)?))
@@ -326,7 +327,7 @@ pub(super) fn inner_tables(set: &PinnedSet, config: &Config) -> Result<InnerTabl
 }
 
 pub(super) fn flow_tables_in(set: &PinnedSet, config: &Config) -> Result<FlowTables> {
-    let failed = |error| kernel_error("take over", "flow tables", error);
+    let failed = |error| kernel_error("open", "flow tables", error);
     let fallback = set.map("fallback_flows")?;
     let fallback = FlowTable::new(config.flow_table, FALLBACK_FLOWS, fallback);
     let outer = MapArray::new(set.map("flow_tables")?);
@@ -345,7 +346,7 @@ impl Katran {
         kept: Kept,
         cut_off: Option<CutOff>,
     ) -> Result<Vec<LostEntry>> {
-        let failed = |error| kernel_error("take over", "server_ids", error);
+        let failed = |error| kernel_error("open", "server_ids", error);
         self.maps
             .server_ids
             .resume(&self.maps.live)

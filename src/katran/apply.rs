@@ -147,7 +147,7 @@ impl Katran {
                 let let_go = reals.iter().map(|(real, delta)| (*real, -delta)).collect();
                 match self.hold(&let_go) {
                     Ok(undone) => news.add(undone),
-                    Err(error) => log::error!("reals that nothing names stay: {error}"),
+                    Err(error) => log::error!("cannot remove unused reals: {error}"),
                 }
             }
             drop(undoing);
@@ -356,7 +356,7 @@ impl Katran {
         if !held.is_empty() {
             match self.hold(&held) {
                 Ok(undone) => news.add(undone),
-                Err(error) => log::error!("reals that nothing names stay: {error}"),
+                Err(error) => log::error!("cannot remove unused reals: {error}"),
             }
         }
         drop(undoing);

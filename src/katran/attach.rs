@@ -15,6 +15,7 @@ use super::health::ProbesMut;
 use super::remember::nothing_else;
 use super::still_attached::LostEntry;
 use crate::attach::Attachment;
+use crate::attach::EntryProgram;
 use crate::attach::OnInterface;
 use crate::attach::Onward;
 use crate::attach::Place;
@@ -27,9 +28,27 @@ use crate::attach::put_back;
 use crate::error::Error;
 use crate::error::Result;
 use crate::pins::Home;
+use crate::sys::holders;
 
 /// The names of the programs that a balancer attaches.
 const NAMES: [&str; 2] = ["katran", "katran_full"];
+
+/// Reports whose program has been in an entry until now.
+fn report_former(former: &EntryProgram, path: &Path, position: u32) {
+    let (id, name) = (former.id, &former.name);
+    let entry = format!("entry {position} of {}", path.display());
+    let holders: Vec<_> = holders::of_program(id).iter().map(u32::to_string).collect();
+    match &holders[..] {
+        [] => log::info!(
+            "took {entry} from XDP program {id} ({name}), which no visible process holds"
+        ),
+        [..] => log::warn!(
+            "took {entry} from XDP program {id} ({name}), which process {} still holds: its balancer gets no more \
+             packets there; stop one of the two",
+            holders.join(", ")
+        ),
+    }
+}
 
 /// # Interfaces and root programs
 impl Katran {
@@ -159,7 +178,8 @@ impl Katran {
     ///
     /// If the entry already holds a balancer's program, left by a dead process or about to be
     /// replaced, this one takes its place between two packets. Flows then stay with their reals
-    /// where the rings are the same; flow tables and counters are the new balancer's. Identifying
+    /// where the rings are the same; flow tables and counters are the new balancer's. If a process
+    /// still holds the former program, the log warns and names both: stop one of the two. Identifying
     /// the program in an entry takes `CAP_SYS_ADMIN`; without it every program counts as foreign.
     ///
     /// The library pins what the program needs beside the array, as `PATH_POSITION_NUMBER`, so that
@@ -190,7 +210,7 @@ impl Katran {
     fn attach_entry(&mut self, path: &Path, position: u32, names: &[&str]) -> Result<()> {
         let _call = self.call()?;
         let path = &absolute(path);
-        let entries = self.shared.check(path, position, names)?;
+        let (entries, former) = self.shared.check(path, position, names)?;
         let attached = self.all_or_nothing(Reason::Entry, |katran| {
             // First, because it can be undone; taking over another balancer's entry cannot.
             katran.attach_probes_along(None)?;
@@ -200,9 +220,15 @@ impl Katran {
                 .attach(entries, katran.programs.entry_set(), position, keep_in)
         });
         attached?;
+        if let Some(former) = former {
+            report_former(&former, path, position);
+        }
         // It has replaced that one.
         if let Err(error) = self.forget_lost(path) {
-            log::warn!("the next owner will look for a lost entry: {error}");
+            log::warn!(
+                "cannot remove the record of a lost entry, which the next owner will look for: \
+                 {error}"
+            );
         }
         Ok(())
     }
@@ -276,7 +302,9 @@ impl Katran {
             if is_last {
                 checks.detach();
             } else if let Err(error) = checks.route(&mains) {
-                log::warn!("health checks may leave by an interface without the balancer: {error}");
+                log::warn!(
+                    "health checks may leave through an interface without the balancer: {error}"
+                );
             }
         }
         self.note_attached();

@@ -313,6 +313,19 @@ impl Stats<'_> {
         Ok(numbers.iter().map(sum).collect())
     }
 
+    /// Reads and remembers the counters that [`Katran::diagnose`] compares with. If you diagnose
+    /// less often than every minute, call this every ten seconds or so: the recent past of a
+    /// diagnosis is the last minute, or the time since the last sample or diagnosis if that is
+    /// longer ago.
+    ///
+    /// It reads a record for each CPU, and [what interfaces sent](Self::interfaces).
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn sample(&self) -> Result<()> {
+        self.katran.sample_counters()
+    }
+
     /// The library's own counters. They include the number of flow entries, which takes as long as
     /// [`Flows::count`](crate::flows::Flows::count).
     ///

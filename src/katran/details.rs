@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::iter;
 use std::net::IpAddr;
 
 use super::Katran;
@@ -87,17 +86,10 @@ impl Stats<'_> {
     pub fn next_hops(&self) -> NextHopCounts {
         let katran = self.katran;
         let mut counts = NextHopCounts::default();
-        for (hop, family) in katran
-            .gateways()
-            .next_hops()
-            .iter()
-            .zip(Family::ALL.into_iter().map(Some).chain(iter::repeat(None)))
-        {
+        for hop in &katran.gateways().next_hops() {
             let mut reals = katran.table.reals();
-            // The gateways come by family; no packet goes to the one of a family without reals.
-            if hop.real.is_none()
-                && family.is_some_and(|family| !reals.any(|(real, _)| Family::of(real) == family))
-            {
+            // No packet goes to the gateway of a family without reals.
+            if hop.real.is_none() && !reals.any(|(real, _)| Family::of(real) == hop.family) {
                 continue;
             }
             let count = match (hop.here, hop.mac) {
@@ -123,7 +115,7 @@ impl Katran {
             return;
         };
         if let Err(error) = details.forget(former) {
-            log::warn!("places for pairs of VIPs and reals stay in use: {error}");
+            log::warn!("cannot free the counters of former pairs of VIP and real: {error}");
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Collects the facts about this balancer for a diagnosis.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::sync::PoisonError;
 use std::time::Duration;
+use std::time::Instant;
 
 use super::Katran;
 use crate::attach::SharedEntries;
@@ -14,15 +17,21 @@ use crate::counters::CpuCounters;
 use crate::counters::DropReason;
 use crate::counters::DropReasons;
 use crate::counters::IcmpCounters;
+use crate::counters::InterfaceCounters;
+use crate::counters::Totals;
 use crate::diagnose::Balancer;
+use crate::diagnose::Counted;
 use crate::diagnose::Diagnosis;
 use crate::diagnose::EmptyVip;
 use crate::diagnose::FlowTableFacts;
+use crate::diagnose::Growth;
 use crate::diagnose::HostFacts;
 use crate::diagnose::InterfaceFacts;
+use crate::diagnose::Look;
 use crate::diagnose::Ours;
 use crate::diagnose::Pages;
 use crate::diagnose::RealTroubles;
+use crate::diagnose::Recent;
 use crate::diagnose::Sends;
 use crate::diagnose::TunnelEnds;
 use crate::diagnose::Vlans;
@@ -79,6 +88,11 @@ impl Katran {
     /// takes `CAP_SYS_ADMIN`. It blocks for 1 ms with one VIP and 3 ms with 512, to ask the kernel
     /// about the interface, routes and neighbours.
     ///
+    /// Faults that only counters show (drops, unsent frames, wrong VLANs, CPUs without a flow table)
+    /// are warnings or problems while they happen, and notes when they have not happened for a
+    /// minute. To tell, the diagnosis compares with the counters of earlier ones and of
+    /// [`Stats::sample`](crate::stats::Stats::sample).
+    ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel) if the kernel does not answer. A missing interface
     /// is a finding, not an error.
@@ -91,7 +105,7 @@ impl Katran {
     /// # Ok(()) }
     /// ```
     pub fn diagnose(&self, interface: &str) -> Result<Diagnosis> {
-        let failed = |error| kernel_error("ask about the interface", interface, error);
+        let failed = |error| kernel_error("inspect the interface", interface, error);
         let program = self.programs.main.as_fd();
         let ours = Ours {
             elsewhere: !self.shared.is_empty(),
@@ -126,8 +140,18 @@ impl Katran {
         let cpus = self.cpus(&records)?;
         let counted: Vec<_> = records.iter().map(|record| record.counters).collect();
         let icmp = IcmpCounters::sum(&counted);
-        let drops = DropReasons::sum(&counted);
+        let sent = self.attachments.sent();
+        let now = Instant::now();
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.look(now, look(&records, &cpus, &sent));
+        let growth = |counted| recent.growth(now, counted);
+        let forwarded = |counts: &dyn Fn(&CpuCounters) -> bool| {
+            let cpus = cpus.iter().filter(|cpu| counts(cpu));
+            let growths = cpus.map(|cpu| growth(Counted::Forwarded(cpu.cpu)));
+            growths.reduce(Growth::and).unwrap_or_default()
+        };
         let forwarding_cpus: BTreeSet<u32> = self.forwarding_cpus().into_iter().collect();
+        let by_interface = sent.into_iter().find(|of| Some(of.index) == index);
         let has_reals = |family| {
             let mut reals = self.table.reals();
             reals.any(|(address, _)| Family::of(address) == family)
@@ -152,7 +176,7 @@ impl Katran {
             answers_too_big: config.features.contains(Features::ICMP_TOO_BIG),
             answered_too_big: icmp.too_big_v4 + icmp.too_big_v6,
             vlans: Vlans {
-                seen: vlans_seen(&records),
+                tags: recent.tags(now),
                 of_hops: vlans_of(&next_hops, interface).map_err(failed)?,
             },
             flow_tables: self.flow_table_facts(&records, &cpus)?,
@@ -180,12 +204,8 @@ impl Katran {
             next_hops_previewed: previewed,
             neighbours,
             online_cpus: Topology::read()?.online.len() as u32,
-            packets: cpus.iter().map(|cpu| cpu.forwarded).sum(),
-            without_table: cpus
-                .iter()
-                .filter(|cpu| !forwarding_cpus.contains(&cpu.cpu))
-                .map(|cpu| cpu.forwarded)
-                .sum(),
+            packets: forwarded(&|_| true),
+            without_table: forwarded(&|cpu| !forwarding_cpus.contains(&cpu.cpu)),
             forwarding_cpus,
             vips: self.table.vips().len(),
             vips_of_v6: self.table.vips().any(|(vip, _)| vip.address().is_ipv6()),
@@ -200,15 +220,49 @@ impl Katran {
             routed_on: self.routed_on(&mut requests).map_err(failed)?,
             sends: Sends {
                 next_hops: config.next_hops,
-                by_interface: index.and_then(|index| self.attachments.sent_by(index)),
-                by_program: self.stats().totals()?.tx.packets,
+                unsent: by_interface
+                    .as_ref()
+                    .map(|of| growth(unsent(of)))
+                    .unwrap_or_default(),
+                by_interface,
+                by_program: growth(Counted::Sent),
             },
             drops: TELLING
                 .into_iter()
-                .map(|reason| (reason.name(), drops.get(reason), reason.remedy()))
-                .filter(|(_, frames, _)| *frames > 0)
+                .map(|reason| {
+                    (
+                        reason.name(),
+                        growth(Counted::Dropped(reason)),
+                        reason.remedy(),
+                    )
+                })
+                .filter(|(_, frames, _)| frames.total > 0)
                 .collect(),
         }))
+    }
+
+    /// Reads and remembers the counters that diagnoses compare with.
+    pub(super) fn sample_counters(&self) -> Result<()> {
+        let look = self.look_at_counters()?;
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.look(Instant::now(), look);
+        Ok(())
+    }
+
+    /// Regards everything counted so far as past.
+    pub(super) fn forget_counters(&mut self) -> Result<()> {
+        let begun = Recent::begin(Instant::now(), self.look_at_counters()?);
+        *self
+            .recent
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner) = begun;
+        Ok(())
+    }
+
+    fn look_at_counters(&self) -> Result<Look> {
+        let records = self.per_cpu()?;
+        let cpus = self.cpus(&records)?;
+        Ok(look(&records, &cpus, &self.attachments.sent()))
     }
 
     /// The CPUs that have a flow table, ascending.
@@ -243,7 +297,7 @@ impl Katran {
         for (cpu, table) in &self.maps.flows.of_cpus {
             let active = records.get(*cpu as usize).map_or(0, |of| of.sets.count);
             let found = table.crowding(active, now);
-            let found = self.kernel.check("look at", "flow tables", found)?;
+            let found = self.kernel.check("inspect", "the flow tables", found)?;
             facts.sets += found.sets;
             silent.extend(found.silent);
         }
@@ -360,15 +414,30 @@ fn hold_changed_tcp(vips: impl Iterator<Item = (Vip, VipFlags)>) -> bool {
     any_tcp
 }
 
-/// The VLANs of the last tagged frames sent, one per CPU, from the CPUs' records. A priority tag
-/// (number 0) belongs to no VLAN.
-fn vlans_seen(records: &[types::cpu]) -> Vec<u16> {
-    // In the frame's byte order; the low 12 bits are the number.
-    let sent = records
+/// The counters that a diagnosis is about.
+fn look(records: &[types::cpu], cpus: &[CpuCounters], sent: &[InterfaceCounters]) -> Look {
+    let counted: Vec<_> = records.iter().map(|record| record.counters).collect();
+    let drops = DropReasons::sum(&counted);
+    let mut counts: BTreeMap<Counted, u64> = BTreeMap::new();
+    let of_cpus = cpus.iter().filter(|cpu| cpu.forwarded > 0);
+    counts.extend(of_cpus.map(|cpu| (Counted::Forwarded(cpu.cpu), cpu.forwarded)));
+    counts.insert(Counted::Sent, Totals::sum(&counted).tx.packets);
+    counts.extend(TELLING.map(|reason| (Counted::Dropped(reason), drops.get(reason))));
+    counts.extend(sent.iter().map(|of| (unsent(of), of.unsent)));
+    let marks = records
         .iter()
         .map(|of| u16::from_be(of.scratch.query.sent_tag));
-    let vlans = sent.map(|tag| tag & 0xfff).filter(|vlan| *vlan != 0);
-    vlans.collect::<BTreeSet<_>>().into_iter().collect()
+    Look {
+        counts,
+        marks: marks.collect(),
+    }
+}
+
+fn unsent(of: &InterfaceCounters) -> Counted {
+    Counted::Unsent {
+        namespace: of.namespace,
+        index: of.index,
+    }
 }
 
 /// VLAN interfaces that lead to next hops.

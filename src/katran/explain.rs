@@ -98,7 +98,7 @@ impl Katran {
             .unwrap_or_else(PoisonError::into_inner);
         let (ran, explanation) = self.on_first_cpu(|| {
             let ran = self.kernel.check(
-                "run on a frame",
+                "run a frame through",
                 "katran_explain",
                 program::run(self.programs.explainer.as_fd(), frame),
             )?;
@@ -403,7 +403,10 @@ impl Katran {
     pub(super) fn ticks_now(&self) -> Result<u32> {
         let frame = [0; SHORTEST];
         let ran = program::run(self.programs.clock.as_fd(), &frame);
-        Ok(self.kernel.check("read the clock by", "ticks", ran)?.action)
+        Ok(self
+            .kernel
+            .check("read the clock with", "ticks", ran)?
+            .action)
     }
 
     /// Runs `f` on the first forwarding CPU, so that it uses that CPU's flow table.

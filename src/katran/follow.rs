@@ -189,7 +189,9 @@ impl Katran {
         if let Some(checks) = &mut self.healthchecks
             && let Err(error) = checks.route(&mains)
         {
-            log::warn!("health checks may leave by an interface without the balancer: {error}");
+            log::warn!(
+                "health checks may leave through an interface without the balancer: {error}"
+            );
         }
         self.note_attached();
         self.following.looked = Some(Instant::now());
@@ -203,7 +205,7 @@ impl Katran {
         // One that was moved away, or replaced, may have come back.
         reasons.iter().for_each(|held| ground.add(held.namespace));
         if let Err(error) = self.follow_for(&reasons, Until::Started) {
-            log::error!("next hops are not followed: {error}");
+            log::error!("cannot follow next hops: {error}");
             // The next call tries again; without a reason nothing is followed.
             self.following.stop();
         }

@@ -70,7 +70,9 @@ impl Held {
 
     fn witnessed(namespace: u64, reason: Reason, witness: io::Result<Witness>) -> Self {
         let witness = witness.inspect_err(|error| {
-            log::warn!("a lost attachment will be noticed only with the next change: {error}");
+            log::warn!(
+                "cannot watch an attachment: its loss shows only with the next change: {error}"
+            );
         });
         Self {
             namespace,
@@ -119,7 +121,7 @@ impl Way {
         let namespace = Namespace::here();
         Ok(Self {
             namespace: namespace
-                .map_err(|error| kernel_error("ask for", "the network namespace", error))?,
+                .map_err(|error| kernel_error("identify", "the network namespace", error))?,
             // Without them nothing can be discovered here; that is reported once it must be.
             sockets: Sockets::open().ok(),
         })
@@ -129,7 +131,7 @@ impl Way {
     fn to(number: u64) -> Result<Self> {
         let found = Namespace::find(number);
         let found =
-            found.map_err(|error| kernel_error("look for", "a network namespace", error))?;
+            found.map_err(|error| kernel_error("identify", "a network namespace", error))?;
         Ok(Self {
             namespace: found.ok_or_else(hidden)?,
             sockets: None,
@@ -228,9 +230,11 @@ impl Ground {
                     return Look::MoveOn(site);
                 }
                 Err(error) if self.is_stuck => {
-                    log::debug!("next hops still cannot be followed there: {error}");
+                    log::debug!("still cannot follow next hops there: {error}");
                 }
-                Err(error) => log::error!("next hops cannot be followed there: {error}"),
+                Err(error) => {
+                    log::error!("cannot follow next hops in the next network namespace: {error}")
+                }
             }
         }
         match is_last {
@@ -265,7 +269,7 @@ fn site(to: &mut Followed, mode: NextHops, reasons: &[&Held]) -> Result<Site> {
             way.sockets = Some(sockets);
             return Err(kernel_error("enter", "a network namespace", error));
         }
-        Err(error) => log::info!("a thread stays in its network namespace: {error}"),
+        Err(error) => log::info!("a thread cannot enter a network namespace: {error}"),
     }
     Ok(Site {
         sockets,
@@ -368,8 +372,8 @@ fn hidden() -> Error {
     Error::InvalidConfig {
         setting: "gateway_mac",
         value: "auto".to_owned(),
-        reason: "is discovered in the network namespace of the first attachment, which this \
-        process cannot find: call from a thread there"
+        reason: "the library cannot find the network namespace of the first attachment, where it \
+                 would look for the gateway: call from a thread in it"
             .to_owned(),
     }
 }

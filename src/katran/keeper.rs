@@ -85,7 +85,10 @@ impl Shared {
     fn keep(&self) {
         let listener = self.claim.listen();
         if let Err(error) = &listener {
-            log::warn!("a request to take the balancer over may wait for a second: {error}");
+            log::warn!(
+                "cannot listen for requests to take the balancer over, so one may wait for a \
+                 second: {error}"
+            );
         }
         let mut next = Instant::now();
         let mut is_blind = false;
@@ -105,7 +108,7 @@ impl Shared {
                 }
                 Ok(None) => {}
                 Err(error) if !is_blind => {
-                    log::warn!("cannot see whether another process asks: {error}");
+                    log::warn!("cannot look for requests to take the balancer over: {error}");
                     is_blind = true;
                 }
                 Err(_) => {}
@@ -146,10 +149,7 @@ impl Shared {
             path: self.path.clone(),
             to: asked.by,
         });
-        log::info!(
-            "the balancer pinned in {} is handed over",
-            self.path.display()
-        );
+        log::info!("handed over the balancer pinned in {}", self.path.display());
         true
     }
 }
@@ -193,7 +193,7 @@ impl Keeper {
         log::error!("the thread that gives signs of life has ended: starting another");
         match start_thread(&self.shared) {
             Ok(started) => *thread = Some(started),
-            Err(error) => log::error!("only calls give signs of life: {error}"),
+            Err(error) => log::error!("cannot start it, so only calls give signs of life: {error}"),
         }
     }
 
@@ -274,7 +274,10 @@ impl Katran {
                 return Err(kernel_error("start", "a thread for signs of life", error));
             }
             Err(error) => {
-                log::error!("the balancer gives no signs of life and cannot be taken over: {error}")
+                log::error!(
+                    "cannot start a thread, so the balancer gives no signs of life and cannot be \
+                     taken over: {error}"
+                )
             }
         }
         Ok(())

@@ -89,7 +89,7 @@ impl Builder {
         environment::check_kernel()?;
         environment::check_facilities()?;
         let cpus = map::possible_cpus()
-            .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
+            .map_err(|error| kernel_error("count the possible CPUs in", "sysfs", error))?;
         let needed = check_memory(&config, cpus as u64)?;
         let home = directory
             .map(|path| Home::claim(&path, Tenant::Balancer))
@@ -172,12 +172,12 @@ pub(super) fn assemble(
             && map.autocreate()
         {
             numbered(|| map.reuse_fd(*fd))
-                .map_err(|error| kernel_error("take over the map", &name, error))?;
+                .map_err(|error| kernel_error("reuse the map", &name, error))?;
         }
     }
     let (programs, skel) = load_object(open, &config, &fixed, needed)?;
     let maps = Maps::take(&skel.maps, &config, &fixed, inner)
-        .map_err(|error| kernel_error("take over", "the maps", error))?;
+        .map_err(|error| kernel_error("open", "the maps", error))?;
     let is_new = |name: &str| taken.maps.iter().all(|(of, _)| *of != name);
     if is_new("flow_tables") {
         fill_outer("flow_tables", &maps.flows.outer, &maps.flows.of_cpus)?;
@@ -195,7 +195,7 @@ pub(super) fn assemble(
         };
         maps.cpus
             .fill(0, record)
-            .map_err(|error| kernel_error("write the first", "cpus", error))?;
+            .map_err(|error| kernel_error("write the first entry of", "cpus", error))?;
     }
     maps.live
         .set_own_addresses(config.source_v4, config.source_v6);

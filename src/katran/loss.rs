@@ -327,7 +327,7 @@ impl Katran {
         });
         let held = interfaces.chain(entries).filter_map(|(to, witness)| {
             let witness = witness
-                .inspect_err(|error| log::error!("{to:?} is not watched: {error}"))
+                .inspect_err(|error| log::error!("cannot watch {to:?}: {error}"))
                 .ok()?;
             Some(Held { to, witness })
         });

@@ -72,6 +72,7 @@ use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 pub use adopt::Start;
 pub use counters::Stats;
@@ -109,6 +110,8 @@ use crate::attach::Entry;
 use crate::attach::XdpLink;
 use crate::config::Config;
 use crate::config::Machine;
+use crate::diagnose::Look;
+use crate::diagnose::Recent;
 use crate::error::Error;
 use crate::error::Result;
 use crate::healthcheck::HealthChecks;
@@ -224,6 +227,8 @@ pub struct Katran {
     explaining: Mutex<()>,
     kernel: KernelCalls,
     rejected_addresses: AtomicU64,
+    /// The counters of earlier looks, for diagnoses.
+    recent: Mutex<Recent>,
     watch: Option<watch::Watch>,
     /// Whether a monitor listens.
     monitored: Arc<AtomicBool>,
@@ -288,6 +293,7 @@ impl Katran {
             explaining: Mutex::new(()),
             kernel,
             rejected_addresses: AtomicU64::new(0),
+            recent: Mutex::new(Recent::begin(Instant::now(), Look::default())),
             watch: None,
             monitored: Arc::default(),
             events_switch,

@@ -175,7 +175,7 @@ pub(super) fn load_maps(mut open: OpenKatranSkel<'_>) -> Result<KatranSkel<'_>> 
     for mut program in open.open_object_mut().progs_mut() {
         program.set_autoload(false);
     }
-    let failed = |error| kernel_error("take over", "the maps", into_io(error));
+    let failed = |error| kernel_error("open", "the maps", into_io(error));
     for map in [&mut open.maps.special_programs, &mut open.maps.rodata] {
         map.set_autocreate(false).map_err(failed)?;
     }
@@ -238,7 +238,7 @@ pub(super) fn load_object<'a>(
             constants: Some(own(&skel.maps.rodata)?),
         })
     };
-    let programs = programs().map_err(|error| kernel_error("take over", "katran", error))?;
+    let programs = programs().map_err(|error| kernel_error("open", "katran", error))?;
     Ok((programs, skel))
 }
 

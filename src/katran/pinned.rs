@@ -113,8 +113,8 @@ impl Katran {
             true => Ok(()),
             false => Err(Error::Unsupported {
                 what: "orphan_limit on this kernel".to_owned(),
-                reason: "its times(2) does not count the ticks that its BPF programs read: leave \
-                orphan_limit out",
+                reason: "times(2) does not count the ticks that BPF programs read: leave \
+                         orphan_limit out",
             }),
         }
     }
@@ -144,7 +144,7 @@ impl Katran {
         let home = self.home.as_ref();
         let unstaged = home.map_or(Ok(()), |home| home.set().unstage_programs());
         if let Err(error) = unstaged {
-            log::warn!("pins of other programs stay until the next reload: {error}");
+            log::warn!("cannot remove the pins of other programs until the next reload: {error}");
         }
     }
 }

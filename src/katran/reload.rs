@@ -170,12 +170,12 @@ impl Katran {
                 && map.autocreate()
             {
                 numbered(|| map.reuse_fd(fd))
-                    .map_err(|error| kernel_error("take over the map", &name, error))?;
+                    .map_err(|error| kernel_error("reuse the map", &name, error))?;
             }
         }
         let (programs, skel) = load_object(open, config, &self.fixed, needed)?;
         let made = FeatureMaps::take(&skel.maps, new, tables)
-            .map_err(|error| kernel_error("take over", "the maps", error))?;
+            .map_err(|error| kernel_error("open", "the maps", error))?;
         made.fill(config)?;
         Ok((programs, made))
     }
@@ -227,7 +227,7 @@ impl Katran {
     pub(super) fn outlast(&mut self, old: Vec<Programs>) {
         self.maps.rings.retire(None);
         if let Err(error) = self.settle() {
-            log::error!("the old programs stay, because their end cannot be seen: {error}");
+            log::error!("cannot see when packets leave the old programs, so they stay: {error}");
             mem::forget(old);
             return;
         }

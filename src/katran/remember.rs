@@ -115,7 +115,8 @@ impl Katran {
             && let Some(ledger) = &mut self.ledger
         {
             log::error!(
-                "if this process ends before its next change, this one is forgotten: {error}"
+                "cannot record a change, which is lost if this process ends before the next one: \
+                 {error}"
             );
             ledger.fall_behind();
         }

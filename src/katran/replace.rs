@@ -137,7 +137,7 @@ impl Katran {
 
     /// Carries counters over to maps that are not shared.
     fn carriers_to(&self, next: &Self) -> Result<Vec<Carrier>> {
-        let failed = |error| kernel_error("load", "what carries counters", error);
+        let failed = |error| kernel_error("load", "the programs that carry counters", error);
         let mut carriers = Vec::new();
         for (name, from) in self.counting_maps() {
             let mut to = next.counting_maps();
@@ -339,7 +339,7 @@ impl Katran {
     pub(super) fn carry_counters(&mut self) {
         for carrier in &self.carriers {
             if let Err(error) = carrier.carry() {
-                log::warn!("the counters of earlier programs are not carried over yet: {error}");
+                log::warn!("cannot carry over the counters of earlier programs yet: {error}");
                 return;
             }
         }

@@ -58,7 +58,7 @@ impl Stats<'_> {
         let info = crate::sys::program::info(program.as_fd());
         let kernel = &self.katran.kernel;
         kernel
-            .check("ask for the size of", name, info)
+            .check("read the size of", name, info)
             .map(|info| info.translated_bytes)
     }
 }

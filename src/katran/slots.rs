@@ -291,7 +291,7 @@ impl Katran {
     ///
     /// Packets stamp their ring slot and not their real, so packets to other drained reals may make
     /// the time shorter. It ends at `flow_idle_timeout` (TCP) or `udp_timeout`: after that the
-    /// real's flows are over. It is exact to a 64th of that.
+    /// real's flows are over. Stamps are coarse, so the time may begin up to a 64th of that late.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] where all flows are remembered
@@ -322,9 +322,11 @@ impl Katran {
         let number = self.table.real_index(real).ok_or_else(no_real)?;
         if !self.tracks_changes(&vip, entry.flags) {
             return Err(Error::Unsupported {
-                what: format!("asking whether {vip} has drained a real"),
-                reason: "only VIPs of which changed flows are remembered know it: flow_tracking = \
-                         \"changed\", and no flag that has all flows remembered",
+                what: format!("the time since {vip} last sent a packet to a drained real"),
+                reason: "only a VIP that remembers just changed flows has it: load with `flow_tracking = \
+                         \"changed\"` (for TCP also without `tcp-server-id`), and give the VIP none of the \
+                         flags `lru-bypass`, `quic`, `dport-hash`, `src-routing`, `global-lru`, \
+                         `udp-stable-routing` and `udp-flow-migration`",
             });
         }
         if *weight != 0 && !entry.down.contains(&real) {
@@ -336,13 +338,13 @@ impl Katran {
             return Ok(Some(longest));
         };
         let shift = self.moment_shift(vip.protocol());
-        let now = At::of_ticks(self.ticks_now()?, shift);
+        let now = self.ticks_now()?;
         let rings = &self.maps.rings;
         let planes = rings.planes(history.planes);
-        let silence = history::silence_of(rings.words(ring), planes, number.0, now);
-        let moment = self.fixed.tick * (1 << shift);
+        let at = At::of_ticks(now, shift);
+        let silence = history::silence_of(rings.words(ring), planes, number.0, at);
         Ok(Some(silence.map_or(longest, |moments| {
-            longest.min(moment * u32::from(moments))
+            longest.min(self.fixed.tick * history::ticks_after(moments, now, shift))
         })))
     }
 

@@ -60,8 +60,7 @@ impl Katran {
                     position,
                 });
             } else {
-                let failed =
-                    |error| kernel_error("continue with", &record.display().to_string(), error);
+                let failed = |error| kernel_error("adopt", &record.display().to_string(), error);
                 match TcLink::kept_at(&record, &probes) {
                     Ok(Some(link)) => paths.push(link),
                     Ok(None) => {}
@@ -109,15 +108,15 @@ impl Katran {
         }
         if let Err(error) = self.reattach() {
             log::error!(
-                "an attachment that was lost while the balancer had no owner is not attached \
-                again: {error}"
+                "cannot restore an attachment that was lost while the balancer had no owner: \
+                 {error}"
             );
         }
         let after = gone(self);
         for of in before {
             match after.contains(&of) {
-                false => log::warn!("{} was removed, and is there again: attached to it", of.0),
-                true => log::error!("{} was removed: attach again when it exists", of.0),
+                false => log::warn!("{} was removed and made again: attached to it", of.0),
+                true => log::error!("{} was removed: reattach when it exists again", of.0),
             }
         }
     }
@@ -184,16 +183,17 @@ impl LostEntry {
         let (place, position) = (self.path.display(), self.position);
         match error {
             None => {
-                log::warn!("{place} is another array by now: entry {position} of that is set");
+                log::warn!("{place} is another array by now: set its entry {position}");
             }
             Some(Error::NotFound { .. }) => log::error!(
-                "{place}, where entry {position} was set, is not pinned any more: reattach when it is"
+                "{place}, whose entry {position} the balancer had, is no longer pinned: reattach \
+                 when it is"
             ),
             Some(Error::ForeignEntry { program_id, .. }) => log::error!(
                 "{place} is another array by now, and its entry {position} holds program \
-                {program_id}: attach to it again to take over a balancer's, or take another position"
+                {program_id}: attach to it again to replace a balancer, or choose another position"
             ),
-            Some(error) => log::error!("entry {position} of {place} is not set again: {error}"),
+            Some(error) => log::error!("cannot set entry {position} of {place} again: {error}"),
         }
     }
 }

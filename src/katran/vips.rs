@@ -156,7 +156,7 @@ impl Katran {
     /// Counts one VIP less with this address.
     fn free_address(&mut self, vip: &Vip) {
         if let Err(error) = self.maps.vip_addresses.remove(vip) {
-            log::warn!("fragments to the address of {vip} are still dropped: {error}");
+            log::warn!("cannot stop dropping fragments to the address of {vip}: {error}");
         }
     }
 
@@ -170,7 +170,7 @@ impl Katran {
             .settle()
             .and_then(|()| self.maps.rings.trim(&self.kernel));
         if let Err(error) = freed {
-            log::warn!("the memory of unused rings stays: {error}");
+            log::warn!("cannot free the memory of unused rings: {error}");
         }
     }
 

@@ -230,8 +230,8 @@ impl Follower {
         if misses_notices && !was_missing {
             let every = AGAIN / 1000;
             log::warn!(
-                "without CAP_NET_BROADCAST, changes of interfaces in other network namespaces are polled every \
-             {every} seconds"
+                "without CAP_NET_BROADCAST, the library polls interfaces in other network \
+                 namespaces every {every} seconds"
             );
         }
         if known.has_open() || misses_notices {

@@ -97,7 +97,9 @@ impl Watched {
             Err(error) => {
                 if !self.is_open {
                     let index = self.place.1;
-                    log::warn!("interface {index}: asking again for MTU and MAC address: {error}");
+                    log::warn!(
+                        "interface {index}: cannot read MTU and MAC address, trying again: {error}"
+                    );
                 }
                 self.is_open = true;
             }

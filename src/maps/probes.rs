@@ -213,7 +213,7 @@ impl ProbeCells {
             known.remove(&real);
             // Nothing looks up what is left there, and the next use overwrites it.
             if let Err(error) = ways.map.delete(&match_key((real, 0).into())) {
-                log::warn!("cannot forget the way of probes to {real}: {error}");
+                log::warn!("cannot remove the next hop of probes to {real}: {error}");
             }
         }
     }
@@ -235,7 +235,7 @@ impl ProbeCells {
         };
         match ways.write(real, way) {
             Ok(()) => known.way = Some(way),
-            Err(error) => log::warn!("cannot write the way of probes to {real}: {error}"),
+            Err(error) => log::warn!("cannot write the next hop of probes to {real}: {error}"),
         }
     }
 

@@ -249,7 +249,7 @@ impl<B: Backing> RingStore<B> {
         if made.is_err() && wanted.len() > missing.len() {
             made = self.backing.make(&missing);
         }
-        let made = kernel.check("make room for rings", "ring_chunk", made)?;
+        let made = kernel.check("make room for rings in", "ring_chunk", made)?;
         for (index, chunk) in wanted.into_iter().zip(made) {
             self.add(index, chunk);
         }
@@ -474,7 +474,7 @@ impl<B: Backing> RingStore<B> {
     /// passed.
     pub(crate) fn collect(&mut self, kernel: &KernelCalls) -> Moment {
         if let Some(finished) = self.backing.finished() {
-            let finished = kernel.check("make or give up room for rings", "rings", finished);
+            let finished = kernel.check("make or free room in", "rings", finished);
             self.finish(finished.ok());
         }
         let passed = self.backing.passed();
@@ -512,7 +512,7 @@ impl<B: Backing> RingStore<B> {
     /// If the kernel refuses to wait.
     pub(crate) fn settle(&mut self, kernel: &KernelCalls) -> Result<(), Error> {
         let waited = self.backing.wait();
-        kernel.check("wait for packets under way", "membarrier", waited)?;
+        kernel.check("wait for packets in flight with", "membarrier", waited)?;
         self.collect(kernel);
         Ok(())
     }
@@ -561,7 +561,7 @@ impl<B: Backing> RingStore<B> {
             self.withdraw(index);
             self.remove(index);
         }
-        kernel.check("give up room for rings", "rings", freed)
+        kernel.check("free room in", "rings", freed)
     }
 
     /// As [`trim`](Self::trim), without waiting. Takes at most as many chunks at a time as there is

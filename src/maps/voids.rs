@@ -302,7 +302,7 @@ impl VoidFlows {
     fn restore(&self, vip: u16, before: &[(u32, Option<VoidReason>)]) {
         for (id, reason) in before {
             if let Err(error) = self.shared.write(vip, *id, *reason) {
-                log::warn!("down_reals: cannot undo a change: {error}");
+                log::warn!("cannot undo a change of reals that are down: {error}");
             }
         }
     }

@@ -91,7 +91,8 @@ impl FromStr for EventKind {
             .find(|kind| kind.name() == name)
             .ok_or_else(|| Error::Parse {
                 input: text.to_owned(),
-                expected: "an event: tcp_non_syn_miss, packet_too_big or quic_real_gone",
+                expected: "an event kind (`tcp_non_syn_miss`, `packet_too_big` or \
+                           `quic_real_gone`)",
             })
     }
 }
@@ -180,7 +181,7 @@ impl MonitorOptions {
             })
         };
         if self.kinds.is_empty() {
-            return refuse("events", &"(none)", "at least one kind is needed");
+            return refuse("events", &"(none)", "choose at least one kind");
         }
         if self.rate_limit == 0 {
             return refuse("rate_limit", &0, "must be at least 1");
@@ -290,7 +291,7 @@ impl Monitor {
         self.switch.set(0, 0);
         self.shared.stop.store(true, Ordering::Release);
         if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-            log::error!("a value of a monitor's callback has panicked when it was dropped");
+            log::error!("a monitor's callback panicked when it was dropped");
         }
     }
 }

@@ -26,8 +26,10 @@ pub(super) type Names = BTreeMap<u32, (Arc<str>, bool)>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NextHop {
-    /// The real; `None` for all reals of the address's family.
+    /// The real; `None` for all reals of [`family`](Self::family).
     pub real: Option<IpAddr>,
+    /// The address family of the real or reals.
+    pub family: Family,
     /// The router, or the real itself if it is on this host's segment; `None` without a route.
     pub address: Option<IpAddr>,
     /// The interface towards it, if there is a route.
@@ -138,10 +140,11 @@ pub(super) fn list(
     reals: impl Iterator<Item = (IpAddr, Hop)>,
     names: &Names,
 ) -> Vec<NextHop> {
-    let public = |real: Option<IpAddr>, hop: &Hop| {
+    let public = |real: Option<IpAddr>, family: Family, hop: &Hop| {
         let interface = names.get(&hop.interface);
         NextHop {
             real,
+            family,
             address: hop.address,
             interface: interface.map(|(name, _)| Arc::clone(name)),
             mac: hop.mac,
@@ -152,14 +155,15 @@ pub(super) fn list(
         }
     };
     if wanted.mode != NextHops::Gateway {
-        return reals.map(|(real, hop)| public(Some(real), &hop)).collect();
+        let of_real = |(real, hop)| public(Some(real), Family::of(real), &hop);
+        return reals.map(of_real).collect();
     }
     let of_family = |family: Family| {
         let hop = &gateways[family];
         let mac = gateway(wanted, gateways, family);
         NextHop {
             mac,
-            ..public(None, hop)
+            ..public(None, family, hop)
         }
     };
     Family::ALL.map(of_family).into()

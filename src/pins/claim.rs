@@ -149,7 +149,7 @@ impl Home {
             }
         }
         let made = Request::make(&directory, until);
-        let made = made.map_err(|error| file_error("ask for", path, error))?;
+        let made = made.map_err(|error| file_error("ask the owner for", path, error))?;
         let Some(request) = made else {
             return Err(busy(path, None));
         };

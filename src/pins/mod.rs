@@ -92,7 +92,7 @@ pub(crate) const CONSTANTS: &str = "constants";
 pub(crate) const SPECIAL: &str = "special_programs";
 
 /// What adoption wants to do, for error messages.
-const GO_ON: &str = "adopting what is pinned";
+const GO_ON: &str = "adopting the pins";
 
 /// Objects, by the names of their pins.
 pub(crate) type Objects<'a> = Vec<(&'static str, BorrowedFd<'a>)>;
@@ -169,7 +169,7 @@ impl Home {
         };
         let age = identity.age().map(|age| age.as_secs()).unwrap_or(0);
         format!(
-            "a {}{how_far} in {} (katran {}, loaded {age} s ago; adopt it, or remove it), which",
+            "a {}{how_far} in {} (katran {}, loaded {age} s ago; adopt or remove it)",
             self.tenant.name(),
             self.path.display(),
             identity.version(),
@@ -192,8 +192,9 @@ impl Home {
             false => Ok(()),
             true => Err(refused(
                 &self.path,
-                "something has removed its pin `identity`: what is attached continues to forward, but no process can \
-                 adopt it; `rm -r` the directory to detach it, then load it again"
+                "something removed its pin `identity`: the attached programs continue to work, \
+                 but no process can adopt them; `rm -r` the directory to detach them, then load \
+                 them again"
                     .to_owned(),
             )),
         }
@@ -211,8 +212,9 @@ impl Home {
             (Ok(ours), Ok(present)) if ours == present => Ok(()),
             _ => Err(Error::NotFound {
                 what: format!(
-                    "{}, where the balancer is pinned (its file system was unmounted, or the directory moved: it forwards \
-                     as long as this process lives; mount one and load it again with another process)",
+                    "{}, where the balancer is pinned (the file system was unmounted, or the \
+                     directory moved; the balancer forwards while this process lives: mount a BPF \
+                     file system, and load it again with another process)",
                     self.path.display()
                 ),
             }),
@@ -359,8 +361,9 @@ fn known(path: &Path, identity: &Identity, to: &str) -> Result<()> {
                 path.display(),
                 identity.version()
             ),
-            reason: "this version of the crate does not know that arrangement, and what is attached continues to \
-                     forward: use the version that made it, or let that remove it and load it again",
+            reason: "this version of the crate does not know that arrangement: use the version \
+                     that made it, or let that version remove it; the attached programs continue \
+                     to work",
         }),
     }
 }

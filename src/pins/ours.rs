@@ -32,7 +32,7 @@ const MAPS_OF_OTHERS: [&str; 7] = [
 
 /// Whether the object pinned at a path is a tenant's, by its name.
 pub(super) fn is_ours(part: &str, path: &Path) -> Result<bool> {
-    let failed = |error| kernel_error("look at", &path.display().to_string(), error);
+    let failed = |error| kernel_error("inspect", &path.display().to_string(), error);
     if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
         return Ok(false);
     }
@@ -78,7 +78,7 @@ pub(super) fn is_object(path: &Path) -> Result<bool> {
     if !path.symlink_metadata().is_ok_and(|of| of.is_file()) {
         return Ok(false);
     }
-    let failed = |error| kernel_error("look at", &path.display().to_string(), error);
+    let failed = |error| kernel_error("inspect", &path.display().to_string(), error);
     let object = match pin::open(path) {
         // Gone since it was listed.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),

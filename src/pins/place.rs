@@ -58,7 +58,7 @@ pub(super) fn check_name(path: &Path) -> Result<()> {
             "names in a BPF file system must not contain dots".to_owned(),
         )),
         Ok(false) => Err(refused(path, format!("{}: {NO_BPF_FS}", place.display()))),
-        Err(error) => Err(file_error("look at", place, error)),
+        Err(error) => Err(file_error("inspect", place, error)),
     }
 }
 
@@ -73,7 +73,7 @@ pub(super) fn open_directory(path: &Path) -> Result<Option<File>> {
 
 /// Checks that only this user can change what is in a directory.
 fn check_safe(path: &Path, directory: &File) -> Result<()> {
-    let failed = |error| file_error("look at", path, error);
+    let failed = |error| file_error("inspect", path, error);
     // Asks about the open directory, because another one may be at the path by now.
     let is_bpf_fs = pin::is_on_bpf_fs(directory).map_err(failed)?;
     let metadata = directory.metadata().map_err(failed)?;
@@ -103,7 +103,7 @@ fn check_safe(path: &Path, directory: &File) -> Result<()> {
 
 /// Checks that no other user can replace a directory, through the directory above it.
 fn check_above(path: &Path, above: &Path) -> Result<()> {
-    let metadata = fs::metadata(above).map_err(|error| file_error("look at", above, error))?;
+    let metadata = fs::metadata(above).map_err(|error| file_error("inspect", above, error))?;
     let (user, mode) = (metadata.st_uid(), metadata.st_mode());
     if user != 0 && user != geteuid().as_raw() {
         return Err(refused(

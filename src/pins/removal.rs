@@ -48,7 +48,7 @@ pub fn remove(directory: impl AsRef<Path>) -> Result<()> {
         });
     }
     if let Some(identity) = &home.identity {
-        known(&home.path, identity, "removing what is pinned")?;
+        known(&home.path, identity, "removing the pins")?;
     }
     home.remove()
 }
@@ -122,7 +122,7 @@ impl Home {
             // A packet may still be in the program, and need what goes with it.
             && let Err(error) = GracePeriod::new().and_then(|period| period.wait())
         {
-            log::warn!("cannot wait until no packet is in the program: {error}");
+            log::warn!("cannot wait for packets to leave the program: {error}");
         }
         Ok(())
     }

@@ -123,9 +123,10 @@ impl PinnedSet {
             return self.missing(CONTENTS);
         }
         Error::Unsupported {
-            what: format!("adopting what {} describes", path.display()),
-            reason: "this version of the crate does not know its format, and what is attached continues to work: use the \
-                     version that made it, or remove it and load it again",
+            what: format!("adopting the set described in {}", path.display()),
+            reason: "this version of the crate does not know its format: use the version that \
+                     made it, or remove it and load it again; the attached programs continue to \
+                     work",
         }
     }
 
@@ -133,12 +134,13 @@ impl PinnedSet {
     pub(crate) fn unreadable(&self, contents: &Contents, why: &str) -> Error {
         Error::Unsupported {
             what: format!(
-                "adopting what is in {} (layout {}, katran {}; {why})",
+                "adopting the contents of {} (layout {}, katran {}; {why})",
                 self.path.display(),
                 contents.layout(),
                 contents.version()
             ),
-            reason: "what is attached continues to work: use the version of the crate that made it, or remove it and load it again",
+            reason: "use the version of the crate that made it, or remove it and load it again; \
+                     the attached programs continue to work",
         }
     }
 
@@ -219,7 +221,8 @@ impl PinnedSet {
     pub(crate) fn missing(&self, name: &str) -> Error {
         Error::NotFound {
             what: format!(
-                "the pin {} in {} (something has removed it: what is attached continues to forward, but no process can adopt it; remove the rest, and load it again)",
+                "the pin {} in {} (something removed it: the attached programs continue to work, \
+                 but no process can adopt them; remove the rest, and load them again)",
                 file_name(name),
                 self.path.display()
             ),
@@ -254,7 +257,7 @@ impl PinnedSet {
     /// Removes all pins, if there are any, and leaves what is not a balancer's. None of it may be
     /// attached.
     pub(crate) fn remove(&self) -> Result<()> {
-        let failed = |error| file_error("remove what is in", &self.path, error);
+        let failed = |error| file_error("empty", &self.path, error);
         match self.contents()?.is_some_and(|of| !of.is_known()) {
             true => self.remove_objects()?,
             false => {

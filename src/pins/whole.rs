@@ -19,8 +19,8 @@ use crate::sys::pin;
 /// The tenant of a directory that has an identity.
 pub(super) fn tenant_of(path: &Path, identity: &Identity) -> Result<Tenant> {
     identity.tenant().ok_or_else(|| Error::Unsupported {
-        what: format!("what is pinned in {}", path.display()),
-        reason: "this version of the crate does not know it: use the version that made it",
+        what: format!("the contents of {}", path.display()),
+        reason: "this version of the crate does not know them: use the version that made them",
     })
 }
 

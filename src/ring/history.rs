@@ -354,6 +354,15 @@ pub(crate) fn silence_of(
     least
 }
 
+/// How many ticks ago, at least, a moment ended that began so many moments ago.
+pub(crate) fn ticks_after(moments: u16, now: u32, shift: u32) -> u32 {
+    let Some(ended) = u32::from(moments).checked_sub(1) else {
+        return 0;
+    };
+    let of_this = now & ((1 << shift) - 1);
+    (ended << shift).saturating_add(of_this)
+}
+
 /// Settles those of some slots that no live flow needs any more: none has deviated from the ring
 /// for more than `idle` moments. Returns what is left of them.
 pub(crate) fn settle(

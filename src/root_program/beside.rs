@@ -81,7 +81,7 @@ fn attachment_of(pin: &Path, program: &OwnedFd) -> io::Result<Option<PinnedXdp>>
 pub(super) fn unpin(paths: &[PathBuf]) {
     for path in paths {
         if let Err(error) = pin::remove(path) {
-            log::error!("{} stays pinned: {error}", path.display());
+            log::error!("cannot unpin {}: {error}", path.display());
         }
     }
 }
@@ -89,7 +89,7 @@ pub(super) fn unpin(paths: &[PathBuf]) {
 /// The pins beside an array that belong to its root program: the program and its map.
 pub(super) fn own_parts(path: &Path, array: u32) -> Result<Vec<PathBuf>> {
     let [program, passed] = [PROGRAM, PASSED].map(|name| beside(path, name));
-    let failed = |path: &Path, error| kernel_error("look at", &path.display().to_string(), error);
+    let failed = |path: &Path, error| kernel_error("inspect", &path.display().to_string(), error);
     let open = |path: &Path, wanted| {
         let object = match pin::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -131,10 +131,10 @@ pub(super) fn pinned_attachments(path: &Path, array: u32) -> Result<Vec<(PathBuf
         let maps = program::by_id(attachment.program).and_then(|fd| program::maps(fd.as_fd()));
         let maps = maps.map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM) => Error::Privilege {
-                operation: "see whose program an attachment has",
+                operation: format!("identify the program of {text}"),
                 missing: "CAP_SYS_ADMIN".to_owned(),
             },
-            _ => kernel_error("ask about the program of", &text, error),
+            _ => kernel_error("identify the program of", &text, error),
         })?;
         if maps.contains(&array) {
             found.push((pin, attachment));
@@ -153,7 +153,7 @@ pub(super) fn unpinned(path: &Path, error: io::Error) -> Error {
 
 pub(super) fn unlisted(path: &Path, error: io::Error) -> Error {
     Error::File {
-        operation: "list what is beside",
+        operation: "list the files beside",
         path: path.to_owned(),
         error,
     }

@@ -110,7 +110,7 @@ impl RootProgramBuilder {
                 skel.progs.katran_root.as_fd().try_clone_to_owned()?,
             ))
         };
-        let failed = |error| kernel_error("take over", "katran_root", error);
+        let failed = |error| kernel_error("open", "katran_root", error);
         let (array, passed, program) = take_over().map_err(failed)?;
         Ok(RootProgram {
             attachments: Attachments::default(),
@@ -249,7 +249,7 @@ impl RootProgram {
         if let Err(error) = kept {
             for attached in self.attachments.iter_mut() {
                 if let Err(error) = attached.unpin() {
-                    log::error!("an attachment stays pinned: {error}");
+                    log::error!("cannot unpin an attachment: {error}");
                 }
             }
             unpin(&done);
@@ -282,7 +282,7 @@ impl RootProgram {
             pin::open(&part).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => Error::NotFound {
                     what: format!(
-                        "{} (what is pinned at {} is not a complete root program: remove it), which",
+                        "{} (the root program at {} is incomplete: remove it)",
                         part.display(),
                         path.display()
                     ),
@@ -290,7 +290,7 @@ impl RootProgram {
                 _ => kernel_error("open", &part.display().to_string(), error),
             })
         };
-        let failed = |error| kernel_error("continue with", &path.display().to_string(), error);
+        let failed = |error| kernel_error("adopt", &path.display().to_string(), error);
         let (program, passed) = (open(PROGRAM)?, open(PASSED)?);
         let mut attachments = Attachments::default();
         for (pin, rest) in files_when_made(path, &program)? {
@@ -367,9 +367,10 @@ fn check_directory(path: &Path) -> Result<()> {
         {
             return Ok(());
         }
-        Ok(true) => "a BPF file system takes no names with dots".to_owned(),
+        Ok(true) => "names in a BPF file system must not contain dots".to_owned(),
         Ok(false) => format!(
-            "{} is on no BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path there",
+            "{} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, and choose a path \
+             there",
             directory.display()
         ),
         Err(error) => format!("{}: {error}", directory.display()),

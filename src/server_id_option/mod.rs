@@ -124,7 +124,7 @@ impl ServerIdOption {
             let name = map.name().to_string_lossy().into_owned();
             if let Some(fd) = there(&name)? {
                 numbered(|| map.reuse_fd(fd.as_fd()))
-                    .map_err(|error| kernel_error("take over the map", &name, error))?;
+                    .map_err(|error| kernel_error("reuse the map", &name, error))?;
             }
         }
         let skel = object::load(open, &["server_id"])
@@ -143,7 +143,7 @@ impl ServerIdOption {
                 home: None,
             })
         };
-        take_over().map_err(|error| kernel_error("take over", "server_id", error))
+        take_over().map_err(|error| kernel_error("open", "server_id", error))
     }
 
     /// Changes the server's id, 1 to 4,294,967,295: connections that it accepts from now on carry
@@ -180,7 +180,8 @@ impl ServerIdOption {
     pub fn learned_id(&self, socket: impl AsFd) -> Result<Option<u32>> {
         let descriptor = socket.as_fd().as_raw_fd().unsigned_abs();
         let kept = self.connections.lookup(&descriptor);
-        let kept = kept.map_err(|error| kernel_error("read", "what the socket keeps", error))?;
+        let kept =
+            kept.map_err(|error| kernel_error("read", "the server id of a socket", error))?;
         Ok(kept.filter(|kept| kept.server == 0).map(|kept| kept.id))
     }
 

@@ -52,7 +52,7 @@ impl ServerIdOption {
             // They keep working, and end with this handle again.
             for attached in self.attachments.iter_mut() {
                 if let Err(error) = attached.unpin() {
-                    log::warn!("a pin stays: {error}");
+                    log::warn!("cannot remove a pin: {error}");
                 }
             }
             home.give_up();
@@ -108,7 +108,7 @@ impl ServerIdOption {
         let knows_counters = contents.knows(Part::Counters);
         if !knows_counters {
             log::warn!(
-                "the counters of katran {} have another layout: they begin at 0",
+                "the counters of katran {} have another layout: counting starts at 0",
                 contents.version()
             );
         }

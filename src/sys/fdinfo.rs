@@ -8,13 +8,20 @@ use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 /// Fields of a descriptor, by name.
 pub(super) struct FdInfo(String);
 
 impl FdInfo {
     pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())).map(Self)
+        let path = format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd());
+        Self::read(Path::new(&path))
+    }
+
+    /// Those in such a file.
+    pub(super) fn read(path: &Path) -> io::Result<Self> {
+        fs::read_to_string(path).map(Self)
     }
 
     /// The text of a field, such as `map_type`, `link_type` or `memlock`.

@@ -111,7 +111,7 @@ impl Lock {
                 libc::pthread_atfork(Some(begin_change), Some(end_change), Some(close_in_child))
             };
             if failed != 0 {
-                log::warn!("a child made by fork(2) will share the locks of its parent");
+                log::warn!("cannot watch for fork(2): a child will share its parent's locks");
             }
         });
         let free = LOCKS.iter().find(|place| {

@@ -8,6 +8,7 @@ pub(crate) mod directory;
 pub(crate) mod ethtool;
 mod ethtool_counters;
 mod fdinfo;
+pub(crate) mod holders;
 pub(crate) mod link;
 pub(crate) mod lock;
 pub(crate) mod map;

@@ -34,7 +34,9 @@ impl Owner {
                 0 => COUNTS.store(true, Ordering::Release),
                 errno => {
                     let error = io::Error::from_raw_os_error(errno);
-                    log::warn!("a child made by fork(2) will take itself for its parent: {error}");
+                    log::warn!(
+                        "cannot watch for fork(2): a child will take itself for its parent: {error}"
+                    );
                 }
             }
         }

@@ -34,7 +34,7 @@ impl FromStr for DecapMode {
             "egress" => Ok(Self::Egress),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "a mode, `inline` or `egress`",
+                expected: "a decapsulation mode (`inline` or `egress`)",
             }),
         }
     }

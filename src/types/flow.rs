@@ -43,7 +43,7 @@ impl FromStr for Protocol {
             "udp" => Ok(Self::Udp),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "a protocol, `tcp` or `udp`",
+                expected: "a protocol (`tcp` or `udp`)",
             }),
         }
     }

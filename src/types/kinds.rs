@@ -50,7 +50,7 @@ impl FromStr for Encapsulation {
             "gue" => Ok(Self::Gue),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "an encapsulation, `ipip` or `gue`",
+                expected: "an encapsulation (`ipip` or `gue`)",
             }),
         }
     }
@@ -121,7 +121,7 @@ impl FromStr for OuterDontFragment {
             "inherit" => Ok(Self::Inherit),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "a treatment of the DF bit, `clear` or `inherit`",
+                expected: "a treatment of the DF bit (`clear` or `inherit`)",
             }),
         }
     }
@@ -165,7 +165,7 @@ impl FromStr for FlowTracking {
             "changed" => Ok(Self::Changed),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "which flows to remember, `all` or `changed`",
+                expected: "a choice of flows to remember (`all` or `changed`)",
             }),
         }
     }
@@ -216,7 +216,7 @@ impl FromStr for FlowTableKind {
             "kernel-lru" => Ok(Self::KernelLru),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "a flow table type, `set-associative` or `kernel-lru`",
+                expected: "a flow table type (`set-associative` or `kernel-lru`)",
             }),
         }
     }
@@ -316,7 +316,7 @@ impl FromStr for NextHops {
             .find(|mode| mode.to_string() == text)
             .ok_or_else(|| Error::Parse {
                 input: text.to_owned(),
-                expected: "a choice of next hops, `gateway`, `per-real` or `redirect`",
+                expected: "a choice of next hops (`gateway`, `per-real` or `redirect`)",
             })
     }
 }
@@ -353,7 +353,7 @@ impl FromStr for ProbeSource {
             .find(|source| source.to_string() == text)
             .ok_or_else(|| Error::Parse {
                 input: text.to_owned(),
-                expected: "where probes come from: `own` or `made-up`",
+                expected: "a source of probes (`own` or `made-up`)",
             })
     }
 }
@@ -397,7 +397,7 @@ impl FromStr for TcHook {
             .find(|hook| hook.to_string() == text)
             .ok_or_else(|| Error::Parse {
                 input: text.to_owned(),
-                expected: "a tc hook: `auto`, `tcx` or `clsact`",
+                expected: "a tc hook (`auto`, `tcx` or `clsact`)",
             })
     }
 }

@@ -254,7 +254,7 @@ impl FromStr for HashFunction {
             "maglev-v2" => Ok(Self::MaglevV2),
             _ => Err(Error::Parse {
                 input: text.to_owned(),
-                expected: "a hash function, `maglev` or `maglev-v2`",
+                expected: "a hash function (`maglev` or `maglev-v2`)",
             }),
         }
     }

@@ -258,7 +258,7 @@ fn the_next_handle_adopts_everything() {
         let there = Decap::builder().pin(&directory).load().unwrap_err();
         let says = there.to_string();
         assert!(matches!(there, Error::AlreadyExists { .. }), "{says}");
-        assert!(says.contains("adopt it"), "{says}");
+        assert!(says.contains("adopt or remove it"), "{says}");
 
         // The pinned settings count, not the call's, and the link is the same.
         let (mut decap, start) = Decap::builder().pin(&directory).adopt_or_load().unwrap();

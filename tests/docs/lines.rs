@@ -1,8 +1,6 @@
 //! Prose in pages is at most 100 columns wide, so that it can be read in a terminal and in a diff.
 //! Tables, code, headings, links and generated text may be wider.
 
-use std::fs;
-
 use crate::files;
 use crate::markdown;
 use crate::none_of;

@@ -2,12 +2,39 @@
 //! know neither Rust nor the library's calls. (Embedders learn from a failing call's documentation
 //! what to call.)
 
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
 use proc_macro2::Delimiter;
 use proc_macro2::TokenStream;
 use proc_macro2::TokenTree;
 
 use crate::files;
 use crate::none_of;
+
+/// The library's calls of several words, except those that documents have as keys, too.
+static CALLS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+    let mut calls = BTreeSet::new();
+    for path in files::below(&["src"], &[".rs"]) {
+        for line in files::read(&path).lines() {
+            let line = line.trim().replacen("pub const fn ", "pub fn ", 1);
+            let name = line.strip_prefix("pub fn ").and_then(|rest| {
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
+                Some(&rest[..end])
+            });
+            calls.extend(name.filter(|name| name.contains('_')).map(str::to_owned));
+        }
+    }
+    for page in ["docs/configuration.md", "docs/health.md"] {
+        let page = files::read(page);
+        let words = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.for_each(|word| {
+            calls.remove(word);
+        });
+    }
+    assert!(calls.len() > 50, "{calls:?}");
+    calls
+});
 
 /// Texts that are not messages: rustdoc, and test data.
 const OTHERS: [&str; 5] = [
@@ -60,6 +87,9 @@ fn words_of_rust_are_known() {
     for text in [
         "pin it (Builder::pin)",
         "call next_hops() for them",
+        "call add_vip first",
+        "see `add_real(vip, real)`",
+        "by attach(eth0)",
         "see `set_mac_mut`",
         "give it the flag LOCAL_REAL",
         "start a RootProgram",
@@ -74,6 +104,7 @@ fn words_of_rust_are_known() {
         "from ::1 to 2001:db8::1, by prlimit(1)",
         "raise `LimitNOFILE=` of the unit",
         "IPv6, QUIC and GUE; eth0-TxRx-0",
+        "{program}({id}), set max_vips (and flow_table_size)",
     ] {
         assert_eq!(wrong(text), None, "{text}");
     }
@@ -163,6 +194,11 @@ fn is_of_rust(word: &str) -> bool {
         bare,
         "struct" | "enum" | "Builder" | "Option" | "u8" | "u16" | "u32" | "u64" | "usize"
     );
-    let is_call = word.contains("()");
+    // Sections of manual pages have numbers.
+    let is_call = CALLS.contains(bare)
+        || word.split_once('(').is_some_and(|(before, after)| {
+            let is_name = before.len() > 1 && before.chars().any(|c| c != 'x');
+            is_name && !after.starts_with(|c: char| c.is_ascii_digit())
+        });
     !is_name && (is_path || is_camel || is_constant || is_word || is_call || bare.ends_with("_mut"))
 }

@@ -2,13 +2,17 @@
 //! `katran status`, by the page's JSON, and by a metric. `--nocapture` prints what was reported for
 //! each, and how soon.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::UdpSocket;
+use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use katran::Decap;
+use katran::XdpMode;
 use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
@@ -142,6 +146,34 @@ impl Site {
         );
     }
 
+    /// Waits until what only counters show is a note, a minute after the repair, and the metric is 0.
+    fn becomes_a_note(&self, fault: &str, said: &Said<'_>, words: &str) {
+        let began = Instant::now();
+        let is_noted = || {
+            let problems = self.problems();
+            let mut about = problems.iter().filter(|of| of.1 == said.subject).peekable();
+            about.peek().is_some()
+                && about.all(|(severity, _, message)| {
+                    severity == "note"
+                        && message.contains(words)
+                        && message.contains("none in the last")
+                })
+        };
+        while !is_noted() {
+            let found = self.problems();
+            assert!(
+                began.elapsed() < Duration::from_secs(90),
+                "{fault}: {found:#?}"
+            );
+            thread::sleep(Duration::from_secs(1));
+        }
+        let metrics = Page::parse(&self.get("/metrics"), Dialect::Plain);
+        let count = metrics.sum("katran_problem", &[("subject", said.subject)]);
+        assert_eq!(count, 0.0, "{fault}");
+        let seconds = began.elapsed().as_secs_f64();
+        println!("{fault} | a note after {seconds:.1} s");
+    }
+
     /// Checks that it is no longer reported.
     fn is_well(&self, said: &Said<'_>) {
         eventually(format!("well again: {:?}", said.words), || {
@@ -264,7 +296,7 @@ fn faults_of_the_host_are_reported() {
     let gone = problem(
         "interface",
         &[
-            "eth0, which was attached to, does not exist any more",
+            "eth0, where the program was attached, no longer exists",
             "create it again",
         ],
     );
@@ -274,6 +306,52 @@ fn faults_of_the_host_are_reported() {
     let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
     let attached = metrics.get("katran_attached", &[("interface", "eth0")]);
     assert_eq!(attached, 0.0);
+}
+
+#[test]
+fn faults_that_were_repaired_become_notes() {
+    let balancer = "flow_table_size = 1000\nforwarding_cpus = [0]";
+    let site = Site::start("repaired", balancer, &["--mode", "native"]);
+    let router = &site.lab.router;
+
+    router.receive_on_cpu("client", 1).unwrap();
+    site.send(5, 1, 10);
+    let cpu = warning("fallback table", &["5 of 5 packets in the last "]);
+    site.tells("CPU without table", &cpu);
+    router.receive_on_cpu("client", 0).unwrap();
+
+    site.apply(balancer, "");
+    site.send(3, 1, 10);
+    let drops = warning("drops", &["ring_empty: 3 frames in the last "]);
+    site.tells("no reals", &drops);
+    site.apply(balancer, &reals(&site.lab));
+
+    router.tag_leaving("bal0", &[(0x8100, 7)]).unwrap();
+    site.send(1, 1, 100);
+    let vlan = warning("vlan", &["tags of VLAN 7"]);
+    site.tells("wrong VLAN", &vlan);
+
+    // The tags go as well.
+    router.strip("bal0");
+    site.send(4, 1, 10);
+    let lost = problem(
+        "sending",
+        &["eth0 has failed to send 4 frames in the last "],
+    );
+    site.tells("no peer XDP", &lost);
+    let mut passes = Decap::builder().load().unwrap();
+    let attach = || passes.attach("bal0", XdpMode::Native).map(drop);
+    router.run(attach).unwrap();
+
+    site.send(5, 1, 10);
+    site.becomes_a_note(
+        "CPU with table",
+        &cpu,
+        "packets since the balancer was loaded came on CPUs without",
+    );
+    site.becomes_a_note("reals again", &drops, "ring_empty: 3 frames since");
+    site.becomes_a_note("right VLAN", &vlan, "tags of VLAN 7");
+    site.becomes_a_note("peer XDP", &lost, "failed to send 4 frames since");
 }
 
 #[test]
@@ -318,7 +396,7 @@ fn faults_of_backends_are_reported() {
     let text = check(&second.host);
     for words in [
         "PROBLEM  vip on lo",
-        "203.0.113.1 is no address of this host",
+        "203.0.113.1 is not an address of this host",
         "ip addr add 203.0.113.1/32 dev lo",
     ] {
         assert!(text.contains(words), "{text}");
@@ -343,7 +421,7 @@ fn faults_of_backends_are_reported() {
     let text = check(&second.host);
     for words in [
         "PROBLEM  rp_filter",
-        "their packets are dropped",
+        "the kernel drops their packets",
         "sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/eth0/rp_filter=0",
     ] {
         assert!(text.contains(words), "{text}");
@@ -409,14 +487,22 @@ fn a_taken_over_entry_is_reported() {
     root.args(["attach", "--interface", "eth0", "--path", &path]);
     assert!(host.output(root).unwrap().status.success());
     let site = Site::in_lab(lab, "entry", "flow_table_size = 1000", &["--shared", &path]);
-    let start = |more: &[&str]| {
+    // The balancer that takes the entry reports whose it was.
+    let start = |more: &[&str], former: u32| {
         let mut command = katran("run");
         command.arg("--config").arg(&site.file.0);
         command
             .args(["--interface", "eth0", "--shared", &path])
             .args(more);
         let mut running = Running::start(site.host(), command);
-        running.says("balancing as entry 2");
+        let taken = format!("which process {former} still holds");
+        let [warns, balances] = [Cell::new(false), Cell::new(false)];
+        running.line("the entry, and whose it was", |line| {
+            let warning = line.contains("took entry 2 of ") && line.contains(&taken);
+            warns.set(warns.get() || warning);
+            balances.set(balances.get() || line.contains("balancing as entry 2"));
+            warns.get() && balances.get()
+        });
         running
     };
     let has_entry = || {
@@ -425,7 +511,7 @@ fn a_taken_over_entry_is_reported() {
         metrics.get("katran_shared_entry_attached", &labels)
     };
     assert_eq!(has_entry(), 1.0);
-    let mut second = start(&["--lost", "exit"]);
+    let mut second = start(&["--lost", "exit"], site.running.balancer.process.id());
     let lost = problem(
         "program",
         &[
@@ -442,7 +528,7 @@ fn a_taken_over_entry_is_reported() {
         "{text}"
     );
     // A balancer that loses its entry ends, and names the program in it: the third one's.
-    let mut third = start(&[]);
+    let mut third = start(&[], second.process.id());
     second.says("taken over: entry 2 of");
     assert_eq!(second.process.wait(PATIENCE).unwrap().code(), Some(1));
     assert!(

@@ -90,7 +90,7 @@ fn lost_programs_are_restored() {
 
         host.ip("link del eth0").unwrap();
         running.says(
-            "gone: the program on eth0: eth0, which was attached to, does not exist any more",
+            "gone: the program on eth0: eth0, where the program was attached, no longer exists",
         );
         pair(&host);
         running.says("put back: the program on eth0");
@@ -132,7 +132,7 @@ fn with_exit_it_ends_and_names_the_other_program() {
 
     let running = start(&host, "run", &file, &exit);
     host.ip("link del eth0").unwrap();
-    ends(running, "which was attached to, does not exist any more");
+    ends(running, "where the program was attached, no longer exists");
     pair(&host);
 
     // Between two checks the interface is recreated, and another program attached to it.

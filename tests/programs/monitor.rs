@@ -115,7 +115,7 @@ fn options_select_limit_and_cut_and_the_file_still_applies() {
     assert!(ping.is_ok(), "{ping:?}");
     monitor.end(SIGINT);
     monitor.says(
-        "2 events delivered; left out: 0 by the rate limit, 0 because buffers were full, 3 by",
+        "events: 2 delivered; left out: 0 by the rate limit, 0 because buffers were full, 3 by",
     );
     assert_eq!(directory.files(), ["packet_too_big.pcap"]);
     let mut tshark = Command::new("tshark");
@@ -181,7 +181,7 @@ fn it_may_share_the_interface_and_limits_the_rate() {
     let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
     assert!(ping.is_ok(), "{ping:?}");
     monitor.end(SIGINT);
-    let line = monitor.says("events delivered");
+    let line = monitor.says("events: ");
     let numbers: Vec<u64> = line
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())

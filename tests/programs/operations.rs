@@ -150,7 +150,7 @@ fn a_running_balancer_says_what_keeps_it_from_working() {
     assert!(works && text.contains("ok       empty"), "{text}");
     let (works, text) = check(&["--interface", "eth0", "--position", "9"]);
     assert!(
-        !works && text.contains("PROBLEM  there are 3 entries"),
+        !works && text.contains("PROBLEM  does not exist: the root program has entries 0 to 2"),
         "{text}"
     );
     for (more, says) in [

@@ -25,13 +25,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let cannot = || format!("cannot use {}", arguments.document.display());
-    let document = fs::read_to_string(&arguments.document).with_context(cannot)?;
+    let file = arguments.document.display();
+    let document = fs::read_to_string(&arguments.document);
+    let document = document.with_context(|| format!("cannot read {file}"))?;
     let request = Request::Apply {
         document,
         dry_run: arguments.dry_run,
     };
-    let applied: String = arguments.to.ask(&request).with_context(cannot)?;
+    let applied: Result<String> = arguments.to.ask(&request);
+    let applied = applied.with_context(|| format!("cannot apply {file}"))?;
     say(applied);
     Ok(())
 }

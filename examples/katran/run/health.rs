@@ -10,6 +10,7 @@ use crate::report::Check;
 use crate::report::Health;
 use crate::report::Problem;
 use crate::report::Vip;
+use crate::report::counted;
 
 const HERE: &str = "on this host, check that the check's program exists, that a route leads to the reals, and that \
                     the limit of descriptors is high enough (`ulimit -n`); until then a real that dies stays in use";
@@ -65,7 +66,8 @@ fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
     if let Some(vip) = dead.first() {
         let check = vip.reals.iter().find_map(|of| of.check.as_ref());
         let message = format!(
-            "no real of {} answers probes{}: those in use stay so, because the probes may be at fault",
+            "no real of {} answers probes{}: reals in use stay in use, because the probes may be \
+             at fault",
             and_more(&vip.vip, dead.len() - 1, "VIP"),
             why(check)
         );
@@ -130,8 +132,7 @@ fn why(check: Option<&Check>) -> String {
 fn and_more(first: &str, more: usize, what: &str) -> String {
     match more {
         0 => first.to_owned(),
-        1 => format!("{first} and 1 more {what}"),
-        more => format!("{first} and {more} more {what}s"),
+        more => format!("{first} and {}", counted(more, &format!("more {what}"))),
     }
 }
 

@@ -69,8 +69,8 @@ pub(crate) struct Arguments {
     /// Do not listen on a socket
     #[arg(long, conflicts_with = "socket")]
     no_socket: bool,
-    /// Serve a web page, JSON and /metrics over HTTP, by default on 127.0.0.1:9957, to everybody
-    /// who can connect
+    /// Serve a web page, JSON and /metrics over HTTP, by default on 127.0.0.1:9957, to anyone who
+    /// can connect
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9957")]
     listen: Option<SocketAddr>,
     /// Also take commands over HTTP from clients that send the token in this file
@@ -90,7 +90,7 @@ pub(crate) struct Arguments {
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-        _ => Err("a number of seconds from 1 to 86400".to_owned()),
+        _ => Err("must be a number of seconds from 1 to 86400".to_owned()),
     }
 }
 

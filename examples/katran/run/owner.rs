@@ -116,7 +116,7 @@ impl Owner {
         let lines = lines.transpose()?;
         let source = options.config.display().to_string();
         let mut past = Past::begin(start.as_ref(), source);
-        past.look(&katran);
+        past.look(&katran)?;
         drop(katran);
         let owner = Self {
             recount,
@@ -160,7 +160,9 @@ impl Owner {
         }
         if self.next <= Instant::now() {
             self.silences.look(&katran).into_iter().for_each(say);
-            self.past.look(&katran);
+            if let Err(error) = self.past.look(&katran) {
+                complain(with_causes(&error.into()));
+            }
             // Packets flow regardless.
             if let Some(Err(error)) = self.lines.as_mut().map(|lines| lines.next(&katran)) {
                 complain(with_causes(&error));
@@ -197,7 +199,7 @@ impl Owner {
                 match owner.apply_document(read, source) {
                     Ok(changes) => say(described(&changes, "applied")),
                     Err(error) => complain(format!(
-                        "{}\nnothing was changed: the current configuration stays",
+                        "{}\nnothing was changed: the balancer keeps its configuration",
                         with_causes(&error)
                     )),
                 }
@@ -251,7 +253,8 @@ impl Owner {
         let files: HashSet<_> = current.clone().flat_map(Settings::authorities).collect();
         if let Some(file) = document.authorities().find(|file| !files.contains(file)) {
             anyhow::bail!(
-                "a check has authorities of {}, which the current document does not name: over HTTP that is refused; use `katran apply`",
+                "over HTTP, a document cannot bring new files of authorities ({}): use `katran \
+                 apply`",
                 file.display()
             );
         }
@@ -262,7 +265,8 @@ impl Owner {
         match other {
             None => Ok(()),
             Some(command) => anyhow::bail!(
-                "a check runs {} with arguments that the current document does not have: over HTTP that is refused; use `katran apply`",
+                "over HTTP, a document cannot bring new commands or arguments ({}): use `katran \
+                 apply`",
                 command.program.display()
             ),
         }
@@ -455,7 +459,7 @@ impl Owner {
         if probed {
             let counters = katran.probes().counters()?;
             say(format!(
-                "{} packets of probes sent, {} dropped",
+                "probe packets: {} sent, {} dropped",
                 counters.processed, counters.dropped
             ));
         }

@@ -2,6 +2,7 @@
 //! and how long next hops have been silent.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 use std::time::Instant;
 
 use katran::Family;
@@ -13,6 +14,9 @@ use super::owner::now;
 
 /// Beyond this many silent next hops, only their number is reported.
 const MOST_SILENT: usize = 100;
+
+/// How often the balancer samples its counters, so that a diagnosis knows what is recent.
+const SAMPLE: Duration = Duration::from_secs(10);
 
 /// Times are seconds since 1970.
 #[derive(Clone, Debug)]
@@ -27,6 +31,7 @@ pub(crate) struct Past {
     /// The source of the current document: a file, or `command`.
     pub(crate) source: String,
     silent: BTreeMap<Silent, Instant>,
+    sampled: Instant,
 }
 
 /// A next hop that does not answer.
@@ -52,17 +57,23 @@ impl Past {
             refused: 0,
             source,
             silent: BTreeMap::new(),
+            sampled: Instant::now(),
         }
     }
 
-    /// Updates which next hops are silent.
-    pub(super) fn look(&mut self, katran: &Katran) {
+    /// Updates which next hops are silent, and samples the counters when it is time.
+    pub(super) fn look(&mut self, katran: &Katran) -> katran::Result<()> {
         let now = Instant::now();
         let before = std::mem::take(&mut self.silent);
         for hop in silent(katran) {
             let since = before.get(&hop).copied().unwrap_or(now);
             self.silent.insert(hop, since);
         }
+        if now.saturating_duration_since(self.sampled) < SAMPLE {
+            return Ok(());
+        }
+        self.sampled = now;
+        katran.stats().sample()
     }
 
     /// Silent next hops, and for how many seconds.
@@ -76,10 +87,9 @@ fn silent(katran: &Katran) -> Vec<Silent> {
     let hops = katran.gateways().next_hops();
     let address = |hop: &NextHop| hop.address.map_or("none".to_owned(), |of| of.to_string());
     let mut found = Vec::new();
-    // The gateways come by family.
-    for (hop, family) in hops.iter().zip(Family::ALL) {
-        if hop.real.is_none() && hop.is_silent() && has_reals(katran, family) {
-            let real = match family {
+    for hop in hops.iter().filter(|hop| hop.is_silent()) {
+        if hop.real.is_none() && has_reals(katran, hop.family) {
+            let real = match hop.family {
                 Family::V4 => "ipv4",
                 Family::V6 => "ipv6",
             };

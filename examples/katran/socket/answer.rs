@@ -58,7 +58,7 @@ pub(crate) enum Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listening {
-    /// Event types; all if empty.
+    /// Kinds of events; all if empty.
     #[serde(default)]
     pub(crate) events: Vec<String>,
     pub(crate) rate_limit: u32,
@@ -123,7 +123,7 @@ pub(crate) fn done(request: Request, handle: &Handle, by: By) -> Result<Value> {
         Request::Apply { document, dry_run } => apply(handle, &document, dry_run, by),
         Request::Drain { real, vip, undo } => drain(handle, real, vip, undo),
         Request::Monitor(_) => {
-            anyhow::bail!("events are available only on the socket: katran monitor")
+            anyhow::bail!("events are available only on the socket: use `katran monitor`")
         }
     }
 }

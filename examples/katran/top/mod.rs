@@ -53,7 +53,7 @@ pub(crate) struct Arguments {
     /// Seconds between refreshes: 0.1 to 3600
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
     interval: Duration,
-    /// Exit after so many refreshes
+    /// Exit after this many refreshes
     #[arg(long, value_name = "NUMBER")]
     refreshes: Option<u64>,
     /// Print plain text even to a terminal

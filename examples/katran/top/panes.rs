@@ -11,6 +11,7 @@ use super::report::NOT_SENT;
 use super::report::OfVip;
 use super::report::Rate;
 use super::report::Slots;
+use super::report::counted;
 use super::table::Column;
 use super::table::Figure;
 use super::table::Row;
@@ -194,10 +195,6 @@ fn vips(rates: &Rates, number: Number) -> Table {
         columns: VIP_COLUMNS,
         rows: rows.collect(),
     }
-}
-
-fn counted(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn reals(rates: &Rates, number: Number) -> Table {

@@ -24,6 +24,7 @@ use super::panes::Pane;
 use super::panes::percent;
 use super::panes::plain;
 use super::rates::Rates;
+use super::report::counted;
 use super::report::scaled;
 use super::table::ABOVE;
 use super::table::Look;
@@ -227,7 +228,10 @@ fn opened(frame: &mut Frame<'_>, body: Rect, view: &mut View, rates: &Rates) {
                 format!("{} packets so far", scaled(of.packets as f64)),
             ];
             let unsettled = of.slots.filter(|slots| slots.unsettled > 0);
-            parts.extend(unsettled.map(|slots| format!("{} slots unsettled", slots.unsettled)));
+            parts.extend(unsettled.map(|slots| {
+                let slots = counted(slots.unsettled, "slot");
+                format!("{slots} unsettled")
+            }));
             parts.push(format!("rates below are for all {others}"));
             parts
         }

@@ -46,7 +46,13 @@ impl HttpProbe {
         let answer_header = match &http.answer_header {
             Some((name, text)) => match name.parse() {
                 Ok(name) => Some((name, text.clone())),
-                Err(_) => return Err(invalid("answer_header", name, "the name of a header")),
+                Err(_) => {
+                    return Err(invalid(
+                        "answer_header",
+                        name,
+                        "must begin with the name of a header",
+                    ));
+                }
             },
             None => None,
         };

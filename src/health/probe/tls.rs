@@ -82,7 +82,11 @@ pub(super) fn server_name(tls: &Tls) -> Result<Option<ServerName<'static>>> {
     };
     match ServerName::try_from(name.clone()) {
         Ok(name) => Ok(Some(name)),
-        Err(_) => Err(invalid("server_name", name, "a DNS name or an address")),
+        Err(_) => Err(invalid(
+            "server_name",
+            name,
+            "must be a DNS name or an address",
+        )),
     }
 }
 

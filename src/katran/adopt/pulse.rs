@@ -95,6 +95,6 @@ fn live_of(set: &PinnedSet) -> Result<Option<Live>> {
         map => map?,
     };
     let live = Live::new(map, Arc::default());
-    let live = live.map_err(|error| kernel_error("take over", ".data.live", error))?;
+    let live = live.map_err(|error| kernel_error("open", ".data.live", error))?;
     Ok(Some(live))
 }

@@ -107,14 +107,14 @@ impl Shared {
         let parts = [
             (
                 self.state,
-                "rings are made again: flows that no table knows follow them",
+                "the rings are built again: flows without a table entry follow the new ones",
             ),
             (
                 self.flows,
-                "flow tables begin empty: connections that are not where their rings lead move there",
+                "the flow tables start empty: connections move to the reals that the rings pick",
             ),
-            (self.counters, "counters begin at 0"),
-            (self.probes, "counters of probes begin at 0"),
+            (self.counters, "the counters start at 0"),
+            (self.probes, "the counters of probes start at 0"),
         ];
         let lost = parts.into_iter().filter(|(is_kept, _)| !is_kept);
         lost.map(|(_, what)| what)
@@ -211,7 +211,7 @@ fn load(home: &Home, kept: &Kept, shared: &Shared, flows: Option<&FlowTables>) -
     let config = &kept.config;
     let set = home.set();
     let cpus = map::possible_cpus()
-        .map_err(|error| kernel_error("count the possible CPUs", "sysfs", error))?;
+        .map_err(|error| kernel_error("count the possible CPUs in", "sysfs", error))?;
     let drawn = drawn_for(&kept.drawn, config, shared)?;
     let fixed = Fixed::restored(&drawn, config, tick()?, cpus as u32)
         .map_err(|why| unsupported(home, why.to_owned(), "remove it and load it again"))?;
@@ -241,7 +241,7 @@ fn load(home: &Home, kept: &Kept, shared: &Shared, flows: Option<&FlowTables>) -
         tenure: Arc::default(),
     };
     let longest =
-        longest_frame(&maps).map_err(|error| kernel_error("take over", ".data.live", error))?;
+        longest_frame(&maps).map_err(|error| kernel_error("open", ".data.live", error))?;
     let taken = Taken {
         maps: maps
             .iter()
@@ -307,7 +307,7 @@ fn sets_in_use(flows: &FlowTables) -> Result<u32> {
 fn carrier_of_cpus(set: &PinnedSet, katran: &Katran) -> Result<Option<Carrier>> {
     let from = set.map("cpus")?;
     let carrier = Carrier::between("cpus", from.as_fd(), katran.maps.cpus.as_fd());
-    carrier.map_err(|error| kernel_error("load", "what carries counters", error))
+    carrier.map_err(|error| kernel_error("load", "the programs that carry counters", error))
 }
 
 impl Katran {
@@ -316,7 +316,7 @@ impl Katran {
     fn take_state(&mut self, kept: Kept, shared: &Shared) -> Result<Small> {
         if shared.state {
             let resumed = self.maps.server_ids.resume(&self.maps.live);
-            resumed.map_err(|error| kernel_error("take over", "server_ids", error))?;
+            resumed.map_err(|error| kernel_error("open", "server_ids", error))?;
         }
         let small = self.take_kept(kept);
         match shared.state {
@@ -425,6 +425,6 @@ mod tests {
         assert_eq!(shared.lost().count(), 0);
         shared.state = false;
         let lost: Vec<_> = shared.lost().collect();
-        assert!(lost.len() == 1 && lost[0].starts_with("rings are made again"));
+        assert!(lost.len() == 1 && lost[0].starts_with("the rings are built again"));
     }
 }

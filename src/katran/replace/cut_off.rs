@@ -30,7 +30,7 @@ impl Katran {
         if !other.is_there() {
             return self.catch_up(None);
         }
-        log::info!("a replacement of the balancer was cut off: removing what is left of it");
+        log::info!("a replacement of the balancer was interrupted: removing its remains");
         if let Some(checks) = &mut self.healthchecks {
             let switched = checks.switch_to_own();
             let _for_good = switched.map_err(|(error, _)| error)?;
@@ -50,7 +50,7 @@ impl Katran {
                 self.carry_counters();
             }
             Err(error) => {
-                log::warn!("counts of the meantime wait for the next owner: {error}");
+                log::warn!("counts since the replacement wait for the next owner: {error}");
                 return Ok(());
             }
         }
@@ -118,7 +118,7 @@ impl Katran {
         };
         let entered = self.catch_up(flows.as_ref());
         if let Err(error) = unread.and(entered) {
-            log::warn!("some flows of the meantime are lost: {error}");
+            log::warn!("some flows since the replacement are lost: {error}");
         }
         if let Some(kept) = kept {
             self.void_entries_of(&kept.table);
@@ -152,7 +152,7 @@ fn carriers_from<'a>(
     set: &PinnedSet,
     maps: impl Iterator<Item = (&'static str, BorrowedFd<'a>)>,
 ) -> Result<Vec<Carrier>> {
-    let failed = |error| kernel_error("load", "what carries counters", error);
+    let failed = |error| kernel_error("load", "the programs that carry counters", error);
     let Some(contents) = set.contents()? else {
         return Ok(Vec::new());
     };
@@ -173,7 +173,8 @@ fn carriers_from<'a>(
             Ok(carrier) => carriers.extend(carrier),
             // No owner could ever carry it over, and a whole balancer's memory would wait for one.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
-                "counts of the meantime in {name} are lost: katran {} has another layout of counters",
+                "counts in {name} since the replacement are lost: katran {} has another layout of \
+                 counters",
                 contents.version()
             ),
             Err(error) => return Err(failed(error)),
@@ -190,9 +191,9 @@ fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     let read = ground.map(Ledger::read).transpose();
     if let Err(refused) = &read {
         log::error!(
-            "the record of a replacement that was cut off cannot be used: {refused}: connections \
-            that began by it may stay on its reals, and move to others that get their numbers; \
-            packets follow the present balancer"
+            "cannot use the record of an interrupted replacement ({refused}): packets follow the \
+             present balancer, but connections that the replacement began may stay on its reals, \
+             or move to others that get the same numbers"
         );
     }
     let read = read.ok().flatten();

@@ -247,8 +247,8 @@ impl Katran {
                 .check("enter flows into", "flow_tables", entered)?
             {
                 log::warn!(
-                    "another flow table type begins empty: connections that are not where their \
-                    rings lead move there"
+                    "a flow table of another type starts empty: connections move to the reals \
+                     that the rings pick"
                 );
                 return Ok(());
             }

@@ -119,7 +119,10 @@ impl Katran {
             None => Ok(()),
         });
         if let Err(error) = set {
-            log::warn!("some connections may break: {error}");
+            log::warn!(
+                "cannot hand packets back to the replaced program, so some connections may break: \
+                 {error}"
+            );
         }
     }
 }

@@ -25,7 +25,7 @@ impl Katran {
         if met {
             match next.carriers_to(self) {
                 Ok(carriers) => self.carriers.extend(carriers),
-                Err(error) => log::warn!("counts of the meantime are lost: {error}"),
+                Err(error) => log::warn!("counts of a failed replacement are lost: {error}"),
             }
         }
         let Self {
@@ -44,7 +44,7 @@ impl Katran {
         if met {
             self.burn_numbers_of(&table);
             if let Err(error) = self.enter_flows(&maps.flows, Reader::Packets { since: None }) {
-                log::warn!("flows of the meantime are lost: {error}");
+                log::warn!("flows of a failed replacement are lost: {error}");
             }
             self.void_entries_of(&table);
         }
@@ -63,7 +63,7 @@ impl Katran {
         }
         self.intend_surely(only(Change::Met(met.clone())));
         if let Err(what) = self.table.take_met(&met) {
-            log::error!("numbers of a balancer that is gone may be given out again: {what:?}");
+            log::error!("later reals may get numbers of a balancer that is gone: {what:?}");
         }
         self.note_done();
         self.let_go(Left::Nothing, Numbers::GivenBack);

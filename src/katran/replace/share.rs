@@ -206,7 +206,7 @@ impl Katran {
 }
 
 fn not_taken(error: std::io::Error) -> crate::error::Error {
-    kernel_error("take over", "a flow table", error)
+    kernel_error("open", "a flow table", error)
 }
 
 pub(super) fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> std::io::Result<bool> {

@@ -23,7 +23,7 @@ impl Resolver {
         let now = match self.requests.interface(index) {
             Ok(now) => now,
             Err(error) => {
-                log::warn!("cannot ask about interface {index}: {error}");
+                log::warn!("cannot look up interface {index}: {error}");
                 return;
             }
         };
@@ -88,7 +88,7 @@ impl Resolver {
         let answers = match answers {
             Ok(answers) => answers,
             Err(error) => {
-                self.complain(format_args!("cannot ask for routes: {error}"));
+                self.complain(format_args!("cannot look up routes: {error}"));
                 self.pending.again.extend(numbers);
                 return;
             }
@@ -101,7 +101,7 @@ impl Resolver {
                 }
                 Err(error) => {
                     self.complain(format_args!(
-                        "cannot ask for the route to {address}: {error}"
+                        "cannot look up the route to {address}: {error}"
                     ));
                     self.pending.again.insert(number);
                 }
@@ -166,7 +166,7 @@ impl Resolver {
         let found = self.requests.neighbour(interface, address);
         let found = found.unwrap_or_else(|error| {
             self.complain(format_args!(
-                "cannot ask for the neighbour {address}: {error}"
+                "cannot look up the neighbour {address}: {error}"
             ));
             None
         });
@@ -205,7 +205,7 @@ impl Resolver {
             Ok(route) => probes.set_way(real, way_of_probes(&self.wanted, real, route)),
             Err(error) => {
                 self.complain(format_args!(
-                    "cannot ask for the route of probes to {real}: {error}"
+                    "cannot look up the route of probes to {real}: {error}"
                 ));
                 self.pending.probed_again.insert(real);
             }
@@ -231,7 +231,7 @@ impl Resolver {
         if probes.interface_gone((self.namespace, index), next) {
             let name = next.map(|(index, _)| self.interfaces.name(index));
             let by = name.unwrap_or_else(|| "their own interface".to_owned());
-            log::warn!("the interface of probes is gone: they now leave through {by}");
+            log::warn!("the interface of probes is gone: probes leave through {by}");
         }
     }
 
@@ -266,7 +266,7 @@ impl Resolver {
         match self.interfaces.get(index).and_then(|of| of.mac) {
             Some(mac) => {
                 if let Err(error) = hops.set_port(port, index, mac) {
-                    log::error!("cannot renew the port of interface {index}: {error}");
+                    log::error!("cannot redirect to interface {index} again: {error}");
                 }
             }
             None => {
@@ -296,16 +296,16 @@ impl Resolver {
         let port = match numbers.free() {
             Ok(Some(port)) => port,
             Ok(None) => {
-                log::error!("too many interfaces lead to reals: no port is left for {name}");
+                log::error!("too many interfaces lead to reals: cannot redirect to {name}");
                 return None;
             }
             Err(error) => {
-                log::error!("cannot wait until the port for {name} is free: {error}");
+                log::error!("cannot wait for packets before redirecting to {name}: {error}");
                 return None;
             }
         };
         if let Err(error) = hops.set_port(port, index, mac) {
-            log::error!("cannot make a port of {name}: {error}");
+            log::error!("cannot redirect to {name}: {error}");
             return None;
         }
         numbers.take(index, port);

@@ -125,7 +125,7 @@ impl Resolver {
                         route
                     }
                     Err(error) => {
-                        log::warn!("cannot ask for the route to {address}: {error}");
+                        log::warn!("cannot look up the route to {address}: {error}");
                         self.searches[family].failed = true;
                         None
                     }
@@ -178,7 +178,7 @@ impl Resolver {
                     self.defaults[family] = Some(Defaults { routes, took });
                 }
                 Err(error) => {
-                    log::warn!("cannot ask for the default routes: {error}");
+                    log::warn!("cannot look up the default routes: {error}");
                     self.searches[family].failed = true;
                 }
             }

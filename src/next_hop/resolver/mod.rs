@@ -281,7 +281,7 @@ impl Resolver {
     pub(super) fn look_at_everything(&mut self) {
         match self.requests.interfaces() {
             Ok(all) => self.interfaces.replace(all),
-            Err(error) => log::warn!("cannot ask for the interfaces: {error}"),
+            Err(error) => log::warn!("cannot list the interfaces: {error}"),
         }
         self.ways
             .set_rules(match self.requests.has_rules_by_interface() {

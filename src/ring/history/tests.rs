@@ -307,3 +307,17 @@ fn what_all_flows_of_a_real_are_given_up_for_is_settled() {
             .all(|word| word.load(Ordering::Relaxed) & UNSETTLED == 0)
     );
 }
+
+#[test]
+fn a_silence_grows_by_ticks_and_is_never_said_to_be_longer_than_it_is() {
+    let (packet, shift) = (20, 4);
+    let silence = |now| {
+        let moments = At::of_ticks(now, shift).after(At::of_ticks(packet, shift));
+        ticks_after(moments, now, shift)
+    };
+    for now in packet..500 {
+        let (said, real) = (silence(now), now - packet);
+        assert!(said <= real && real < said + (1 << shift), "{now}: {said}");
+        assert!(silence(now + 1) - said <= 1, "{now}: {said}");
+    }
+}

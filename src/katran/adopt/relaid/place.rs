@@ -41,7 +41,7 @@ impl Former {
         if self.is_open && !self.has_state {
             // That owner must undo what packets see of it, for which it must stay as it is.
             log::warn!(
-                "numbers that packets have met may be given out again if this adoption fails"
+                "if this adoption fails, later reals may get numbers that packets still use"
             );
             return Ok(());
         }
@@ -118,7 +118,9 @@ impl Katran {
             match self.give_back(home, former) {
                 Ok(()) => home.unstage_next(),
                 Err(error) => {
-                    log::warn!("counts and flows of the meantime wait for the next owner: {error}")
+                    log::warn!(
+                        "counts and flows since the replacement wait for the next owner: {error}"
+                    )
                 }
             }
         }
