@@ -75,8 +75,8 @@ static __noinline void stamp_in_slot(struct flow_value *value, __u32 tcp_flags, 
 }
 
 /* Remembers that a flow in an unsettled slot goes to this real. A connection on its base needs no
- * entry, and an old one would catch it. `value` is the flow's entry, if there is one. True: split
- * sets. */
+ * entry, and an old one would catch it. `base`: 0 if it does need one. `value` is the flow's entry,
+ * if there is one. True: split sets. */
 static __always_inline bool remember_in_slot(const struct run *run, const struct flow_place *place,
 					     const struct flow_key *key, struct flow_value *value,
 					     __u32 number, __u32 base, __u64 now)
@@ -167,7 +167,10 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 			answer |= IN_SLOT_MISS | IN_SLOT_BROKEN;
 		if (number && (udp || first) && !leaves) {
 			answer |= IN_SLOT_MISS;
-			if (remember_in_slot(&run, &place, &query->flow, value, number, base, now))
+			/* Only an entry keeps a connection from an old one in the replaced
+			 * program's table. */
+			if (remember_in_slot(&run, &place, &query->flow, value, number,
+					     query->vip.flags & VIP_HANDS_BACK ? 0 : base, now))
 				answer |= IN_SLOT_SPLIT;
 		}
 	}

@@ -118,6 +118,7 @@ impl Katran {
         let held = next.maps.voids.hold();
         let hands_back = self.hands_flows_to(&next);
         next.maps.vip_cells.set_hands_back(hands_back);
+        let copied_since = next.ticks_now()?;
         next.fill_from(self, table)?;
         let mut changes = next.apply_in_place(wanted)?;
         if hands_back {
@@ -127,7 +128,7 @@ impl Katran {
         let carriers = self.carriers_to(&next)?;
         let seat = next.stage_beside(self)?;
         let old = self.switch_to_next(next, seat)?;
-        self.let_go_of(old, carriers);
+        self.let_go_of(old, carriers, copied_since);
         // Void entries are removed once no more come from the earlier tables.
         drop(held);
         self.tell_of(&reals);
@@ -292,15 +293,15 @@ impl Katran {
     }
 
     /// Frees the rest of the old one when no packet is in it, and keeps what it has counted and
-    /// remembered.
-    fn let_go_of(&mut self, mut old: Self, carriers: Vec<Carrier>) {
-        if self.maps.vip_cells.hands_back() {
+    /// remembered. `copied_since`: the tick at which its flows were first copied, if they were.
+    fn let_go_of(&mut self, mut old: Self, carriers: Vec<Carrier>, copied_since: u32) {
+        let lost = |error| log::warn!("some flows of the last moment are lost: {error}");
+        let hands_back = self.maps.vip_cells.hands_back();
+        if hands_back {
             // Attached programs no longer lead packets to the old one, and its entries come from
             // what is handed back.
             self.outlast(Vec::new());
-            if let Err(error) = self.catch_up(Some(&old.maps.flows)) {
-                log::warn!("some flows of the last moment are lost: {error}");
-            }
+            self.catch_up(Some(&old.maps.flows)).unwrap_or_else(lost);
         }
         self.carriers.extend(carriers);
         let mut gone = mem::take(&mut self.stranded);
@@ -313,8 +314,10 @@ impl Katran {
             false => gone.push(old.programs),
         }
         self.outlast(gone);
-        if let Err(error) = self.enter_flows(&old.maps.flows, Reader::Packets) {
-            log::warn!("some flows of the last moment are lost: {error}");
+        if !hands_back {
+            let since = Some(copied_since);
+            let entered = self.enter_flows(&old.maps.flows, Reader::Packets { since });
+            entered.unwrap_or_else(lost);
         }
         if self.carriers.is_empty() || self.replaced.is_some() {
             self.unstage_set();

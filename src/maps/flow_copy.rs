@@ -13,18 +13,33 @@ use super::flows::ENTRY_WORDS;
 use super::flows::FlowTable;
 use super::flows::SET_WORDS;
 use super::flows::set_bytes;
+use crate::skel::katran::types;
 use crate::sys::mapping::Mapping;
 
 /// Entries of a hash to read at a time.
 const A_STEP: u32 = 4096;
+
+const USED_BITS: u32 = types::flow_table_constant::USED_BITS.0;
 
 /// Whether packets use the receiving table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reader {
     /// They do not.
     Nobody,
-    /// They do: entries that they have made stay.
-    Packets,
+    /// They do: entries that they have made stay. `since`: an entry last used before this tick was
+    /// copied before they came, and is missing only because its flow ended or was forgotten.
+    Packets { since: Option<u32> },
+}
+
+impl Reader {
+    /// Whether the entry with this stamp may be missing.
+    fn wants(self, used: u32) -> bool {
+        let Self::Packets { since: Some(since) } = self else {
+            return true;
+        };
+        // Stamps have no lowest bits, and wrap around.
+        (used | USED_BITS).wrapping_sub(since).cast_signed() >= 0
+    }
 }
 
 impl FlowTable {
@@ -55,7 +70,7 @@ impl FlowTable {
                 for entry in from.u64s().chunks_exact(ENTRY_WORDS) {
                     let value = entry[ENTRY_VALUE].load(Ordering::Relaxed);
                     let tag = entry[ENTRY_TAG].load(Ordering::Relaxed);
-                    if value as u32 != 0 {
+                    if value as u32 != 0 && reader.wants((value >> 32) as u32) {
                         enter(into, active, tag, value);
                     }
                 }
@@ -65,7 +80,8 @@ impl FlowTable {
                 let mut at = None;
                 loop {
                     let met = from.elements(at, A_STEP)?;
-                    for (key, value) in met.keys.iter().zip(&met.values) {
+                    let met_all = met.keys.iter().zip(&met.values);
+                    for (key, value) in met_all.filter(|(_, value)| reader.wants(value.used)) {
                         if reader == Reader::Nobody || map.lookup(key)?.is_none() {
                             map.update(key, value)?;
                         }
@@ -125,7 +141,6 @@ fn enter(sets: &[AtomicU64], active: u32, tag: u64, value: u64) {
 mod tests {
     use super::*;
     use crate::maps::FlowHashKeys;
-    use crate::skel::katran::types;
     use crate::types::FlowTableKind;
 
     fn key(port: u16) -> types::flow_key {
@@ -164,7 +179,10 @@ mod tests {
         };
         let before: Vec<u16> = (1..=300).filter(|port| known(&small, 100, *port)).collect();
         assert!(before.len() > 280, "{}", before.len());
-        for (active, reader) in [(100, Reader::Nobody), (9000, Reader::Packets)] {
+        for (active, reader) in [
+            (100, Reader::Nobody),
+            (9000, Reader::Packets { since: None }),
+        ] {
             assert!(large.enter_all_of(&small, Some(active), reader).unwrap());
             assert!(before.iter().all(|port| known(&large, active, *port)));
         }
@@ -181,6 +199,27 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_is_not_used_any_more_is_copied_once() {
+        let keys = FlowHashKeys::draw().unwrap();
+        let make = |flows| FlowTable::create(FlowTableKind::SetAssociative, flows, None).unwrap();
+        let (from, into) = (make(1024), make(2048));
+        let now = u32::MAX - 5;
+        // Stamps wrap around. The low bits of one are flags.
+        let ages = [(1, -4), (2, -5), (3, 0), (4, 3), (5, 8)];
+        for (port, after) in ages {
+            put(&from, &keys, 64, port, now.wrapping_add_signed(after));
+        }
+        let since = Reader::Packets { since: Some(now) };
+        assert!(into.enter_all_of(&from, Some(64), since).unwrap());
+        let found = ages.map(|(port, _)| {
+            let key = key(port);
+            let found = into.find(&key, keys.fingerprint(&key), Some(64));
+            found.unwrap().is_some()
+        });
+        assert_eq!(found, [false, false, true, true, true]);
+    }
+
+    #[test]
     fn entries_of_a_hash_come_along() {
         let make = |flows| FlowTable::create(FlowTableKind::KernelLru, flows, None).unwrap();
         let (one, other) = (make(1024), make(4096));
@@ -192,7 +231,14 @@ mod tests {
             map.update(&key(port), &value(7)).unwrap();
         }
         into.update(&key(1), &value(9)).unwrap();
-        assert!(other.enter_all_of(&one, None, Reader::Packets).unwrap());
+        let later = Reader::Packets { since: Some(64) };
+        assert!(other.enter_all_of(&one, None, later).unwrap());
+        assert_eq!(into.lookup(&key(2)).unwrap().map(|value| value.id), None);
+        assert!(
+            other
+                .enter_all_of(&one, None, Reader::Packets { since: None })
+                .unwrap()
+        );
         let id = |port| into.lookup(&key(port)).unwrap().map(|value| value.id);
         // What packets have made since stays.
         assert_eq!(

@@ -339,7 +339,7 @@ fn faults_on_the_way_to_reals_are_found() {
         &found,
         Severity::Note,
         Subject::Gateway,
-        "is resolved when",
+        "looks for it when attached",
         "ping 10.0.0.1",
     );
     host.ip("route del default").unwrap();
@@ -477,7 +477,7 @@ fn faults_of_a_backend_are_found() {
         &found,
         Severity::Problem,
         Subject::ReversePathFilter,
-        "not by eth0",
+        "not lead through eth0",
         "rp_filter=0",
     );
     backend
@@ -496,7 +496,7 @@ fn faults_of_a_backend_are_found() {
         &found,
         Severity::Problem,
         Subject::VipOnLoopback,
-        "discarded",
+        "the kernel discards its packets",
         &advice,
     );
     assert!(!found.works());

@@ -477,7 +477,7 @@ fn other_programs_on_a_backend_are_found() {
         &diagnose(&decap),
         Severity::Ok,
         Subject::Program,
-        "strips tunnels on eth0 in tc",
+        "strips tunnels on eth0 at tc",
         "",
     );
 }

@@ -165,6 +165,26 @@ fn what_may_go_by_a_connection_id_does_so_there() {
     assert_eq!(pair.after.stats().quic().unwrap(), before);
 }
 
+/// Otherwise an old entry of the replaced program would catch a connection that reuses its client's
+/// port.
+#[test]
+fn a_connection_that_begins_on_its_base_stays_here() {
+    let mut pair = Pair::new(changed);
+    for vip in pair.vips {
+        pair.after.add_real(vip, Real::new(ip(B))).unwrap();
+        pair.after
+            .add_real(vip, Real::new(ip(C)).weight(0))
+            .unwrap();
+    }
+    pair.turn(true);
+    for flow in flows_of(Protocol::Tcp) {
+        assert_eq!(pair.to(&syn(flow), 0), ip(B));
+        assert_eq!(pair.to(&frame(flow), 0), ip(B));
+    }
+    let table = pair.after.stats().flow_table().unwrap();
+    assert_eq!((table.settled, table.by_entry), (0, 12));
+}
+
 #[test]
 fn what_a_settled_slot_leads_does_not() {
     let mut pair = Pair::new(changed);

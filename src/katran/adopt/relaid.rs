@@ -160,6 +160,7 @@ pub(super) fn adopt(
         true => carrier_of_cpus(&set, &katran)?,
         false => None,
     };
+    let since = Some(katran.ticks_now()?);
     if let Some(flows) = &former.flows {
         katran.enter_flows(flows, Reader::Nobody)?;
     }
@@ -187,7 +188,7 @@ pub(super) fn adopt(
     katran.carriers.extend(carriers);
     katran.outlast(Vec::new());
     if let Some(flows) = &former.flows
-        && let Err(error) = katran.enter_flows(flows, Reader::Packets)
+        && let Err(error) = katran.enter_flows(flows, Reader::Packets { since })
     {
         log::warn!("some flows of the last moment are lost: {error}");
     }

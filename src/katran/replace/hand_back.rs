@@ -1,5 +1,5 @@
 //! Handing packets back to the replaced program while its flow tables know more than the new ones:
-//! where tables are not shared, entries are copied one by one, and connections begin meanwhile. A
+//! where tables are not shared, the library copies their entries after the switch, one by one. A
 //! bit in each VIP's word makes packets without an entry look for that program in the array of
 //! programs; it has counted none of them then.
 //!
@@ -21,6 +21,9 @@ use crate::maps::Reader;
 use crate::pins::Home;
 use crate::skel::katran::types::program;
 use crate::sys::map::ProgramArray;
+
+/// How often to copy entries, at most, until the tables do not grow meanwhile.
+const MOST_COPIES: u32 = 8;
 
 const BEFORE: u32 = program::PROGRAM_BEFORE.0;
 
@@ -69,24 +72,38 @@ impl Katran {
     /// # Errors
     /// What refuses entries; handing back stops all the same.
     pub(in crate::katran) fn catch_up(&mut self, flows: Option<&FlowTables>) -> Result<()> {
-        let enter = |katran: &mut Self| match flows {
-            Some(flows) => katran.enter_flows(flows, Reader::Packets),
+        let enter = |katran: &mut Self, since| match flows {
+            Some(flows) => katran.enter_flows(flows, Reader::Packets { since }),
             None => Ok(()),
         };
-        let entered = enter(self);
         if !self.maps.vip_cells.hands_back() {
-            return entered;
+            return enter(self, None);
         }
-        // Tables grow as packets come: this moves what has got where nothing looks.
-        let entered = entered.and(enter(self));
+        let mut entered = Ok(());
+        for _ in 0..MOST_COPIES {
+            let before = self.active_sets().ok();
+            entered = enter(self, None);
+            // If the table grew meanwhile, some entries are where no packet looks.
+            if self.active_sets().ok() == before {
+                break;
+            }
+        }
+        let since = self.ticks_now().ok();
         self.maps.vip_cells.set_hands_back(false);
         self.outlast(Vec::new());
         if let Err(error) = self.programs.hand_back_to_none() {
             log::warn!("the replaced program stays in memory until the next reload: {error}");
         }
         self.outlast(Vec::new());
-        // What datagrams have begun there meanwhile.
-        entered.and(enter(self))
+        // What datagrams have begun there meanwhile. A connection that has begun here on its base
+        // meanwhile has no entry, and must get no old one.
+        entered.and(enter(self, since))
+    }
+
+    /// How far each CPU's flow table has grown.
+    fn active_sets(&self) -> Result<Vec<u32>> {
+        let records = self.per_cpu()?;
+        Ok(records.iter().map(|of| of.sets.count).collect())
     }
 
     /// After a replacement that was cut off, this version's programs hand packets back like those

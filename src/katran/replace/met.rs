@@ -43,7 +43,7 @@ impl Katran {
         }
         if met {
             self.burn_numbers_of(&table);
-            if let Err(error) = self.enter_flows(&maps.flows, Reader::Packets) {
+            if let Err(error) = self.enter_flows(&maps.flows, Reader::Packets { since: None }) {
                 log::warn!("flows of a failed replacement are lost: {error}");
             }
             self.void_entries_of(&table);

@@ -144,9 +144,9 @@ impl Katran {
             let from = own.of_cpus.iter().find(|(of, _)| of == cpu);
             let from = from.map_or(&own.fallback, |(_, table)| table);
             let active = Some(table.sets_in_use()?);
-            table.enter_all_of(from, active, Reader::Packets)?;
+            table.enter_all_of(from, active, Reader::Packets { since: None })?;
         }
-        (flows.fallback).enter_all_of(&own.fallback, None, Reader::Packets)?;
+        (flows.fallback).enter_all_of(&own.fallback, None, Reader::Packets { since: None })?;
         Ok(())
     }
 
