@@ -117,9 +117,12 @@ impl Katran {
         // Both may share the flow tables.
         let held = next.maps.voids.hold();
         let hands_back = self.hands_flows_to(&next);
-        next.maps.vip_cells.set_hands_back(hands_back);
+        if hands_back {
+            next.maps.vip_cells.begin_handing_back();
+        }
         let copied_since = next.ticks_now()?;
         next.fill_from(self, table)?;
+        next.maps.vip_cells.all_were_set();
         let mut changes = next.apply_in_place(wanted)?;
         if hands_back {
             next.programs.hand_back_to(self.programs.main.as_fd())?;
@@ -255,6 +258,7 @@ impl Katran {
         self.keeper = old.keeper.take();
         self.home = old.home.take();
         self.replaced = old.replaced.take();
+        mem::swap(&mut self.recent, &mut old.recent);
         self.stranded = mem::take(&mut old.stranded);
         self.carriers = mem::take(&mut old.carriers);
         mem::swap(&mut self.kernel, &mut old.kernel);
@@ -295,7 +299,8 @@ impl Katran {
     /// Frees the rest of the old one when no packet is in it, and keeps what it has counted and
     /// remembered. `copied_since`: the tick at which its flows were first copied, if they were.
     fn let_go_of(&mut self, mut old: Self, carriers: Vec<Carrier>, copied_since: u32) {
-        let lost = |error| log::warn!("some flows of the last moment are lost: {error}");
+        let lost =
+            |error| log::warn!("some flows are lost, and their connections may break: {error}");
         let hands_back = self.maps.vip_cells.hands_back();
         if hands_back {
             // Attached programs no longer lead packets to the old one, and its entries come from

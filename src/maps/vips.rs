@@ -163,6 +163,8 @@ pub(crate) struct VipCells {
     tracking: FlowTracking,
     in_detail: bool,
     hands_back: AtomicBool,
+    /// Whether VIPs that are set get the bit, or only keep it.
+    gives_bits: AtomicBool,
 }
 
 /// A chain with as many VIPs as a packet would examine.
@@ -188,6 +190,7 @@ impl VipCells {
             tracking,
             in_detail,
             hands_back: AtomicBool::new(false),
+            gives_bits: AtomicBool::new(false),
         };
         let is_set = |word: &AtomicU64| word.load(Ordering::Relaxed) & u64::from(HANDS_BACK) != 0;
         let hands_back = cells.words().any(is_set);
@@ -207,22 +210,35 @@ impl VipCells {
         self.hands_back.load(Ordering::Relaxed)
     }
 
-    /// Turns that on for VIPs that are set later, or off at once for all. No other thread may set
-    /// cells meanwhile.
-    pub(crate) fn set_hands_back(&self, hands_back: bool) {
-        self.hands_back.store(hands_back, Ordering::Relaxed);
-        if !hands_back {
-            self.words().for_each(|word| {
-                word.fetch_and(!u64::from(HANDS_BACK), Ordering::Release);
-            });
-        }
+    /// Turns that on for VIPs that are set from now on, until [`Self::all_were_set`].
+    pub(crate) fn begin_handing_back(&self) {
+        self.hands_back.store(true, Ordering::Relaxed);
+        self.gives_bits.store(true, Ordering::Relaxed);
+    }
+
+    /// All VIPs of the replaced balancer are set: it knows no others.
+    pub(crate) fn all_were_set(&self) {
+        self.gives_bits.store(false, Ordering::Relaxed);
+    }
+
+    /// Turns that off at once for all. No other thread may set cells meanwhile.
+    pub(crate) fn end_handing_back(&self) {
+        self.all_were_set();
+        self.hands_back.store(false, Ordering::Relaxed);
+        self.words().for_each(|word| {
+            word.fetch_and(!u64::from(HANDS_BACK), Ordering::Release);
+        });
     }
 
     /// Switches what packets see of a VIP, flags and ring together.
     pub(crate) fn set(&self, number: u16, cell: VipCell) {
         let words: &[AtomicU64] = self.infos.u64s();
-        words[usize::from(number) * INFO_U64S + INFO_VIP].store(
-            cell.word(self.tracking, self.in_detail, self.hands_back()),
+        let word = &words[usize::from(number) * INFO_U64S + INFO_VIP];
+        let has_bit = || word.load(Ordering::Relaxed) & u64::from(HANDS_BACK) != 0;
+        let gives_bits = self.gives_bits.load(Ordering::Relaxed);
+        let hands_back = self.hands_back() && (gives_bits || has_bit());
+        word.store(
+            cell.word(self.tracking, self.in_detail, hands_back),
             Ordering::Release,
         );
     }
@@ -356,12 +372,59 @@ fn words(key: &types::vip_key) -> [u32; WORDS] {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::ffi::CString;
 
+    use nix::sys::memfd::MFdFlags;
+    use nix::sys::memfd::memfd_create;
+    use nix::unistd::ftruncate;
     use proptest::prelude::*;
 
     use super::*;
 
     const VIPS: u16 = 64;
+
+    /// Tables in memory of no map.
+    fn cells() -> VipCells {
+        let file = || {
+            let name = CString::new("vips").unwrap();
+            let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC).unwrap();
+            ftruncate(&file, 1 << 16).unwrap();
+            file
+        };
+        let most = u32::from(VIPS);
+        let hash = VipHash::draw(most).unwrap();
+        VipCells::new(file(), file(), most, hash, FlowTracking::All, false).unwrap()
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps files")]
+    fn packets_of_vips_that_the_replaced_balancer_lacks_are_not_handed_back() {
+        let cells = cells();
+        let cell = |has_reals| VipCell {
+            flags: VipFlags::empty(),
+            has_reals,
+            void_flows: false,
+            ring: None,
+        };
+        let handed_back = || {
+            let words = cells.words().map(|word| word.load(Ordering::Relaxed));
+            let is_set = words.map(|word| word & u64::from(HANDS_BACK) != 0);
+            is_set.take(3).collect::<Vec<_>>()
+        };
+        cells.begin_handing_back();
+        cells.set(0, cell(true));
+        cells.set(1, cell(false));
+        cells.all_were_set();
+        // Changes of the known one, reals for the empty one, and a new VIP.
+        for number in 0..3 {
+            cells.set(number, cell(true));
+        }
+        assert_eq!(handed_back(), [true, false, false]);
+        assert!(cells.hands_back());
+        cells.end_handing_back();
+        assert_eq!(handed_back(), [false; 3]);
+        assert!(!cells.hands_back());
+    }
 
     struct Memory {
         heads: Vec<AtomicU16>,

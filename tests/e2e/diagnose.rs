@@ -1,5 +1,9 @@
 //! Diagnosis: it finds nothing wrong with a sound setup, and finds each fault that a test makes.
 
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
 use katran::Encapsulation;
 use katran::FlowTracking;
 use katran::Gateway;
@@ -289,6 +293,7 @@ fn packets_without_a_table_are_found(tracking: FlowTracking, other: u32) {
 fn faults_on_the_way_to_reals_are_found() {
     // No host has this address.
     let mut site = site(XdpMode::Native, |builder| builder);
+    let loaded = Instant::now();
     let wrong = "02:00:00:00:00:99".parse().unwrap();
     site.katran.gateways_mut().set_mac(wrong).unwrap();
     let found = diagnose(&site);
@@ -320,6 +325,19 @@ fn faults_on_the_way_to_reals_are_found() {
         "ring_empty: ",
         "add reals",
     );
+
+    // A replacement knows since when they were counted.
+    thread::sleep(Duration::from_secs(1));
+    let mut state = site.katran.state();
+    state.balancer.as_mut().unwrap().max_vips = Some(77);
+    site.katran.apply(&state).unwrap();
+    let passed = loaded.elapsed();
+    let found = diagnose(&site);
+    let mut drops = found.findings().iter();
+    let drops = drops.find(|of| of.subject == Subject::Drops).unwrap();
+    let (_, lately) = drops.message.split_once("in the last ").unwrap();
+    let seconds: f64 = lately.split(' ').next().unwrap().parse().unwrap();
+    assert!(seconds >= passed.as_secs_f64(), "{}", drops.message);
     drop(site);
 
     // No route to the gateway: found even before attaching.

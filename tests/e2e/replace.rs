@@ -127,8 +127,8 @@ fn nothing_is_lost_with_next_hops_of_reals_and_a_monitor() {
     assert_eq!(monitor.unwrap().stop().failure, None);
 }
 
-/// Connections that begin between the copy of the flow table and the switch: only the old table
-/// knows them.
+/// Connections that begin while the new flow table does not have all entries of the old one, which
+/// cannot be shared.
 fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
     const CLIENTS: usize = 24;
     const QUESTIONS: usize = 12;

@@ -77,27 +77,33 @@ impl Katran {
             None => Ok(()),
         };
         if !self.maps.vip_cells.hands_back() {
+            // An owner may have died before it did this.
+            self.forget_replaced();
             return enter(self, None);
         }
-        let mut entered = Ok(());
+        let (mut entered, mut since) = (Ok(()), None);
         for _ in 0..MOST_COPIES {
             let before = self.active_sets().ok();
+            since = self.ticks_now().ok();
             entered = enter(self, None);
             // If the table grew meanwhile, some entries are where no packet looks.
             if self.active_sets().ok() == before {
                 break;
             }
         }
-        let since = self.ticks_now().ok();
-        self.maps.vip_cells.set_hands_back(false);
+        self.maps.vip_cells.end_handing_back();
         self.outlast(Vec::new());
+        self.forget_replaced();
+        self.outlast(Vec::new());
+        // What datagrams have begun there since the last copy began. A connection that has begun
+        // here on its base meanwhile has no entry, and must get no old one.
+        entered.and(enter(self, since))
+    }
+
+    fn forget_replaced(&self) {
         if let Err(error) = self.programs.hand_back_to_none() {
             log::warn!("the replaced program stays in memory until the next reload: {error}");
         }
-        self.outlast(Vec::new());
-        // What datagrams have begun there meanwhile. A connection that has begun here on its base
-        // meanwhile has no entry, and must get no old one.
-        entered.and(enter(self, since))
     }
 
     /// How far each CPU's flow table has grown.
