@@ -136,7 +136,7 @@ sections! {
         local: "boolean", Some("false"), "true or false";
         /// Bits for the host application, which the balancer only stores.
         application_flags: "bits", Some("0"), "a multiple of 4, 0 to 252";
-        /// The real gets no packets, as after failed health checks.
+        /// The real gets no packets but those with its server id, as after failed health checks.
         down: "boolean", Some("false"), "true or false";
         /// [Health checks](health.md) of this real.
         health: "table", Some("the VIP's"), "a table";
