@@ -154,8 +154,8 @@ settings! {
         changes: live,
     }
 
-    /// Where encapsulated frames go: to one router (fastest), to each real's own next hop, or there by
-    /// the interface that leads to it.
+    /// Where encapsulated frames go: to one router (fastest), to each real's own next hop, or to that
+    /// next hop through its own interface.
     ///
     /// With the last two, a configured [`gateway_mac`](Self::gateway_mac) is the address of
     /// the routers, and of reals that are not resolved yet. With [`Gateway::Auto`] the program
@@ -471,7 +471,7 @@ settings! {
         changes: never,
     }
 
-    /// Above this rate, a CPU forwards new flows without remembering them.
+    /// Above this rate, a CPU remembers no new flows, except in unsettled slots.
     ///
     /// The limit keeps a flood of made-up flows from displacing real ones. Only flows that would be
     /// remembered count.

@@ -100,12 +100,12 @@ drop_reasons! {
     RingUnknownReal = DROP_RING_UNKNOWN_REAL, "ring_unknown_real"
         => "find what else writes to the balancer's maps";
     /// No headroom for an outer IPv4 header.
-    EncapV4 = DROP_ENCAP_V4, "encap_v4" => "too little headroom: attach in generic mode";
+    EncapV4 = DROP_ENCAP_V4, "encap_v4" => "attach in generic mode, which gives more headroom";
     /// No headroom for an outer IPv6 header.
-    EncapV6 = DROP_ENCAP_V6, "encap_v6" => "too little headroom: attach in generic mode";
+    EncapV6 = DROP_ENCAP_V6, "encap_v6" => "attach in generic mode, which gives more headroom";
     /// No headroom for an ICMP answer.
     ReplyFailed = DROP_REPLY_FAILED, "reply_failed"
-        => "too little headroom: attach in generic mode";
+        => "attach in generic mode, which gives more headroom";
     /// The QUIC connection id names a real that is being removed.
     QuicRealGone = DROP_QUIC_REAL_GONE, "quic_real_gone";
     /// The id in the datagram names a real that is being removed.
@@ -127,11 +127,11 @@ drop_reasons! {
     /// An inner source outside `egress_sources`, at an `egress` address.
     EgressSource = DROP_EGRESS_SOURCE, "egress_source" => "if it is a VIP, add it";
     /// No headroom for the VLAN tags.
-    VlanFailed = DROP_VLAN_FAILED, "vlan_failed" => "too little headroom: attach in generic mode";
+    VlanFailed = DROP_VLAN_FAILED, "vlan_failed" => "attach in generic mode, which gives more headroom";
     /// The MAC address of the real's next hop is unknown.
     NextHopUnknown = DROP_NEXT_HOP_UNKNOWN, "next_hop_unknown"
         => "find the silent next hop with `ip neighbour`";
-    /// The interface that leads to the real refused it.
+    /// The interface that leads to the real refused the frame.
     RedirectFailed = DROP_REDIRECT_FAILED, "redirect_failed"
         => "the interface to the real needs native XDP, and with some drivers a program";
     /// A program that continues the walk is missing.

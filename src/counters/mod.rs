@@ -492,7 +492,7 @@ impl Counters {
             by_label(
                 MetricKind::Gauge,
                 ("cpu_under_flood", "0 or 1", "cpu"),
-                "1: the CPU gets more new flows than `flood_threshold`, and remembers none.",
+                "1: the CPU gets more new flows than `flood_threshold`, and remembers none outside unsettled slots.",
                 &["cpus.under_flood"],
                 of(|cpu| cpu.under_flood.into()),
             ),

@@ -19,7 +19,7 @@ counters! {
     /// What the flow table did.
     FlowTableCounters from types::counters {
         Counter flow_table_packets, "packets" {
-            /// Packets that looked into the flow table: all to VIPs but those in settled slots.
+            /// Packets to VIPs that looked into the flow table: all except those in settled slots.
             packets = sum(flow_packets);
         }
         Counter flow_table_misses, "packets" {
@@ -356,7 +356,7 @@ counters! {
             server_id_new = sum(server_id_new);
         }
         Counter vip_server_id_moved_flows, "flows" {
-            /// Flows that a server id moved to another real than their entry's.
+            /// Flows that a server id moved to a real other than the one in their entry.
             server_id_moved = sum(server_id_moved);
         }
         Counter vip_decap_packets, "packets" {
