@@ -144,7 +144,12 @@ impl UdpClient {
     pub fn ask(&self, datagram: &[u8]) -> io::Result<String> {
         self.socket.send(datagram)?;
         let mut answer = vec![0; LARGEST_DATAGRAM];
-        let length = self.socket.recv(&mut answer)?;
+        let length = loop {
+            match self.socket.recv(&mut answer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => break received?,
+            }
+        };
         answer.truncate(length);
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
