@@ -102,7 +102,9 @@ fn silence(quiet: Duration) -> String {
 #[derive(Debug)]
 pub(crate) struct Recent {
     began: Instant,
-    /// Oldest first. The first one begins the recent past.
+    /// The look that begins the recent past.
+    edge: (Instant, BTreeMap<Counted, u64>),
+    /// Later looks, oldest first.
     looks: VecDeque<(Instant, BTreeMap<Counted, u64>)>,
     last: Look,
     /// When a look found that a counter had grown.
@@ -117,7 +119,8 @@ impl Recent {
         let vlans = first.marks.iter().map(|mark| mark & VLAN);
         Self {
             began: now,
-            looks: [(now, first.counts.clone())].into(),
+            edge: (now, first.counts.clone()),
+            looks: VecDeque::new(),
             vlans: vlans
                 .filter(|vlan| *vlan != 0)
                 .map(|vlan| (vlan, None))
@@ -143,37 +146,32 @@ impl Recent {
             }
         }
         self.last.marks = look.marks;
-        let newest = self.looks.back().map_or(self.began, |(at, _)| *at);
-        if now.saturating_duration_since(newest) >= SPACING {
+        let age = |of: &(Instant, _)| now.saturating_duration_since(of.0);
+        if age(self.looks.back().unwrap_or(&self.edge)) >= SPACING {
             self.looks.push_back((now, self.last.counts.clone()));
         }
-        let is_old = |at: &Instant| now.saturating_duration_since(*at) >= WINDOW;
-        while self.looks.get(1).is_some_and(|(at, _)| is_old(at)) {
-            self.looks.pop_front();
+        while self.looks.front().is_some_and(|of| age(of) >= WINDOW)
+            && let Some(edge) = self.looks.pop_front()
+        {
+            self.edge = edge;
         }
-    }
-
-    /// When the recent past began.
-    fn edge(&self) -> Instant {
-        self.looks.front().map_or(self.began, |(at, _)| *at)
     }
 
     pub(crate) fn growth(&self, now: Instant, counted: Counted) -> Growth {
-        let total = self.last.counts.get(&counted).copied().unwrap_or(0);
-        let first = self.looks.front();
-        let before = first.and_then(|(_, counts)| counts.get(&counted).copied());
+        let (edge, earlier) = &self.edge;
+        let count = |of: &BTreeMap<_, _>| of.get(&counted).copied().unwrap_or(0);
+        let (total, before) = (count(&self.last.counts), count(earlier));
         let since = self.grew.get(&counted).copied().unwrap_or(self.began);
         Growth {
             total,
-            recent: total.checked_sub(before.unwrap_or(0)).unwrap_or(total),
-            window: now.saturating_duration_since(self.edge()),
+            recent: total.checked_sub(before).unwrap_or(total),
+            window: now.saturating_duration_since(*edge),
             quiet: now.saturating_duration_since(since),
         }
     }
 
     pub(crate) fn tags(&self, now: Instant) -> Tags {
-        let edge = self.edge();
-        let is_recent = |at: &Option<Instant>| at.is_some_and(|at| at > edge);
+        let is_recent = |at: &Option<Instant>| at.is_some_and(|at| at > self.edge.0);
         let numbers = |recent| {
             let vlans = self.vlans.iter();
             let vlans = vlans.filter(move |(_, at)| is_recent(at) == recent);

@@ -176,7 +176,7 @@ fn adopt_whole(directory: &Path, patience: Option<Duration>) -> Result<Option<(K
         return Ok(None);
     };
     let by_version = contents.version();
-    let mut katran = adopt(home, &contents)?;
+    let katran = adopt(home, &contents)?;
     katran.forget_counters()?;
     katran.home.iter().for_each(Home::note_version);
     Ok(Some((katran, Start::Adopted { age, by_version })))

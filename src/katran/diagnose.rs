@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
@@ -142,8 +143,8 @@ impl Katran {
         let icmp = IcmpCounters::sum(&counted);
         let sent = self.attachments.sent();
         let now = Instant::now();
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.look(now, look(&records, &cpus, &sent));
+        let mut recent = self.recent();
+        recent.look(now, look(&records, &counted, &cpus, &sent));
         let growth = |counted| recent.growth(now, counted);
         let forwarded = |counts: &dyn Fn(&CpuCounters) -> bool| {
             let cpus = cpus.iter().filter(|cpu| counts(cpu));
@@ -244,25 +245,26 @@ impl Katran {
     /// Reads and remembers the counters that diagnoses compare with.
     pub(super) fn sample_counters(&self) -> Result<()> {
         let look = self.look_at_counters()?;
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.look(Instant::now(), look);
+        self.recent().look(Instant::now(), look);
         Ok(())
     }
 
     /// Regards everything counted so far as past.
-    pub(super) fn forget_counters(&mut self) -> Result<()> {
+    pub(super) fn forget_counters(&self) -> Result<()> {
         let begun = Recent::begin(Instant::now(), self.look_at_counters()?);
-        *self
-            .recent
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner) = begun;
+        *self.recent() = begun;
         Ok(())
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn look_at_counters(&self) -> Result<Look> {
         let records = self.per_cpu()?;
+        let counted: Vec<_> = records.iter().map(|record| record.counters).collect();
         let cpus = self.cpus(&records)?;
-        Ok(look(&records, &cpus, &self.attachments.sent()))
+        Ok(look(&records, &counted, &cpus, &self.attachments.sent()))
     }
 
     /// The CPUs that have a flow table, ascending.
@@ -415,13 +417,17 @@ fn hold_changed_tcp(vips: impl Iterator<Item = (Vip, VipFlags)>) -> bool {
 }
 
 /// The counters that a diagnosis is about.
-fn look(records: &[types::cpu], cpus: &[CpuCounters], sent: &[InterfaceCounters]) -> Look {
-    let counted: Vec<_> = records.iter().map(|record| record.counters).collect();
-    let drops = DropReasons::sum(&counted);
+fn look(
+    records: &[types::cpu],
+    counted: &[types::counters],
+    cpus: &[CpuCounters],
+    sent: &[InterfaceCounters],
+) -> Look {
+    let drops = DropReasons::sum(counted);
     let mut counts: BTreeMap<Counted, u64> = BTreeMap::new();
     let of_cpus = cpus.iter().filter(|cpu| cpu.forwarded > 0);
     counts.extend(of_cpus.map(|cpu| (Counted::Forwarded(cpu.cpu), cpu.forwarded)));
-    counts.insert(Counted::Sent, Totals::sum(&counted).tx.packets);
+    counts.insert(Counted::Sent, Totals::sum(counted).tx.packets);
     counts.extend(TELLING.map(|reason| (Counted::Dropped(reason), drops.get(reason))));
     counts.extend(sent.iter().map(|of| (unsent(of), of.unsent)));
     let marks = records
