@@ -37,6 +37,7 @@ use crate::kernel::kernel_error;
 use crate::maps::Carrier;
 use crate::maps::Counted;
 use crate::maps::Reader;
+use crate::maps::no_carrier;
 use crate::pins::Home;
 use crate::pins::Seat;
 use crate::table::Limits;
@@ -140,12 +141,11 @@ impl Katran {
 
     /// Carries counters over to maps that are not shared.
     fn carriers_to(&self, next: &Self) -> Result<Vec<Carrier>> {
-        let failed = |error| kernel_error("load", "the programs that carry counters", error);
         let mut carriers = Vec::new();
         for (name, from) in self.counting_maps() {
             let mut to = next.counting_maps();
             if let Some((_, to)) = to.find(|(of, _)| *of == name) {
-                carriers.extend(Carrier::between(name, from, to).map_err(failed)?);
+                carriers.extend(Carrier::between(name, from, to).map_err(no_carrier)?);
             }
         }
         Ok(carriers)

@@ -13,6 +13,8 @@ use nix::sched::CpuSet;
 use nix::sched::sched_setaffinity;
 use nix::unistd::Pid;
 
+use crate::error::Error;
+use crate::kernel::kernel_error;
 use crate::skel::CARRY;
 use crate::skel::katran::types;
 use crate::sys::map;
@@ -145,6 +147,11 @@ impl Carrier {
         frame[..4].copy_from_slice(&(cpu as u32).to_ne_bytes());
         program::run(self.program.as_fd(), &frame).map(drop)
     }
+}
+
+/// The error when the programs of a [`Carrier`] cannot be loaded.
+pub(crate) fn no_carrier(error: io::Error) -> Error {
+    kernel_error("load", "the programs that carry counters", error)
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ mod voids;
 pub(crate) use addresses::VipAddresses;
 pub(crate) use carry::Carrier;
 pub(crate) use carry::Counted;
+pub(crate) use carry::no_carrier;
 pub(crate) use cells::Live;
 pub(crate) use cells::LivePointer;
 pub(crate) use cells::RealCells;

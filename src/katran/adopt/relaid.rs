@@ -48,6 +48,7 @@ use crate::maps::Live;
 use crate::maps::Reader;
 use crate::maps::VipHash;
 use crate::maps::create_chunk;
+use crate::maps::no_carrier;
 use crate::pins::Contents;
 use crate::pins::Home;
 use crate::pins::Part;
@@ -307,7 +308,7 @@ fn sets_in_use(flows: &FlowTables) -> Result<u32> {
 fn carrier_of_cpus(set: &PinnedSet, katran: &Katran) -> Result<Option<Carrier>> {
     let from = set.map("cpus")?;
     let carrier = Carrier::between("cpus", from.as_fd(), katran.maps.cpus.as_fd());
-    carrier.map_err(|error| kernel_error("load", "the programs that carry counters", error))
+    carrier.map_err(no_carrier)
 }
 
 impl Katran {

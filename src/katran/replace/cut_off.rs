@@ -16,6 +16,7 @@ use crate::ledger::Kept;
 use crate::ledger::Ledger;
 use crate::maps::Carrier;
 use crate::maps::FlowTables;
+use crate::maps::no_carrier;
 use crate::pins::Home;
 use crate::pins::Part;
 use crate::pins::PinnedSet;
@@ -152,7 +153,6 @@ fn carriers_from<'a>(
     set: &PinnedSet,
     maps: impl Iterator<Item = (&'static str, BorrowedFd<'a>)>,
 ) -> Result<Vec<Carrier>> {
-    let failed = |error| kernel_error("load", "the programs that carry counters", error);
     let Some(contents) = set.contents()? else {
         return Ok(Vec::new());
     };
@@ -177,7 +177,7 @@ fn carriers_from<'a>(
                  counters",
                 contents.version()
             ),
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(no_carrier(error)),
         }
     }
     Ok(carriers)
