@@ -235,8 +235,7 @@ impl VipCells {
         let words: &[AtomicU64] = self.infos.u64s();
         let word = &words[usize::from(number) * INFO_U64S + INFO_VIP];
         let has_bit = || word.load(Ordering::Relaxed) & u64::from(HANDS_BACK) != 0;
-        let gives_bits = self.gives_bits.load(Ordering::Relaxed);
-        let hands_back = self.hands_back() && (gives_bits || has_bit());
+        let hands_back = self.gives_bits.load(Ordering::Relaxed) || has_bit();
         word.store(
             cell.word(self.tracking, self.in_detail, hands_back),
             Ordering::Release,
