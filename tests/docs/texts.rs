@@ -106,7 +106,7 @@ pub(crate) fn with_hashes() -> Vec<String> {
     files
 }
 
-/// Comments on lines of their own.
+/// Comments on separate lines.
 fn after_hashes(text: &str) -> Vec<(usize, String)> {
     let mut comments: Vec<(usize, String)> = Vec::new();
     let mut is_in_one = false;

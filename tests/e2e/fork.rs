@@ -93,7 +93,7 @@ fn attached(host: &Host) -> (bool, [String; 2]) {
 fn pins(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path.parent().unwrap()).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    // The file system has entries of its own, with dots.
+    // The file system's own entries have dots.
     let mut names: Vec<_> = names.filter(|name| !name.contains('.')).collect();
     names.sort();
     names

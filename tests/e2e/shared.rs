@@ -47,7 +47,7 @@ impl Pins {
         self.0.join("root")
     }
 
-    /// What the test has pinned: the file system has entries of its own, with dots.
+    /// What the test has pinned: the file system's own entries have dots.
     pub(crate) fn list(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

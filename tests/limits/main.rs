@@ -1,6 +1,6 @@
 //! The limits in docs/limits.md. Durations are compared with a smaller case, which allows for other
 //! work on the machine. A claimed time is a release build's; a debug build has a stated multiple of
-//! it. Tests that change process-wide limits run in a process of their own.
+//! it. Tests that change process-wide limits run in separate processes.
 
 #![allow(clippy::unwrap_used, reason = "what panics has failed the test")]
 

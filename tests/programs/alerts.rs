@@ -1,4 +1,4 @@
-//! The alert rules are valid, each fires in a case of its own, and all query metrics that are
+//! The alert rules are valid, each fires in its own case, and all query metrics that are
 //! served.
 
 use std::collections::BTreeSet;

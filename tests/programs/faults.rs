@@ -449,7 +449,7 @@ fn faults_of_backends_are_reported() {
 
 #[test]
 fn faults_of_the_document_are_reported() {
-    // Without a threshold of its own, a table this small would count as flooded.
+    // Without its own threshold, a table this small would count as flooded.
     let own = "flow_table_size = 64\nflood_threshold = 100_000\nflow_tracking = \"all\"\nforwarding_cpus = [0]";
     let site = Site::start("document", own, &[]);
     site.send(600, 2, 10);

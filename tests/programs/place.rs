@@ -120,7 +120,7 @@ impl Place {
     }
 }
 
-/// The entries of a directory; the file system has entries of its own, with dots.
+/// The entries of a directory; the file system's own entries have dots.
 pub(crate) fn pins(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -255,7 +255,7 @@ fn has_xdp(host: &Host) -> bool {
     host.ip("link show").unwrap().contains("xdp")
 }
 
-/// The entries of a directory; the file system has some of its own, with dots.
+/// The entries of a directory; the file system's own entries have dots.
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(directory).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -32,7 +32,7 @@ pub struct Arrived {
 
 impl Yardstick {
     /// Makes an interface of this thread's network namespace receive `frames` frames, each of the
-    /// next flow, for `program` to handle. The interface needs an XDP program of its own, whatever
+    /// next flow, for `program` to handle. The interface needs its own XDP program, whatever
     /// it does, and a driver that can send XDP programs' frames. Returns this thread's CPU time,
     /// which includes most of the kernel's further work for the frames.
     ///

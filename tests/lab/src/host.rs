@@ -1,7 +1,7 @@
 //! A host: one anonymous network namespace and the thread that holds it.
 //!
 //! The keeper thread unshares its network namespace and then only starts child processes, which the
-//! kernel kills with it. Closures run on threads of their own that enter the namespace, so several
+//! kernel kills with it. Closures run on separate threads that enter the namespace, so several
 //! can run at once and one may call another.
 
 use std::fmt;

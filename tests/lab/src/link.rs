@@ -40,7 +40,7 @@ impl Port<'_> {
 
     /// Makes this end accept what a native XDP program at the *other* end sends with `XDP_TX`.
     ///
-    /// The kernel delivers such frames only to an interface with an XDP program of its own, so this
+    /// The kernel delivers such frames only to an interface with its own XDP program, so this
     /// attaches one that passes everything. (GRO alone is not enough, as of Linux 6.18: it queues
     /// the frames, but nothing wakes up to fetch them.)
     pub fn takes_xdp_tx(mut self) -> Self {
