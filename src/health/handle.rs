@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use tokio::runtime;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::channel;
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::board::Board;
@@ -42,8 +43,6 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::katran::Katran;
 
-/// How long to wait for the probing threads when checks end.
-const LAST_PROBES: Duration = Duration::from_secs(5);
 /// The largest number of results that wait for the balancer.
 const WAITING: usize = 16_384;
 
@@ -132,8 +131,12 @@ impl Health {
                 losing.lose();
             }
         };
-        let ask = |question: &Question| question.probe.clone().ask(question.place);
-        handle.spawn(runner::run(taken_orders, schedule, report, ask));
+        let (living, mut last) = channel(1);
+        let ask = move |question: &Question| {
+            let probe = question.probe.clone();
+            probe.ask(question.place, living.clone())
+        };
+        let runner = handle.spawn(runner::run(taken_orders, schedule, report, ask));
         let driver = Driver {
             shared: Arc::clone(&shared),
             messages: taken_messages,
@@ -152,7 +155,11 @@ impl Health {
         let ending = Arc::clone(&health.shared);
         let work = move || {
             driver.run();
-            runtime.end();
+            runtime.end(async {
+                runner.abort();
+                // It ends only when each sender has been dropped: nothing is ever sent.
+                let _ = last.recv().await;
+            });
             ending.be_gone();
         };
         thread.spawn(work).map_err(no_thread)?;
@@ -333,10 +340,11 @@ impl Drop for Health {
 struct Background(Option<Runtime>);
 
 impl Background {
-    /// Waits for the end of its probes, which is near: they are dropped at their next await.
-    fn end(mut self) {
+    /// Waits for its last task, and then for its threads, whose probes are dropped at their next
+    /// await.
+    fn end(mut self, last: impl Future<Output = ()>) {
         if let Some(runtime) = self.0.take() {
-            runtime.shutdown_timeout(LAST_PROBES);
+            runtime.block_on(last);
         }
     }
 }

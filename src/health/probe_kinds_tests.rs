@@ -2,6 +2,7 @@
 //! interface.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,10 +31,12 @@ use super::check::Tls;
 use super::check::Trust;
 use super::check::Udp;
 use super::outcome::Outcome;
+use super::probe_tests::PATIENCE;
 use super::probe_tests::ask;
 use super::probe_tests::serve;
 use super::probe_tests::why;
 use super::probe_tests::within;
+use super::probe_tests::within_and_gone;
 use crate::types::Protocol;
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -278,11 +281,16 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     let to: SocketAddr = "127.0.0.1:80".parse().unwrap();
     let check = shell(&script);
     let limit = Duration::from_secs(3);
-    assert_eq!(why(within(limit, &check, to).await), "too late");
+    let (outcome, mut last) = within_and_gone(limit, &check, to).await;
+    assert_eq!(why(outcome), "too late");
+    let gone = tokio::time::timeout(PATIENCE, last.recv()).await;
+    assert!(gone.is_ok(), "the shell runs on");
     let done = pids.with_extension("done");
     let pids = std::fs::read_to_string(done).unwrap();
     let pids: Vec<u32> = pids.lines().map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 2);
+    let shell = format!("/proc/{}", pids[1]);
+    assert!(!Path::new(&shell).exists(), "not even as a zombie");
     for pid in pids {
         // Another process may have to reap a killed child of the shell.
         let mut tries = 0;

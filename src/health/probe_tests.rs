@@ -1,6 +1,7 @@
 //! Probes of servers on the loopback interface: good ones, and those that hang, trickle or have the
 //! wrong certificate.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::io::AsyncWrite;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use super::board::Target;
@@ -74,11 +76,20 @@ pub(super) async fn ask(check: &Check, to: SocketAddr) -> Outcome {
 }
 
 pub(super) async fn within(limit: Duration, check: &Check, to: SocketAddr) -> Outcome {
+    within_and_gone(limit, check, to).await.0
+}
+
+/// Also returns what ends when nothing of the probe is left.
+pub(super) async fn within_and_gone(
+    limit: Duration,
+    check: &Check,
+    to: SocketAddr,
+) -> (Outcome, mpsc::Receiver<Infallible>) {
     let probe = Probe::new(check, &mut Authorities::default()).unwrap();
-    let asked = tokio::time::timeout(limit, probe.ask(place(to)));
-    asked
-        .await
-        .unwrap_or(Outcome::Failed(Cause::Timeout, "too late".to_owned()))
+    let (living, last) = mpsc::channel(1);
+    let asked = tokio::time::timeout(limit, probe.ask(place(to), living)).await;
+    let late = |_| Outcome::Failed(Cause::Timeout, "too late".to_owned());
+    (asked.unwrap_or_else(late), last)
 }
 
 pub(super) fn place(to: SocketAddr) -> Place {

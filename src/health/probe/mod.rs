@@ -7,6 +7,7 @@ mod http;
 mod quic;
 mod tls;
 
+use std::convert::Infallible;
 use std::io;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use socket2::Socket;
 use socket2::Type;
 use tokio::net::TcpStream;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 
 use self::http::HttpProbe;
 use self::quic::QuicProbe;
@@ -59,8 +61,9 @@ impl Probe {
         })
     }
 
-    /// Probes a real once and waits for the whole answer, without a limit.
-    pub(super) async fn ask(self, place: Place) -> Outcome {
+    /// Probes a real once and waits for the whole answer, without a limit. `living` is held until
+    /// nothing of the probe is left, even if the probe is dropped.
+    pub(super) async fn ask(self, place: Place, living: Living) -> Outcome {
         let asked = match &self {
             Self::Tcp => connect(place).await.map(drop),
             Self::Http(http) => http.ask(place).await,
@@ -68,7 +71,7 @@ impl Probe {
             Self::Udp(udp) => datagram::ask(udp, place).await,
             Self::Dns(dns) => dns::ask(dns, place).await,
             Self::Quic(quic) => quic.ask(place).await,
-            Self::Command(command) => command::run(command, place).await,
+            Self::Command(command) => command::run(command, place, living).await,
         };
         match asked {
             Ok(()) => Outcome::Passed,
@@ -77,6 +80,9 @@ impl Probe {
         }
     }
 }
+
+/// Held by all that probes, so that its receiver knows when nothing does any more.
+pub(super) type Living = mpsc::Sender<Infallible>;
 
 /// The longest reason to keep, in characters.
 const MAX_REASON: usize = 500;
