@@ -273,11 +273,16 @@ pub enum Error {
 
     /// The maps do not fit into memory.
     #[error(
-        "{what} needs {}: {available} bytes are available ({limited_by}): raise that limit or free \
-         some memory, or lower flow_table_size or max_reals",
+        "{what} needs {} ({limited_by}): raise that limit or free some memory, or lower \
+         flow_table_size or max_reals",
         match needed {
-            0 => "more memory than the kernel found".to_owned(),
-            bytes => format!("{bytes} bytes"),
+            0 => format!("more memory than the kernel found; {available} bytes are available"),
+            bytes if bytes > available => {
+                format!("{bytes} bytes, but only {available} are available")
+            }
+            bytes => {
+                format!("{bytes} bytes, which the kernel refused although {available} are available")
+            }
         }
     )]
     InsufficientMemory {
@@ -429,9 +434,19 @@ mod tests {
             };
             error.to_string()
         };
-        assert!(memory(0).starts_with("the call to load decap needs more memory than"));
-        assert!(memory(8).starts_with(
-            "the call to load decap needs 8 bytes: 9 bytes are available (memory.max)"
-        ));
+        for (needed, said) in [
+            (
+                0,
+                "more memory than the kernel found; 9 bytes are available",
+            ),
+            (16, "16 bytes, but only 9 are available"),
+            (
+                8,
+                "8 bytes, which the kernel refused although 9 are available",
+            ),
+        ] {
+            let start = format!("the call to load decap needs {said} (memory.max): raise");
+            assert!(memory(needed).starts_with(&start), "{}", memory(needed));
+        }
     }
 }

@@ -97,7 +97,11 @@ fn waiting(to: &To, real: IpAddr, vips: &[String]) -> Result<Vec<(String, Drain)
     for of_vip in report.vips.iter().filter(|of| vips.contains(&of.vip)) {
         for of_real in of_vip.reals.iter().filter(|of| of.real == real) {
             let Some(drain) = of_real.drain else {
-                anyhow::bail!("{real} is no longer drained for {}", of_vip.vip);
+                let why = match of_vip.falls_back {
+                    true => ": all others are down, so drained reals serve (drained_fallback)",
+                    false => "",
+                };
+                anyhow::bail!("{real} is no longer drained for {}{why}", of_vip.vip);
             };
             if !drain.done {
                 waiting.push((of_vip.vip.clone(), drain));

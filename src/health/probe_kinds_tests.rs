@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use quinn::crypto::rustls::QuicServerConfig;
 use rcgen::CertifiedKey;
 use rcgen::generate_simple_self_signed;
@@ -267,6 +268,17 @@ async fn programs_are_judged_by_their_status() {
     let missing = ask(&Command::new("/nowhere/to/be/found").into(), to).await;
     assert!(matches!(missing, Outcome::NotSent(_)), "{missing:?}");
     assert!(Check::from(Command::new("sh")).validate().is_err());
+}
+
+/// A handler for SIGCHLD would interrupt system calls of the embedder, whose signal it is.
+#[tokio::test]
+async fn programs_end_without_a_signal_handler() {
+    let to: SocketAddr = "127.0.0.1:80".parse().unwrap();
+    assert_eq!(ask(&shell("exit 0"), to).await, Outcome::Passed);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+    assert_eq!(caught & 1 << (Signal::SIGCHLD as u32 - 1), 0, "{caught:x}");
 }
 
 /// At the timeout the program is killed with its children, and leaves no zombie.

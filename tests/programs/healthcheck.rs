@@ -231,6 +231,15 @@ fn reals_that_do_not_answer_get_no_new_flows_until_they_do() {
         .says("203.0.113.1:80/tcp: real 198.51.100.2 is up");
     assert_eq!(names(&lab, web), BTreeSet::from(["backend0".to_owned()]));
 
+    // The first one stops: the drained one serves, and a drain of it cannot end.
+    drop(servers.remove(0));
+    status(host, &running, &["ALL OTHERS ARE DOWN"]);
+    until(&lab, web, &["backend1"]);
+    let drain = ["198.51.100.2", "203.0.113.1:80/tcp", "--wait"];
+    let (worked, text) = running.say(host, "drain", &drain);
+    let why = "198.51.100.2 is no longer drained for 203.0.113.1:80/tcp: all others are down";
+    assert!(!worked && text.contains(why), "{text}");
+
     running.balancer.end(SIGTERM);
     let sent = running.balancer.says("probe packets: ");
     assert!(!sent.contains("packets: 0 "), "{sent}");

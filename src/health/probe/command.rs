@@ -2,6 +2,10 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process;
+use std::process::Child;
+use std::process::ChildStderr;
 use std::process::ExitStatus;
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,8 +15,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signal::killpg;
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
-use tokio::process::Child;
-use tokio::process::ChildStderr;
+use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use super::super::check::Command;
@@ -25,6 +28,8 @@ use crate::sys::pidfd;
 const MAX_WORDS: usize = 300;
 /// How long to wait for the rest of it after the program has exited.
 const LAST_WORDS: Duration = Duration::from_millis(10);
+/// How often to ask whether a killed program has died.
+const DEATH: Duration = Duration::from_millis(2);
 
 /// A process group that is killed before its leader is reaped: until then its number cannot be
 /// reused.
@@ -50,7 +55,7 @@ pub(super) async fn run(
     place: Place,
     living: Living,
 ) -> std::result::Result<(), Failure> {
-    let mut program = tokio::process::Command::new(&command.program);
+    let mut program = process::Command::new(&command.program);
     program
         .args(&command.arguments)
         .env("KATRAN_VIP", place.target.vip.to_string())
@@ -61,8 +66,7 @@ pub(super) async fn run(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
+        .process_group(0);
     if let Some(mark) = place.mark {
         program.env("KATRAN_MARK", mark.to_string());
     }
@@ -70,7 +74,8 @@ pub(super) async fn run(
     // A probe that is dropped cannot wait for its program, so another task does.
     let (_probe, dropped) = oneshot::channel();
     let kept = tokio::spawn(keep(child, dropped, living)).await;
-    let (status, words) = kept.map_err(Failure::not_sent)??;
+    let kept = kept.map_err(Failure::not_sent)?;
+    let (status, words) = kept.map_err(Failure::not_sent)?;
     if status.success() {
         return Ok(());
     }
@@ -80,57 +85,64 @@ pub(super) async fn run(
 
 /// Waits until a program has exited, or kills it if its probe is dropped before; returns its status
 /// and the start of its standard error.
+///
+/// tokio's own processes need a handler for SIGCHLD, which would interrupt the embedder's system
+/// calls.
 async fn keep(
     mut child: Child,
     dropped: oneshot::Receiver<Infallible>,
     _living: Living,
-) -> std::result::Result<(ExitStatus, Vec<u8>), Failure> {
-    let leader = child.id().and_then(|id| i32::try_from(id).ok());
-    let mut group = Group(leader.map(Pid::from_raw));
-    let mut stderr = child.stderr.take();
-    let mut words = Vec::new();
-    let watched = tokio::select! {
-        watched = watch(group.0, &mut stderr, &mut words) => watched,
-        _ = dropped => Ok(()),
+) -> io::Result<(ExitStatus, Vec<u8>)> {
+    let leader = i32::try_from(child.id()).ok().map(Pid::from_raw);
+    let mut group = Group(leader);
+    let words = tokio::select! {
+        words = watch(leader, child.stderr.take()) => words,
+        _ = dropped => Ok(Vec::new()),
     };
     // Kills what the program left in the background, too.
     group.kill();
-    let mut piece = [0; MAX_WORDS];
+    let status = loop {
+        match child.try_wait() {
+            Ok(None) => tokio::time::sleep(DEATH).await,
+            Ok(Some(status)) => break status,
+            Err(error) => return Err(error),
+        }
+    };
+    Ok((status, words?))
+}
+
+/// Waits until a program has exited; returns the start of its standard error.
+async fn watch(leader: Option<Pid>, stderr: Option<ChildStderr>) -> io::Result<Vec<u8>> {
+    let ended = leader.map_or(Err(Errno::ESRCH.into()), pidfd::open)?;
+    let mut stderr = stderr
+        .map(|open| pipe::Receiver::from_owned_fd(open.into()))
+        .transpose()?;
+    let mut words = Vec::new();
+    let mut piece = [0; 512];
+    loop {
+        let Some(open) = &mut stderr else {
+            ended.readable().await?.retain_ready();
+            break;
+        };
+        let read = tokio::select! {
+            ready = ended.readable() => {
+                ready?.retain_ready();
+                break;
+            }
+            read = open.read(&mut piece) => read,
+        };
+        match read {
+            Ok(0) | Err(_) => stderr = None,
+            // A program may write without end.
+            Ok(length) if words.len() < MAX_WORDS => words.extend_from_slice(&piece[..length]),
+            Ok(_) => {}
+        }
+    }
     if let Some(open) = &mut stderr
         && let Ok(Ok(length)) = tokio::time::timeout(LAST_WORDS, open.read(&mut piece)).await
     {
         words.extend_from_slice(&piece[..length]);
     }
     words.truncate(MAX_WORDS);
-    let status = child.wait().await.map_err(Failure::not_sent)?;
-    watched.map_err(Failure::not_sent)?;
-    Ok((status, words))
-}
-
-/// Reads a program's standard error until the program has exited.
-async fn watch(
-    leader: Option<Pid>,
-    stderr: &mut Option<ChildStderr>,
-    words: &mut Vec<u8>,
-) -> io::Result<()> {
-    let ended = leader.map_or(Err(Errno::ESRCH.into()), pidfd::open)?;
-    let mut piece = [0; 512];
-    loop {
-        let Some(open) = stderr else {
-            ended.readable().await?.retain_ready();
-            return Ok(());
-        };
-        tokio::select! {
-            ready = ended.readable() => {
-                ready?.retain_ready();
-                return Ok(());
-            }
-            read = open.read(&mut piece) => match read {
-                Ok(0) | Err(_) => *stderr = None,
-                // A program may write without end.
-                Ok(length) if words.len() < MAX_WORDS => words.extend_from_slice(&piece[..length]),
-                Ok(_) => {}
-            },
-        }
-    }
+    Ok(words)
 }
