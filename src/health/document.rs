@@ -88,6 +88,7 @@ impl PartialEq for Document {
     }
 }
 
+/// # Reading and checking
 impl Document {
     /// Reads a TOML document.
     ///
