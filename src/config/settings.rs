@@ -247,8 +247,9 @@ settings! {
 
     /// The outer sources of IPIP packets to IPv4 reals.
     ///
-    /// The argument is the first address of a /16 prefix. The last 16 bits differ by flow, so that a backend's receive-side scaling spreads flows over
-    /// its queues. If your network filters by source, use a prefix that it lets through.
+    /// The argument is the first address of a /16 prefix. The last 16 bits differ by flow, so that a
+    /// backend's receive-side scaling spreads flows over its queues. If your network filters by
+    /// source, use a prefix that it lets through.
     #[doc(alias = "IPIP_V4_PREFIX")]
     ipip_source_v4: Ipv4Addr {
         set: ipip_source_v4(first: Ipv4Addr) = first,
@@ -262,7 +263,8 @@ settings! {
 
     /// The outer sources of IPIP packets to IPv6 reals.
     ///
-    /// The argument is the first address of a /96 prefix. The last 32 bits differ by flow, as with [`ipip_source_v4`](Self::ipip_source_v4).
+    /// The argument is the first address of a /96 prefix. The last 32 bits differ by flow, as with
+    /// [`ipip_source_v4`](Self::ipip_source_v4).
     #[doc(alias = "IPIP_V6_PREFIX1")]
     ipip_source_v6: Ipv6Addr {
         set: ipip_source_v6(first: Ipv6Addr) = first,
