@@ -30,8 +30,8 @@ pub enum AttachmentState {
     /// attach again or call `reattach`.
     Gone,
     /// The interface moved to another network namespace. The program works there until you detach
-    /// it by the name that the interface had. Only a thread of the former namespace can detect
-    /// this, or any thread if the index changed; others see `Attached`, as does everybody after the
+    /// it by the name that the interface had. Only a thread of the old namespace can detect this,
+    /// or any thread if the index changed; others see `Attached`, as does everybody after the
     /// interface moves back. `reattach` leaves it alone.
     Moved,
     /// Somebody replaced the program.

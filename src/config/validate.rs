@@ -87,7 +87,7 @@ fn check_each_other(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// The default limit of new flows a second and CPU, with a table that is large enough; as in
+/// The default limit of new flows per second on each CPU, with a table that is large enough; as in
 /// Katran.
 const MOST_NEW_FLOWS: u32 = 125_000;
 

@@ -271,7 +271,7 @@ impl Decap {
 
     /// Detaches from one interface, from XDP or tc.
     ///
-    /// `interface` is the present name, if the interface is in the calling thread's network
+    /// `interface` is the current name, if the interface is in the calling thread's network
     /// namespace. Otherwise it is the name that the library last saw, or that you attached by. If
     /// several interfaces had the name, the one that is gone is meant.
     ///

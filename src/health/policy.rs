@@ -68,8 +68,8 @@ pub struct Policy {
     /// How long a real's weight climbs after the real came back or joined others. Needs
     /// [`MaglevV2`](crate::HashFunction::MaglevV2), whose shares depend only on the ratio of
     /// weights: during the climb, all other weights of the VIP are multiplied. With
-    /// [`Maglev`](crate::HashFunction::Maglev) it has no effect, and a [`Document`](super::Document)
-    /// with both is refused. Range: 0 to 1 h; default: 0, at once.
+    /// [`Maglev`](crate::HashFunction::Maglev) it has no effect, and a
+    /// [`Document`](super::Document) with both is refused. Range: 0 to 1 h; default: 0, at once.
     pub slow_start: Duration,
     /// The number of steps, each with another ring. Range: 4 to 8; default: 8.
     pub slow_start_steps: u32,

@@ -63,7 +63,7 @@ pub struct RealHealth {
     pub out: bool,
     /// The operator's weight; the balancer may have another one while weights climb.
     pub weight: u32,
-    /// The weight that the balancer was last told.
+    /// The weight last applied to the balancer.
     pub told_weight: Option<u32>,
     /// When the last probe ended.
     pub last: Option<SystemTime>,

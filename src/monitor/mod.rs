@@ -137,7 +137,7 @@ impl Default for MonitorOptions {
 }
 
 impl MonitorOptions {
-    /// All events, up to 1000 of each kind a second and CPU.
+    /// All events, up to 1000 of each kind per second on each CPU.
     pub fn new() -> Self {
         Self::default()
     }

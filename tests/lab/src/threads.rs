@@ -49,7 +49,7 @@ pub fn is_thread_there(name: &str) -> bool {
     })
 }
 
-/// Tells a scope's threads to end, even if the test fails: the scope waits for them.
+/// Makes a scope's threads end, even if the test fails: the scope waits for them.
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
