@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use common::decap;
 
-/// Strips the balancer's tunnels (IP in IP, GUE) on a backend.
+/// Strip the balancer's tunnels (IP in IP, GUE) on a backend.
 #[derive(Parser)]
 #[command(max_term_width = 80)]
 struct Arguments {

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use common::root;
 
-/// A root program for an interface that several XDP programs share.
+/// Share an interface between several XDP programs.
 #[derive(Parser)]
 #[command(max_term_width = 80)]
 struct Arguments {

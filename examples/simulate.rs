@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use common::simulate;
 
-/// Runs the frames of a capture through the loaded program, without touching an interface.
+/// Show what the balancer would do with the frames of a capture, without an interface.
 #[derive(Parser)]
 #[command(max_term_width = 80)]
 struct Arguments {

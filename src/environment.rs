@@ -83,7 +83,7 @@ fn facilities_in(root: &Path) -> Result<()> {
     if can_tell && !types.exists() {
         return refused(
             "without its own types (BTF)",
-            "boot one with CONFIG_DEBUG_INFO_BTF, such as a distribution's",
+            "boot a kernel built with CONFIG_DEBUG_INFO_BTF, as distributions' are",
         );
     }
     Ok(())

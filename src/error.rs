@@ -88,15 +88,15 @@ pub enum Error {
         what: String,
     },
 
-    /// A pinned balancer belongs to another process, or to another handle of this one.
+    /// What is pinned there belongs to another process, or to another handle of this one.
     #[error(
-        "the balancer pinned in {} belongs to {}: end that process first (the balancer continues \
-         to forward), or take the balancer over",
+        "what is pinned in {} belongs to {}: end that process first (the kernel keeps the programs \
+         running); you can also take a balancer over",
         path.display(),
         owner.map_or("a process that cannot be seen from here".to_owned(), |id| format!("process {id}"))
     )]
     Busy {
-        /// Where it is pinned.
+        /// The directory.
         path: PathBuf,
         /// The process; `None` if this one cannot see it, as in another PID namespace.
         owner: Option<u32>,
@@ -204,8 +204,8 @@ pub enum Error {
 
     /// The interface has another XDP program, which stays.
     #[error(
-        "interface {interface} already runs XDP program {program_id} ({program_name}), which is \
-         not ours: stop the process that attached it (`bpftool link` shows it; if there is no \
+        "interface {interface} already runs XDP program {program_id} ({program_name}) of another \
+         owner: stop the process that attached it (`bpftool link` shows it; if there is no \
          link: `ip link set dev {interface} xdp off`), or share the interface through a root \
          program"
     )]
@@ -241,8 +241,9 @@ pub enum Error {
 
     /// The entry of a shared array holds another program, which stays.
     #[error(
-        "entry {position} of {} holds program {program_id} ({program_name}), which is not ours: choose \
-         another position, or empty it first", path.display()
+        "entry {position} of {} holds program {program_id} ({program_name}) of another owner: \
+         choose another position, or empty it first",
+        path.display()
     )]
     ForeignEntry {
         /// Where the array is pinned.
@@ -258,7 +259,7 @@ pub enum Error {
     /// The place has another tc filter, which stays.
     #[error(
         "interface {interface} already has a tc filter of priority {priority} with program \
-         {program_id} ({program_name}), which is not ours: choose another priority"
+         {program_id} ({program_name}) of another owner: choose another priority"
     )]
     ForeignTcFilter {
         /// The interface.
@@ -273,17 +274,9 @@ pub enum Error {
 
     /// The maps do not fit into memory.
     #[error(
-        "{what} needs {} ({limited_by}): raise that limit or free some memory, or lower \
-         flow_table_size or max_reals",
-        match needed {
-            0 => format!("more memory than the kernel found; {available} bytes are available"),
-            bytes if bytes > available => {
-                format!("{bytes} bytes, but only {available} are available")
-            }
-            bytes => {
-                format!("{bytes} bytes, which the kernel refused although {available} are available")
-            }
-        }
+        "{} ({limited_by}): raise that limit or free some memory, or lower flow_table_size or \
+         max_reals",
+        how_much_lacks(what, *needed, *available)
     )]
     InsufficientMemory {
         /// What needs the memory: all maps together, the map that the kernel refused, or the
@@ -334,6 +327,22 @@ fn place(file: Option<&Path>, at: Option<(usize, usize)>) -> String {
             format!("configuration document: line {line}, column {column}: ")
         }
         (None, None) => "configuration document: ".to_owned(),
+    }
+}
+
+/// What needs the memory, and how it compares with the memory that there is.
+fn how_much_lacks(what: &str, needed: u64, available: u64) -> String {
+    match needed {
+        0 => format!(
+            "the kernel found too little memory for {what}: {available} bytes are available"
+        ),
+        bytes if bytes > available => {
+            format!("{what} needs {bytes} bytes, but only {available} are available")
+        }
+        bytes => format!(
+            "{what} needs {bytes} bytes, which the kernel refused although {available} are \
+             available"
+        ),
     }
 }
 
@@ -437,15 +446,19 @@ mod tests {
         for (needed, said) in [
             (
                 0,
-                "more memory than the kernel found; 9 bytes are available",
+                "the kernel found too little memory for the call to load decap: 9 bytes are available",
             ),
-            (16, "16 bytes, but only 9 are available"),
+            (
+                16,
+                "the call to load decap needs 16 bytes, but only 9 are available",
+            ),
             (
                 8,
-                "8 bytes, which the kernel refused although 9 are available",
+                "the call to load decap needs 8 bytes, which the kernel refused although 9 are \
+                 available",
             ),
         ] {
-            let start = format!("the call to load decap needs {said} (memory.max): raise");
+            let start = format!("{said} (memory.max): raise");
             assert!(memory(needed).starts_with(&start), "{}", memory(needed));
         }
     }

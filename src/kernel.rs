@@ -109,7 +109,7 @@ pub(crate) fn constants<'object, T>(
 ) -> Result<&'object mut T, Error> {
     constants.ok_or_else(|| Error::Unsupported {
         what: format!("the BPF object {object} without constants"),
-        reason: "this crate's build script did not make it: build the crate again",
+        reason: "this crate's build script did not build it: build the crate again",
     })
 }
 

@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             }
             for attachment in attached {
                 say(format!(
-                    "root of {entries} entries on {} in {} mode",
+                    "root program with {entries} entries on {} in {} mode",
                     attachment.interface, attachment.mode
                 ));
             }

@@ -125,7 +125,7 @@ pub(crate) fn run(site: &mut Site, report: &mut Report) -> Result<()> {
     report.print(format_args!(
         "{table}\n  \
          {stayed} of {others} clients of other backends reach the same one on a new connection.\n  \
-         Katran::real_for_flow predicted the backend of {as_foretold} of {total} connections."
+         The library predicted the backend of {as_foretold} of {total} connections."
     ));
     report.check(
         100 * stayed >= MOST * others,

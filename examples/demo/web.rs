@@ -211,7 +211,7 @@ impl Connection {
         }
         match headers.first() {
             Some(status) if status.starts_with("HTTP/1.1 200 ") => Ok(headers),
-            other => Err(invalid(&format!("{other:?}"))),
+            other => Err(invalid(other.map_or("none", String::as_str))),
         }
     }
 

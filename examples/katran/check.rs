@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
     /// root program is on
     #[arg(long, value_name = "PATH", requires = "interface")]
     shared: Option<PathBuf>,
-    /// The position of the entry, from 0
+    /// With --shared: the number of the entry, from 0
     #[arg(long, value_name = "N", default_value_t = 2, requires = "shared")]
     position: u32,
 }

@@ -98,7 +98,9 @@ fn waiting(to: &To, real: IpAddr, vips: &[String]) -> Result<Vec<(String, Drain)
         for of_real in of_vip.reals.iter().filter(|of| of.real == real) {
             let Some(drain) = of_real.drain else {
                 let why = match of_vip.falls_back {
-                    true => ": all others are down, so drained reals serve (drained_fallback)",
+                    true => {
+                        ": all others are down, so packets go to drained reals (drained_fallback)"
+                    }
                     false => "",
                 };
                 anyhow::bail!("{real} is no longer drained for {}{why}", of_vip.vip);

@@ -9,7 +9,7 @@
 //! katran drain 198.51.100.1 [VIP] [--wait]     stop new flows to a backend
 //! katran top                                   watch traffic
 //! katran monitor [--directory DIR]             watch noteworthy packets
-//! katran remove --pin DIR                      remove a pinned balancer or decapsulator
+//! katran remove --pin DIR                      remove what is pinned there
 //! katran simulate, katran decap, katran root   as the examples of these names
 //! katran completions SHELL, katran man DIR
 //! ```
@@ -68,7 +68,7 @@ enum Command {
     /// Share an interface between several XDP programs
     #[command(subcommand)]
     Root(common::root::Arguments),
-    /// Remove a pinned balancer or decapsulator
+    /// Remove a pinned balancer, decapsulator or server id option
     Remove {
         /// The directory that it is pinned in
         #[arg(long, value_name = "DIR")]

@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
     /// repeatable
     #[arg(long, value_name = "NAME")]
     event: Vec<EventKind>,
-    /// The largest number of events of each kind per second and CPU
+    /// The largest number of events of each kind per second on each CPU
     #[arg(long, value_name = "N", default_value_t = 100)]
     rate_limit: u32,
     /// The largest number of packets of each kind

@@ -35,7 +35,7 @@ pub(crate) struct Options {
     /// Share interfaces: attach to an entry of the root program pinned here
     #[arg(long, value_name = "PATH")]
     shared: Option<PathBuf>,
-    /// The position of the entry, from 0
+    /// With --shared: the number of the entry, from 0
     #[arg(long, value_name = "N", default_value_t = 2, requires = "shared")]
     position: u32,
     /// XDP mode: auto, native (in the driver) or generic (in the network stack)

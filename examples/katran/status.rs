@@ -136,7 +136,7 @@ fn traffic(text: &mut String, report: &Report) -> std::fmt::Result {
             writeln!(text, "  TOO FEW REALS ANSWER: no more are taken out")?;
         }
         if vip.falls_back {
-            writeln!(text, "  ALL OTHERS ARE DOWN: drained reals serve")?;
+            writeln!(text, "  ALL OTHERS ARE DOWN: packets go to drained reals")?;
         }
     }
     writeln!(text, "\nbackends, over all VIPs")?;

@@ -242,7 +242,7 @@ fn is_former<A: OnInterface>(held: &A, place: Place, name: &str) -> bool {
 }
 
 /// The previous programs of attachments by position, to undo a switch.
-#[must_use = "a switch that is not undone is for good"]
+#[must_use = "a switch is permanent unless undone"]
 pub(crate) struct Switched<A: Replaceable>(Vec<(usize, A::Kept)>);
 
 impl<A: Replaceable> Attachments<A> {

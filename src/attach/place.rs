@@ -1,6 +1,7 @@
 //! What attachments are on: interfaces, which an index identifies only within a network namespace,
 //! and the names that callers use.
 
+use std::fmt;
 use std::path;
 use std::path::Path;
 use std::path::PathBuf;
@@ -23,19 +24,30 @@ use crate::sys::namespace::network_namespace;
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum AttachmentState {
-    /// It is there, or the kernel does not tell.
+    /// The program is attached, or the kernel does not show whether it is.
     Attached,
-    /// It is gone: the interface (or the array of entries) was removed, even if another one has its
-    /// name now, or somebody removed the program. No packet meets the program there until you
-    /// attach again or call `reattach`.
+    /// The interface (or the array of entries) was removed, even if another one has its name now,
+    /// or another process removed the program. No packet reaches the program there until you attach
+    /// again or call `reattach`.
     Gone,
     /// The interface moved to another network namespace. The program works there until you detach
-    /// it by the name that the interface had. Only a thread of the old namespace can detect this,
-    /// or any thread if the index changed; others see `Attached`, as does everybody after the
+    /// it by the name that the interface had. Only a thread of the earlier namespace can detect
+    /// this, or any thread if the index changed; others see `Attached`, as do all threads after the
     /// interface moves back. `reattach` leaves it alone.
     Moved,
-    /// Somebody replaced the program.
+    /// Another program has replaced it.
     Replaced,
+}
+
+impl fmt::Display for AttachmentState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Attached => "attached",
+            Self::Gone => "gone",
+            Self::Moved => "moved to another namespace",
+            Self::Replaced => "replaced by another program",
+        })
+    }
 }
 
 /// An absolute path, even of something that is gone: the next process may have another working

@@ -37,13 +37,13 @@ impl Builder {
     }
 
     /// Makes [`adopt`](Self::adopt) and [`adopt_or_load`](Self::adopt_or_load) ask the owner of the
-    /// pinned balancer to let go, and wait up to `patience` for it: for upgrades without a moment
-    /// at which the balancer cannot be owned.
+    /// pinned balancer to let go, and wait up to `patience` for it, so that an upgrade leaves no
+    /// gap without an owner.
     ///
-    /// The owner's library hears of it at once, finishes any call that changes something, and gives
-    /// the balancer up; the old handle returns [`Error::HandedOver`] from then on. Packets notice
-    /// nothing. It works between processes in any namespaces that both see the directory, and
-    /// between two handles of one process.
+    /// The owner's library sees the request at once, finishes any call that changes something, and
+    /// gives the balancer up; the old handle returns [`Error::HandedOver`] from then on. Forwarding
+    /// is not affected. It works between processes in any namespaces that both see the directory,
+    /// and between two handles of one process.
     ///
     /// An owner that does not answer in time, because it is stopped or in a longer call (see the
     /// callbacks of [`Katran::on_real_added`](crate::Katran::on_real_added)), keeps the balancer,

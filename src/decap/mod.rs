@@ -204,9 +204,9 @@ impl Decap {
     ///
     /// # Errors
     /// [`Error::NoSuchInterface`]; [`Error::AlreadyExists`] if it is attached there, also by XDP,
-    /// which would leave it no tunnels; [`Error::ForeignTcFilter`]; [`Error::Unsupported`] for
-    /// [`TcHook::Tcx`] before Linux 6.6, and for an interface without Ethernet headers;
-    /// [`Error::Privilege`]; [`Error::Verifier`]; [`Error::Kernel`].
+    /// because XDP would strip all tunnels first; [`Error::ForeignTcFilter`];
+    /// [`Error::Unsupported`] for [`TcHook::Tcx`] before Linux 6.6, and for an interface without
+    /// Ethernet headers; [`Error::Privilege`]; [`Error::Verifier`]; [`Error::Kernel`].
     pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {
         let target = self.tc_attachments.check(interface)?;
         self.attachments.check_free(&target)?;
@@ -254,8 +254,8 @@ impl Decap {
     /// Attaches again what is gone
     /// ([`AttachmentState::Gone`](crate::attachments::AttachmentState::Gone)), where the calling
     /// thread's network namespace has an interface of that name again, and where another XDP
-    /// program has replaced this one. What has no interface yet stays as it is; see
-    /// [`interfaces`](Self::interfaces) and [`tc_interfaces`](Self::tc_interfaces).
+    /// program has replaced this one. An attachment whose interface does not exist yet stays as it
+    /// is; see [`interfaces`](Self::interfaces) and [`tc_interfaces`](Self::tc_interfaces).
     ///
     /// # Errors
     /// As [`attach`](Self::attach) and [`attach_tc`](Self::attach_tc): the first failure, after the

@@ -141,7 +141,7 @@ fn reverse_path_filter(kernel: &KernelTunnels, around: &Around<'_>, found: &mut 
             Some(0) | None => {}
             Some(value) => found.problem(
                 about,
-                format!("{value} for {name}: IPv4 clients' packets are dropped after unwrapping, with 2 as with 1"),
+                format!("{value} for {name}: IPv4 clients' packets are dropped after unwrapping, at 2 as well as at 1"),
                 format!("sysctl -w net/ipv4/conf/all/rp_filter=0 net/ipv4/conf/{name}/rp_filter=0"),
             ),
         }

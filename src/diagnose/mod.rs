@@ -61,7 +61,7 @@ pub enum Severity {
     Note,
     /// Packets may be lost, or forwarding is slower than it could be.
     Warning,
-    /// It does not work.
+    /// Packets are not forwarded or not answered.
     Problem,
 }
 

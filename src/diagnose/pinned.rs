@@ -63,11 +63,11 @@ fn judge(pinned: &Pinned, found: &mut Diagnosis) {
         Some(what) => found.note(
             Subject::Owner,
             format!("{message}; {what} is in progress"),
-            "look again in a moment",
+            "check again in a moment",
         ),
         None if is_orphan && pinned.silence.is_none() => found.note(
             Subject::Owner,
-            format!("{message}: it works, but nothing attends it"),
+            format!("{message}: it works, but no process owns it"),
             "start its program again to change it, or to restore lost attachments",
         ),
         None if is_orphan => found.warn(

@@ -158,7 +158,7 @@ pub struct ServerIdState {
 }
 
 impl ServerIdState {
-    /// A valid server id.
+    /// A server id that routes packets.
     pub fn new(id: ServerId) -> Self {
         Self { id, valid: true }
     }

@@ -187,7 +187,11 @@ impl Http {
             (100..=*range.end()).contains(range.start()) && *range.end() <= 999
         };
         if self.statuses.is_empty() || !self.statuses.iter().all(is_range) {
-            let found = format!("{:?}", self.statuses);
+            let found = self.statuses.iter().map(|of| match of.start() == of.end() {
+                true => of.start().to_string(),
+                false => format!("\"{}-{}\"", of.start(), of.end()),
+            });
+            let found = format!("[{}]", found.collect::<Vec<_>>().join(", "));
             return Err(invalid(
                 "statuses",
                 found,
@@ -347,7 +351,7 @@ pub struct Quic {
 }
 
 impl Quic {
-    /// HTTP/3.
+    /// A handshake that offers `h3`.
     pub fn new(tls: Tls) -> Self {
         Self {
             tls,

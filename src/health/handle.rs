@@ -370,7 +370,7 @@ fn real_health(real: IpAddr, probed: bool, member: &Member, clock: &Clock) -> Re
         status: member.score.status(),
         out: member.out,
         weight: member.weight,
-        told_weight: member.told_weight(),
+        applied_weight: member.applied_weight(),
         last: last.map(|(at, _)| clock.time(*at)),
         last_result: last.map(|(_, outcome)| outcome.to_string()),
         last_unsent: last.is_some_and(|(_, outcome)| !outcome.is_sent()),

@@ -31,13 +31,13 @@
 //! answered since: failures alone may be the checker's own. A real that is out is [marked
 //! down](crate::Katran::mark_down): it gets no new flows, and its flows leave it with their next
 //! packets. It keeps its weight. If too few reals work, no more are taken out
-//! ([`Policy::panic_threshold`]); if none works, drained ones that work serve
+//! ([`Policy::panic_threshold`]); if none works, packets go to drained ones that work
 //! ([`Policy::drained_fallback`]). At the start all reals stay in use until their first result,
 //! which comes at once.
 //!
 //! **Validity.** Probes go through the tunnel ([`Via::Tunnel`]), as clients' packets do, with a
-//! socket mark for the real. A probe that did not, by the counters of
-//! [`Probes`](crate::probes::Probes), says nothing about the real.
+//! socket mark for the real. If the counters of [`Probes`](crate::probes::Probes) show that a probe
+//! missed the tunnel, its result is ignored.
 //!
 //! When the process ends, checks end, and the balancer forwards in its last state.
 

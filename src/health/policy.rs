@@ -58,9 +58,9 @@ pub struct Policy {
     /// The largest random change of an interval, which keeps probes from synchronising. Unit:
     /// percent; range: 0 to 50; default: 10.
     pub jitter: u32,
-    /// If less than this share of the weight works, no further real is taken out: then the checker
-    /// is more likely cut off, or the rest could not carry the load. Unit: percent; range: 0 to
-    /// 100; default: 0, only if none works.
+    /// If working reals have less than this share of the VIP's weight, no further real is taken
+    /// out: then the checker is more likely cut off, or the rest could not carry the load. Unit:
+    /// percent; range: 0 to 100; default: 0, only if none works.
     pub panic_threshold: u32,
     /// Whether drained reals (weight 0) that work take flows, in equal shares, while all others are
     /// down. Default: yes.

@@ -41,7 +41,7 @@ pub struct VipHealth {
     /// Too few reals work, so no further one is taken out (see
     /// [`Policy::panic_threshold`](super::Policy::panic_threshold)).
     pub panics: bool,
-    /// All other reals are down, so drained ones serve.
+    /// All other reals are down, so packets go to drained ones.
     pub falls_back: bool,
     /// The counts of their probes.
     pub probes: Tally,
@@ -63,8 +63,8 @@ pub struct RealHealth {
     pub out: bool,
     /// The operator's weight; the balancer may have another one while weights climb.
     pub weight: u32,
-    /// The weight last applied to the balancer.
-    pub told_weight: Option<u32>,
+    /// The weight that the checks last set in the balancer.
+    pub applied_weight: Option<u32>,
     /// When the last probe ended.
     pub last: Option<SystemTime>,
     /// Its result, as text.

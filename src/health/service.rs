@@ -53,7 +53,7 @@ impl Member {
         }
     }
 
-    pub(super) fn told_weight(&self) -> Option<u32> {
+    pub(super) fn applied_weight(&self) -> Option<u32> {
         self.told.map(|(weight, _)| weight)
     }
 

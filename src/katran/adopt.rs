@@ -81,7 +81,7 @@ pub enum Start {
         /// version's, they have been replaced.
         by_version: String,
     },
-    /// By loading: there was none.
+    /// By loading, because nothing was pinned.
     Loaded,
 }
 
@@ -384,7 +384,7 @@ impl Katran {
                 continue;
             };
             let ring = self.maps.rings.occupy(ring);
-            let ring = ring.ok_or_else(|| spoiled(format!("the ring of {vip} is another's")))?;
+            let ring = ring.ok_or_else(|| spoiled(format!("another VIP has the ring of {vip}")))?;
             self.rings[usize::from(*number)] = Some(ring);
         }
         // A finished history has left its places, which may be another ring's by now.

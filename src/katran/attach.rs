@@ -95,12 +95,12 @@ impl Katran {
         })
     }
 
-    /// Detaches the program from one interface. With the last interface the health-check path goes,
-    /// too.
+    /// Detaches the program from one interface. Detaching the last interface also detaches the
+    /// health-check path.
     ///
     /// `interface` is the current name, if the interface is in the calling thread's network
     /// namespace. Otherwise it is the name that the library last saw, or that you attached by. If
-    /// several interfaces had the name, the one that is gone is meant.
+    /// several interfaces had the name, this detaches the one that is gone.
     ///
     /// # Errors
     /// [`Error::NotFound`] if this balancer is not attached there; [`Error::InvalidConfig`] if
@@ -129,11 +129,11 @@ impl Katran {
     /// another root program, and the health-check path.
     ///
     /// Where another program has [replaced](crate::attachments::AttachmentState::Replaced) the
-    /// balancer's on an interface, the balancer's runs again. An entry of
-    /// another root program is filled only if it is empty, because another balancer may have moved
-    /// in. What has no interface yet stays as it is; see [`interfaces`](Self::interfaces),
+    /// balancer's on an interface, the balancer's runs again. The library fills an entry of another
+    /// root program only if it is empty, because another balancer may have moved in. An attachment
+    /// whose interface does not exist yet stays as it is; see [`interfaces`](Self::interfaces),
     /// [`shared_entries`](Self::shared_entries) and [`Probes::attachment`]. Other attachments do
-    /// not change, except that probes leave by the first interface that exists.
+    /// not change, except that probes leave through the first interface that exists.
     ///
     /// # Errors
     /// Those of [`attach`](Self::attach), [`attach_shared`](Self::attach_shared) and

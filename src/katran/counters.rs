@@ -379,7 +379,7 @@ impl Katran {
         Stats { katran: self }
     }
 
-    /// Selects what is counted.
+    /// Selects the VIP whose misses are counted for each real.
     pub fn stats_mut(&mut self) -> StatsMut<'_> {
         StatsMut { katran: self }
     }

@@ -110,8 +110,8 @@ pub struct GatewaysMut<'a> {
 
 /// # Gateways and sources
 impl GatewaysMut<'_> {
-    /// Sends encapsulated frames to another MAC address, for every family without an address of its
-    /// own.
+    /// Sends encapsulated frames to another MAC address, for every family that has no separate
+    /// address.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address.
@@ -122,16 +122,17 @@ impl GatewaysMut<'_> {
 
     /// Sends encapsulated frames to another router, or makes the library discover one.
     ///
-    /// The library looks in the network namespace of the first attachment, whatever the calling
-    /// thread's. While it has nothing to discover it holds no reference to that namespace. A change
-    /// from an address to [`Gateway::Auto`] by a thread in another namespace therefore searches
-    /// `/proc`, which takes `CAP_SYS_ADMIN`. A balancer without attachments does not look yet.
+    /// The library looks in the network namespace of the first attachment, whatever namespace the
+    /// calling thread is in. While it has nothing to discover it holds no reference to that
+    /// namespace. A change from an address to [`Gateway::Auto`] by a thread in another namespace
+    /// therefore searches `/proc`, which takes `CAP_SYS_ADMIN`. A balancer without attachments does
+    /// not look yet.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address, or no
     /// process visible in `/proc` is in the namespace;
     /// [`Error::NoNextHop`](crate::Error::NoNextHop) if the gateway is not found within three
-    /// seconds after all reals were looked at. Nothing has changed then.
+    /// seconds of examining all reals. Nothing has changed then.
     pub fn set(&mut self, gateway: Gateway) -> Result<()> {
         let _call = self.katran.call()?;
         check_gateway(gateway)?;

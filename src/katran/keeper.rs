@@ -193,7 +193,9 @@ impl Keeper {
         log::error!("the thread that gives signs of life has ended: starting another");
         match start_thread(&self.shared) {
             Ok(started) => *thread = Some(started),
-            Err(error) => log::error!("cannot start it, so only calls give signs of life: {error}"),
+            Err(error) => log::error!(
+                "cannot start the thread that gives signs of life, so only calls do: {error}"
+            ),
         }
     }
 

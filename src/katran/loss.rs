@@ -5,6 +5,7 @@
 //! which may replace programs itself.
 
 use std::any::Any;
+use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::AsFd;
@@ -63,6 +64,15 @@ pub enum AttachedTo {
         /// The entry's position in it, from 0.
         position: u32,
     },
+}
+
+impl fmt::Display for AttachedTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interface { name, .. } => write!(f, "interface {name}"),
+            Self::Entry { path, position } => write!(f, "entry {position} of {}", path.display()),
+        }
+    }
 }
 
 /// A change of an attachment's state.
@@ -124,8 +134,8 @@ pub struct AttachmentWatch {
     owner: Owner,
 }
 
-impl std::fmt::Debug for AttachmentWatch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for AttachmentWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AttachmentWatch").finish_non_exhaustive()
     }
 }
@@ -188,7 +198,7 @@ impl Watcher {
             };
             patience = EVERY;
             for change in changes {
-                log::warn!("attachment: {:?} is {:?}", change.to, change.state);
+                log::warn!("attachment to {}: {}", change.to, change.state);
                 let called = panic::catch_unwind(AssertUnwindSafe(|| (self.callback)(&change)));
                 if let Err(panic) = called {
                     log::error!("a callback for attachments has panicked and is not called again");
@@ -241,9 +251,9 @@ impl Events<'_> {
     /// that is already lost is reported at once. Detaching is not reported.
     ///
     /// The callback runs on a thread of the library, until you drop the returned watch or another
-    /// process takes the balancer over ([`is_handed_over`](Katran::is_handed_over)). It hears of a
-    /// removed interface at once and of everything else within a second, but not while a call
-    /// changes the balancer. A callback that panics is logged and not called again.
+    /// process takes the balancer over ([`is_handed_over`](Katran::is_handed_over)). The library
+    /// reports a removed interface at once, and any other change within a second or after the call
+    /// that is changing the balancer. A callback that panics is logged and not called again.
     ///
     /// # Errors
     /// [`Error::Kernel`](crate::Error::Kernel) if the library cannot start a thread or open a
@@ -327,7 +337,7 @@ impl Katran {
         });
         let held = interfaces.chain(entries).filter_map(|(to, witness)| {
             let witness = witness
-                .inspect_err(|error| log::error!("cannot watch {to:?}: {error}"))
+                .inspect_err(|error| log::error!("cannot watch the attachment to {to}: {error}"))
                 .ok()?;
             Some(Held { to, witness })
         });

@@ -61,7 +61,7 @@ impl Katran {
     ///
     /// # Errors
     /// Those of [`apply`](Self::apply) that are known before the first change: contradictions,
-    /// values out of range, and limits. Memory, pins and the kernel are not asked.
+    /// values out of range, and limits. It does not check memory, pins or the kernel.
     pub fn changes_to(&self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let Some(config) = self.replacement(wanted)? else {

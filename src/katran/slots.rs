@@ -286,12 +286,13 @@ impl Katran {
         Ok(())
     }
 
-    /// For how long, at least, no packet of the VIP has gone to a real that it drains: an operator
-    /// waits for that before switching the server off. `None` while the real takes new flows.
+    /// For how long, at least, no packet of the VIP has gone to a drained real. Wait for a minute
+    /// or so before you switch the server off. `None` while the real takes new flows.
     ///
     /// Packets stamp their ring slot and not their real, so packets to other drained reals may make
-    /// the time shorter. It ends at `flow_idle_timeout` (TCP) or `udp_timeout`: after that the
-    /// real's flows are over. Stamps are coarse, so the time may begin up to a 64th of that late.
+    /// the time shorter. It never exceeds `flow_idle_timeout` (TCP) or `udp_timeout`, after which
+    /// the real's flows are over. Stamps are coarse: the time may be too short by up to a 64th of
+    /// that.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Unsupported`] where all flows are remembered
@@ -323,7 +324,7 @@ impl Katran {
         if !self.tracks_changes(&vip, entry.flags) {
             return Err(Error::Unsupported {
                 what: format!("the time since {vip} last sent a packet to a drained real"),
-                reason: "only a VIP that remembers just changed flows has it: load with `flow_tracking = \
+                reason: "only VIPs with changed-flow tracking have this time: load with `flow_tracking = \
                          \"changed\"` (for TCP also without `tcp-server-id`), and give the VIP none of the \
                          flags `lru-bypass`, `quic`, `dport-hash`, `src-routing`, `global-lru`, \
                          `udp-stable-routing` and `udp-flow-migration`",

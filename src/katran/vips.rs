@@ -285,7 +285,7 @@ impl Katran {
         }
         let added = self.maps.vip_cells.insert(&key(vip), number.0);
         added.map_err(|ChainFull| Error::Exhausted {
-            what: "VIPs with one hash (a higher max_vips makes them rarer)",
+            what: "VIPs whose hashes collide (raise max_vips)",
             limit: types::vip_constant::VIP_CHAIN.0.into(),
         })
     }

@@ -101,7 +101,7 @@ pub(crate) struct Settler<C> {
 }
 
 /// While this lives the thread does not touch slots.
-#[must_use = "the thread goes on when it is dropped"]
+#[must_use = "the thread continues when it is dropped"]
 pub(crate) struct Halted<'a, C>(
     #[expect(dead_code, reason = "it is held")] Option<MutexGuard<'a, State<C>>>,
 );

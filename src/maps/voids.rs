@@ -101,7 +101,7 @@ pub(crate) struct VoidFlows {
 }
 
 /// A change that the kernel knows of.
-#[must_use = "it is to be switched to, or abandoned"]
+#[must_use = "switch to it, or abandon it"]
 pub(crate) struct Voiding {
     change: VoidChange,
     _held: Held,
@@ -272,7 +272,7 @@ impl VoidFlows {
         }
         if keep > 0 && state.kept + keep > self.shared.most_kept {
             return Err(Error::Exhausted {
-                what: "reals that are down for VIPs whose packets may be led to them beside the ring \
+                what: "down reals that server ids, source routes or flags can still choose \
                        (max_reals)",
                 limit: self.shared.most_kept as u64,
             });

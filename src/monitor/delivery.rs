@@ -199,7 +199,7 @@ impl Clock {
 fn unreadable(bytes: &[u8]) -> Error {
     Error::Unsupported {
         what: format!("an event of {} bytes", bytes.len()),
-        reason: "the running program writes others: it is not of this build",
+        reason: "another build of this crate loaded the running program",
     }
 }
 

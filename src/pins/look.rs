@@ -58,13 +58,13 @@ impl PinnedKind {
     }
 }
 
-/// Whether it is whole.
+/// Whether the pins are complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PinnedStage {
     /// It is being loaded, or its load was cut off: nothing is attached.
     Loading,
-    /// It is whole.
+    /// The pins are complete.
     Whole,
     /// It is being removed, or its removal was cut off.
     Removing,
@@ -98,7 +98,7 @@ pub struct Pinned {
     /// The version of its owner, or last owner, whose programs process packets. It differs from
     /// `version` if the owner adopted maps of another version.
     pub owner_version: String,
-    /// Whether it is whole.
+    /// Whether the pins are complete.
     pub stage: PinnedStage,
     /// How long ago it was loaded, including time asleep.
     pub age: Duration,

@@ -12,6 +12,7 @@ use super::RingSize;
 
 /// The 64-bit hash of a backend's address in ring building.
 ///
+/// FNV-1 of an IPv4 address and SpookyHash of an IPv6 one, mixed as CityHash combines halves.
 /// It depends only on the address, so all hosts of a fleet derive the same one. An IPv4-mapped IPv6
 /// address (`::ffff:a.b.c.d`) hashes like the IPv4 address. Hashes of different addresses can
 /// collide: see [`Endpoint`](crate::ring::Endpoint).

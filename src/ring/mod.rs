@@ -75,7 +75,7 @@ impl Endpoint {
         rest(self).cmp(&rest(other))
     }
 
-    /// The value of its slots.
+    /// The number that a ring has in this endpoint's slots.
     #[must_use]
     pub fn number(&self) -> u16 {
         self.number

@@ -150,8 +150,8 @@ impl ServerIdOption {
     /// it. Open connections keep the old one, so leave that in the balancers' tables until they
     /// have ended. A client's end becomes a server's, too.
     ///
-    /// A [`Decap`](crate::Decap) on this host is not told: it counts packets with the new id as
-    /// another server's until you reload it with that id
+    /// A [`Decap`](crate::Decap) on this host does not learn of the change: it counts packets with
+    /// the new id as another server's until you reload it with that id
     /// ([`DecapBuilder::server_id`](crate::DecapBuilder::server_id)).
     ///
     /// # Errors

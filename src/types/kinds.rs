@@ -133,15 +133,15 @@ impl FromStr for OuterDontFragment {
 pub enum FlowTracking {
     /// All, as in Katran: each packet looks into the flow table.
     All,
-    /// Only those that are not where the ring leads: packets look into the flow table only in slots
-    /// that changed hands since one of their flows may have begun (unsettled slots).
+    /// Only flows whose real the ring would now choose differently. A packet looks into the flow
+    /// table only if its slot is unsettled: the slot's real has changed, and flows from before the
+    /// change may still be alive.
     ///
-    /// A flow without an entry belongs to the base, the real that its slot had before the change,
-    /// while that real exists: so connections survive a table that is too small for all flows. VIPs
-    /// whose flows something other than the ring may place (`QUIC`, `UDP_STABLE_ROUTING`,
-    /// `SRC_ROUTING`, `GLOBAL_LRU`, `UDP_FLOW_MIGRATION`, and TCP while
-    /// [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on) have all their flows remembered all
-    /// the same.
+    /// In an unsettled slot, a flow without an entry goes to the base, the real that the slot had
+    /// before the change, while that real exists. Connections therefore survive a table that is too
+    /// small for all flows. The balancer remembers all flows of VIPs that may place them other than
+    /// by the ring: `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU`,
+    /// `UDP_FLOW_MIGRATION`, and TCP while [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on.
     #[default]
     Changed,
 }
@@ -372,8 +372,8 @@ pub enum TcHook {
     /// hosts with tc programs that must run first, by a lower priority number.
     ///
     /// A process that is killed leaves the filter, and the discipline if it added that. The next
-    /// process takes over the filter by the program's name, which does not show whether an owner
-    /// lives: of two processes at one place the second has it.
+    /// process recognises the filter by the program's name and takes it over, even if its owner is
+    /// still running: of two processes on one interface the later one gets the filter.
     Clsact,
 }
 

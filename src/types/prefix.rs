@@ -48,7 +48,7 @@ impl Prefix {
         self.length
     }
 
-    /// Whether it contains an address; one of another family it does not.
+    /// Whether the prefix contains an address; never one of the other family.
     pub fn covers(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.address.is_ipv4() == address.is_ipv4() && mask(address, self.length) == self.address

@@ -22,7 +22,7 @@ impl SourceRoute {
         }
     }
 
-    /// The clients.
+    /// The prefix of the clients' addresses.
     pub fn prefix(&self) -> Prefix {
         self.prefix
     }

@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use katran_lab::eventually;
+
 fn owned(fd: i32) -> io::Result<OwnedFd> {
     match fd < 0 {
         true => Err(io::Error::from_raw_os_error(-fd)),
@@ -64,6 +66,12 @@ pub(crate) fn program_id(program: BorrowedFd<'_>) -> u32 {
     };
     assert_eq!(asked, 0);
     info.id
+}
+
+/// Waits until the kernel has no program with this id: a child that another test has just forked
+/// may hold a copy of a descriptor for a moment.
+pub(crate) fn eventually_gone(id: u32) {
+    eventually("the program is gone", || !has_program(id));
 }
 
 /// Whether the kernel has a program with this id.

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
-use std::time::Instant;
 
 use katran::Encapsulation;
 use katran::Error;
@@ -23,6 +22,7 @@ use katran::flows::Simulation;
 use katran::flows::Verdict;
 use katran::state::BalancerState;
 use katran_lab::allowed_cpus;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use katran_lab::stay_on;
@@ -420,16 +420,11 @@ fn late_copied_flows_restore_no_void_entry() {
     judged(libc::SYS_bpf, Some(PROG_TEST_RUN), slowly, || {
         let _ = katran.apply(&wanted).unwrap();
     });
-    let looked = Instant::now();
-    let is_removed = || {
+    eventually("void entries are removed", || {
         let maps = katran.stats().library().unwrap().maps;
         let void = maps.into_iter().find(|of| of.name == "down_reals");
         void.unwrap().entries == 0
-    };
-    while !is_removed() {
-        assert!(looked.elapsed() < Duration::from_secs(10));
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    });
     for frame in &frames {
         assert_eq!(katran.simulate(frame).unwrap().real, Some(ip(B)));
     }

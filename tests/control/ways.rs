@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
 use katran::Katran;
 use katran::NextHops;
 use katran::VipFlags;
 use katran::XdpMode;
 use katran_lab::Host;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
@@ -53,9 +51,15 @@ fn map(directory: &Path, name: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// Each real's port, and the interface that packets leave by through it.
 fn ports(directory: &Path, katran: &Katran) -> Vec<(u16, u32)> {
-    let hops = pins::open(&directory.join("set/maps/data_hops"));
-    let hops = bpf::lookup(hops.as_fd(), &[0; 4]).unwrap();
-    let devices = map(directory, "maps/devices");
+    let of_hops = pins::open(&directory.join("set/maps/data_hops"));
+    let read = || bpf::lookup(of_hops.as_fd(), &[0; 4]).unwrap();
+    // Once a hop has another port, the former one's interface may be forgotten.
+    let (hops, devices) = loop {
+        let (before, devices) = (read(), map(directory, "maps/devices"));
+        if read() == before {
+            break (before, devices);
+        }
+    };
     let numbers = katran.real_numbers().into_iter();
     let ports = numbers.map(|(_, number)| {
         let word = &hops[number.get() as usize * 8..][..8];
@@ -65,14 +69,6 @@ fn ports(directory: &Path, katran: &Katran) -> Vec<(u16, u32)> {
         (port, device)
     });
     ports.collect()
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// A number that packets may still use keeps its interface until none does.

@@ -74,10 +74,11 @@ fn the_given_address_is_used_until_one_is_found() {
         let found = mac("02:00:00:00:00:77");
         let entry = format!("neigh replace {} lladdr {found} dev eth1", v4(77));
         host.ip(&format!("{entry} nud permanent")).unwrap();
+        // Packets see it before the list does.
         site::eventually("the address is found", || {
-            destination(&network.katran, vip) == found.octets()
+            let is_used = destination(&network.katran, vip) == found.octets();
+            is_used && hop_of(&network.katran, v4(77)).answers
         });
-        assert!(hop_of(&network.katran, v4(77)).answers);
         let counts = network.katran.stats().next_hops();
         assert_eq!((counts.answering, counts.silent, counts.unknown), (1, 0, 0));
     }
@@ -277,22 +278,24 @@ impl Crowd {
         Self { katran, host }
     }
 
-    /// CPU time of the follower's thread, the only one of its name in this namespace.
     fn cpu_time(&self) -> Duration {
-        let own = self
-            .host
-            .run(|| fs::read_link("/proc/thread-self/ns/net").unwrap());
-        let threads = fs::read_dir("/proc/self/task").unwrap();
-        let threads = threads.map(|thread| thread.unwrap().path());
-        let mut of_host = threads.filter(|thread| {
-            let name = fs::read_to_string(thread.join("comm")).unwrap_or_default();
-            let namespace = fs::read_link(thread.join("ns/net")).unwrap_or_default();
-            name.trim() == "katran-next-hop" && namespace == own
-        });
-        let thread = of_host.next().unwrap();
-        let times = fs::read_to_string(thread.join("schedstat")).unwrap();
-        Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap())
+        followers_cpu_time(&self.host)
     }
+}
+
+/// CPU time of the follower's thread, the only one of its name in the host's namespace.
+pub(crate) fn followers_cpu_time(host: &Host) -> Duration {
+    let own = host.run(|| fs::read_link("/proc/thread-self/ns/net").unwrap());
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    let threads = threads.map(|thread| thread.unwrap().path());
+    let mut of_host = threads.filter(|thread| {
+        let name = fs::read_to_string(thread.join("comm")).unwrap_or_default();
+        let namespace = fs::read_link(thread.join("ns/net")).unwrap_or_default();
+        name.trim() == "katran-next-hop" && namespace == own
+    });
+    let thread = of_host.next().unwrap();
+    let times = fs::read_to_string(thread.join("schedstat")).unwrap();
+    Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap())
 }
 
 /// A balancer with this many reals, attached nowhere.

@@ -33,9 +33,30 @@ use crate::site::Site;
 use crate::site::eventually;
 use crate::site::first_choice;
 
+/// How long a busy machine may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait for an answer that must not come.
+const IN_VAIN: Duration = Duration::from_secs(2);
+
 /// Asks the server at `to` for its name, from a socket with this mark and, if given, this source
 /// address.
 pub(crate) fn probe(
+    host: &Host,
+    to: SocketAddr,
+    mark: u32,
+    from: Option<IpAddr>,
+) -> std::io::Result<String> {
+    probe_within(PATIENCE, host, to, mark, from)
+}
+
+/// The same where no answer must come.
+pub(crate) fn probe_in_vain(host: &Host, to: SocketAddr, mark: u32, from: Option<IpAddr>) {
+    let answer = probe_within(IN_VAIN, host, to, mark, from);
+    assert!(answer.is_err(), "{answer:?}");
+}
+
+fn probe_within(
+    limit: Duration,
     host: &Host,
     to: SocketAddr,
     mark: u32,
@@ -51,9 +72,9 @@ pub(crate) fn probe(
         if let Some(from) = from {
             socket.bind(&SocketAddr::from((from, 0)).into())?;
         }
-        socket.connect_timeout(&to.into(), Duration::from_secs(2))?;
+        socket.connect_timeout(&to.into(), limit)?;
         let mut stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.set_read_timeout(Some(limit))?;
         stream.write_all(b"who\n")?;
         let mut answer = Vec::new();
         let mut byte = [0];
@@ -137,13 +158,13 @@ fn a_marked_socket_reaches_its_real_whatever_the_families() {
         let before = now.skipped;
         let other: SocketAddr = (vips[0], PORT + 1).into();
         site.katran.probes_mut().register(Vip::tcp(other)).unwrap();
-        assert!(probe(host, other, 5, None).is_err());
+        probe_in_vain(host, other, 5, None);
         let now = counters(&site.katran);
         assert!(now.skipped > before);
         assert_eq!(site.katran.probes().counter(Vip::tcp(other)).unwrap(), 0);
         site.katran.probes_mut().unmap_mark(marks[0].0).unwrap();
         let vip = (vips[0], PORT).into();
-        assert!(probe(host, vip, marks[0].0, None).is_err());
+        probe_in_vain(host, vip, marks[0].0, None);
         assert!(matches!(
             site.katran.probes_mut().unmap_mark(marks[0].0),
             Err(Error::NotFound { .. })
@@ -173,7 +194,7 @@ fn probes_match_by_mark_then_destination_then_source() {
         .probes_mut()
         .match_source((other, 0).into(), first)
         .unwrap();
-    assert!(probe(host, vip, 0, None).is_err());
+    probe_in_vain(host, vip, 0, None);
     assert_eq!(probe(host, vip, 0, Some(other)).unwrap(), "backend0");
     let now = counters(katran);
     assert!(now.src_matched > 0);
@@ -209,7 +230,7 @@ fn probes_match_by_mark_then_destination_then_source() {
         katran.probes_mut().unmatch_source((other, 0).into()),
         Err(Error::NotFound { .. })
     ));
-    assert!(probe(host, vip, 0, Some(other)).is_err());
+    probe_in_vain(host, vip, 0, Some(other));
     drop(servers);
 }
 
@@ -228,10 +249,17 @@ fn long_probes_are_dropped_and_counted() {
     let vip = (site.lab.vip4(), PORT);
     // 14 + 20 + 8 bytes of headers.
     socket.send_to(&[b'x'; 158], vip).unwrap();
+    // It leaves once the gateway's neighbour entry is there.
+    eventually("the first one leaves", || {
+        counters(&site.katran).processed > 0
+    });
     let now = counters(&site.katran);
     assert_eq!((now.processed, now.too_big, now.dropped), (1, 0, 0));
     // Whether the kernel tells the sender varies; the packet is dropped either way.
     let _ = socket.send_to(&[b'x'; 159], vip);
+    eventually("the second one is dropped", || {
+        counters(&site.katran).dropped > 0
+    });
     let now = counters(&site.katran);
     assert_eq!((now.processed, now.too_big, now.dropped), (1, 1, 1));
     drop(servers);

@@ -34,7 +34,7 @@ fn the_balancers_own_server_answers() {
             katran.add_real(vip, Real::new(remote)).unwrap();
 
             let mut names = Vec::new();
-            for _ in 0..24 {
+            for _ in 0..32 {
                 let mut client = site::connect(&site.lab.client, vip);
                 let name = client.ask("who").unwrap();
                 let flow = site::flow_of(&client, vip);

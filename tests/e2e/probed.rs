@@ -112,14 +112,14 @@ impl Probed {
         let _ = balancer.host.run(attach);
     }
 
-    /// The servers that answer twenty clients.
+    /// The servers that answer enough clients to meet each of two.
     fn names(&self) -> BTreeSet<String> {
         let ask = |_| {
             let client = TcpClient::connect(&self.lab.client, (self.lab.vip4(), PORT).into());
             let answer = client.and_then(|mut client| client.ask("who?"));
             answer.unwrap_or_else(|error| error.to_string())
         };
-        (0..20).map(ask).collect()
+        (0..30).map(ask).collect()
     }
 
     fn until(&self, expected: &[&str]) {
@@ -200,10 +200,11 @@ fn half_open_probes_disturb_no_server() {
     probed.health().apply(&probed.wanted([1, 1])).unwrap();
     assert!(probed.health().wait(PATIENCE));
     assert_eq!(probed.down(), [probed.real(0)]);
-    eventually("some probes", || probed.health().report().passed > 20);
     // A busy machine may be late with some.
-    let (passed, accepted) = (probed.health().report().passed, server.accepted());
-    assert!(accepted * 4 < passed, "{accepted} of {passed}");
+    eventually("many probes, few of which the server sees", || {
+        let passed = probed.health().report().passed;
+        passed > 20 && server.accepted() * 4 < passed
+    });
 }
 
 #[test]
@@ -261,7 +262,7 @@ fn a_flapping_real_stays_out_until_it_answers_for_long_enough() {
 #[test]
 fn a_weight_climbs_under_traffic() {
     let mut climbing = policy();
-    climbing.slow_start = Duration::from_millis(1600);
+    climbing.slow_start = Duration::from_secs(4);
     climbing.slow_start_steps = 4;
     let probed = Probed::new(climbing);
     let _second = probed.serve(1);
@@ -269,16 +270,18 @@ fn a_weight_climbs_under_traffic() {
     probed.attach();
     assert!(probed.health().wait(PATIENCE));
     let _first = probed.serve(0);
-    let weights = || -> Vec<u32> {
-        let reals = probed.katran.lock().unwrap().reals(probed.vip()).unwrap();
-        reals.iter().map(Real::get_weight).collect()
+    // `None`: the real has not returned yet. Both are asked at once, as the return changes both.
+    let weights = || -> Option<Vec<u32>> {
+        let katran = probed.katran.lock().unwrap();
+        let reals = katran.reals(probed.vip()).unwrap();
+        let is_back = katran.down_reals(probed.vip()).unwrap().is_empty();
+        is_back.then(|| reals.iter().map(Real::get_weight).collect())
     };
     let mut seen = Vec::new();
     eventually("the whole weight", || {
-        let now = weights();
-        if !probed.down().is_empty() {
+        let Some(now) = weights() else {
             return false;
-        }
+        };
         if seen.last() != Some(&now) {
             seen.push(now.clone());
         }
@@ -373,7 +376,12 @@ fn a_checker_that_is_cut_off_changes_nothing() {
     let (_first, _second) = (probed.serve(0), probed.serve(1));
     probed.health().apply(&probed.wanted([1, 1])).unwrap();
     probed.attach();
-    assert!(probed.health().wait(PATIENCE));
+    // On a busy machine the first answers may be late.
+    eventually("both answer", || {
+        let report = probed.health().report();
+        let mut reals = report.vips[0].reals.iter();
+        reals.all(|real| real.status == Status::Up) && probed.down().is_empty()
+    });
     probed
         .lab
         .router
@@ -465,7 +473,8 @@ fn a_mistake_of_the_embedder_ends_the_checks_and_nothing_else() {
     let next = host.run(|| Health::start(&probed.katran, Settings::default()).unwrap());
     next.apply(&probed.wanted([1, 1])).unwrap();
     assert_eq!(probed.down(), [probed.real(0)]);
-    drop(next);
+    // Their thread holds the balancer now and then.
+    assert!(next.stop(PATIENCE));
     // The balancer is gone, so changes fail.
     let Probed { katran, .. } = probed;
     drop(katran);
@@ -604,15 +613,18 @@ fn the_end_can_be_waited_for() {
     assert!(lives());
     let katran = Arc::clone(&probed.katran);
     let (held, holds) = channel();
+    let (stopping, stops) = channel();
     let holder = std::thread::spawn(move || {
         let _katran = katran.lock().unwrap();
         held.send(()).unwrap();
-        std::thread::sleep(Duration::from_secs(2));
+        stops.recv().unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
     });
     holds.recv().unwrap();
     // By then the checks have found the other real dead.
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_secs(1));
     let began = Instant::now();
+    stopping.send(()).unwrap();
     assert!(probed.health.take().unwrap().stop(PATIENCE));
     assert!(began.elapsed() > Duration::from_secs(1));
     assert!(!lives());

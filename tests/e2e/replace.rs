@@ -132,6 +132,9 @@ fn nothing_is_lost_with_next_hops_of_reals_and_a_monitor() {
 fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
     const CLIENTS: usize = 24;
     const QUESTIONS: usize = 12;
+    const ROUNDS: u64 = 10;
+    /// Two connections of each client in each round.
+    const SERVED: u64 = 500;
     let mut site = site(settings);
     let _servers = site.lab.serve_tcp(PORT).unwrap();
     let vip = Vip::tcp((site.lab.vip4(), PORT).into());
@@ -156,10 +159,10 @@ fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
                 }
             });
         }
-        for round in 0..10 {
+        for round in 0..ROUNDS as usize {
             let seen = served.load(Ordering::Relaxed);
             site::eventually("connections come and go", || {
-                served.load(Ordering::Relaxed) > seen + CLIENTS as u64
+                served.load(Ordering::Relaxed) > seen + SERVED / ROUNDS
             });
             let mut state = site.katran.state();
             let flows = [10_000, 40_000, 60_000][round % 3];
@@ -176,7 +179,10 @@ fn nothing_breaks_that_begins(settings: impl FnOnce(Builder) -> Builder) {
     });
     let [served, broken] = [&served, &broken].map(|of| of.load(Ordering::Relaxed));
     println!("{served} connections, {broken} broken");
-    assert!(served > 500 && broken == 0, "{broken} of {served} broken");
+    assert!(
+        served > SERVED && broken == 0,
+        "{broken} of {served} broken"
+    );
     let counters = site.katran.counters().unwrap();
     assert_eq!(counters.drop_reasons.get(DropReason::ProgramMissing), 0);
 }

@@ -3,15 +3,17 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::Ipv6Addr;
+use std::net::SocketAddrV6;
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::thread;
-use std::time::Duration;
 
 use katran::Error;
 use katran::RootProgram;
 use katran::XdpMode;
 use katran::attachments::AttachmentState;
 use katran_lab::Host;
+use nix::libc;
 
 use crate::faults;
 use crate::objects;
@@ -35,6 +37,15 @@ fn has_xdp(host: &Host) -> bool {
     host.ip("link show dev eth0").unwrap().contains("xdp")
 }
 
+/// Sends a frame from the other end, if it has its link-local address by now.
+fn send(host: &Host) {
+    let index = host.interface_index("eth1").unwrap();
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let to = SocketAddrV6::new(all_nodes, 9, 0, index);
+    let socket = host.run(|| UdpSocket::bind("[::]:0").unwrap());
+    let _ = socket.send_to(b"frame", to);
+}
+
 /// The ids of the link and of its program.
 fn link(pins: &Pins) -> (u32, u32) {
     let names = pins.list().into_iter();
@@ -53,8 +64,10 @@ fn the_next_handle_adopts_it() {
     host.run(|| root.attach("eth0", XdpMode::Generic).unwrap());
     root.pin(pins.path()).unwrap();
     assert_eq!(pins.brief(), ROOT);
-    // Interfaces that come up send something.
-    site::eventually("frames are passed", || root.passed().unwrap() > 0);
+    site::eventually("frames are passed", || {
+        send(&host);
+        root.passed().unwrap() > 0
+    });
     let counted = root.passed().unwrap();
     let (attachments, before) = (root.interfaces(), link(&pins));
     drop(root);
@@ -108,17 +121,22 @@ fn an_attachment_that_is_being_made_is_left_to_its_maker() {
     let name = pins.list().pop().unwrap();
     assert!(name.contains("_xdp_"), "{name}");
     let (made, meanwhile) = (path(&name), path(&format!("{name}%new")));
-    // For a moment, as during an attach.
+    // For a moment, as during an attach: until the other waits for it.
     fs::rename(&made, &meanwhile).unwrap();
-    thread::scope(|scope| {
-        let adopting = scope.spawn(|| RootProgram::adopt(pins.path()).unwrap());
-        thread::sleep(Duration::from_millis(50));
-        fs::rename(&meanwhile, &made).unwrap();
-        let adopted = adopting.join().unwrap();
-        let attachments = host.run(|| adopted.interfaces());
-        assert_eq!(attachments, host.run(|| root.interfaces()));
-        assert_eq!(attachments[0].state, AttachmentState::Attached);
-    });
+    let mut waits = 0;
+    let finish = || {
+        waits += 1;
+        if waits == 1 {
+            fs::rename(&meanwhile, &made).unwrap();
+        }
+        None
+    };
+    let adopt = || RootProgram::adopt(pins.path()).unwrap();
+    let adopted = faults::judged(libc::SYS_clock_nanosleep, None, finish, adopt);
+    assert!(waits > 0, "it has not waited");
+    let attachments = host.run(|| adopted.interfaces());
+    assert_eq!(attachments, host.run(|| root.interfaces()));
+    assert_eq!(attachments[0].state, AttachmentState::Attached);
     // For longer: the attaching process finds that the other took it for dead.
     fs::rename(&made, &meanwhile).unwrap();
     let adopted = RootProgram::adopt(pins.path()).unwrap();

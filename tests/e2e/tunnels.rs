@@ -79,7 +79,7 @@ fn a_balancer_behind_a_balancer() {
             site::add_service(&mut first, vip, &[end]);
             site::add_service(&mut second, vip, &site::reals(&lab, vip.address()));
             let mut names = Vec::new();
-            for _ in 0..24 {
+            for _ in 0..32 {
                 let mut client = site::connect(&lab.client, vip);
                 let name = client.ask(&"x".repeat(30_000)).unwrap();
                 let flow = site::flow_of(&client, vip);

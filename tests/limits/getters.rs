@@ -121,7 +121,7 @@ fn are_behind(katran: &Katran, last: u8) -> bool {
 }
 
 #[test]
-fn what_tells_of_one_thing_takes_below_a_millisecond_among_all_others() {
+fn getters_of_one_thing_take_below_a_millisecond() {
     let _quiet = quiet();
     let mut state = all_vips();
     state.vips[0].reals = (0..REALS).map(real).collect();
@@ -140,7 +140,7 @@ fn what_tells_of_one_thing_takes_below_a_millisecond_among_all_others() {
 }
 
 #[test]
-fn next_hops_of_65_535_reals_are_had_below_a_millisecond() {
+fn next_hops_of_65_535_reals_take_below_a_millisecond() {
     let _quiet = quiet();
     let (host, mut katran) = behind_one_router();
     eventually("all next hops are known", || are_behind(&katran, 1));

@@ -205,7 +205,7 @@ fn root_is_set_up_joined_and_removed() {
     let root = |arguments: &[&str]| root_at(&path, arguments);
     let (worked, text) = root(&["attach", "--interface", "eth0"]);
     assert!(
-        worked && text.contains("root of 3 entries on eth0 in native mode"),
+        worked && text.contains("root program with 3 entries on eth0 in native mode"),
         "{text}"
     );
     let file = Scratch::new("shared.toml");

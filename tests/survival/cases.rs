@@ -459,11 +459,20 @@ const CASES: [(&str, Case); 18] = [
     ("the network namespace is gone", |scene| {
         let mut katran = scene.load();
         let gone = Host::new("gone").unwrap();
-        gone.ip("link add eth9 type veth peer name peer9").unwrap();
+        // The other end shows when the kernel has removed the namespace.
+        let here = scene.host.namespace_path();
+        let pair = format!(
+            "link add eth9 type veth peer name peer9 netns {}",
+            here.display()
+        );
+        gone.ip(&pair).unwrap();
         let attach = || katran.attach("eth9", XdpMode::Generic).unwrap();
         gone.run(attach);
         drop(katran);
         drop(gone);
+        eventually("the namespace is gone", || {
+            scene.host.ip("link show dev peer9").is_err()
+        });
         let katran = scene.adopt().unwrap();
         let states: Vec<_> = katran.interfaces().iter().map(|of| of.state).collect();
         assert_eq!(states, [AttachmentState::Attached, AttachmentState::Gone]);

@@ -110,7 +110,7 @@ fn found<'a>(vips: &'a [Vip]) -> Vec<Found<'a>> {
     found.extend(silent.into_iter().map(|(real, of)| {
         let (vip, check) = of[0];
         let message = format!(
-            "real {real} does not answer probes of {}{}, and gets none of its flows while others answer",
+            "real {real} does not answer probes of {}{}, so it gets no new flows while other reals answer",
             and_more(&vip.vip, of.len() - 1, "VIP"),
             why(check)
         );

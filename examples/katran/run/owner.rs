@@ -253,7 +253,7 @@ impl Owner {
         let files: HashSet<_> = current.clone().flat_map(Settings::authorities).collect();
         if let Some(file) = document.authorities().find(|file| !files.contains(file)) {
             anyhow::bail!(
-                "over HTTP, a document cannot bring new files of authorities ({}): use `katran \
+                "over HTTP, a document cannot name new `authorities` files ({}): use `katran \
                  apply`",
                 file.display()
             );
@@ -265,7 +265,7 @@ impl Owner {
         match other {
             None => Ok(()),
             Some(command) => anyhow::bail!(
-                "over HTTP, a document cannot bring new commands or arguments ({}): use `katran \
+                "over HTTP, a document cannot contain new commands or arguments ({}): use `katran \
                  apply`",
                 command.program.display()
             ),

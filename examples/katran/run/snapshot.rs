@@ -19,7 +19,6 @@ use katran::Katran;
 use katran::Real;
 use katran::Vip;
 use katran::attachments::Attachment;
-use katran::attachments::AttachmentState;
 use katran::attachments::SharedEntry;
 use katran::diagnosis::Severity;
 use katran::diagnosis::Subject;
@@ -35,7 +34,6 @@ use super::Past;
 use super::health;
 use crate::options;
 use crate::report;
-use crate::report::ATTACHED;
 use crate::report::Applied;
 use crate::report::Check;
 use crate::report::Drain;
@@ -136,7 +134,7 @@ impl Handle {
             let _ = sender.send(wish(owner));
         });
         let answer = answer.recv_timeout(patience);
-        answer.context("the balancer does not answer: it is ending, or a change takes long")
+        answer.context("the balancer does not answer: it is ending, or a change is taking long")
     }
 }
 
@@ -318,12 +316,12 @@ impl Snapshot {
         let attached = self.attachments.iter().map(|of| report::Attachment {
             place: of.interface.clone(),
             mode: Some(of.mode.to_string()),
-            state: word(of.state),
+            state: of.state.to_string(),
         });
         let entries = self.shared.iter().map(|of| report::Attachment {
             place: format!("entry {} of {}", of.position, of.path.display()),
             mode: None,
-            state: word(of.state),
+            state: of.state.to_string(),
         });
         attached.chain(entries).collect()
     }
@@ -363,17 +361,6 @@ impl Snapshot {
             rate: None,
         }
     }
-}
-
-fn word(state: AttachmentState) -> String {
-    match state {
-        AttachmentState::Attached => ATTACHED,
-        AttachmentState::Gone => "gone",
-        AttachmentState::Moved => "moved to another namespace",
-        AttachmentState::Replaced => "replaced by another program",
-        _ => "unknown",
-    }
-    .to_owned()
 }
 
 fn health(found: Option<&RealHealth>) -> Health {

@@ -191,7 +191,7 @@ pub(super) fn adopt(
     if let Some(flows) = &former.flows
         && let Err(error) = katran.enter_flows(flows, Reader::Packets { since })
     {
-        log::warn!("some flows of the last moment are lost: {error}");
+        log::warn!("some flows that began during the adoption are lost: {error}");
     }
     drop(held);
     katran.shared.remove_leftovers();

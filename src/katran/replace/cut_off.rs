@@ -192,7 +192,7 @@ fn kept_of(set: &PinnedSet) -> Result<Option<Kept>> {
     if let Err(refused) = &read {
         log::error!(
             "cannot use the record of an interrupted replacement ({refused}): packets follow the \
-             present balancer, but connections that the replacement began may stay on its reals, \
+             current balancer, but connections that the replacement began may stay on its reals, \
              or move to others that get the same numbers"
         );
     }

@@ -63,7 +63,10 @@ impl Katran {
         }
         self.intend_surely(only(Change::Met(met.clone())));
         if let Err(what) = self.table.take_met(&met) {
-            log::error!("later reals may get numbers of a balancer that is gone: {what:?}");
+            log::error!(
+                "later reals may get numbers of a balancer that is gone: {}",
+                what.0
+            );
         }
         self.note_done();
         self.let_go(Left::Nothing, Numbers::GivenBack);

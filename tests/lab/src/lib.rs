@@ -56,6 +56,7 @@ pub use threads::StopOnDrop;
 pub use threads::allowed_cpus;
 pub use threads::is_thread_there;
 pub use threads::stay_on;
+pub use threads::threads_named;
 pub use topology::BACKEND_GATEWAY_V4;
 pub use topology::BACKEND_GATEWAY_V6;
 pub use topology::Backend;

@@ -1,6 +1,7 @@
 //! This process's threads: their CPUs, whether one of a name exists, and ending those of a test.
 
 use std::fs;
+use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
@@ -40,13 +41,23 @@ pub fn stay_on(cpu: usize) {
 /// If the process's threads cannot be listed.
 #[must_use]
 pub fn is_thread_there(name: &str) -> bool {
+    threads_named(name) > 0
+}
+
+/// How many threads of this process have this name.
+///
+/// # Panics
+/// If the process's threads cannot be listed.
+#[must_use]
+pub fn threads_named(name: &str) -> usize {
     let tasks = fs::read_dir("/proc/self/task");
-    let mut tasks = tasks.unwrap_or_else(|error| panic!("/proc/self/task: {error}"));
-    tasks.any(|task| {
-        let of_task = task.and_then(|task| fs::read_to_string(task.path().join("comm")));
+    let tasks = tasks.unwrap_or_else(|error| panic!("/proc/self/task: {error}"));
+    let is_named = |task: &io::Result<fs::DirEntry>| {
+        let path = task.as_ref().map(|task| task.path().join("comm"));
         // A thread that has ended has no name.
-        of_task.is_ok_and(|of_task| of_task.trim_end() == name)
-    })
+        path.is_ok_and(|path| fs::read_to_string(path).is_ok_and(|of| of.trim_end() == name))
+    };
+    tasks.filter(is_named).count()
 }
 
 /// Makes a scope's threads end, even if the test fails: the scope waits for them.
