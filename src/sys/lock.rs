@@ -138,13 +138,15 @@ impl Lock {
         };
         let begun = Instant::now();
         loop {
+            // The last try must come after all this time, even if this thread waits for a CPU.
+            let waited = begun.elapsed();
             // SAFETY: takes a descriptor and numbers.
             match unsafe { libc::flock(lock.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
                 0 => return Ok(Locked::Ours(lock)),
                 _ => match io::Error::last_os_error() {
                     error if error.kind() == io::ErrorKind::WouldBlock => {
                         let holder = holder(directory);
-                        if holder.is_some() || begun.elapsed() > PATIENCE {
+                        if holder.is_some() || waited > PATIENCE {
                             return Ok(Locked::Others(holder));
                         }
                     }
@@ -312,13 +314,21 @@ mod tests {
             // SAFETY: takes a descriptor and a number.
             assert_eq!(unsafe { libc::flock(looking.as_raw_fd(), operation) }, 0);
         };
-        flock(libc::LOCK_SH | libc::LOCK_NB);
-        thread::scope(|scope| {
-            let taken = scope.spawn(|| Lock::take(&directory).unwrap());
-            thread::sleep(Duration::from_millis(80));
-            flock(libc::LOCK_UN);
-            assert!(matches!(taken.join().unwrap(), Locked::Ours(_)));
+        // A busy machine may look for too long: then it tries again.
+        let within = (0..20).any(|_| {
+            flock(libc::LOCK_SH | libc::LOCK_NB);
+            thread::scope(|scope| {
+                let began = Instant::now();
+                let taken = scope.spawn(|| Lock::take(&directory).unwrap());
+                thread::sleep(Duration::from_millis(80));
+                flock(libc::LOCK_UN);
+                let within = began.elapsed() < PATIENCE;
+                let is_taken = matches!(taken.join().unwrap(), Locked::Ours(_));
+                assert!(is_taken || !within);
+                within
+            })
         });
+        assert!(within, "this machine is too busy");
         // If it is never released, the result names its holder if possible.
         flock(libc::LOCK_SH | libc::LOCK_NB);
         assert!(matches!(Lock::take(&directory), Ok(Locked::Others(None))));

@@ -14,6 +14,7 @@ use katran_lab::LabConfig;
 use katran_lab::Newer;
 use katran_lab::TcpClient;
 use katran_lab::TcpServer;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
@@ -341,16 +342,11 @@ fn balancer_follows_the_mtu_of_its_interface() {
         host.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
         let router = format!("link set bal0 mtu {mtu}");
         lab.router.ip(&router).unwrap();
-        let mut learnt = String::new();
-        for _ in 0..100 {
+        eventually(format_args!("the client learns {expected}"), || {
             assert_eq!(client.ask(&"x".repeat(100_000)).unwrap(), "backend0");
-            learnt = lab.client.ip("route get 203.0.113.1").unwrap();
-            if learnt.contains(&format!("mtu {expected}")) {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        assert!(learnt.contains(&format!("mtu {expected}")), "{learnt}");
+            let learnt = lab.client.ip("route get 203.0.113.1").unwrap();
+            learnt.contains(&format!("mtu {expected}"))
+        });
     }
     balancer.end(SIGTERM);
 }
