@@ -50,7 +50,7 @@ enum What {
     Function,
     /// Switches source routing on or off, and so between remembering all flows and changed ones.
     Routing,
-    /// On and off: all slots become unsettled, for so long that timeouts are over.
+    /// On and off: all slots become unsettled, for longer than all timeouts.
     RoutingTwice,
     Purge,
     PurgeReal(u16),

@@ -189,7 +189,7 @@ impl Pair {
     }
 
     /// Compares both over successive steps, starting with empty tables. `Ok(false)`: they took so
-    /// long that time matters, so nothing can be said.
+    /// long that a timeout may have passed, so the results cannot be compared.
     pub(crate) fn play(&mut self, steps: &[Step]) -> Result<bool, Difference> {
         // Within this, no timeout and no window ends, and no slot settles.
         let longest = match self.kind.flood {
