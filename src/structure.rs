@@ -2,8 +2,8 @@
 //! module knows only those above it in the list, names come from the module that defines them, and
 //! a module's files form no circle.
 //!
-//! The list is read from the document, so it cannot go stale. Nor can the page's diagrams: each holds
-//! the source that it was drawn from.
+//! The list is read from the document, so it cannot go stale. Nor can the page's diagrams: each
+//! holds the source that it was drawn from.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

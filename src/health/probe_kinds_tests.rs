@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -21,7 +22,9 @@ use simple_dns::rdata::RData;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 
 use super::check::Answer;
 use super::check::Check;
@@ -32,12 +35,14 @@ use super::check::Tls;
 use super::check::Trust;
 use super::check::Udp;
 use super::outcome::Outcome;
+use super::probe::Authorities;
+use super::probe::Probe;
 use super::probe_tests::PATIENCE;
 use super::probe_tests::ask;
+use super::probe_tests::place;
 use super::probe_tests::serve;
 use super::probe_tests::why;
 use super::probe_tests::within;
-use super::probe_tests::within_and_gone;
 use crate::types::Protocol;
 
 const SHORT: Duration = Duration::from_millis(200);
@@ -58,9 +63,13 @@ async fn datagrams(answers: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> 
     address
 }
 
-async fn closed() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    socket.local_addr().unwrap()
+/// A port that takes datagrams from one address only, which is another one's. The socket keeps it
+/// from others.
+async fn closed() -> (SocketAddr, UdpSocket) {
+    let [socket, other] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0"));
+    let (socket, other) = (socket.await.unwrap(), other.await.unwrap());
+    socket.connect(other.local_addr().unwrap()).await.unwrap();
+    (socket.local_addr().unwrap(), socket)
 }
 
 #[tokio::test]
@@ -89,7 +98,8 @@ async fn datagrams_are_answered_as_is_wanted() {
         why(within(SHORT, &check(Answer::Any), silent).await),
         "too late"
     );
-    let refused = why(ask(&check(Answer::Any), closed().await).await);
+    let (closed, _bound) = closed().await;
+    let refused = why(ask(&check(Answer::Any), closed).await);
     assert!(refused.contains("refused"), "{refused}");
     let long = Check::from(Udp::new(vec![0; 1401])).validate().unwrap_err();
     assert!(long.to_string().contains("1,400"), "{long}");
@@ -226,8 +236,17 @@ async fn quic_handshakes_are_completed_or_not() {
 async fn a_half_open_connection_is_none_for_the_server() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    for _ in 0..20 {
+    // A busy machine may close the socket only when the kernel's delayed acknowledgement, after 40
+    // ms, has completed the connection.
+    let (mut early, mut late) = (0, 0);
+    while early < 20 {
+        let began = Instant::now();
         assert_eq!(ask(&Check::Syn, address).await, Outcome::Passed);
+        match began.elapsed() < Duration::from_millis(30) {
+            true => early += 1,
+            false => late += 1,
+        }
+        assert!(late < 500, "this machine is too busy");
     }
     assert_eq!(ask(&Check::Tcp, address).await, Outcome::Passed);
     // Earlier ones would be first in the queue.
@@ -236,11 +255,11 @@ async fn a_half_open_connection_is_none_for_the_server() {
         accepted.unwrap();
         whole += 1;
     }
-    assert!(
-        (1..=3).contains(&whole),
-        "{whole}: a busy machine may be late for some"
-    );
+    assert!((1..=1 + late).contains(&whole), "{whole}, {late} late");
     drop(listener);
+    let reserved = TcpSocket::new_v4().unwrap();
+    reserved.set_reuseaddr(true).unwrap();
+    reserved.bind(address).unwrap();
     assert!(why(ask(&Check::Syn, address).await).contains("refused"));
 }
 
@@ -292,12 +311,21 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
     );
     let to: SocketAddr = "127.0.0.1:80".parse().unwrap();
     let check = shell(&script);
-    let limit = Duration::from_secs(3);
-    let (outcome, mut last) = within_and_gone(limit, &check, to).await;
-    assert_eq!(why(outcome), "too late");
+    let probe = Probe::new(&check, &mut Authorities::default()).unwrap();
+    let (living, mut last) = mpsc::channel(1);
+    let done = pids.with_extension("done");
+    let is_done = async {
+        while !done.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // At its timeout a probe is dropped.
+    tokio::select! {
+        outcome = probe.ask(place(to), living) => panic!("{outcome:?}"),
+        () = is_done => {}
+    }
     let gone = tokio::time::timeout(PATIENCE, last.recv()).await;
     assert!(gone.is_ok(), "the shell runs on");
-    let done = pids.with_extension("done");
     let pids = std::fs::read_to_string(done).unwrap();
     let pids: Vec<u32> = pids.lines().map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 2);
@@ -308,7 +336,7 @@ async fn a_program_that_hangs_is_killed_with_its_children() {
         let mut tries = 0;
         while is_running(pid) {
             tries += 1;
-            assert!(tries < 500, "{pid} runs on");
+            assert!(tries < 3000, "{pid} runs on");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -330,7 +358,7 @@ async fn what_a_program_leaves_in_the_background_is_killed() {
     let mut tries = 0;
     while is_running(pid) {
         tries += 1;
-        assert!(tries < 500, "{pid} runs on");
+        assert!(tries < 3000, "{pid} runs on");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

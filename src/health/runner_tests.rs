@@ -72,7 +72,7 @@ impl Seen {
     }
 }
 
-/// Runs for so long, with probes that take so long; orders come at their times.
+/// Runs for a time, with probes of the given duration; orders come at their times.
 async fn run_for(
     length: Duration,
     limit: usize,

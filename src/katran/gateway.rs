@@ -111,7 +111,8 @@ pub struct GatewaysMut<'a> {
 
 /// # Gateways and sources
 impl GatewaysMut<'_> {
-    /// Sends encapsulated frames to another MAC address, for every family that has no separate address.
+    /// Sends encapsulated frames to another MAC address, for every family that has no separate
+    /// address.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address.

@@ -115,7 +115,9 @@ impl SourceRoutesMut<'_> {
     /// Removes all source routes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is removed then.
+    /// [`Error::Unsupported`] without
+    /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is
+    /// removed then.
     #[doc(alias = "clearAllSrcRoutingRules")]
     pub fn clear(&mut self) -> Result<()> {
         let all: Vec<Prefix> = self

@@ -140,8 +140,8 @@ pub enum FlowTracking {
     /// In an unsettled slot, a flow without an entry goes to the base, the real that the slot had
     /// before the change, while that real exists. Connections therefore survive a table that is too
     /// small for all flows. The balancer remembers all flows of VIPs that may place them other than
-    /// by the ring: `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU`, `UDP_FLOW_MIGRATION`,
-    /// and TCP while [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on.
+    /// by the ring: `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU`,
+    /// `UDP_FLOW_MIGRATION`, and TCP while [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on.
     #[default]
     Changed,
 }

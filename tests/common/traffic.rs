@@ -43,6 +43,25 @@ pub(crate) fn sent(host: &Host) -> u64 {
     v4 + of("Ip6OutRequests") - of("Icmp6OutMsgs")
 }
 
+/// Whether no connection of the client or of a backend has anything left to send.
+pub(crate) fn are_closed(lab: &Lab) -> bool {
+    const TIME_WAIT: &str = "06";
+    const LISTEN: &str = "0A";
+    let backends = lab.backends.iter().map(|backend| &backend.host);
+    let mut hosts = [&lab.client].into_iter().chain(backends);
+    hosts.all(|host| {
+        ["tcp", "tcp6"].iter().all(|name| {
+            let path = format!("/proc/thread-self/net/{name}");
+            let text = host.run(|| fs::read_to_string(path)).unwrap();
+            let mut states = text
+                .lines()
+                .skip(1)
+                .map(|line| line.split_whitespace().nth(3));
+            states.all(|state| [Some(TIME_WAIT), Some(LISTEN)].contains(&state))
+        })
+    })
+}
+
 /// Frames that each host's interfaces have lost.
 pub(crate) fn lost(lab: &Lab) -> Vec<u64> {
     let hosts = [&lab.client, &lab.router, &lab.balancers[0].host].into_iter();

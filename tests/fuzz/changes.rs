@@ -1,8 +1,8 @@
 //! VIPs that change between frames, in the balancer and its model, so that their slots become
 //! unsettled and settle again. An impossible change does nothing, so any step can be left out.
 
-use std::thread;
-use std::time::Duration;
+use std::ffi::CString;
+use std::fs;
 
 use fastrand::Rng;
 use katran::HashFunction;
@@ -13,8 +13,9 @@ use katran::State;
 use katran::Vip;
 use katran::VipFlags;
 use katran_lab::eventually;
-use katran_lab::is_thread_there;
 use katran_model::Balancer;
+use nix::sys::prctl;
+use nix::unistd::gettid;
 
 use crate::balancers::real;
 use crate::common::bpf;
@@ -49,7 +50,7 @@ enum What {
     Function,
     /// Switches source routing on or off, and so between remembering all flows and changed ones.
     Routing,
-    /// On and off: all slots become unsettled, for so long that timeouts are over.
+    /// On and off: all slots become unsettled, for longer than all timeouts.
     RoutingTwice,
     Purge,
     PurgeReal(u16),
@@ -158,15 +159,34 @@ pub(crate) fn draw(
 pub(crate) fn wait_for_sweeps(katran: &Katran) {
     /// From enum void_reason in `bpf/shared.h`.
     const VOID_REMOVED: u32 = 2;
-    // A new thread gets its name a little later.
-    thread::sleep(Duration::from_millis(3));
     eventually("the sweep is over", || {
         let pairs = bpf::dump(katran.map_fd("down_reals").unwrap());
-        !is_thread_there("katran-sweep")
-            && pairs
-                .values()
-                .all(|reason| *reason != VOID_REMOVED.to_ne_bytes())
+        let is_removed = |reason: &Vec<u8>| *reason == VOID_REMOVED.to_ne_bytes();
+        !sweeps() && !pairs.values().any(is_removed)
     });
+}
+
+/// Gives this thread a name of its own, for [`sweeps`].
+pub(crate) fn name_thread() {
+    let name = CString::new(format!("fuzz-{}", gettid())).unwrap();
+    prctl::set_name(&name).unwrap();
+}
+
+/// Whether the library removes void entries: on a thread that has its starter's name until it runs.
+fn sweeps() -> bool {
+    let own = fs::read_to_string("/proc/thread-self/comm").unwrap();
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    let names = threads.map(|thread| {
+        let name = fs::read_to_string(thread.unwrap().path().join("comm"));
+        // A thread that has ended has no name.
+        name.unwrap_or_default()
+    });
+    let (mut sweeps, mut starters) = (0, 0);
+    for name in names {
+        sweeps += u32::from(name == "katran-sweep\n");
+        starters += u32::from(name == own);
+    }
+    sweeps > 0 || starters > 1
 }
 
 /// Restores the document's VIPs, with all slots settled.

@@ -15,8 +15,6 @@ use katran::State;
 use katran::events::Monitor;
 use katran::events::MonitorOptions;
 use katran::flows::Verdict;
-use katran_lab::eventually;
-use katran_lab::is_thread_there;
 use katran_lab::stay_on;
 use katran_model as model;
 use katran_model::Balancer;
@@ -101,6 +99,7 @@ impl Pair {
     /// Both for a kind, for frames on CPU `cpu`, which this thread stays on.
     pub(crate) fn new(kind: Kind, cpu: u32) -> Self {
         stay_on(cpu as usize);
+        changes::name_thread();
         let state = kind.state(cpu);
         let mut katran = kind.load(&state);
         let mut model = mirror::of(&katran, cpu);
@@ -116,7 +115,7 @@ impl Pair {
             hops::give(&katran, &mut model);
         }
         // The library is still removing entries of down reals, which the model would not do.
-        eventually("the sweep is over", || !is_thread_there("katran-sweep"));
+        changes::wait_for_sweeps(&katran);
         let stations = kind.attached.then(|| Stations::attach(&mut katran));
         let watched = katran.vips()[0];
         katran.stats_mut().watch_misses(watched).unwrap();
@@ -190,7 +189,7 @@ impl Pair {
     }
 
     /// Compares both over successive steps, starting with empty tables. `Ok(false)`: they took so
-    /// long that time matters, so nothing can be said.
+    /// long that a timeout may have passed, so the results cannot be compared.
     pub(crate) fn play(&mut self, steps: &[Step]) -> Result<bool, Difference> {
         // Within this, no timeout and no window ends, and no slot settles.
         let longest = match self.kind.flood {

@@ -14,6 +14,7 @@ use katran_lab::LabConfig;
 use katran_lab::Newer;
 use katran_lab::TcpClient;
 use katran_lab::TcpServer;
+use katran_lab::eventually;
 use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 
@@ -120,7 +121,7 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
         assert_eq!(both(&lab), ["backend1", "backend1"]);
     }
 
-    // Valid again, with another size, and then the former one.
+    // Valid again, with another size, and then with the old one.
     let larger = configuration(&lab, 1).replace("10_000", "20_000");
     file.write(&larger);
     balancer.process.signal(SIGHUP).unwrap();
@@ -341,16 +342,11 @@ fn balancer_follows_the_mtu_of_its_interface() {
         host.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
         let router = format!("link set bal0 mtu {mtu}");
         lab.router.ip(&router).unwrap();
-        let mut learnt = String::new();
-        for _ in 0..100 {
+        eventually(format_args!("the client learns {expected}"), || {
             assert_eq!(client.ask(&"x".repeat(100_000)).unwrap(), "backend0");
-            learnt = lab.client.ip("route get 203.0.113.1").unwrap();
-            if learnt.contains(&format!("mtu {expected}")) {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        assert!(learnt.contains(&format!("mtu {expected}")), "{learnt}");
+            let learnt = lab.client.ip("route get 203.0.113.1").unwrap();
+            learnt.contains(&format!("mtu {expected}"))
+        });
     }
     balancer.end(SIGTERM);
 }
@@ -402,8 +398,8 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     for _ in 0..5 {
         assert_eq!(client.ask("who?").unwrap(), "backend0");
     }
-    // The server has accepted connections, the client has heard the id, and decap has counted
-    // packets with another id, as its own is another one here.
+    // The server has accepted connections, the client has received the id, and decap has counted
+    // packets with another id than its own.
     ends[0].counts(0);
     ends[1].counts(1);
     decap.counts(6);

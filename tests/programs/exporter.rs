@@ -36,7 +36,7 @@ pub(super) const SIGTERM: i32 = 15;
 /// The default address.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9957);
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn exporter(host: &Host, file: &Scratch, more: &[&str]) -> Running {
     let mut command = katran("run");
@@ -48,11 +48,24 @@ pub(super) fn exporter(host: &Host, file: &Scratch, more: &[&str]) -> Running {
 }
 
 pub(super) fn scrape(host: &Host) -> Page {
-    let response = http_get(host, METRICS, "/metrics", PATIENCE).unwrap();
-    assert_eq!(response.status, 200, "{}", response.text());
-    let kind = response.header("content-type").unwrap();
-    assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
-    Page::parse(std::str::from_utf8(&response.body).unwrap(), Dialect::Plain)
+    let asked = Instant::now();
+    loop {
+        let response = http_get(host, METRICS, "/metrics", PATIENCE).unwrap();
+        assert_eq!(response.status, 200, "{}", response.text());
+        let kind = response.header("content-type").unwrap();
+        assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
+        let page = Page::parse(std::str::from_utf8(&response.body).unwrap(), Dialect::Plain);
+        let waited = asked.elapsed();
+        if is_newer(&page, waited) {
+            return page;
+        }
+        assert!(waited < PATIENCE, "only old figures: {page:#?}");
+    }
+}
+
+/// Whether the figures were taken since then: a busy balancer serves those from before.
+pub(super) fn is_newer(page: &Page, since: Duration) -> bool {
+    page.get("katran_figures_age_seconds", &[]) <= since.as_secs_f64()
 }
 
 /// A scrape that asks for OpenMetrics, as Prometheus does.
@@ -151,6 +164,7 @@ fn exporter_counts_what_the_traffic_made() {
     file.write(&configuration(&lab));
     let host = &lab.balancers[0].host;
     let more = ["--watch-misses", VIP4, "--recount", "1"];
+    let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let mut exporter = exporter(host, &file, &more);
 
     let first = scrape(host);
@@ -173,6 +187,8 @@ fn exporter_counts_what_the_traffic_made() {
             // The entries have been counted.
             && page.get("katran_vip_flow_entries", &[("vip", VIP4)]) >= 4.0
             && page.get("katran_vip_flow_entries", &[("vip", VIP6)]) >= 1.0
+            // Whole seconds; the count runs every second, later on a busy machine.
+            && page.get("katran_flow_entries_age_seconds", &[]) < 5.0
     });
 
     let of = |name: &str, labels: &[(&str, &str)]| page.get(name, labels);
@@ -218,11 +234,10 @@ fn exporter_counts_what_the_traffic_made() {
     let owned = of("katran_owned_time_seconds", &[]);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     assert!(
-        (now.as_secs_f64() - 60.0..now.as_secs_f64()).contains(&owned),
+        (began.as_secs_f64() - 1.0..now.as_secs_f64()).contains(&owned),
         "{owned}"
     );
     assert_eq!(of("katran_loaded_time_seconds", &[]), owned);
-    assert!(of("katran_figures_age_seconds", &[]) < 10.0);
     assert_eq!(page.sum("katran_cpu_packets_total", &[]), 47.0);
     // Every forwarding CPU is listed, even if it was idle.
     let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
@@ -279,8 +294,6 @@ fn exporter_counts_what_the_traffic_made() {
     let of_vip = |vip| of("katran_vip_flow_entries", &[("vip", vip)]);
     assert_eq!(of_vip(VIP4) + of_vip(VIP6), entries);
     assert_eq!(of_vip("203.0.113.1:54/udp"), 0.0);
-    // Whole seconds; the count runs every second, later on a busy machine.
-    assert!(of("katran_flow_entries_age_seconds", &[]) < 5.0);
     for (real, weight) in [("198.51.100.1", 1.0), ("198.51.100.2", 2.0)] {
         let labels = [("vip", VIP4), ("real", real)];
         assert_eq!(of("katran_vip_real_weight", &labels), weight);

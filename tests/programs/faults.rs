@@ -22,6 +22,7 @@ use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use serde_json::Value;
 
+use crate::exporter::is_newer;
 use crate::exposition::Dialect;
 use crate::exposition::Page;
 use crate::program::Commanded;
@@ -32,7 +33,7 @@ use crate::program::example;
 use crate::program::katran;
 
 const PAGE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9957);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A balancer that gets faults.
 struct Site {
@@ -97,6 +98,18 @@ impl Site {
         String::from_utf8(answer.body).unwrap()
     }
 
+    fn metrics(&self) -> Page {
+        let asked = Instant::now();
+        loop {
+            let page = Page::parse(&self.get("/metrics"), Dialect::Plain);
+            let waited = asked.elapsed();
+            if is_newer(&page, waited) {
+                return page;
+            }
+            assert!(waited < PATIENCE, "only old figures: {page:#?}");
+        }
+    }
+
     /// The page's lines that report a fault.
     fn problems(&self) -> Vec<(String, String, String)> {
         let status: Value = serde_json::from_str(&self.get("/api/status")).unwrap();
@@ -131,7 +144,7 @@ impl Site {
         });
         let seconds = began.elapsed().as_secs_f64();
         let words = words.unwrap();
-        let metrics = Page::parse(&self.get("/metrics"), Dialect::Plain);
+        let metrics = self.metrics();
         let severity = said.severity.to_lowercase();
         let labels = [("severity", severity.as_str()), ("subject", said.subject)];
         let count: f64 = metrics.sum("katran_problem", &labels);
@@ -146,7 +159,8 @@ impl Site {
         );
     }
 
-    /// Waits until what only counters show is a note, a minute after the repair, and the metric is 0.
+    /// Waits until what only counters show is a note, a minute after the repair, and the metric is
+    /// 0.
     fn becomes_a_note(&self, fault: &str, said: &Said<'_>, words: &str) {
         let began = Instant::now();
         let is_noted = || {
@@ -167,7 +181,7 @@ impl Site {
             );
             thread::sleep(Duration::from_secs(1));
         }
-        let metrics = Page::parse(&self.get("/metrics"), Dialect::Plain);
+        let metrics = self.metrics();
         let count = metrics.sum("katran_problem", &[("subject", said.subject)]);
         assert_eq!(count, 0.0, "{fault}");
         let seconds = began.elapsed().as_secs_f64();
@@ -233,7 +247,7 @@ fn faults_of_the_host_are_reported() {
     // The balancer learns the MTU a moment later.
     eventually("a packet is too big", || {
         site.send(1, 1, 1472);
-        let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
+        let metrics = site.metrics();
         metrics.sum("katran_icmp_too_big_sent_total", &[]) > 0.0
     });
     let mtu = warning(
@@ -271,7 +285,7 @@ fn faults_of_the_host_are_reported() {
     );
     // Frames for the host may have any tag.
     let passed = || {
-        let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
+        let metrics = site.metrics();
         metrics.get("katran_frames_total", &[("verdict", "pass")])
     };
     let before = passed();
@@ -303,7 +317,7 @@ fn faults_of_the_host_are_reported() {
     site.tells("interface gone", &gone);
     let (_, text) = site.running.say(host, "status", &["--over", "0.1"]);
     assert!(text.contains("gone eth0"), "{text}");
-    let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
+    let metrics = site.metrics();
     let attached = metrics.get("katran_attached", &[("interface", "eth0")]);
     assert_eq!(attached, 0.0);
 }
@@ -314,6 +328,8 @@ fn faults_that_were_repaired_become_notes() {
     let site = Site::start("repaired", balancer, &["--mode", "native"]);
     let router = &site.lab.router;
 
+    // A packet that waited for the neighbour would leave on the CPU that the answer came on.
+    router.tool("ping", "-c 1 -W 30 10.0.0.2").unwrap();
     router.receive_on_cpu("client", 1).unwrap();
     site.send(5, 1, 10);
     let cpu = warning("fallback table", &["5 of 5 packets in the last "]);
@@ -506,7 +522,7 @@ fn a_taken_over_entry_is_reported() {
         running
     };
     let has_entry = || {
-        let metrics = Page::parse(&site.get("/metrics"), Dialect::Plain);
+        let metrics = site.metrics();
         let labels = [("path", path.as_str()), ("position", "2")];
         metrics.get("katran_shared_entry_attached", &labels)
     };

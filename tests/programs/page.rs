@@ -205,11 +205,17 @@ fn the_page_loads_nothing_from_elsewhere() {
 
 /// A client that sends only the head of a command.
 fn head(host: &Host, token: &str, length: usize) -> TcpStream {
+    head_with(host, token, length, "")
+}
+
+const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+
+fn head_with(host: &Host, token: &str, length: usize, more: &str) -> TcpStream {
     let mut stream = host.run(|| TcpStream::connect(PAGE)).unwrap();
     stream.set_read_timeout(Some(3 * PATIENCE)).unwrap();
     write!(
         stream,
-        "POST /api/commands HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\nAuthorization: Bearer {token}\r\n\r\n",
+        "POST /api/commands HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\nAuthorization: Bearer {token}\r\n{more}\r\n",
     )
     .unwrap();
     stream
@@ -247,10 +253,13 @@ fn nothing_is_read_without_the_token_and_one_command_at_a_time() {
     let refused = answer(head(host, TOKEN, (64 << 20) + 1));
     assert!(refused.starts_with("HTTP/1.1 413"), "{refused}");
 
-    // A silent client gets its time; only then is it another's turn.
+    // A silent client gets its time; only then is it another's turn. It has begun when the server
+    // wants the body.
     let began = Instant::now();
-    let slow = head(host, TOKEN, 60 << 20);
-    std::thread::sleep(Duration::from_millis(500));
+    let mut slow = head_with(host, TOKEN, 60 << 20, "Expect: 100-continue\r\n");
+    let mut goes_on = [0; CONTINUE.len()];
+    slow.read_exact(&mut goes_on).unwrap();
+    assert_eq!(str::from_utf8(&goes_on).unwrap(), CONTINUE);
     let status = json!({ "command": "status" }).to_string();
     let (taken, _) = post(host, Some(TOKEN), &status);
     assert_eq!(taken, 200);

@@ -20,9 +20,10 @@ use std::time::Instant;
 use katran_lab::Backend;
 use katran_lab::Host;
 use katran_lab::Process;
+use katran_lab::eventually;
 
 /// How long to wait for a program's line on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An example, as built by `cargo test` beside this test.
 pub(crate) fn example(name: &str) -> Command {
@@ -165,14 +166,20 @@ impl Commanded {
         command
     }
 
-    /// A command's output, and whether it succeeded.
+    /// A command's output, and whether it succeeded. A status is of this moment: not of one before
+    /// a change, which the balancer reports while it is busy.
     pub(crate) fn say(&self, host: &Host, name: &str, arguments: &[&str]) -> (bool, String) {
-        let mut command = self.command(name);
-        command.args(arguments);
-        let output = host.output(command).unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let errors = String::from_utf8(output.stderr).unwrap();
-        (output.status.success(), text + &errors)
+        let mut said = (false, String::new());
+        eventually(format_args!("an answer to {name} {arguments:?}"), || {
+            let mut command = self.command(name);
+            command.args(arguments);
+            let output = host.output(command).unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let errors = String::from_utf8(output.stderr).unwrap();
+            said = (output.status.success(), text + &errors);
+            name != "status" || !said.1.contains("busy with a change: ")
+        });
+        said
     }
 
     pub(crate) fn socket(&self) -> &Path {

@@ -2,6 +2,7 @@
 //! datagram is lost, whichever of the two is stopped or killed on the way.
 
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use katran_lab::StopOnDrop;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;
+use katran_lab::UdpServer;
 use katran_lab::eventually;
 use nix::unistd::Pid;
 
@@ -55,13 +57,13 @@ fn nothing_is_lost_from_one_process_to_the_next() {
     let servers = (lab.serve_tcp(80).unwrap(), lab.serve_udp(80).unwrap());
     let decaps: Vec<Running> = lab.backends.iter().map(decap).collect();
     let mut balancer = place.start(&[]);
-    let stop = AtomicBool::new(false);
+    let (stop, served) = (AtomicBool::new(false), AtomicU64::new(0));
     let asked = thread::scope(|scope| {
         let traffic: Vec<_> = [lab.vip4(), lab.vip6()]
             .map(|vip| {
                 let mut tcp = TcpClient::connect(&lab.client, (vip, 80).into()).unwrap();
                 let udp = UdpClient::connect(&lab.client, (vip, 80).into()).unwrap();
-                let stop = &stop;
+                let (stop, served) = (&stop, &served);
                 scope.spawn(move || {
                     let mut asked = 0;
                     while !stop.load(Ordering::Relaxed) {
@@ -69,6 +71,7 @@ fn nothing_is_lost_from_one_process_to_the_next() {
                         assert_eq!(udp.ask(b"who").unwrap(), "backend0");
                         assert_eq!(tcp.ask("who").unwrap(), "backend0");
                         asked += 1;
+                        served.fetch_add(1, Ordering::Relaxed);
                     }
                     asked
                 })
@@ -100,6 +103,10 @@ fn nothing_is_lost_from_one_process_to_the_next() {
             }
             ends(&mut balancer, &next);
             balancer = next;
+            let before = served.load(Ordering::Relaxed);
+            eventually("clients are served on", || {
+                served.load(Ordering::Relaxed) > before + 100
+            });
         }
         stop.store(true, Ordering::Relaxed);
         traffic
@@ -107,7 +114,6 @@ fn nothing_is_lost_from_one_process_to_the_next() {
             .map(|thread| thread.join().unwrap())
             .sum::<u64>()
     });
-    assert!(asked > 1000, "{asked}");
     assert_eq!(
         servers
             .1
@@ -139,7 +145,9 @@ fn a_hung_owner_keeps_the_balancer_until_killed() {
         (output.status.success(), text)
     };
     let (works, text) = whose();
-    assert!(!works && text.contains("no sign of life for 1"), "{text}");
+    let seconds = text.split("no sign of life for ").nth(1);
+    let seconds = seconds.and_then(|text| text.split(' ').next()?.parse().ok());
+    assert!(!works && seconds >= Some(10), "{text}");
     // It does not know that it was stopped.
     owner.process.signal(SIGCONT).unwrap();
     owner.process.signal(SIGHUP).unwrap();
@@ -214,26 +222,32 @@ fn an_orphan_stops_after_its_limit() {
     let mut owner = place.start(&[]);
     let mut tcp = TcpClient::connect(&lab.client, (lab.vip4(), 80).into()).unwrap();
     let udp = UdpClient::connect(&lab.client, (lab.vip6(), 80).into()).unwrap();
-    udp.set_patience(Duration::from_millis(200)).unwrap();
-    let is_forwarding = || udp.ask(b"who").is_ok();
+    // What passes is answered, too, so that no answer has to be waited for in vain.
+    let vip = format!("addr add {}/128 dev lo nodad", lab.vip6());
+    place.host().ip(&vip).unwrap();
+    let passed = UdpServer::start(place.host(), &[lab.vip6()], 80, "passed").unwrap();
+    let answers = || udp.ask(b"who").unwrap();
     // An owner that hangs, and one that is gone.
     for signal in [SIGSTOP, 9] {
-        assert!(is_forwarding());
+        assert_eq!(answers(), "backend0");
         assert_eq!(tcp.ask("who").unwrap(), "backend0");
         owner.process.signal(signal).unwrap();
         let began = Instant::now();
-        eventually("it passes", || !is_forwarding());
-        assert!(began.elapsed() > Duration::from_secs(3));
+        // A busy machine may have kept the owner from its last sign of life.
+        let silence = katran::pinned(&place.directory).unwrap().silence.unwrap();
+        eventually("it passes", || answers() == "passed");
+        let limit = began.elapsed() + silence;
+        assert!(limit > Duration::from_secs(4), "{limit:?}");
         thread::sleep(Duration::from_secs(1));
-        assert!(!is_forwarding());
+        assert_eq!(answers(), "passed");
         match signal {
             SIGSTOP => owner.process.signal(SIGCONT).unwrap(),
             _ => owner = place.start(&[]),
         }
-        eventually("it forwards", is_forwarding);
+        eventually("it forwards", || answers() == "backend0");
     }
     assert_eq!(tcp.ask("who").unwrap(), "backend0");
     owner.process.kill().unwrap();
     place.remove();
-    drop((decaps, servers));
+    drop((decaps, servers, passed));
 }

@@ -17,13 +17,18 @@ use std::time::Instant;
 use katran_lab::Host;
 use katran_lab::Process;
 use katran_lab::eventually;
-use nix::pty::Winsize;
-use nix::pty::openpty;
+use nix::fcntl::OFlag;
+use nix::fcntl::open;
+use nix::pty::grantpt;
+use nix::pty::posix_openpt;
+use nix::pty::ptsname_r;
+use nix::pty::unlockpt;
+use nix::sys::stat::Mode;
 use nix::sys::termios::Termios;
 use nix::sys::termios::tcgetattr;
 use vt100::Parser;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program on its own terminal.
 pub(crate) struct OnTerminal {
@@ -42,16 +47,30 @@ fn count(number: u16) -> NonZero<u16> {
     NonZero::new(number).unwrap()
 }
 
+/// A terminal of 80 columns and 24 lines: the end with the keyboard, and the program's. Children of
+/// other tests get neither; the program's end would stay open in them.
+fn pair() -> (File, OwnedFd) {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let keyboard = posix_openpt(flags).unwrap();
+    grantpt(&keyboard).unwrap();
+    unlockpt(&keyboard).unwrap();
+    let path = ptsname_r(&keyboard).unwrap();
+    let terminal = open(path.as_str(), flags, Mode::empty()).unwrap();
+    set_size(&terminal, 80, 24);
+    (OwnedFd::from(keyboard).into(), terminal)
+}
+
+fn set_size(terminal: &OwnedFd, columns: u16, lines: u16) {
+    let mut stty = Command::new("stty");
+    stty.args(["rows", &lines.to_string(), "cols", &columns.to_string()]);
+    stty.stdin(terminal.try_clone().unwrap());
+    assert!(stty.status().unwrap().success());
+}
+
 impl OnTerminal {
     pub(crate) fn start(host: &Host, program: &Command) -> Self {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let pty = openpty(&size, None).unwrap();
-        let before = tcgetattr(&pty.slave).unwrap();
+        let (keyboard, terminal) = pair();
+        let before = tcgetattr(&terminal).unwrap();
         // This becomes its controlling terminal instead of the one the tests started from.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(program.get_program());
@@ -63,13 +82,13 @@ impl OnTerminal {
             };
         }
         command.env("TERM", "xterm");
-        command.stdin(pty.slave.try_clone().unwrap());
-        command.stdout(pty.slave.try_clone().unwrap());
-        command.stderr(pty.slave.try_clone().unwrap());
+        command.stdin(terminal.try_clone().unwrap());
+        command.stdout(terminal.try_clone().unwrap());
+        command.stderr(terminal.try_clone().unwrap());
         let process = host.spawn_command(command).unwrap();
         let shown = Arc::new(Mutex::new(String::new()));
         let screen = Arc::new(Mutex::new(Parser::new(count(24), count(80), 0)));
-        let mut output = File::from(pty.master.try_clone().unwrap());
+        let mut output = keyboard.try_clone().unwrap();
         let (sink, mut bytes) = (Arc::clone(&shown), [0; 4096]);
         let drawn = Arc::clone(&screen);
         let reader = thread::spawn(move || {
@@ -81,11 +100,11 @@ impl OnTerminal {
         });
         Self {
             process,
-            keyboard: pty.master.into(),
+            keyboard,
             shown,
             screen,
             reader,
-            terminal: pty.slave,
+            terminal,
             before,
         }
     }
@@ -100,10 +119,7 @@ impl OnTerminal {
     pub(crate) fn resize(&self, columns: u16, lines: u16) {
         let mut screen = self.screen.lock().unwrap();
         screen.screen_mut().set_size(count(lines), count(columns));
-        let mut stty = Command::new("stty");
-        stty.args(["rows", &lines.to_string(), "cols", &columns.to_string()]);
-        stty.stdin(self.terminal.try_clone().unwrap());
-        assert!(stty.status().unwrap().success());
+        set_size(&self.terminal, columns, lines);
     }
 
     pub(crate) fn type_keys(&mut self, keys: &str) {

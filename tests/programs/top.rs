@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use katran_lab::Host;
 use katran_lab::Lab;
@@ -133,15 +134,25 @@ fn plain_top_shows_traffic_with(tracking: &str) {
     let lab = Lab::new(LabConfig::default()).unwrap();
     let file = configuration(&lab, tracking);
     let host = &lab.balancers[0].host;
+    /// Packets a second, of 1,000 that are meant: enough for the bounds below.
+    const BUSY: f64 = 110.0;
     let _traffic = Flood::start(&lab);
     let mut running = Commanded::start(host, &file, &["--interface", "eth0"]);
     let mut command = running.command("top");
     command.args(["--interval", "0.5"]);
     let mut top = Running::start(host, command);
-    // The second sample covers a whole interval.
+    // The second sample covers a whole interval. A busy machine may have let the client rest.
     top.says("traffic");
-    top.says("traffic");
-    let received = numbers(&mut top, "received");
+    let mut received;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        top.says("traffic");
+        received = numbers(&mut top, "received");
+        if received[0] > BUSY {
+            break;
+        }
+        assert!(Instant::now() < end, "{received:?}");
+    }
     let sent = numbers(&mut top, "sent");
     let dropped = numbers(&mut top, "dropped");
     let hit_rate = numbers(&mut top, "hit rate")[0];
@@ -153,7 +164,7 @@ fn plain_top_shows_traffic_with(tracking: &str) {
     let reals = numbers(&mut top, "198.51.100.");
     let empty = numbers(&mut top, "ring_empty");
     let cpu = numbers(&mut top, "cpu ");
-    // Three flows of four, and at least 50 rounds a second on a busy machine.
+    // Three flows of five to the first VIP, and one to each of the others.
     assert!(v4[0] > 50.0 && v6[0] > 15.0, "{v4:?} {v6:?}");
     // 128 bytes by IPv4's length, 108 by IPv6's.
     assert!((v4[1] / v4[0] / 8.0 - 128.0).abs() < 5.0, "{v4:?}");
@@ -388,8 +399,10 @@ fn keys_work_on_terminals_of_all_sizes() {
             && lines[11].starts_with("q quit")
     });
     top.type_keys("\u{1b}");
-    let lines = top.stands("one table", |lines| has(lines, "500 VIPs, 494 to 500"));
-    assert!(!has(&lines, "reals,"), "{lines:?}");
+    // A frame may be drawn half.
+    top.stands("one table", |lines| {
+        has(lines, "500 VIPs, 494 to 500") && !has(lines, "reals,")
+    });
     top.resize(200, 50);
     top.stands("a large screen", |lines| {
         lines.len() == 50
@@ -400,11 +413,9 @@ fn keys_work_on_terminals_of_all_sizes() {
     top.type_keys("/:1f3");
     top.stands("what is typed", |lines| has(lines, "filter: :1f3_"));
     top.type_keys("\r");
-    let lines = top.stands("one VIP", |lines| has(lines, "500 VIPs, 1 with \":1f3\""));
-    assert!(
-        has(&lines, &name(499)) && !has(&lines, &name(498)),
-        "{lines:?}"
-    );
+    top.stands("one VIP", |lines| {
+        has(lines, "500 VIPs, 1 with \":1f3\"") && has(lines, &name(499)) && !has(lines, &name(498))
+    });
     // The smallest window there can be.
     top.resize(1, 1);
     top.resize(80, 24);

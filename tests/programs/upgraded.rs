@@ -42,7 +42,7 @@ const LAST_FRAMES: Duration = Duration::from_secs(20);
 /// How the balancer gets to the next process.
 #[derive(Clone, Copy, Debug)]
 enum How {
-    /// The old process is told to end.
+    /// The old process gets the signal to end.
     Stopped,
     Killed,
     /// The old process hands over when the next one asks.
@@ -183,12 +183,18 @@ impl Counted {
 fn watched<T>(directory: &Path, f: impl FnOnce() -> T) -> (T, Duration) {
     let stop = AtomicBool::new(false);
     let watch = || {
-        let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+        // Counts from one look without an owner to the last such look: this thread may have to
+        // wait for a CPU.
+        let (mut longest, mut first) = (Duration::ZERO, None);
         while !stop.load(Relaxed) {
-            if katran::pinned(directory).unwrap().owner != PinnedOwner::Nobody {
-                last = Instant::now();
+            let looked = Instant::now();
+            match katran::pinned(directory).unwrap().owner {
+                PinnedOwner::Nobody => {
+                    let first = *first.get_or_insert_with(Instant::now);
+                    longest = longest.max(looked.saturating_duration_since(first));
+                }
+                _ => first = None,
             }
-            longest = longest.max(last.elapsed());
             thread::sleep(Duration::from_millis(1));
         }
         longest
@@ -302,7 +308,8 @@ fn upgraded(next: Next) {
         lost_before,
         "frames that interfaces have lost"
     );
-    // The last frames are on their way.
+    // The last frames are on their way: acknowledgements of closed connections, too.
+    eventually("all connections are closed", || traffic::are_closed(lab));
     let sent = || traffic::sent(&lab.client) - sent_before;
     let last = Instant::now() + LAST_FRAMES;
     while sent() != taken_out(&decaps) && Instant::now() < last {

@@ -2,8 +2,6 @@
 //! own fate.
 
 use std::net::IpAddr;
-use std::thread;
-use std::time::Duration;
 
 use katran::Features;
 use katran::Flow;
@@ -14,6 +12,7 @@ use katran::RealChange;
 use katran::VipFlags;
 use katran::flows::Choice;
 use katran::flows::Reason;
+use katran_lab::eventually;
 
 use crate::common::all_in_table;
 use crate::common::at;
@@ -163,11 +162,7 @@ fn entries_of_such_a_vip_are_swept() {
         .modify_reals(vip, &[RealChange::Add(Real::new(ip(B)))])
         .unwrap();
     katran.remove_real(vip, ip(A)).unwrap();
-    let gone = (0..200).any(|_| {
-        thread::sleep(Duration::from_millis(20));
-        stats(&katran).entries == 0
-    });
-    assert!(gone, "{:?}", stats(&katran));
+    eventually("no entry is left", || stats(&katran).entries == 0);
 }
 
 #[test]

@@ -384,7 +384,7 @@ fn icmp_errors_make_no_entry_count_no_miss_and_raise_no_event() {
     }
     let began = Instant::now();
     let mut events = Vec::new();
-    while events.len() < 2 && began.elapsed() < Duration::from_secs(10) {
+    while events.len() < 2 && began.elapsed() < Duration::from_secs(60) {
         thread::sleep(Duration::from_millis(10));
         events.extend(monitor.take());
     }
@@ -407,12 +407,13 @@ fn icmp_errors_do_not_keep_an_entry_alive() {
     );
     let flow = Flow::udp(at("192.0.2.7:40001"), at("203.0.113.1:53"));
     let reason = |frame: &[u8]| katran.simulate(frame).unwrap().reason;
+    let begun = Instant::now();
     assert_eq!(reason(&frame(flow)), Reason::Ring);
     let made = Instant::now();
     let error = frames::unreachable(flow, 8);
     while made.elapsed() < TIMEOUT + Duration::from_millis(100) {
         let now = reason(&error);
-        assert!(now == Reason::FlowTable || made.elapsed() > TIMEOUT - Duration::from_millis(50));
+        assert!(now == Reason::FlowTable || begun.elapsed() > TIMEOUT - Duration::from_millis(50));
         thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(reason(&error), Reason::Ring);

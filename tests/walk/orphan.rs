@@ -34,7 +34,7 @@ use crate::common::serve;
 use crate::common::vip;
 use crate::common::wire::ipip;
 
-const LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(60);
 const ZERO: [u8; 4] = [0; 4];
 
 /// The owner's last sign of life: the section's last word.
@@ -132,7 +132,7 @@ fn everything_passes_until_an_owner_gives_a_sign_of_life() {
     let second = in_ticks(Duration::from_secs(1));
     for (alive, is_orphan) in [
         (now, false),
-        (now - in_ticks(LIMIT) + 3 * second, false),
+        (now - in_ticks(LIMIT) + 30 * second, false),
         (now - in_ticks(LIMIT) - second, true),
         // 32 bits of ticks later, and more.
         (now - (1 << 32), true),

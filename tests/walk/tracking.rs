@@ -23,6 +23,7 @@ use katran::Vip;
 use katran::VipFlags;
 use katran::flows::Verdict;
 use katran_lab::allowed_cpus;
+use katran_lab::eventually;
 use katran_lab::stay_on;
 
 use crate::common::bpf;
@@ -273,6 +274,8 @@ impl Judge {
         let begins = is_tcp && (lives.is_none() || self.random.in_hundred(10));
         let service = &self.services[of];
         let packet = Packet::new(service.flow(number)).flags(if begins { SYN } else { ACK });
+        // Not later than the kernel's stamp.
+        let used = Instant::now();
         let ran = bpf::run(self.katran.program_fd(), &packet.frame());
         let to = (ran.verdict == Verdict::Tx).then(|| {
             let [.., a, b, c, d]: [u8; 34] = ran.frame[..34].try_into().unwrap();
@@ -303,7 +306,6 @@ impl Judge {
             say("moved");
         }
         self.judged += u64::from(lives.is_some() && !begins);
-        let used = Instant::now();
         self.services[of].flows[number] = to.map(|real| Known { real, used });
     }
 
@@ -330,16 +332,9 @@ impl Judge {
     fn check_that_all_settles(&self) {
         thread::sleep(self.idle + SLACK);
         for service in &self.services {
-            let began = Instant::now();
-            while self.katran.stats().slots(service.vip).unwrap().unsettled != 0 {
-                let slots = self.katran.stats().slots(service.vip).unwrap();
-                assert!(
-                    began.elapsed() < 5 * self.idle,
-                    "{}: {slots:?}",
-                    service.vip
-                );
-                thread::sleep(Duration::from_millis(20));
-            }
+            eventually(format_args!("{} settles", service.vip), || {
+                self.katran.stats().slots(service.vip).unwrap().unsettled == 0
+            });
         }
     }
 }

@@ -135,7 +135,7 @@ impl Pair {
 
     /// The events, in order and with the first bytes of their frames.
     pub(super) fn events(&self) -> Result<(), String> {
-        const LONGEST: Duration = Duration::from_secs(5);
+        const LONGEST: Duration = Duration::from_secs(60);
         let Some(monitor) = &self.monitor else {
             return Ok(());
         };
