@@ -1,5 +1,5 @@
-//! Commands that pages, comments, messages and alerts quote exist: make targets, Cargo's, and those of
-//! the examples.
+//! Commands that pages, comments, messages and alerts quote exist: make targets, Cargo's, and those
+//! of the examples.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -159,7 +159,8 @@ impl Known {
         }
         let known = help::options(help);
         for option in arguments.filter(|word| word.starts_with("--") && word.len() > 2) {
-            let option = option.split('=').next().unwrap_or_default();
+            // A message may continue with an inserted value.
+            let option = option.split(['=', '{']).next().unwrap_or_default();
             if !known.contains(option) && option != "--help" {
                 found.push(format!("{call} has no option {option}"));
             }

@@ -1,5 +1,5 @@
-//! Prose in pages and comments is at most 100 columns wide, so that it can be read in a terminal and
-//! in a diff. Tables, code, headings, links' targets and generated text may be wider.
+//! Prose in pages and comments is at most 100 columns wide, so that it can be read in a terminal
+//! and in a diff. Tables, code, headings, links' targets and generated text may be wider.
 
 use crate::files;
 use crate::markdown;

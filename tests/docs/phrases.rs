@@ -4,7 +4,7 @@ use crate::none_of;
 use crate::texts;
 use crate::texts::Kind;
 
-/// Phrases to avoid anywhere, and what to write instead.
+/// Phrases to avoid anywhere, and what to write instead. A point is the end of a sentence.
 const PHRASES: [(&str, &str); 46] = [
     ("a matter of", "name the matter"),
     ("affair", "name it"),
@@ -33,9 +33,9 @@ const PHRASES: [(&str, &str); 46] = [
     ("is to be", "must be"),
     ("is told", "who reports what"),
     ("not to be", "must not"),
-    ("of its own", "its own, separate"),
+    ("of its own .", "its own, separate"),
     ("of one's own", "your own"),
-    ("of their own", "their own, separate"),
+    ("of their own .", "their own, separate"),
     ("on one's own", "alone"),
     ("second and cpu", "per second on each CPU"),
     ("so long that", "longer than"),
