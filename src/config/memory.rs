@@ -33,6 +33,7 @@ pub struct MemoryEstimate {
     maps: Vec<MapMemory>,
 }
 
+/// # Totals and maps
 impl MemoryEstimate {
     /// The maps, largest first, without those of features that are off.
     pub fn maps(&self) -> &[MapMemory] {

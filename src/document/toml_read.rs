@@ -57,6 +57,7 @@ use crate::types::check_mark;
 use crate::types::check_real;
 use crate::types::check_server_id;
 
+/// # Reading TOML
 impl State {
     /// Reads a TOML document.
     ///

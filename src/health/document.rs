@@ -91,6 +91,7 @@ impl PartialEq for Document {
     }
 }
 
+/// # Reading and checking
 impl Document {
     /// Reads a TOML document.
     ///

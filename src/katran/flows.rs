@@ -194,6 +194,7 @@ pub struct FlowsMut<'a> {
     katran: &'a mut Katran,
 }
 
+/// # Removing entries
 impl FlowsMut<'_> {
     /// Removes a flow from all tables; its next packet follows the ring. Returns the number of
     /// entries removed.

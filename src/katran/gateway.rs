@@ -42,6 +42,7 @@ pub struct Gateways<'a> {
     katran: &'a Katran,
 }
 
+/// # Gateways, next hops and sources
 impl Gateways<'_> {
     /// The MAC address that encapsulated frames for a family's reals go to; all zero while the
     /// library has not discovered it.

@@ -67,6 +67,7 @@ pub struct SourceRoutesMut<'a> {
     katran: &'a mut Katran,
 }
 
+/// # Changing routes
 impl SourceRoutesMut<'_> {
     /// Sends new flows of clients in these prefixes to a real, of either family, at VIPs with
     /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). The longest prefix wins, so

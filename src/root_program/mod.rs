@@ -47,6 +47,14 @@ use beside::unpin;
 use beside::unpinned;
 
 /// Settings of a root program.
+///
+/// ```no_run
+/// use katran::RootProgram;
+///
+/// let root = RootProgram::builder().entries(8).frags(true).load()?;
+/// assert_eq!(root.entries().count(), 8);
+/// # Ok::<(), katran::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RootProgramBuilder {
     entries: u32,
@@ -62,6 +70,7 @@ impl Default for RootProgramBuilder {
     }
 }
 
+/// # Settings and loading
 impl RootProgramBuilder {
     /// The number of programs that can share the interface. Default: 3. Range: 1 to 16.
     pub fn entries(mut self, entries: u32) -> Self {
@@ -154,6 +163,7 @@ pub struct RootProgram {
     pinned: Option<PathBuf>,
 }
 
+/// # Attaching, entries and pinning
 impl RootProgram {
     /// Settings to load a root program with.
     pub fn builder() -> RootProgramBuilder {

@@ -223,6 +223,15 @@ impl FromStr for FlowTableKind {
 }
 
 /// The router that encapsulated frames go to.
+///
+/// ```
+/// use katran::Gateway;
+/// use katran::Katran;
+///
+/// let found = Katran::builder().gateway(Gateway::Auto);
+/// let fixed = Katran::builder().gateway(Gateway::Mac("0a:00:00:00:00:fe".parse()?));
+/// # Ok::<(), katran::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gateway {
     /// The station with this MAC address.
