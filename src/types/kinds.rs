@@ -300,8 +300,8 @@ pub enum NextHops {
     /// others through their routers. For networks without a router between balancer and reals.
     PerReal,
     /// As `PerReal`, but by the interface that leads to the real. An interface that packets leave
-    /// by needs native XDP, and some drivers send only with an XDP program of their own (veth: on
-    /// its peer).
+    /// by needs native XDP, and some drivers send only if it has an XDP program (veth: if its peer
+    /// has one).
     Redirect,
 }
 
