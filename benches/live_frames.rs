@@ -10,7 +10,7 @@
 //! Seconds are CPU time, including the kernel's part.
 //!
 //! cargo bench --bench live_frames                      # minutes
-//! cargo bench --bench live_frames -- --peer OBJECT     # docs/performance.md says how to compile one
+//! cargo bench --bench live_frames -- --peer OBJECT     # compiled as docs/performance.md says
 //! cargo bench --bench live_frames -- --tracking KIND --changed
 //! cargo bench --bench live_frames -- --quick           # seconds: only whether it works
 //!

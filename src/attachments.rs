@@ -1,8 +1,8 @@
 //! Attachments, and the next hops of packets.
 //!
 //! [`Katran::attach`](crate::Katran::attach) and similar calls return an [`Attachment`]; a
-//! [`NextHop`] is what the library knows about the path to a real. [`Gateways`] lists next hops, and
-//! [`GatewaysMut`] changes gateways and sources.
+//! [`NextHop`] is what the library knows about the path to a real. [`Gateways`] lists next hops,
+//! and [`GatewaysMut`] changes gateways and sources.
 
 pub use crate::attach::Attachment;
 pub use crate::attach::AttachmentState;

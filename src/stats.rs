@@ -1,8 +1,9 @@
 //! Counters, sizes and memory of a balancer.
 //!
 //! [`Counters`] is a snapshot of all counters, read by
-//! [`Katran::counters`](crate::Katran::counters); [`Stats`] reads the parts one by one. Values only grow until the next load, unless a field says
-//! otherwise. The feature `serde` makes them serialisable.
+//! [`Katran::counters`](crate::Katran::counters); [`Stats`] reads the parts one by one. Values only
+//! grow until the next load, unless a field says otherwise. The feature `serde` makes them
+//! serialisable.
 
 pub use crate::config::MapMemory;
 pub use crate::config::MemoryEstimate;

@@ -2,8 +2,8 @@
 //! module knows only those above it in the list, names come from the module that defines them, and
 //! a module's files form no circle.
 //!
-//! The list is read from the document, so it cannot go stale. Nor can the page's diagrams: each holds
-//! the source that it was drawn from.
+//! The list is read from the document, so it cannot go stale. Nor can the page's diagrams: each
+//! holds the source that it was drawn from.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -95,6 +95,67 @@ fn the_handle_stays_short() {
         (50..=66).contains(&methods.len()),
         "{}: {methods:#?}",
         methods.len()
+    );
+}
+
+/// On the handle's page the calls that everybody needs come first: rustdoc follows the order in
+/// which `src/katran/mod.rs` declares its files.
+#[test]
+fn the_handle_begins_with_what_everybody_needs() {
+    let root = read("src/katran/mod.rs");
+    let files = root.lines().filter_map(|line| {
+        let name = line.strip_prefix("mod ")?.strip_suffix(';')?;
+        let path = format!("src/katran/{name}.rs");
+        let blocks = blocks(&read(&path)).into_iter();
+        let mut on_the_handle = blocks.filter(|block| block.of == "Katran");
+        on_the_handle.find_map(|block| block.public.into_iter().next())
+    });
+    let first: Vec<String> = files.take(3).collect();
+    assert_eq!(first, ["builder", "attach", "add_vip"]);
+}
+
+/// A type's page in the documentation lists its blocks of methods with their headings.
+#[test]
+fn blocks_of_public_methods_have_headings() {
+    let mut of_types: BTreeMap<String, Vec<(String, Block)>> = BTreeMap::new();
+    for (path, text) in sources() {
+        for block in blocks(&text) {
+            if !block.public.is_empty() {
+                let of_type = of_types.entry(block.of.clone()).or_default();
+                of_type.push((path.clone(), block));
+            }
+        }
+    }
+    assert!(of_types.len() > 40, "{:?}", of_types.keys());
+    let mut found = Vec::new();
+    for of_type in of_types.values() {
+        for (path, block) in of_type {
+            let needs_one = of_type.len() > 1 || block.public.len() >= 3;
+            if needs_one && !block.has_heading {
+                found.push(format!("{path}: {}: {:?}", block.of, block.public));
+            }
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "without a heading (`/// # Loading`) above `impl`:\n{}",
+        found.join("\n")
+    );
+}
+
+#[test]
+fn blocks_are_found() {
+    let text = "/// # Loading\n#[cfg(test)]\nimpl<'a, T> Own<'a, T> {\n    pub fn a() {\n    }\n    \
+                fn b() {}\n    pub const fn c() {}\n    pub(crate) fn d() {}\n}\n\
+                impl From<Own> for Other {\n    pub fn e() {}\n}\n/// Text.\nimpl Other {\n}\n";
+    let found: Vec<_> = blocks(text)
+        .into_iter()
+        .map(|block| (block.of, block.has_heading, block.public.join(" ")))
+        .collect();
+    let block = |of: &str, has, public: &str| (of.to_owned(), has, public.to_owned());
+    assert_eq!(
+        found,
+        [block("Own", true, "a c"), block("Other", false, "")]
     );
 }
 
@@ -548,6 +609,57 @@ fn methods(path: &str, text: &str) -> Vec<Method> {
         });
     }
     methods
+}
+
+/// A block of a type's own methods.
+struct Block {
+    of: String,
+    has_heading: bool,
+    /// The names of its public methods.
+    public: Vec<String>,
+}
+
+/// The blocks of a file in rustfmt's layout.
+fn blocks(text: &str) -> Vec<Block> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let name = |text: &str| text.split(|c| !is_part(c)).next().map(str::to_owned);
+    let mut blocks: Vec<Block> = Vec::new();
+    let (mut has_heading, mut is_inside) = (false, false);
+    for line in text.lines() {
+        if line.starts_with("/// # ") {
+            has_heading = true;
+        } else if let Some(rest) = line.strip_prefix("impl") {
+            // Its parameters may have parameters, too, but then no space follows inside.
+            let of = match rest.starts_with('<') {
+                true => rest.split_once("> ").map(|(_, of)| of),
+                false => Some(rest.trim_start()),
+            };
+            is_inside = !line.contains(" for ") && line.ends_with('{');
+            if is_inside && let Some(of) = of.and_then(name) {
+                blocks.push(Block {
+                    of,
+                    has_heading,
+                    public: Vec::new(),
+                });
+            }
+            has_heading = false;
+        } else if line == "}" {
+            is_inside = false;
+        } else if !line.starts_with("///") && !line.starts_with("#[") {
+            has_heading = false;
+        }
+        let method = line.strip_prefix("    pub ").map(|rest| {
+            let rest = rest.strip_prefix("const ").unwrap_or(rest);
+            rest.strip_prefix("fn ").and_then(name)
+        });
+        if is_inside
+            && let Some(Some(method)) = method
+            && let Some(block) = blocks.last_mut()
+        {
+            block.public.push(method);
+        }
+    }
+    blocks
 }
 
 /// The imports in a file that its module must not have.

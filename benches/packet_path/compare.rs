@@ -1,5 +1,5 @@
-//! Katran's own program and this crate's, alternating: a table of both with the ratio of each pair of
-//! runs, and a file for `figures`.
+//! Katran's own program and this crate's, alternating: a table of both with the ratio of each pair
+//! of runs, and a file for `figures`.
 
 use std::fmt;
 use std::io;

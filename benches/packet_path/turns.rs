@@ -1,5 +1,5 @@
-//! Runs alternately: the wrapper alone, one hash lookup, and the timed programs, each in every round,
-//! so that disturbances of the machine hit all.
+//! Runs alternately: the wrapper alone, one hash lookup, and the timed programs, each in every
+//! round, so that disturbances of the machine hit all.
 
 use katran_yardstick::Peer;
 use katran_yardstick::Yardstick;

@@ -130,8 +130,11 @@ fn open(path: &Path) -> Result<(PcapReader<File>, PcapHeader)> {
         .with_context(cannot)?;
     let header = capture.header();
     if header.datalink != DataLink::ETHERNET {
-        let kind = header.datalink;
-        bail!("{}: frames of type {kind:?}, not Ethernet", path.display());
+        let kind = u32::from(header.datalink);
+        bail!(
+            "{}: frames of link type {kind}, not Ethernet",
+            path.display()
+        );
     }
     Ok((capture, header))
 }

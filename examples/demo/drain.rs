@@ -170,7 +170,7 @@ fn start(site: &Site) -> Result<Vec<Download>> {
     Ok(downloads)
 }
 
-/// A download that goes on by itself.
+/// A download that continues in the background.
 struct Download {
     client: SocketAddr,
     backend: usize,

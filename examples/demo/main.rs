@@ -1,9 +1,9 @@
 //! The load balancer at work: a client, a router, a balancer and four web servers, each a network
 //! namespace of this process, with real traffic between them.
 //!
-//! `make demo` installs what the demo needs and runs it as root. The last line is a verdict, and the
-//! exit status is 0 only if everything that the demo shows is true. Outside its process it makes
-//! only a directory for nginx's files, and removes it at the end, even after Ctrl-C.
+//! `make demo` installs what the demo needs and runs it as root. The last line is a verdict, and
+//! the exit status is 0 only if everything that the demo shows is true. Outside its process it
+//! makes only a directory for nginx's files, and removes it at the end, even after Ctrl-C.
 //!
 //! Each part has a file, [`site`] what they share, and `lb.toml` the balancer's configuration.
 

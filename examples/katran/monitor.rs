@@ -44,7 +44,8 @@ pub(crate) struct Arguments {
     /// Write one pcap file for each kind of event here, instead of printing
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Show only this kind of event (tcp_non_syn_miss, packet_too_big or quic_real_gone); repeatable
+    /// Show only this kind of event (tcp_non_syn_miss, packet_too_big or quic_real_gone);
+    /// repeatable
     #[arg(long, value_name = "NAME")]
     event: Vec<EventKind>,
     /// The largest number of events of each kind per second on each CPU

@@ -153,7 +153,7 @@ impl Bound {
                 let is_full = Arc::strong_count(&clients) > MAX_CLIENTS + 1;
                 let serve = move || {
                     let _client = client;
-                    // A client that is gone hears nothing of it.
+                    // A client that is gone does not learn of it.
                     let _ = match is_full {
                         true => refuse(&stream, "too many clients: try again later"),
                         false => serve(&stream, &handle, long),

@@ -131,7 +131,7 @@ impl CgroupLink {
             return Ok(None);
         };
         let present = link.cgroup_info().map_err(failed)?.program;
-        // If somebody replaced the program, it is none of them.
+        // If another process replaced the program, it is none of these.
         let own = program::numbered(programs, present).or(programs.first().copied());
         let Some(program) = own else {
             return Ok(None);
@@ -316,7 +316,7 @@ impl Attachments<CgroupLink> {
         Ok(())
     }
 
-    /// Adds a pinned one. A process that ended while it restored one left the former one too.
+    /// Adds a pinned one. A process that ended while it restored one left the old one, too.
     pub(crate) fn resume_kept(&mut self, kept: CgroupLink) {
         let path = kept.path.clone();
         let is_there =

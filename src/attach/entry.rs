@@ -35,7 +35,7 @@ use crate::sys::rcu::GracePeriod;
 const SPECIAL: &str = "special_program";
 
 /// A program for an entry, and the array of programs that it tail-calls. The kernel empties that
-/// array when nobody has it open, so it is pinned beside the entries: the program outlives its
+/// array when no process has it open, so it is pinned beside the entries: the program outlives its
 /// process.
 #[derive(Clone, Copy)]
 pub(crate) struct EntrySet<'a> {
@@ -247,7 +247,7 @@ impl Attached for Entry {
     }
 
     fn detach(&mut self) -> Result<()> {
-        // Last, because without the record nobody would know of the rest.
+        // Last, because without the record no process would know of the rest.
         if let Some(record) = self.record.clone() {
             self.finish()?;
             let removed = pin::remove(&record);
@@ -349,7 +349,7 @@ impl Attachments<Entry> {
             array: entries.id(),
             namespace: namespace.unwrap_or(0),
         };
-        // First: without a record, nobody would own the entry and its pins.
+        // First: without a record, no process would own the entry and its pins.
         let record = keep_in.map(|directory| name.write(directory, entries.path()));
         let record = record.transpose();
         let record = record.map_err(|error| entries.error("record an entry of", error))?;
@@ -549,7 +549,7 @@ pub(crate) fn special_pins(path: &Path, position: Option<u32>) -> io::Result<Vec
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        // Somebody else's file may have such a name.
+        // Another program's file may have such a name.
         if array.is_some_and(|array| array.name() == SPECIAL) {
             pins.push(pin);
         }

@@ -40,7 +40,7 @@ impl PinName {
     }
 
     /// The contents of the name of a pin of this kind; `None` for other names, and for pins that
-    /// have not replaced their predecessor yet: nobody was told about those.
+    /// have not replaced their predecessor yet: no caller knows those.
     pub(super) fn of(kind: &str, path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?;
         let mut parts = name.split('_');

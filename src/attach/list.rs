@@ -53,11 +53,11 @@ pub(crate) trait Replaceable: Attached {
     /// A program with everything needed to switch to it.
     type Kept;
 
-    /// Does whatever can fail; `None` if the attachment is gone or somebody else's.
+    /// Does whatever can fail; `None` if the attachment is gone or another program replaced ours.
     fn prepare(&self, program: Self::Program<'_>) -> Result<Option<Self::Kept>>;
 
-    /// Replaces the present program, and returns it. An attachment that goes away in the meantime
-    /// is no error. After a refusal the present program stays.
+    /// Replaces the current program, and returns it. An attachment that goes away in the meantime
+    /// is no error. After a refusal the current program stays.
     fn switch(&mut self, program: Self::Kept) -> std::result::Result<Self::Kept, Error>;
 }
 
@@ -156,7 +156,7 @@ impl<A: OnInterface> Attachments<A> {
     }
 
     /// Forgets lost attachments whose interface has another one: a process that ended while
-    /// restoring left the former one too.
+    /// restoring one left the old one, too.
     pub(crate) fn forget_succeeded(&mut self) {
         let name = |held: &A| (held.target().place.namespace, held.target().last_name());
         let present: Vec<_> = self.present().map(name).collect();

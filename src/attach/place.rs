@@ -31,7 +31,7 @@ pub enum AttachmentState {
     /// again or call `reattach`.
     Gone,
     /// The interface moved to another network namespace. The program works there until you detach
-    /// it by the name that the interface had. Only a thread of the former namespace can detect
+    /// it by the name that the interface had. Only a thread of the earlier namespace can detect
     /// this, or any thread if the index changed; others see `Attached`, as do all threads after the
     /// interface moves back. `reattach` leaves it alone.
     Moved,

@@ -34,11 +34,23 @@ pub struct EntryProgram {
 /// An entry's program decides about a frame, or hands it to the next entry with a tail call into
 /// the same array. If no entry has a program, the frame passes. Entries stay when the process that
 /// set them ends.
+///
+/// ```no_run
+/// use katran::attachments::SharedEntries;
+///
+/// let entries = SharedEntries::open("/sys/fs/bpf/katran_root")?;
+/// for (position, program) in entries.programs()?.into_iter().enumerate() {
+///     let name = program.map_or("empty".to_owned(), |program| program.name);
+///     println!("entry {position}: {name}");
+/// }
+/// # Ok::<(), katran::Error>(())
+/// ```
 pub struct SharedEntries {
     path: PathBuf,
     array: ProgramArray,
 }
 
+/// # Entries
 impl SharedEntries {
     /// Opens the array pinned at a path.
     ///

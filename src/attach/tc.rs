@@ -45,7 +45,7 @@ use crate::types::TcHook;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TcAttachment {
-    /// The interface's name: the present one if the calling thread is in its network namespace,
+    /// The interface's name: the current one if the calling thread is in its network namespace,
     /// else the last one seen from there.
     pub interface: String,
     /// The interface's index in its network namespace.
@@ -146,7 +146,7 @@ impl TcLink {
                 return Ok(None);
             };
             let present = link.info()?.program;
-            // If somebody replaced the program, it is none of them.
+            // If another process replaced the program, it is none of these.
             let own = program::numbered(programs, present).or(programs.first().copied());
             let Some(program) = own else {
                 return Ok(None);
@@ -430,7 +430,7 @@ impl Filter {
                 }
                 None => {}
             }
-            // First: without a record, nobody would own the discipline or the filter.
+            // First: without a record, no process would own the discipline or the filter.
             if let Some(directory) = plan.keep_in {
                 let (path, meanwhile) = name(made_clsact).paths(directory);
                 pin::replace(plan.program, &path, &meanwhile).map_err(failed)?;

@@ -58,7 +58,7 @@ pub(crate) enum Onward {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Attachment {
-    /// The interface's name: the present one if the calling thread is in its network namespace,
+    /// The interface's name: the current one if the calling thread is in its network namespace,
     /// else the last one seen from there.
     pub interface: String,
     /// The interface's index in its network namespace.
@@ -226,7 +226,7 @@ impl XdpLink {
             return Ok(None);
         };
         let present = link.info().map_err(failed)?.program;
-        // If somebody replaced the program, it is none of them.
+        // If another process replaced the program, it is none of these.
         let own = program::numbered(programs, present).or(programs.first().copied());
         let Some(program) = own else {
             return Ok(None);
@@ -385,8 +385,8 @@ impl Attachments<XdpLink> {
         Ok(target)
     }
 
-    /// Restores our program where somebody replaced it in one of our links: tries all, and returns
-    /// the first failure.
+    /// Restores our program where another one replaced it in one of our links: tries all, and
+    /// returns the first failure.
     pub(crate) fn take_back(&mut self) -> Result<()> {
         let replaced = self
             .iter()

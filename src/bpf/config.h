@@ -42,7 +42,7 @@ const volatile __u32 flow_sets = 1;
 const volatile __u64 flow_keys[FLOW_WORDS + 1] = {};
 /* A SYN follows its flow's entry if that was used within this many ticks. */
 const volatile __u32 syn_follows = 5000;
-const volatile __u64 flood_threshold = 125000; /* new flows per second and CPU */
+const volatile __u64 flood_threshold = 125000; /* new flows per second on each CPU */
 const volatile __u32 encapsulation = ENCAPSULATION_IPIP;
 const volatile __u16 gue_port = 6080;
 /* The server-id table's hash: an odd multiplier and a start value. */
@@ -50,8 +50,8 @@ const volatile __u64 server_id_key = 1;
 const volatile __u64 server_id_start = 0;
 /* Elements of `server_ids` in each of its parts. */
 const volatile __u32 server_id_chunks = 1;
-/* Whether outer IPv4 headers copy the inner packet's DF bit, and carry an identification without
- * it. */
+/* Whether outer IPv4 headers copy the inner packet's DF bit, and carry an identification if it is
+ * clear. */
 const volatile __u8 inherit_dont_fragment = 0;
 /* Outer IPIP source prefixes, as words in memory order: the first half of an IPv4 address, the
  * first three quarters of an IPv6 address. */

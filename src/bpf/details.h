@@ -13,12 +13,12 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-/* Of this many packets without a pair one tries to make it: with a full map that takes locks and
- * searches the free places of all CPUs. A power of two. */
+/* Of this many packets without a pair one tries to make it: in a full map that takes locks and a
+ * search of all CPUs' free places. A power of two. */
 enum { UNPAIRED_TRIES = 256 };
 
-/* The counters of a VIP with one of its reals, which the first packet makes; NULL: there is no room
- * for more pairs, or there was none a moment ago. */
+/* The counters of a VIP with one of its reals, which the first packet makes; NULL: the map is full,
+ * or was when another packet last tried. */
 static __always_inline struct vip_real_counters *counters_of_pair(const struct vip_real *pair,
 								  __u64 unpaired)
 {

@@ -4,9 +4,8 @@
  * calls it for each packet whose flow the table may know.
  *
  * A flow belongs to one set of two cache lines. A new flow replaces the least recently used entry
- * of its set; if several entries belong to flows of which only one packet was seen, the oldest of
- * those. An entry holds a fingerprint of the flow instead of its addresses: 48 bits of a hash, and
- * its VIP.
+ * of its set or, if several entries belong to flows with one packet so far, the oldest of those. An
+ * entry holds a fingerprint of the flow instead of its addresses: 48 bits of a hash, and its VIP.
  *
  * The table starts with few sets in use and splits them one by one as flows arrive (linear hashing:
  * Litwin, "Linear hashing: a new tool for file and table addressing", VLDB 1980), so that few flows
@@ -25,8 +24,9 @@
 #include <stddef.h>
 
 #define WAYS_PER_LINE ((int)(64 / sizeof(struct flow_entry)))
-/* Sets to split when a flow fills the first line of its set, or goes beyond it. Sets then hold one
- * or two flows on average, and only one new flow in thousands finds its set full. */
+/* The number of sets to split when a flow fills the first line of its set, or enters the second.
+ * Sets then hold one or two flows on average, and only one new flow in thousands finds its set
+ * full. */
 #define SPLITS 4
 /* Entries of single-packet flows that a set keeps when it makes room. */
 #define ONCE_STAY 2
@@ -62,7 +62,7 @@ static __always_inline __u32 active_set(__u32 hash, __u32 active, __u32 mask)
 {
 	const __u64 number = hash & mask;
 	/* All ones if that set is not in use yet: its flows are still in the set it will be split
-	 * from. No branch, because one would go either way at random. */
+	 * from. Not a branch, because its outcome would be random. */
 	const __u64 beyond = sign_mask((__u64)active - 1 - number);
 
 	return number ^ (beyond & (mask ^ mask >> 1));
@@ -153,9 +153,9 @@ LOOKED_AT_ONCE int sets_choose(struct flow_set *set, __u64 fingerprint, __u32 no
 }
 
 /* The offset of the flow's entry in this line, counted from 1 entry, or 0 if the line has none.
- * Offsets of several matches add up. There is no branch: most sets are in no cache, so a branch on
- * their contents is resolved late, and a wrong prediction throws away all the work done
- * meanwhile. */
+ * Offsets of several matches add up. There is no branch: most sets are not in the CPU's cache, so a
+ * branch on their contents is resolved late, and a wrong prediction discards all the work done in
+ * the meantime. */
 static __always_inline __u64 line_find(const struct flow_entry *line, __u64 fingerprint)
 {
 	__u64 place = 0;

@@ -60,8 +60,8 @@ static int sum_step(__u32 step __attribute__((unused)), struct summing *summing)
 
 	if (last > SUM_STEP - 1)
 		last = SUM_STEP - 1;
-	/* The verifier must see both ends of the range; that of Linux 6.1 learns no lower bound
-	 * from a comparison with 0. */
+	/* The verifier must see both ends of the range; in Linux 6.1 it learns no lower bound from
+	 * a comparison with 0. */
 	barrier_var(last);
 	last &= SUM_STEP - 1;
 	if (bpf_xdp_load_bytes(summing->ctx, summing->from, bytes, last + 1)) {

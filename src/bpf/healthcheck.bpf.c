@@ -39,7 +39,7 @@ static __always_inline bool is_from_here(const struct probe *probe)
 	return is_own_address(own_addresses(), source, probe->v6);
 }
 
-/* Whether this program has already wrapped the probe: if it left by its neighbour's address, it
+/* Whether this program has already wrapped the probe: one that the kernel sends to a neighbour
  * passes this hook again. */
 static __always_inline bool is_wrapped(struct __sk_buff *skb, const struct probe *probe)
 {
@@ -99,7 +99,7 @@ static __always_inline void count_key(const struct vip_key *key)
 
 static __always_inline void clear_mark(struct __sk_buff *skb)
 {
-	/* The verifier wants an offset from the context itself, but the compiler would keep the
+	/* The verifier requires an offset from the context itself, but the compiler would reuse the
 	 * field's address from an earlier read: this hides that it is the same pointer. */
 	asm volatile("" : "+r"(skb));
 	skb->mark = 0;

@@ -27,8 +27,8 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
-/* An id's answer: the real's number, and above it the step; negative: a reason to drop; 0: it led
- * nowhere. */
+/* An id's answer: the real's number, and above it the step; negative: a reason to drop; 0: no
+ * real. */
 #define ROUTED(number, step) ((int)((number) | (step) << REAL_NUMBER_BITS))
 
 /* Counts a flow that an id took from another real. */

@@ -95,8 +95,8 @@ static __always_inline bool remember_in_slot(const struct run *run, const struct
 	id = *(volatile __u32 *)&real->id;
 	if (!id)
 		return false;
-	/* Counted for the guard, but remembered even under flood: otherwise the flow would break at
-	 * its next packet. */
+	/* The flood guard counts the flow, but never prevents the entry: without one the flow would
+	 * break at its next packet. */
 	under_flood(run, now);
 	return flow_remember(run, place, key, flow_choose(place, now), id, now, USED_NO_ID);
 }
@@ -118,13 +118,13 @@ enum in_slot {
 	IN_SLOT_MISS = 1 << 18, /* the flow is new, or has most likely lost its real */
 	IN_SLOT_BROKEN = 1 << 19, /* the latter */
 	IN_SLOT_SPLIT = 1 << 20, /* split sets */
-	IN_SLOT_DEVIATES = 1 << 21, /* a connection begins elsewhere than on the base */
+	IN_SLOT_DEVIATES = 1 << 21, /* a connection begins on a real other than the base */
 };
 
 /* The number of the real for the packet that this CPU's record describes, in an unsettled slot, and
- * bits of enum in_slot. The real is that of the flow's entry if that is no older than the change;
- * else the base for a flow that is older than the change; else the ring's. A global function, so
- * the verifier checks it once; it looks up whatever cannot be passed to such a function. */
+ * bits of enum in_slot. The real comes from the flow's entry if that is no older than the change;
+ * else from the base if the flow is older than the change; else from the ring. A global function,
+ * so the verifier checks it once; it looks up whatever cannot be passed to such a function. */
 LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 {
 	const __u32 zero = 0;
@@ -167,8 +167,8 @@ LOOKED_AT_ONCE int choose_in_slot(__u32 ring, __u32 index)
 			answer |= IN_SLOT_MISS | IN_SLOT_BROKEN;
 		if (number && (udp || first) && !leaves) {
 			answer |= IN_SLOT_MISS;
-			/* Only an entry keeps a connection from an old one in the replaced
-			 * program's table. */
+			/* Without an entry here the connection would find an old entry in the
+			 * replaced program's table. */
 			if (remember_in_slot(&run, &place, &query->flow, value, number,
 					     query->vip.flags & VIP_HANDS_BACK ? 0 : base, now))
 				answer |= IN_SLOT_SPLIT;

@@ -114,7 +114,7 @@ static __always_inline enum drop_reason age_inner(const struct tunnel *tunnel)
 	return DROP_NONE;
 }
 
-/* Whether the inner packet may continue. If so, it is now as it leaves the tunnel. */
+/* Whether the inner packet may continue. If so, this has made the changes due at a tunnel's end. */
 static __always_inline enum drop_reason check_inner(const struct run *run, const struct tunnel *tunnel,
 						    bool egress)
 {
@@ -126,10 +126,10 @@ static __always_inline enum drop_reason check_inner(const struct run *run, const
 		return DROP_INNER_VERSION;
 	if (!inner_is_whole(tunnel))
 		return DROP_INNER_TRUNCATED;
-	/* For packets that are walked or passed, the walk or the host checks this. */
+	/* The walk or the host checks this for packets that they get. */
 	if (egress && !inner_holds_its_header(tunnel))
 		return DROP_INNER_TRUNCATED;
-	/* What leaves may come back in, one header lighter each time. */
+	/* A packet that leaves may return, with one header less each time. */
 	if (egress && is_nested(run, tunnel))
 		return DROP_NESTED_TUNNEL;
 	if (egress && limit_egress_sources &&
@@ -154,7 +154,7 @@ static __always_inline bool strip(struct run *run, struct cursor *cursor, __be16
 	return true;
 }
 
-/* Counts a GUE packet for the host for the VIP that it belongs to. */
+/* Counts a GUE packet that goes to the host, for its VIP. */
 static __always_inline void count_for_vip(struct cursor inner, enum family family)
 {
 	struct packet packet = {};

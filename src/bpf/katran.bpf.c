@@ -59,8 +59,8 @@ static __always_inline int choose_and_send(const struct run *run, struct packet 
 	return send_out(run, packet, choice, real, family);
 }
 
-/* Whether frames for other stations leave before the walk and not once the VIP is known. They must
- * where the walk could unwrap or answer them. */
+/* Whether frames for other stations are passed before the walk, and not only once the VIP is known.
+ * They must be if the walk could unwrap or answer them. */
 static __always_inline bool sorts_early(const struct run *run)
 {
 	return is(run, RARE) || rare_feature(run, FEATURE_INLINE_DECAP);
@@ -167,7 +167,7 @@ static __always_inline int walk(struct xdp_md *ctx, const enum variant variant)
 	__u64 arrived;
 	__be16 type;
 
-	/* Element 0 of a one-element array always exists, but the verifier wants the check. */
+	/* Element 0 of a one-element array always exists, but the verifier requires the check. */
 	if (!run.cpu)
 		return XDP_ABORTED;
 	if (variant & EXPLAINS) {
@@ -284,8 +284,8 @@ int katran_ids(struct xdp_md *ctx)
 	return finish(&run, drop(&run, DROP_PROGRAM_MISSING), query->arrived);
 }
 
-/* Takes the packet that the CPU's record describes. Never NULL in practice; the verifier wants the
- * check. */
+/* Takes the packet that the CPU's record describes. Never NULL in practice; the verifier requires
+ * the check. */
 static __always_inline const struct id_query *take_over(struct run *run, struct cursor *cursor)
 {
 	const __u32 zero = 0;
@@ -300,7 +300,7 @@ static __always_inline const struct id_query *take_over(struct run *run, struct 
 }
 
 /* Sends a packet to the real that its id names. A separate program, because the verifier would
- * otherwise check this code once for each way that leads to an id. */
+ * otherwise check this code once for each path that leads to an id. */
 SEC("xdp")
 int katran_send(struct xdp_md *ctx)
 {

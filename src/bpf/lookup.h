@@ -123,8 +123,8 @@ static __always_inline struct vip_info *find_inexact_vip(struct vip_key *key, en
 	return NULL;
 }
 
-/* Ignores a packet's port. TCP flows keep it in their key, because tables tell connections
- * apart. */
+/* Makes a packet's source port not count. TCP flows keep it in their key, because tables
+ * distinguish connections. */
 static __always_inline void ignore_source(struct packet *packet, __u64 any)
 {
 	packet->hash_ports &= 0xffff0000;
@@ -159,7 +159,7 @@ static __always_inline bool find_vip(struct packet *packet,
 	packet->hash_ports = packet->flow.source_port | (__u32)packet->flow.destination_port << 16;
 	info = find_exact_vip(&key, family, number);
 	if (likely(info)) {
-		/* One load, so that flags and ring are of the same moment. */
+		/* One load, so that flags and ring match. */
 		word = *(volatile __u64 *)&info->vip;
 	} else {
 		info = find_inexact_vip(&key, family, number);
@@ -176,8 +176,8 @@ static __always_inline bool find_vip(struct packet *packet,
 	return true;
 }
 
-/* The same as functions that the verifier checks once. It knows nothing about packet and VIP
- * afterwards, so all ways to a packet are one from there on. */
+/* The same as functions. The verifier checks each once, and after a call knows nothing about packet
+ * and VIP, so it checks the code that follows once and not for each path that leads there. */
 LOOKED_AT_ONCE int find_vip_v4(struct packet *packet, __u32 *number, struct vip *vip)
 {
 	return packet && number && vip && find_vip(packet, FAMILY_V4, number, vip);
@@ -194,8 +194,8 @@ static __always_inline bool find_vip_once(struct packet *packet, enum family fam
 	return family == FAMILY_V6 ? find_vip_v6(packet, number, vip) : find_vip_v4(packet, number, vip);
 }
 
-/* The real with this number; NULL if the number is out of range. The verifier must see comparison
- * and access on one register, in this order: that of Linux 6.1 forgets the bounds of a spilled
+/* The real with this number; NULL if the number is out of range. The verifier must see the
+ * comparison and then the access on one register: in Linux 6.1 it forgets the bounds of a spilled
  * register. */
 static __always_inline struct real *real_at(__u64 number)
 {
@@ -227,9 +227,9 @@ static __always_inline struct real *real_numbered(__u64 number)
 	return real;
 }
 
-/* Whether a real has this id. The verifier checks this once: inlined into a large function the
- * compiler would spill the number, and the verifier of Linux 6.1 forgets the bounds of a spilled
- * register. */
+/* Whether a real has this id. The verifier checks this once. If it were inlined into a large
+ * function, the compiler would spill the number, and the verifier of Linux 6.1 forgets the bounds
+ * of a spilled register. */
 LOOKED_AT_ONCE int is_real(__u32 id)
 {
 	const struct real *real = real_at(id & REAL_NUMBER_MASK);

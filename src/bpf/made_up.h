@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* Makes outer addresses and ports that are made up per flow valid. The balancer's encapsulation and
- * the health checks call it. */
+/* Corrects the outer addresses and ports that are made up per flow, where they would be invalid.
+ * The balancer's encapsulation and the health checks call it. */
 #pragma once
 
 #include <linux/types.h>

@@ -12,7 +12,7 @@ static __always_inline __u64 hop_of(__u32 number)
 {
 	__u64 *first = hops;
 
-	/* As in real_at(). One load, so that address and port are of one moment. */
+	/* As in real_at(). One load, so that address and port match. */
 	barrier_var(first);
 	return number <= max_reals ? *(volatile __u64 *)&first[number] : 0;
 }

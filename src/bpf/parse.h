@@ -115,7 +115,7 @@ static __always_inline bool parse_plain_transport(const struct run *run, struct 
 	} else {
 		return false;
 	}
-	/* Both at once. */
+	/* Both ports in one load. */
 	both = *(const __u32 *)ports;
 	packet->flow.source_port = both;
 	packet->flow.destination_port = both >> 16;

@@ -227,7 +227,8 @@ static __always_inline int parse_v6(const struct run *run, struct cursor *cursor
 static __always_inline int parse_transport(const struct run *run, struct cursor *cursor,
 					   struct packet *packet, enum family family, __u32 left)
 {
-	const __u32 ip_header = family == FAMILY_V6 ? 0 : sizeof(struct iphdr); /* counts in l3_length */
+	/* The part of l3_length that is the IP header. */
+	const __u32 ip_header = family == FAMILY_V6 ? 0 : sizeof(struct iphdr);
 	const __u8 protocol = packet->flow.protocol;
 	struct udphdr *ports;
 

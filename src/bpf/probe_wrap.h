@@ -138,9 +138,9 @@ static __always_inline bool wrap_v6(struct __sk_buff *skb, const struct probe *p
 	return !bpf_skb_store_bytes(skb, ETH_HLEN, &outer.ip, sizeof(outer.ip), 0);
 }
 
-/* Wraps a probe. By the neighbour's address, the kernel sends it on later. By the gateway's, it
- * leaves from here, so this writes that address, and if the probe was sent on another interface the
- * source of the one it leaves by. */
+/* Wraps a probe. Without `by_gateway` the kernel resolves the neighbour and sends the packet later.
+ * With it this program sends the frame, so this writes the gateway's address and, if the probe was
+ * sent on another interface (`elsewhere`), the source address of the one it leaves by. */
 static __always_inline bool wrap(struct __sk_buff *skb, const struct probe *probe,
 				 const struct probe_real *real, bool by_gateway, bool elsewhere)
 {
@@ -149,7 +149,7 @@ static __always_inline bool wrap(struct __sk_buff *skb, const struct probe *prob
 	const __u64 source = settings.own_mac;
 	const __be16 type = to_v6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 
-	/* The way is not known yet. */
+	/* The gateway's or the own address is not known yet. */
 	if (by_gateway && (!destination || (elsewhere && !source)))
 		return false;
 	if (!(to_v6 ? wrap_v6(skb, probe, real) : wrap_v4(skb, probe, real)))

@@ -24,7 +24,7 @@ struct choice {
 	struct vip vip;
 	__u32 vip_number;
 	__u32 number; /* of the real */
-	__u32 reason; /* of enum drop_reason; if not DROP_NONE, the packet has no real and goes no further */
+	__u32 reason; /* of enum drop_reason; if not DROP_NONE, there is no real */
 	struct flow_place place;
 };
 
@@ -404,8 +404,8 @@ static __always_inline int walk_specially(const struct run *run, const struct pa
 	return drop(run, DROP_PROGRAM_MISSING);
 }
 
-/* The packet that was handed over. The verifier knows nothing about its contents, so all ways that
- * led here are one. */
+/* The packet that was handed over. The verifier knows nothing about its contents, so it checks what
+ * follows once for all paths. */
 static __always_inline struct packet packet_of(const struct id_query *query)
 {
 	return (struct packet){

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (MIT OR GPL-2.0-only) */
-/* The end of the walk (step 9): counts the packet for VIP and real, and sends it. */
+/* The end of the walk (step 9): counts the packet for VIP and real, and sends it. katran.bpf.c,
+ * ids.h and quic_walk.h call it with the real that they have chosen. */
 #pragma once
 
 #include "config.h"

@@ -83,7 +83,8 @@ static __always_inline __u32 server_id_search(__u32 id)
 	return real ? real : server_id_in_line(base, (__u32)(hash >> 8) & mask, id);
 }
 
-/* The same as a function that the verifier checks once, not after all ways that lead to an id. */
+/* The same as a function that the verifier checks once, and not for each path that leads to an
+ * id. */
 LOOKED_AT_ONCE __u32 server_id_lookup(__u32 id)
 {
 	return server_id_search(id);

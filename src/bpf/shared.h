@@ -35,10 +35,10 @@ enum vip_flag {
 	VIP_SRC_DST_PORT = 1 << 7,
 	VIP_UDP_STABLE_ROUTING = 1 << 8,
 	VIP_UDP_FLOW_MIGRATION = 1 << 9,
-	/* Set by the library if it counts more than packets and bytes for the VIP. */
+	/* Set by the library if it wants more than packets and bytes counted for the VIP. */
 	VIP_IN_DETAIL = 1 << 26,
-	/* Set by the library while the tables of the replaced program may know more of the VIP's
-	 * flows than those of this one. */
+	/* Set by the library while the replaced program's tables may have entries of the VIP that
+	 * this program's lack. */
 	VIP_HANDS_BACK = 1 << 27,
 	/* Set by the library if only unsettled slots look up the VIP's flows in tables. */
 	VIP_TRACKS_CHANGES = 1 << 28,
@@ -203,7 +203,7 @@ struct vip_prefix_key {
 _Static_assert(sizeof(struct vip_prefix_key) == 24, "vip_prefix_key is copied byte by byte");
 
 /* The part of a VIP that packets need. Both halves are read and written as one word, so that a
- * packet sees flags and ring of the same moment. */
+ * packet sees flags and ring that match. */
 struct vip {
 	__u32 flags;
 	__u32 ring;
@@ -576,8 +576,8 @@ struct station {
  * first cache line holds what every packet reads. */
 struct live {
 	__u64 gateway_mac; /* six bytes as in a frame, then two zero bytes: one load, one store */
-	__u32 watched_vip; /* the number of the VIP whose misses count per real, plus one; 0: none */
-	__u32 any_port_vips; /* how many there are: none, no lookup */
+	__u32 watched_vip; /* number of the VIP whose misses count per real, plus one; 0: none */
+	__u32 any_port_vips; /* how many there are; if 0, packets skip the lookup */
 	__u32 prefix_vips;
 	__u32 any_port_prefix_vips;
 	__u32 max_frame; /* the longest frame that is forwarded, Ethernet header included */
@@ -587,9 +587,9 @@ struct live {
 	struct own_addresses own[2];
 	__u64 gateway_mac_v6; /* the same for reals with IPv6 addresses */
 	__u32 events; /* a bit for each kind that a monitor listens to */
-	__u32 event_limit; /* events of each kind per second and CPU */
+	__u32 event_limit; /* events of each kind per second on each CPU */
 	/* The current server-id table: its part times SERVER_ID_TABLE, and a mask, the number of
-	 * its lines minus one. One word, so that both are of one table. */
+	 * its lines minus one. One word, so that both describe the same table. */
 	__u32 server_ids;
 	/* A frame is for this station if its first eight bytes, shifted by `station_shift`, equal
 	 * `station`: an address if all interfaces share one, or 0 if only the group bit can be
@@ -602,7 +602,7 @@ struct live {
 };
 
 /* Where packets for a real go: six bytes of Ethernet address, and above them the number of the port
- * to leave by. One word, so that both are of one moment. 0: not known. */
+ * to leave by. One word, so that both match. 0: not known. */
 enum hop_constant {
 	HOP_PORT_SHIFT = 48,
 	/* Ports at most. Number 0 is the interface where the frame arrived. */
@@ -733,7 +733,7 @@ struct probe_settings {
 	__u64 gateway_mac_v6;
 	__u64 own_mac; /* of the interface that probes leave by */
 	__u32 interface; /* its index; 0: each probe leaves by the interface it was sent on */
-	__u32 destinations; /* how many of these matches there are: none, no lookup */
+	__u32 destinations; /* how many of these matches there are; if 0, probes skip the lookup */
 	__u32 sources;
 	__u32 own_current; /* which of the two, as in struct live */
 	struct own_addresses own[2];

@@ -48,7 +48,7 @@ static __always_inline __u32 number_in(const struct slot *slot)
 }
 
 /* The real with the number in a slot or an entry. Hides what the verifier knows about the number,
- * so that all ways that lead here are one. */
+ * so that it checks what follows once for all paths. */
 static __always_inline struct real *real_of_slot(__u64 number)
 {
 	return real_at(number + unknown_zero(number));

@@ -25,8 +25,8 @@ struct tunnel {
 	const void *destination;
 	__u32 outer_bytes; /* headers in front of the inner packet, without Ethernet's */
 	__u32 length; /* of the outer packet, by its IP header */
-	/* Bytes of the outer packet behind its headers; anything further in the frame is padding,
-	 * whatever it looks like. Below 0: the outer packet ends within its headers. */
+	/* Bytes of the outer packet behind its headers; anything beyond is padding, whatever it
+	 * looks like. Below 0: the outer packet ends within its headers. */
 	__s32 carried;
 	__u8 tos; /* of the outer header: type of service or traffic class */
 	bool outer_v6;
@@ -152,7 +152,7 @@ static __always_inline bool find_tunnel_v6(struct tunnel *tunnel, struct cursor 
 	return ip && find_tunnel_behind_v6(tunnel, ip, cursor, 0, ip->nexthdr, port);
 }
 
-/* Whether the tunnel carries the inner packet's whole header. */
+/* Whether the outer packet holds the inner packet's whole header. */
 static __always_inline bool inner_header_is_whole(const struct tunnel *tunnel)
 {
 	const __u32 header = tunnel->inner_v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
@@ -161,7 +161,7 @@ static __always_inline bool inner_header_is_whole(const struct tunnel *tunnel)
 	return tunnel->carried >= (__s32)header && cursor_take(&cursor, header);
 }
 
-/* Whether it carries the whole inner packet, whose header is there. */
+/* Whether it holds the whole inner packet, whose header is there. */
 static __always_inline bool inner_is_whole(const struct tunnel *tunnel)
 {
 	struct cursor cursor = tunnel->inner;

@@ -13,8 +13,8 @@
  */
 #define LOOKED_AT_ONCE __weak __noinline
 
-/* 0, without the verifier knowing. The verifier checks paths one by one if they differ in a number
- * that they know; paths that know no number are one. */
+/* 0, without the verifier knowing. The verifier checks paths separately if a number that it knows
+ * differs between them; this makes them the same. */
 static __always_inline __u64 unknown_zero(__u64 any)
 {
 	__u64 same = any;
@@ -36,8 +36,8 @@ static __always_inline __u64 sign_mask(__u64 number)
 	return mask;
 }
 
-/* Keeps what a rare branch sets in that branch. If nothing else happens there, compilers set the
- * value before they branch. */
+/* Keeps an assignment in its rare branch. Otherwise compilers may assign before they branch, for
+ * every packet. */
 #define stay_aside() asm volatile("" : : "i"(__COUNTER__))
 
 /* Follows a call in each of two branches, to keep the compiler from merging them into one call with

@@ -18,6 +18,14 @@ bitflags! {
     /// The default set is `STRICT_DESTINATION | ICMP_TOO_BIG | LOCAL_DELIVERY`. As text, features
     /// are these names in lower case with hyphens, separated by commas:
     /// `icmp-too-big,local-delivery`.
+    ///
+    /// ```
+    /// use katran::Features;
+    /// use katran::Katran;
+    ///
+    /// let features = Features::default() | Features::SOURCE_ROUTING;
+    /// let builder = Katran::builder().features(features);
+    /// ```
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     #[doc(alias = "KatranFeatureEnum")]
     pub struct Features: u32 {

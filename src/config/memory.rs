@@ -33,6 +33,7 @@ pub struct MemoryEstimate {
     maps: Vec<MapMemory>,
 }
 
+/// # Totals and maps
 impl MemoryEstimate {
     /// The maps, largest first, without those of features that are off.
     pub fn maps(&self) -> &[MapMemory] {
@@ -91,8 +92,8 @@ impl Builder {
     /// fraction of that, and about 50 bytes for each server id and source route. Four cases take
     /// more or less:
     ///
-    /// - With [`FlowTracking::Changed`](crate::FlowTracking::Changed) a VIP takes 8 bytes a slot more
-    ///   (524 kB at 65,537 slots) from a change of its reals until its slots are settled.
+    /// - With [`FlowTracking::Changed`](crate::FlowTracking::Changed) a VIP takes 8 bytes a slot
+    ///   more (524 kB at 65,537 slots) from a change of its reals until its slots are settled.
     /// - While updates of reals follow each other without a pause, and for some ten seconds after,
     ///   there is room for up to 72 more rings (9 MiB at 65,537 slots) than `when full` says.
     /// - Rings are made eight at a time, and a sixteenth ahead: a slot takes 2.3 bytes with 512

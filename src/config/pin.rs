@@ -42,8 +42,8 @@ impl Builder {
     ///
     /// The owner's library sees the request at once, finishes any call that changes something, and
     /// gives the balancer up; the old handle returns [`Error::HandedOver`] from then on. Forwarding
-    /// is not affected. It works between processes in any namespaces that both see the directory, and
-    /// between two handles of one process.
+    /// is not affected. It works between processes in any namespaces that both see the directory,
+    /// and between two handles of one process.
     ///
     /// An owner that does not answer in time, because it is stopped or in a longer call (see the
     /// callbacks of [`Katran::on_real_added`](crate::Katran::on_real_added)), keeps the balancer,

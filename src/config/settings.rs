@@ -1,5 +1,5 @@
-//! The table of settings. A row has everything about a setting; `table.rs` makes the rest from it: the
-//! setter of [`Builder`] with its documentation, the field of [`BalancerState`], the key of the
+//! The table of settings. A row has everything about a setting; `table.rs` makes the rest from it:
+//! the setter of [`Builder`] with its documentation, the field of [`BalancerState`], the key of the
 //! document, the range check, the default, and whether it is fixed at load. `make docs` writes the
 //! table of `docs/configuration.md` from the rows too.
 //!
@@ -9,10 +9,10 @@
 //! - `range`: `any`, `(low to high)`, or a text with a check.
 //! - `key`: the form in a document.
 //! - `changes`: `never` if the setting is fixed at load, `live` if `Katran::set_live` changes it
-//!   (`katran/apply.rs`). `(live through between)` computes, from the old and the new value, the value
-//!   to have while the rest of a state changes.
-//! - `constants`: the constants of `bpf/config.h` that the setting is written to at load; `(name)`, or
-//!   an expression of the value and the kernel's tick.
+//!   (`katran/apply.rs`). `(live through between)` computes, from the old and the new value, the
+//!   value to have while the rest of a state changes.
+//! - `constants`: the constants of `bpf/config.h` that the setting is written to at load; `(name)`,
+//!   or an expression of the value and the kernel's tick.
 //!
 //! This file is longer than others because the settings are one table.
 
@@ -154,8 +154,8 @@ settings! {
         changes: live,
     }
 
-    /// Where encapsulated frames go: to one router (fastest), to each real's own next hop, or to that
-    /// next hop through its own interface.
+    /// Where encapsulated frames go: to one router (fastest), to each real's own next hop, or to
+    /// that next hop through its own interface.
     ///
     /// With the last two, a configured [`gateway_mac`](Self::gateway_mac) is the address of
     /// the routers, and of reals that are not resolved yet. With [`Gateway::Auto`] the program
@@ -247,8 +247,8 @@ settings! {
 
     /// The outer sources of IPIP packets to IPv4 reals.
     ///
-    /// The argument is the first address of a /16 prefix. The last 16 bits differ by flow, so that a
-    /// backend's receive-side scaling spreads flows over its queues. If your network filters by
+    /// The argument is the first address of a /16 prefix. The last 16 bits differ by flow, so that
+    /// a backend's receive-side scaling spreads flows over its queues. If your network filters by
     /// source, use a prefix that it lets through.
     #[doc(alias = "IPIP_V4_PREFIX")]
     ipip_source_v4: Ipv4Addr {
@@ -706,7 +706,8 @@ settings! {
         changes: never,
     }
 
-    /// The outer source of IPIP probes: this host's address, or one made up as for clients' packets.
+    /// The outer source of IPIP probes: this host's address, or one made up as for clients'
+    /// packets.
     ///
     /// If the network blocks made-up sources, it then blocks the probes too.
     /// With [`ProbeSource::MadeUp`] and IPIP, probes need no address of this host.
@@ -766,8 +767,8 @@ impl BalancerState {
         }
     }
 
-    /// The settings for another load that `wanted` needs; `None` if the current load suffices. Settings
-    /// that change live keep their values, but the wanted features are added.
+    /// The settings for another load that `wanted` needs; `None` if the current load suffices.
+    /// Settings that change live keep their values, but the wanted features are added.
     pub(crate) fn reloaded(&self, wanted: &Self) -> Option<Self> {
         let changes = self.load_changes(wanted);
         if changes.is_empty() {
@@ -804,8 +805,8 @@ pub(crate) struct LiveChange {
     pub(crate) end: Option<LiveSetting>,
 }
 
-/// The values on the way from `current` to `wanted`, if they differ: the one that `between` computes,
-/// and the last one.
+/// The values on the way from `current` to `wanted`, if they differ: the one that `between`
+/// computes, and the last one.
 fn way<T: Clone + PartialEq>(
     current: &Option<T>,
     wanted: &Option<T>,

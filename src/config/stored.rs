@@ -34,7 +34,7 @@ impl Config {
 }
 
 impl BalancerState {
-    /// As they were loaded, whatever this machine is like at present.
+    /// As they were loaded, whatever this machine is like now.
     fn restored(&self) -> Result<Config> {
         let cpus = self.forwarding_cpus.iter().flatten().copied();
         let nodes = self.numa_nodes.iter().flatten().copied();

@@ -34,7 +34,7 @@ macro_rules! settings {
             $(constants: $constants:tt,)?
         }
     )+) => {
-        /// A balancer's settings. `None` keeps the default at load, and the present value
+        /// A balancer's settings. `None` keeps the default at load, and the current value
         /// afterwards.
         ///
         /// [`Builder`] has the units and ranges, and says what changes after load; any other

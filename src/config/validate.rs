@@ -145,9 +145,10 @@ fn placement(
         }
         Some(nodes) => {
             if let Some(node) = nodes.iter().find(|node| !machine.nodes.contains(node)) {
+                let online: Vec<_> = machine.nodes.iter().map(ToString::to_string).collect();
                 return refuse_nodes(
                     &nodes,
-                    format!("node {node} is not online (online: {:?})", machine.nodes),
+                    format!("node {node} is not online (online: {})", online.join(", ")),
                 );
             }
             nodes.into_iter().map(Some).collect::<Vec<_>>()

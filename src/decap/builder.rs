@@ -12,6 +12,18 @@ use crate::types::Prefix;
 use crate::types::check_host;
 
 /// Settings of a decapsulator.
+///
+/// ```no_run
+/// use katran::Decap;
+///
+/// let decap = Decap::builder()
+///     .destination("198.51.100.1".parse().unwrap())
+///     .allow_sources(["172.16.0.0/16".parse()?])
+///     .allow_destinations(["203.0.113.0/24".parse()?])
+///     .pin("/sys/fs/bpf/katran_decap")
+///     .load()?;
+/// # Ok::<(), katran::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecapBuilder {
     pub(super) destination_v4: Option<Ipv4Addr>,

@@ -204,9 +204,9 @@ impl Decap {
     ///
     /// # Errors
     /// [`Error::NoSuchInterface`]; [`Error::AlreadyExists`] if it is attached there, also by XDP,
-    /// because XDP would strip all tunnels first; [`Error::ForeignTcFilter`]; [`Error::Unsupported`] for
-    /// [`TcHook::Tcx`] before Linux 6.6, and for an interface without Ethernet headers;
-    /// [`Error::Privilege`]; [`Error::Verifier`]; [`Error::Kernel`].
+    /// because XDP would strip all tunnels first; [`Error::ForeignTcFilter`];
+    /// [`Error::Unsupported`] for [`TcHook::Tcx`] before Linux 6.6, and for an interface without
+    /// Ethernet headers; [`Error::Privilege`]; [`Error::Verifier`]; [`Error::Kernel`].
     pub fn attach_tc(&mut self, interface: &str, hook: TcHook) -> Result<TcAttachment> {
         let target = self.tc_attachments.check(interface)?;
         self.attachments.check_free(&target)?;
@@ -271,7 +271,7 @@ impl Decap {
 
     /// Detaches from one interface, from XDP or tc.
     ///
-    /// `interface` is the present name, if the interface is in the calling thread's network
+    /// `interface` is the current name, if the interface is in the calling thread's network
     /// namespace. Otherwise it is the name that the library last saw, or that you attached by. If
     /// several interfaces had the name, the one that is gone is meant.
     ///

@@ -134,13 +134,13 @@ impl Decap {
     }
 
     fn resume_attachments(&mut self, home: &Home) -> Result<()> {
-        // Those of a reload that was cut off may exist as well.
+        // Programs of a reload that was cut off may exist as well.
         let (mains, filters) = (home.programs(MAIN)?, home.programs(TC_PROGRAM)?);
         let mains: Vec<_> = mains.iter().map(AsFd::as_fd).collect();
         let filters: Vec<_> = filters.iter().map(AsFd::as_fd).collect();
         for path in home.attachments()? {
             if made_for(&path).is_some() {
-                // No caller ever heard of it.
+                // No call ever returned it.
                 home.end_leftover(&path)?;
             } else if let Some(link) = XdpLink::kept_at(&path, &mains)? {
                 self.attachments.resume(link);
@@ -185,7 +185,7 @@ impl Decap {
             });
         let is_left = matches!(&switched, Err((_, true)));
         if let Some(home) = &self.home
-            // What packets may still meet stays pinned, so that the next owner knows it.
+            // Programs that packets may still meet stay pinned, so that the next owner knows them.
             && !is_left
         {
             home.unstage_next();

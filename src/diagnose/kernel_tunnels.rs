@@ -22,7 +22,8 @@ pub(crate) struct KernelTunnels {
     pub(crate) ports: Vec<UdpTunnel>,
 }
 
-/// A tunnel device and its reverse-path filter: the stricter of its own setting and that for all.
+/// A tunnel device and its reverse-path filter: the stricter of the device's and the global
+/// setting.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
     pub(crate) tunnel: TunnelDevice,

@@ -180,6 +180,7 @@ pub struct Diagnosis {
     findings: Vec<Finding>,
 }
 
+/// # Findings
 impl Diagnosis {
     /// Diagnoses the machine and the calling thread, without a balancer: kernel and privileges. Use
     /// it to explain why loading failed.

@@ -14,6 +14,7 @@ use crate::pins::pinned;
 
 const ADOPT: &str = "start its program again: it adopts the balancer";
 
+/// # Pinned objects
 impl Diagnosis {
     /// Diagnoses what is pinned in a directory: whether it is complete and, for a balancer, whether
     /// its owner gives signs of life. Needs no handle and changes nothing.

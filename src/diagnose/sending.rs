@@ -17,7 +17,7 @@ use crate::types::NextHops;
 /// If one frame in so many, or more, did not leave, that is a problem; fewer are a warning.
 const BEARABLE: u64 = 100;
 
-/// What the program sent, and what became of it.
+/// The frames that the program sent, and what happened to them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sends {
     /// Through which interface frames leave.

@@ -20,7 +20,8 @@ pub(crate) trait Beside {
     -> Result<()>;
 }
 
-/// Reads nothing and refuses the keys: ignored, an operator would believe that checks run.
+/// Reads nothing and refuses the keys: if they were ignored, an operator would believe that checks
+/// run.
 pub(super) struct Nobody;
 
 fn nobody(page: &Page<'_>, value: &Value<'_>) -> Result<()> {

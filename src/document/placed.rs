@@ -33,6 +33,7 @@ pub struct Document {
     source: Source,
 }
 
+/// # Reading and checking
 impl Document {
     /// Reads a TOML document, as [`State::from_toml`] does.
     ///

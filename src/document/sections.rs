@@ -1,5 +1,5 @@
-//! The sections of a document and their keys, for the reader and for `docs/configuration.md`. The keys
-//! of `[balancer]` are in the table of settings (`config/settings.rs`).
+//! The sections of a document and their keys, for the reader and for `docs/configuration.md`. The
+//! keys of `[balancer]` are in the table of settings (`config/settings.rs`).
 
 use crate::config::SETTING_KEYS;
 

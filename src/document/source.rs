@@ -163,7 +163,7 @@ impl Read<'_> {
         }
     }
 
-    /// The part that a kernel object stands for.
+    /// The part of a state that a kernel object represents.
     fn object(&self, object: &str) -> Option<Place> {
         let state = self.state;
         let vip = state

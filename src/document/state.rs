@@ -219,6 +219,7 @@ pub(super) struct Conflict {
     pub(super) message: String,
 }
 
+/// # Loading
 impl State {
     /// A builder with the settings of `[balancer]`, and defaults for the rest.
     ///

@@ -57,6 +57,7 @@ use crate::types::check_mark;
 use crate::types::check_real;
 use crate::types::check_server_id;
 
+/// # Reading TOML
 impl State {
     /// Reads a TOML document.
     ///
@@ -80,14 +81,15 @@ impl State {
     /// # }
     /// ```
     ///
-    /// `docs/configuration.md` lists all keys, with units, ranges and defaults. The keys `health` are
-    /// refused here; `health::Document` (feature `health`) reads them.
+    /// `docs/configuration.md` lists all keys, with units, ranges and defaults. The keys `health`
+    /// are refused here; `health::Document` (feature `health`) reads them.
     ///
-    /// Reading needs memory for the text and the state, and some megabytes (30 times the text of the
-    /// longest table). Millions of lines take a second or two: read before you take a lock.
+    /// Reading needs memory for the text and the state, and some megabytes (30 times the text of
+    /// the longest table). Millions of lines take a second or two: read before you take a lock.
     ///
     /// Loading and [`apply`](crate::Katran::apply) check what depends on the machine and the
-    /// balancer. Read a [`Document`](crate::state::Document) to have their errors name the line too.
+    /// balancer. Read a [`Document`](crate::state::Document) to have their errors name the line
+    /// too.
     ///
     /// # Errors
     /// [`Error::Document`] with line and column if the text is not TOML, has an unknown key or a

@@ -30,6 +30,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::types::RealFlags;
 
+/// # Writing TOML
 impl State {
     /// Writes a TOML document, which [`from_toml`](Self::from_toml) reads as the same state.
     ///

@@ -1,5 +1,5 @@
-//! All VIPs: what is known of their reals, which mark probes which real, and what the balancer must
-//! be told. No I/O and no clock.
+//! All VIPs: what is known of their reals, which mark probes which real, and the changes that the
+//! balancer needs. No I/O and no clock.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -245,7 +245,7 @@ impl Board {
         state.probes = probes.into_iter().collect();
     }
 
-    /// Records what the balancer was told.
+    /// Records what was applied to the balancer.
     pub(super) fn told(&mut self, state: &State) {
         self.uncounted.clear();
         for of_vip in &state.vips {

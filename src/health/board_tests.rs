@@ -55,7 +55,7 @@ fn wanted(weights: &[u32]) -> State {
 struct Scene {
     board: Board,
     now: Instant,
-    /// The state that the balancer was told.
+    /// The state that was applied to the balancer.
     told: State,
 }
 
@@ -114,8 +114,8 @@ impl Scene {
         self.tell(&mut state);
     }
 
-    /// Records a probe's result and returns the events. Checks that the balancer is told what it
-    /// must be, and nothing else.
+    /// Records a probe's result and returns the events. Checks that exactly the necessary changes
+    /// are applied to the balancer.
     fn is(&mut self, last: u8, outcome: Outcome) -> Vec<Event> {
         self.now += Duration::from_millis(100);
         let target = Target {
@@ -379,7 +379,7 @@ fn the_weight_of_one_that_comes_back_climbs() {
     assert_eq!(scene.weights(), [8, 5]);
     scene.follow(&wanted(&[u32::MAX, 5]));
     assert_eq!(scene.weights(), [u32::MAX, 5], "no room to multiply");
-    // All at once: there is nobody else to serve.
+    // All at once: there is no other real to serve.
     let mut scene = Scene::with(policy, &[2, 2]);
     scene.round(|state| state.vips[0].down = vec![real(1), real(2)]);
 }
@@ -607,7 +607,7 @@ fn one_that_is_probed_no_more_is_in_use_again() {
     }
     scene.is(2, Outcome::Passed);
     assert_eq!(scene.told.vips[0].down, [real(1)]);
-    // New settings of a check that goes on do not change a real's status.
+    // New settings of a check that continues do not change a real's status.
     let with = |change: fn(&mut Policy)| {
         let mut settings = Settings::default();
         (settings.first_mark, settings.history) = (100, 4);
@@ -682,7 +682,7 @@ fn it_is_said_that_probes_are_not_sent() {
         assert!(scene.is(1, outcome).is_empty());
     }
     scene.now += Duration::from_secs(60);
-    assert!(scene.is(1, not_sent()).is_empty(), "it goes on");
+    assert!(scene.is(1, not_sent()).is_empty(), "it continues");
     scene.is(1, Outcome::Passed);
     assert_eq!(lines(scene.is(1, not_sent())), [said]);
     // The VIP has reported those that miss the tunnel.

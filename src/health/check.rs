@@ -380,8 +380,8 @@ impl Quic {
 ///
 /// The program leads its own process group, which is killed when it exits, at the
 /// [timeout](super::Policy::timeout), and when the checks end. If it fails, the first 300 bytes of
-/// its standard error are reported; standard output is discarded. The library waits for it without a
-/// signal handler.
+/// its standard error are reported; standard output is discarded. The library waits for it without
+/// a signal handler.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Command {

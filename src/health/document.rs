@@ -52,7 +52,10 @@ use crate::types::Vip;
 ///     address = "203.0.113.1"
 ///     port = 443
 ///     protocol = "tcp"
-///     reals = [ { address = "198.51.100.1" }, { address = "198.51.100.2", health = { fall = 5 } } ]
+///     reals = [
+///         { address = "198.51.100.1" },
+///         { address = "198.51.100.2", health = { fall = 5 } },
+///     ]
 ///     [vip.health]
 ///     check = { kind = "https", path = "/healthz", server_name = "www.example.com" }
 ///     slow_start = 30
@@ -88,6 +91,7 @@ impl PartialEq for Document {
     }
 }
 
+/// # Reading and checking
 impl Document {
     /// Reads a TOML document.
     ///

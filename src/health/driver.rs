@@ -66,7 +66,7 @@ pub(super) struct Known {
     pub(super) applied: u64,
     pub(super) refused: Option<String>,
     pub(super) ended: Option<String>,
-    /// The balancer must be told something.
+    /// There are changes to apply to the balancer.
     pub(super) pending: bool,
     /// No part of the checks is running any more.
     pub(super) gone: bool,
@@ -344,7 +344,7 @@ impl Driver {
         Some(())
     }
 
-    /// Tells the balancer what should hold now. Returns how long to leave it alone then, or why
+    /// Applies the wanted state to the balancer. Returns how long to leave it alone then, or why
     /// there will be no more rounds.
     fn round(&mut self) -> std::result::Result<Duration, End> {
         let shared = Arc::clone(&self.shared);

@@ -52,6 +52,20 @@ const WAITING: usize = 16_384;
 /// The checks share the balancer. They lock it to change something, for as long as an
 /// [`apply`](Katran::apply) of a few changes takes, and briefly after results to read counters.
 /// While you hold the lock, probing continues.
+///
+/// ```no_run
+/// # use std::sync::Arc;
+/// # use std::sync::Mutex;
+/// use katran::health::Health;
+/// use katran::health::Settings;
+///
+/// # fn example(katran: &Arc<Mutex<katran::Katran>>) -> katran::Result<()> {
+/// let health = Health::start_with(katran, Settings::default(), |event| println!("{event}"))?;
+/// let out = health.report().vips.into_iter().flat_map(|vip| vip.reals);
+/// println!("{} reals are out", out.filter(|real| real.out).count());
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "dropping it ends the checks"]
 pub struct Health {
     shared: Arc<Shared>,
@@ -66,6 +80,7 @@ impl fmt::Debug for Health {
     }
 }
 
+/// # Starting, changing and reporting
 impl Health {
     /// Starts probing the balancer's reals. A real that is down stays down until it answers.
     ///

@@ -31,7 +31,8 @@ const VIP_KEYS: &[Key] = key_rows! {
     panic_threshold: "percent", Some("0: only if none works"), "0 to 100";
     /// Drained reals that work take flows while all others are down.
     drained_fallback: "boolean", Some("true"), "true or false";
-    /// How long a real's weight climbs after it comes back or joins others. Refused for VIPs with the hash function `maglev`.
+    /// How long a real's weight climbs after it comes back or joins others. Refused for VIPs with
+    /// the hash function `maglev`.
     slow_start: "seconds", Some("0: at once"), "0 to 3,600";
     /// The number of steps of that climb.
     slow_start_steps: "steps", Some("8"), "4 to 8";

@@ -38,6 +38,7 @@ impl Probes {
     }
 }
 
+/// # Checking against a state
 impl Settings {
     /// Checks what [`validate`](Self::validate) checks, and reads the certificates as starting
     /// checks would.

@@ -58,8 +58,8 @@ pub struct Policy {
     /// The largest random change of an interval, which keeps probes from synchronising. Unit:
     /// percent; range: 0 to 50; default: 10.
     pub jitter: u32,
-    /// If working reals have less than this share of the VIP's weight, no further real is taken out:
-    /// then the checker is more likely cut off, or the rest could not carry the load. Unit:
+    /// If working reals have less than this share of the VIP's weight, no further real is taken
+    /// out: then the checker is more likely cut off, or the rest could not carry the load. Unit:
     /// percent; range: 0 to 100; default: 0, only if none works.
     pub panic_threshold: u32,
     /// Whether drained reals (weight 0) that work take flows, in equal shares, while all others are
@@ -68,8 +68,8 @@ pub struct Policy {
     /// How long a real's weight climbs after the real came back or joined others. Needs
     /// [`MaglevV2`](crate::HashFunction::MaglevV2), whose shares depend only on the ratio of
     /// weights: during the climb, all other weights of the VIP are multiplied. With
-    /// [`Maglev`](crate::HashFunction::Maglev) it has no effect, and a [`Document`](super::Document)
-    /// with both is refused. Range: 0 to 1 h; default: 0, at once.
+    /// [`Maglev`](crate::HashFunction::Maglev) it has no effect, and a
+    /// [`Document`](super::Document) with both is refused. Range: 0 to 1 h; default: 0, at once.
     pub slow_start: Duration,
     /// The number of steps, each with another ring. Range: 4 to 8; default: 8.
     pub slow_start_steps: u32,

@@ -34,7 +34,7 @@ pub(super) struct Finished {
     pub(super) outcome: Outcome,
 }
 
-/// Runs probes until nobody can give orders any more.
+/// Runs probes until every sender of orders is gone.
 pub(super) async fn run<F>(
     mut orders: UnboundedReceiver<Order>,
     mut schedule: Schedule,

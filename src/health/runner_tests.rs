@@ -72,7 +72,7 @@ impl Seen {
     }
 }
 
-/// Runs for so long, with probes that take so long; orders come at their times.
+/// Runs for a time, with probes of the given duration; orders come at their times.
 async fn run_for(
     length: Duration,
     limit: usize,
@@ -190,7 +190,7 @@ async fn a_probe_that_panics_says_nothing() {
     drop(sender);
     running.await.unwrap();
     let finished = finished.lock().unwrap();
-    assert!(finished.len() > 8, "it goes on: {}", finished.len());
+    assert!(finished.len() > 8, "it continues: {}", finished.len());
     for Finished { outcome, .. } in finished.iter() {
         assert!(
             matches!(outcome, Outcome::NotSent(why) if why.contains("panic")),

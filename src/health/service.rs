@@ -36,7 +36,7 @@ pub(super) struct Member {
     climbing: Option<Instant>,
     /// When its unsent probes were last reported.
     unsent: Option<Instant>,
-    /// The last weight and down mark that the balancer was told.
+    /// The weight and the down mark last applied to the balancer.
     told: Option<(u32, bool)>,
 }
 
@@ -92,7 +92,7 @@ impl Member {
 pub(super) struct Effects {
     /// A real's status changed.
     pub(super) turned: bool,
-    /// The balancer must be told.
+    /// The balancer must be changed.
     pub(super) tell: bool,
     /// Unsent probes must be reported.
     pub(super) unsent: bool,
@@ -133,7 +133,7 @@ impl Service {
                     off,
                     ..known
                 },
-                // Nobody else would undo what was found about it.
+                // Nothing else would undo the probes' results.
                 Some(known) => Member {
                     told: known.told,
                     ..Member::new(weight, off)
@@ -148,7 +148,7 @@ impl Service {
         self.settle(policy);
     }
 
-    /// Adopts what the balancer has; differences from what it was told came from other calls.
+    /// Adopts what the balancer has; differences from what was applied came from other calls.
     pub(super) fn follow_balancer(&mut self, of_vip: &VipState, policy: &Policy) {
         let mut before = std::mem::take(&mut self.members);
         let down: BTreeSet<_> = of_vip.down.iter().copied().collect();
@@ -329,7 +329,7 @@ impl Service {
         since.and_then(|since| step(policy, since, now)).is_some()
     }
 
-    /// Records what the balancer was told.
+    /// Records what was applied to the balancer.
     pub(super) fn told(&mut self, of_vip: &VipState, usual: HashFunction) {
         self.by_ratio = of_vip.hash.unwrap_or(usual) == HashFunction::MaglevV2;
         let down: BTreeSet<_> = of_vip.down.iter().copied().collect();

@@ -74,6 +74,7 @@ impl Default for Settings {
     }
 }
 
+/// # Ranges, files and commands
 impl Settings {
     /// Refuses settings that are out of range or contradictory, without any I/O.
     ///

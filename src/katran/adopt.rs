@@ -364,7 +364,7 @@ impl Katran {
         if let Some(cut_off) = cut_off {
             self.repair(cut_off)?;
         }
-        // Nobody reads them yet.
+        // No monitor reads events yet.
         self.maps.live.set_events(0, 0);
         if let Some(vip) = small.watched {
             self.stats_mut().watch_misses(vip)?;
@@ -467,7 +467,7 @@ impl Katran {
         Ok(())
     }
 
-    /// Keeps the present programs, also where a reload that was cut off has put its own.
+    /// Keeps the current programs, also where a reload that was cut off has put its own.
     fn put_back_in_place(&mut self) -> Result<()> {
         let switched = self.attachments.switch(self.programs.main.as_fd());
         let _for_good = switched.map_err(|(error, _)| error)?;

@@ -106,7 +106,7 @@ impl Katran {
         }
     }
 
-    /// The same with the present programs and maps.
+    /// The same with the current programs and maps.
     pub(super) fn apply_in_place(&mut self, wanted: &State) -> Result<Changes> {
         let before = self.state();
         let watch = self.watch.clone();

@@ -179,7 +179,7 @@ impl Katran {
     /// If the entry already holds a balancer's program, left by a dead process or about to be
     /// replaced, this one takes its place between two packets. Flows then stay with their reals
     /// where the rings are the same; flow tables and counters are the new balancer's. If a process
-    /// still holds the former program, the log warns and names both: stop one of the two. Identifying
+    /// still holds the old program, the log warns and names both: stop one of the two. Identifying
     /// the program in an entry takes `CAP_SYS_ADMIN`; without it every program counts as foreign.
     ///
     /// The library pins what the program needs beside the array, as `PATH_POSITION_NUMBER`, so that

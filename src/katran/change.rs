@@ -225,8 +225,8 @@ impl<T> Written<T> {
 }
 
 impl Switched {
-    /// Queues what packets may still hold for its moment. If the next change would have to wait,
-    /// waits here instead.
+    /// Queues everything that packets may still hold, to be freed when its moment has passed. If
+    /// the next change would have to wait, waits here instead.
     pub(super) fn retire(self, katran: &mut Katran) -> News {
         katran.let_go(self.left, self.numbers);
         katran.make_ready();

@@ -89,9 +89,9 @@ impl Katran {
     /// takes `CAP_SYS_ADMIN`. It blocks for 1 ms with one VIP and 3 ms with 512, to ask the kernel
     /// about the interface, routes and neighbours.
     ///
-    /// Faults that only counters show (drops, unsent frames, wrong VLANs, CPUs without a flow table)
-    /// are warnings or problems while they happen, and notes when they have not happened for a
-    /// minute. To tell, the diagnosis compares with the counters of earlier ones and of
+    /// Faults that only counters show (drops, unsent frames, wrong VLANs, CPUs without a flow
+    /// table) are warnings or problems while they happen, and notes when they have not happened for
+    /// a minute. To tell, the diagnosis compares with the counters of earlier ones and of
     /// [`Stats::sample`](crate::stats::Stats::sample).
     ///
     /// # Errors

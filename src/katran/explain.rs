@@ -121,7 +121,7 @@ impl Katran {
         })
     }
 
-    /// The real that a flow's packets go to at present. No counter moves and no entry is made.
+    /// The real that a flow's packets currently go to. No counter moves and no entry is made.
     /// `None` if no VIP covers the destination.
     ///
     /// The answer is for a packet that is not a SYN, needs no fragmentation and has no server id;

@@ -42,6 +42,7 @@ pub struct FlowCount {
     next: Option<Walk>,
 }
 
+/// # Entries by VIP
 impl FlowCount {
     /// A VIP's entries over all CPUs, including [void](crate::flows::FlowStats::stale) ones; a flow
     /// counts once for each CPU that knows it. `None` unless the VIP existed for the whole count.

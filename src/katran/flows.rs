@@ -194,6 +194,7 @@ pub struct FlowsMut<'a> {
     katran: &'a mut Katran,
 }
 
+/// # Removing entries
 impl FlowsMut<'_> {
     /// Removes a flow from all tables; its next packet follows the ring. Returns the number of
     /// entries removed.
@@ -234,7 +235,8 @@ impl FlowsMut<'_> {
     /// Removes a VIP's flows to one real from all tables; returns the number of entries removed.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such VIP or nothing names the real; [`Error::Kernel`]: some entries are gone then.
+    /// [`Error::NotFound`] if there is no such VIP or nothing names the real; [`Error::Kernel`]:
+    /// some entries are gone then.
     pub fn purge_real(&mut self, vip: Vip, real: IpAddr) -> Result<u64> {
         let _call = self.katran.call()?;
         let katran = &*self.katran;

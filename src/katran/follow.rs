@@ -78,7 +78,8 @@ impl Following {
         }
     }
 
-    /// Makes room for another follower if the thread has ended: by a panic, or because nothing needed it.
+    /// Makes room for another follower if the thread has ended: by a panic, or because nothing
+    /// needed it.
     fn replace_ended(&mut self) {
         let has_panicked = self.watcher.as_ref().is_some_and(Watcher::has_ended);
         if has_panicked && !self.ground.is_left {

@@ -42,6 +42,7 @@ pub struct Gateways<'a> {
     katran: &'a Katran,
 }
 
+/// # Gateways, next hops and sources
 impl Gateways<'_> {
     /// The MAC address that encapsulated frames for a family's reals go to; all zero while the
     /// library has not discovered it.
@@ -110,7 +111,8 @@ pub struct GatewaysMut<'a> {
 
 /// # Gateways and sources
 impl GatewaysMut<'_> {
-    /// Sends encapsulated frames to another MAC address, for every family that has no separate address.
+    /// Sends encapsulated frames to another MAC address, for every family that has no separate
+    /// address.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) if it is not a unicast address.

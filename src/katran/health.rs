@@ -138,7 +138,7 @@ pub struct ProbesMut<'a> {
     pub(super) katran: &'a mut Katran,
 }
 
-/// # Marks, matches and counters
+/// # Marks, matches and VIPs
 impl ProbesMut<'_> {
     /// Sends the packets of sockets with this mark (`SO_MARK`) through the tunnel to `real`,
     /// whatever their destination: a checker connects to the VIP and reaches that real.

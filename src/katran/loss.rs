@@ -1,7 +1,7 @@
 //! Watching attachments: a thread tells the host application when one is gone, replaced or back.
 //!
-//! The kernel notifies it of changed links, and it also asks the kernel about each attachment once a second, because
-//! the kernel announces neither a removed nor a replaced program. It reports nothing during a call,
+//! The kernel notifies the thread of changed links, but not of a removed or replaced program, so
+//! the thread also asks about each attachment once a second. It reports nothing during a call,
 //! which may replace programs itself.
 
 use std::any::Any;
@@ -184,7 +184,7 @@ impl Watcher {
                 PollFd::new(self.signals.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
             ];
-            // Interrupted or not: what follows finds out what there is to do.
+            // Interrupted or not: what follows looks for changes.
             let _ = poll(&mut events, PollTimeout::from(patience));
             if self.signals.stop.load(Ordering::Acquire) || self.tenure.is_over() {
                 return;
@@ -208,7 +208,7 @@ impl Watcher {
         }
     }
 
-    /// What has changed; `None`: a call is under way.
+    /// The changes; `None`: a call is under way.
     fn look(&mut self) -> Option<Vec<AttachmentChange>> {
         let laid = self.board.lock();
         if !self.tenure.is_idle() {

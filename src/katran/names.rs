@@ -16,7 +16,7 @@ pub(super) struct Named<K> {
 }
 
 impl Katran {
-    /// What maps are told about names that come with a staged change of references.
+    /// The names to write into maps with a staged change of references.
     pub(super) fn named<K: Name>(
         &self,
         staged: &StagedReferences,

@@ -109,7 +109,7 @@ pub(super) struct Programs {
     pub(super) special: OwnedFd,
     /// The constants they were loaded with; unknown for a version that kept none.
     pub(super) constants: Option<OwnedFd>,
-    /// Where they read signs of life, if not where the present ones do: a replacement has other
+    /// Where they read signs of life, if not where the current ones do: a replacement has other
     /// maps.
     pub(super) lives_by: Option<Arc<Live>>,
 }

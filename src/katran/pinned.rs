@@ -119,7 +119,7 @@ impl Katran {
         }
     }
 
-    /// Pins a reload's programs, and the maps of its features, beside the present ones.
+    /// Pins a reload's programs, and the maps of its features, beside the current ones.
     pub(super) fn stage(
         &self,
         programs: &Programs,

@@ -180,7 +180,7 @@ impl Katran {
         Ok((programs, made))
     }
 
-    /// Replaces the present programs on all interfaces or on none.
+    /// Replaces the current programs on all interfaces or on none.
     pub(super) fn put_in_place(&mut self, programs: Programs) -> Result<Programs> {
         let home = self.home.as_ref();
         let commit = || {

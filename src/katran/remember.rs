@@ -68,7 +68,7 @@ impl Katran {
     /// Records changes from now on, in memory that outlives the process.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if there is no memory for the present state, or it cannot be published.
+    /// [`Error::Kernel`] if there is no memory for the current state, or it cannot be published.
     pub(super) fn keep(&mut self, ground: Box<dyn Ground>) -> Result<()> {
         let view = self.view()?;
         let ledger = Ledger::create(ground, &view).map_err(not_written)?;
@@ -179,7 +179,7 @@ impl Katran {
         }
     }
 
-    /// The present state of all that the ledger keeps.
+    /// The current state of all that the ledger keeps.
     fn view(&self) -> Result<View<'_>> {
         Ok(View {
             settings: written(&self.config)?,

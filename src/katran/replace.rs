@@ -94,7 +94,7 @@ impl Katran {
         let reals = self.real_numbers();
         // So that no number waits for packets.
         self.settle()?;
-        // This one's memory alone knows what is to be removed.
+        // Only this balancer knows what it must still remove.
         self.maps.voids.remove_gone(&self.kernel)?;
         let table = fill::table_for(self, config)?;
         if self.events().is_running() && config.event_buffer != self.config.event_buffer {
@@ -217,7 +217,7 @@ impl Katran {
         let Err((error, strays)) = switched else {
             return Ok(self.become_next(next));
         };
-        // It was not to take the place of the other one's.
+        // The new health-check program must not stay in place of the current balancer's.
         if let Some(checks) = &mut next.healthchecks {
             checks.detach();
         }
@@ -340,7 +340,7 @@ impl Katran {
         self.tell(News { reals });
     }
 
-    /// Carries earlier programs' counters over to the present ones.
+    /// Carries earlier programs' counters over to the current ones.
     pub(super) fn carry_counters(&mut self) {
         for carrier in &self.carriers {
             if let Err(error) = carrier.carry() {

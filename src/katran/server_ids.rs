@@ -65,6 +65,7 @@ pub struct ServerIdsMut<'a> {
     katran: &'a mut Katran,
 }
 
+/// # Changing ids
 impl ServerIdsMut<'_> {
     /// Names reals by numbers that servers put into packets: QUIC connection ids, the TCP option,
     /// stable UDP routing. A packet with such a number goes to its real, whatever ring and flow

@@ -10,7 +10,7 @@ use crate::healthcheck::HealthChecks;
 
 /// # Memory and programs
 impl Stats<'_> {
-    /// Bytes of kernel memory that the maps take at present, by the kernel's accounting.
+    /// Bytes of kernel memory that the maps currently take, by the kernel's accounting.
     ///
     /// # Errors
     /// [`Error::Kernel`].

@@ -35,7 +35,7 @@ use crate::types::VipFlags;
 /// VIPs with these have all flows in the tables, or none.
 const TRACKED_OTHERWISE: VipFlags = TABLES_DECIDE.union(VipFlags::LRU_BYPASS);
 
-/// A ring that is written where no packet looks, or the present one; and its slots' history.
+/// A ring that is written where no packet looks, or the current one; and its slots' history.
 #[must_use = "switch packets to it"]
 pub(super) struct NewRing {
     pub(super) ring: Option<RingSlot>,
@@ -87,7 +87,7 @@ impl Katran {
         self.config.flow_tracking == FlowTracking::Changed && !flags.intersects(TRACKED_OTHERWISE)
     }
 
-    /// The present ring of the VIP with this number, for a change of its reals that does not affect
+    /// The current ring of the VIP with this number, for a change of its reals that does not affect
     /// the ring.
     pub(super) fn same_ring(
         &self,
@@ -497,7 +497,7 @@ impl Katran {
         }
     }
 
-    /// The VIPs that will track changes with the coming features and do not with the present ones.
+    /// The VIPs that will track changes with the coming features and do not with the current ones.
     pub(super) fn come_to_track(&self, features: Features) -> Vec<Vip> {
         let vips = self.table.vips();
         let come = vips.filter(|(vip, entry)| {

@@ -67,6 +67,7 @@ pub struct SourceRoutesMut<'a> {
     katran: &'a mut Katran,
 }
 
+/// # Changing routes
 impl SourceRoutesMut<'_> {
     /// Sends new flows of clients in these prefixes to a real, of either family, at VIPs with
     /// [`VipFlags::SRC_ROUTING`](crate::VipFlags::SRC_ROUTING). The longest prefix wins, so
@@ -114,7 +115,9 @@ impl SourceRoutesMut<'_> {
     /// Removes all source routes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is removed then.
+    /// [`Error::Unsupported`] without
+    /// [`Features::SOURCE_ROUTING`](crate::Features::SOURCE_ROUTING); [`Error::Kernel`]: none is
+    /// removed then.
     #[doc(alias = "clearAllSrcRoutingRules")]
     pub fn clear(&mut self) -> Result<()> {
         let all: Vec<Prefix> = self

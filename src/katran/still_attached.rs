@@ -33,7 +33,7 @@ pub(super) struct LostEntry {
 impl Katran {
     pub(super) fn resume_attachments(&mut self, home: &Home) -> Result<Vec<LostEntry>> {
         let mut lost = Vec::new();
-        // Those of a reload or a replacement that was cut off may exist as well.
+        // Programs of a reload or a replacement that was cut off may exist as well.
         let mut entrances = home.set().entrances()?;
         entrances.extend(home.next_set().entrances()?);
         let mains: Vec<_> = entrances.iter().map(|of| of.main.as_fd()).collect();
@@ -45,7 +45,7 @@ impl Katran {
         let (mut links, mut paths) = (Vec::new(), Vec::new());
         for record in home.attachments()? {
             if made_for(&record).is_some() {
-                // No caller ever heard of it.
+                // No call ever returned it.
                 end_kept(&record, &sets, &[])?;
                 continue;
             }
@@ -178,7 +178,7 @@ impl LostEntry {
         }
     }
 
-    /// Logs what became of it at adoption.
+    /// Logs what the adoption did with the entry.
     fn tell(&self, error: Option<Error>) {
         let (place, position) = (self.path.display(), self.position);
         match error {

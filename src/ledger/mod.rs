@@ -192,8 +192,8 @@ impl Ledger {
         }
     }
 
-    /// On the way back steps are made even if not recorded: the next owner knows the state before,
-    /// and goes there.
+    /// While undoing, make steps even if they cannot be recorded: the next owner restores the
+    /// earlier state anyway.
     pub(crate) fn is_going_back(&self) -> bool {
         self.group.as_ref().is_some_and(|group| group.is_going_back)
     }

@@ -71,7 +71,7 @@ impl Links {
         self.live.lock().max_frame()
     }
 
-    /// From now on packets read other memory, which gets the present values.
+    /// From now on packets read other memory, which gets the current values.
     pub(crate) fn move_to(&self, live: &Arc<Live>) {
         self.live.move_to(live);
     }
@@ -132,7 +132,7 @@ impl Links {
     }
 }
 
-/// What packets were last told.
+/// What packets last got.
 struct Told {
     live: LivePointer,
     auto: bool,

@@ -240,7 +240,7 @@ mod tests {
                 .unwrap()
         );
         let id = |port| into.lookup(&key(port)).unwrap().map(|value| value.id);
-        // What packets have made since stays.
+        // Entries that packets have made since stay.
         assert_eq!(
             (id(1), id(2), id(100), id(101)),
             (Some(9), Some(7), Some(7), None)

@@ -11,18 +11,18 @@
 //! 1. *No moment passes too early.* `passed` becomes `m` or more only by `pass(n)` with `n >= m`,
 //!    where `n` was read from `begun` before a wait began that has ended. `begun` is `m` or more
 //!    only since the `begin` that returned `m`, and its caller had put the moment's object out of
-//!    packets' reach before. The mutex passes these stores on to the waiting thread, and the wait is
-//!    a full barrier on every CPU. So a packet that can still see the object had begun before the
-//!    wait did, and has finished when the wait ends.
+//!    packets' reach before. The mutex passes these stores on to the waiting thread, and the wait
+//!    is a full barrier on every CPU. So a packet that can still see the object had begun before
+//!    the wait did, and has finished when the wait ends.
 //! 2. *No moment goes back.* `passed` is a maximum.
 //! 3. *No moment is forgotten.* While `waited_for` is set, a thread is before the end of a round,
-//!    and every round's end compares with `begun` in the section that clears `waited_for`. A `begin`
-//!    before that section causes another round; a `begin` after it finds `waited_for` clear and
-//!    starts another thread.
+//!    and every round's end compares with `begun` in the section that clears `waited_for`. A
+//!    `begin` before that section causes another round; a `begin` after it finds `waited_for` clear
+//!    and starts another thread.
 //! 4. *Without a thread* (it cannot be started, the kernel refuses to wait, a child made by
-//!    fork(2)) moments pass late, not early: a caller that needs something again calls `wait`, which
-//!    reports a refusal. The thread gives up early only if it holds the last reference: then nothing
-//!    can ask.
+//!    fork(2)) moments pass late, not early: a caller that needs something again calls `wait`,
+//!    which reports a refusal. The thread gives up early only if it holds the last reference: then
+//!    nothing can ask.
 
 use std::io;
 use std::sync::Arc;

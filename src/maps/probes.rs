@@ -131,8 +131,9 @@ impl ProbeCells {
         self.ways.as_ref().map_or(0, |ways| ways.known().len())
     }
 
-    /// A mark or a match leads to `real` from here. If the way is not known yet, `find` makes the
-    /// follower report it; if it does not, this asks `or`. Both are called without a lock.
+    /// From now on a mark or a match leads to `real`. If the way to it is not known yet, this calls
+    /// `find`, which makes the follower report it, and if the follower did not, takes the way that
+    /// `or` returns. It calls both without a lock.
     pub(crate) fn use_way(
         &self,
         real: IpAddr,
@@ -166,7 +167,7 @@ impl ProbeCells {
         let way = or();
         let mut known = ways.known();
         match known.get_mut(&real) {
-            // What the follower has discovered meanwhile is newer.
+            // Anything that the follower has discovered meanwhile is newer.
             Some(of_real) if of_real.way.is_none() => match ways.write(real, way) {
                 Ok(()) => of_real.way = Some(way),
                 Err(error) => {

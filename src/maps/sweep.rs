@@ -52,14 +52,14 @@ impl VoidReason {
 pub(super) struct Void {
     pub(super) reason: VoidReason,
     pub(super) keep: bool,
-    /// The entries are to be removed; the number tells this job from others for the same pair.
+    /// Remove the entries; the number tells this job from others for the same pair.
     pub(super) job: Option<u64>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct OfVip {
     pub(super) reals: BTreeMap<u32, Void>,
-    /// The VIP is gone, and all its entries are to be removed.
+    /// The VIP is gone; remove all its entries.
     pub(super) gone: Option<u64>,
 }
 

@@ -116,6 +116,16 @@ pub struct Event {
 }
 
 /// Which events to listen to, and how many.
+///
+/// ```
+/// use katran::events::EventKind;
+/// use katran::events::MonitorOptions;
+///
+/// let options = MonitorOptions::new()
+///     .events([EventKind::TcpNonSynMiss])
+///     .rate_limit(100)
+///     .snap_length(64);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "nothing is listened to until a monitor is started"]
 pub struct MonitorOptions {
@@ -136,6 +146,7 @@ impl Default for MonitorOptions {
     }
 }
 
+/// # Kinds and limits
 impl MonitorOptions {
     /// All events, up to 1000 of each kind per second on each CPU.
     pub fn new() -> Self {
@@ -243,6 +254,19 @@ impl Shared {
 /// lock that its callback needs deadlocks. The callback itself may stop its monitor without
 /// waiting: events under way are delivered after it returns, and the balancer [is
 /// monitored](crate::events::Events::is_running) until then.
+///
+/// ```no_run
+/// use katran::events::MonitorOptions;
+///
+/// # fn example(katran: &katran::Katran) -> katran::Result<()> {
+/// let monitor = katran.events().start(MonitorOptions::new(), |event| {
+///     println!("{}: {} bytes", event.kind, event.length);
+/// })?;
+/// // later:
+/// println!("{} events", monitor.stop().delivered);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a monitor ends when its handle is dropped"]
 pub struct Monitor {
     shared: Arc<Shared>,
@@ -259,6 +283,7 @@ impl fmt::Debug for Monitor {
     }
 }
 
+/// # Reading and stopping
 impl Monitor {
     /// The counters so far. [`Stats::events`](crate::stats::Stats::events) counts what the program
     /// has left out.

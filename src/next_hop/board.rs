@@ -1,7 +1,7 @@
 //! State shared by the follower's thread and its owner: what is known, and the memory that packets
-//! read. No system call is made under its lock, and nobody waits under it except on the condition
-//! variable. Recording a finding takes nanoseconds, and tens of thousands at once a millisecond, so
-//! getters do not take the lock: they read the last published list.
+//! read. No system call is made under its lock, and no thread waits under it except on the
+//! condition variable. Recording a finding takes nanoseconds, and tens of thousands at once a
+//! millisecond, so getters do not take the lock: they read the last published list.
 
 use std::mem;
 use std::net::IpAddr;
@@ -283,7 +283,7 @@ impl Board {
         added
     }
 
-    /// Nobody follows these numbers any more. What packets read of them stays.
+    /// These numbers are no longer followed. Packets keep what they read of them.
     pub(super) fn remove(&self, numbers: &[u16]) {
         let mut posted = self.lock();
         numbers
@@ -355,8 +355,8 @@ impl Board {
         told
     }
 
-    /// Forgets the gateways and these reals, because they are followed elsewhere from now on. What
-    /// packets read of them stays until more is known.
+    /// Forgets the gateways and these reals, because they are followed elsewhere from now on.
+    /// Packets keep what they read of them until more is known.
     pub(super) fn start_over(&self, numbers: impl Iterator<Item = u16>) {
         let mut posted = self.lock();
         for number in numbers {
@@ -372,7 +372,7 @@ impl Board {
         self.publish(&posted);
     }
 
-    /// Nothing is followed or known any more. What packets read stays.
+    /// Nothing is followed or known any more. Packets keep what they read.
     pub(super) fn leave(&self) {
         let mut posted = self.lock();
         posted.gateways = ByFamily::default();
@@ -381,7 +381,7 @@ impl Board {
         self.publish(&posted);
     }
 
-    /// The thread has ended: nobody needs to wait for it.
+    /// The thread has ended: no call needs to wait for it.
     pub(super) fn end(&self) {
         self.lock().ended = true;
         self.changed.notify_all();

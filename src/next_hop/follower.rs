@@ -2,7 +2,7 @@
 //! `thread`), and the balancer's handle to it.
 //!
 //! # Ownership
-//! The thread owns the [`Resolver`] and both netlink sockets. Nobody else asks the kernel for next
+//! The thread owns the [`Resolver`] and both netlink sockets. Nothing else asks the kernel for next
 //! hops, and no lock of this module is held meanwhile. Thread and owner share the [`Board`], a
 //! channel of commands, and an eventfd that wakes the thread. The board's lock is never held over a
 //! system call. Getters do not take it: they take the last list that the board published, and the
@@ -271,7 +271,7 @@ impl Watcher {
         }
     }
 
-    /// No new packets go to these. What packets in flight read of them stays.
+    /// No new packets go to these. Packets in flight keep what they read of them.
     pub(crate) fn remove(&self, numbers: impl IntoIterator<Item = u16>) {
         let numbers: Vec<_> = numbers.into_iter().collect();
         if let Some(board) = self.board() {

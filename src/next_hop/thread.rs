@@ -92,7 +92,7 @@ pub(super) enum Ended {
 }
 
 impl Follower {
-    /// Follows until told to stop, or wanted nowhere.
+    /// Follows until it is stopped or nothing needs it.
     pub(super) fn follow(&mut self) -> Ended {
         let mut confirmed = Instant::now();
         let mut tried = confirmed;

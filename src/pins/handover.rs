@@ -4,7 +4,7 @@
 //! The process that wants it makes a request: it locks the directory `handover` inside. If it dies,
 //! the request is gone. It then sets that directory's mode to its current value, which inotify(7)
 //! reports to the owner, and waits for the lock of the balancer's own directory. When nothing is
-//! under way, the owner checks that the request still stands and releases that lock. No other
+//! under way, the owner checks that the request is still there and releases that lock. No other
 //! process takes it meanwhile: one that gets the lock and finds another's request releases it
 //! again.
 
@@ -244,8 +244,8 @@ mod tests {
         };
         assert!(!claim.take_back());
         drop(next);
-        // A live request goes only with the balancer, and a process that does not own it leaves the
-        // next one's alone.
+        // A pending request is removed only with the balancer, and a process that does not own the
+        // balancer leaves another process's request alone.
         remove_left(&directory).unwrap();
         assert!(path.join(REQUEST).exists());
         remove(&directory).unwrap();

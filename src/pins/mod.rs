@@ -6,12 +6,14 @@
 //! identity           tenant, arrangement, and whether the rest is whole (`identity.rs`)
 //! attached/          what keeps attachments (`attach/kept.rs`)
 //! set/               what packets see, and its record; one rename exchanges all of it
-//!     contents       the maps' layout, with that of each part (`layout.rs`), and the version that made them (`contents.rs`)
+//!     contents       the maps' layout, with that of each part (`layout.rs`), and the version that
+//!                    made them (`contents.rs`)
 //!     maps/          the maps that every balancer has
 //!     programs/      the programs, the programs they call, and the maps of features
 //!     programs_new/  the same of a reload that is under way
 //!     probes/        program and maps of health checks
-//!     ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it replaces another
+//!     ledger         what the maps do not say (`ledger.rs`); `ledger_new` before it replaces the
+//!                    old one
 //! next_set/          the same of a replacement that is under way, which may have another layout
 //! handover/          while another process asks for the balancer (`handover.rs`)
 //! ```

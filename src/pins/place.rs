@@ -1,4 +1,4 @@
-//! Checks where a balancer is to be pinned: in a BPF file system, in a directory that no other user
+//! Checks the place for a balancer's pins: in a BPF file system, in a directory that no other user
 //! can open, change or replace.
 
 use std::fs;

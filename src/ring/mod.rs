@@ -41,6 +41,7 @@ pub struct Endpoint {
     address: Option<IpAddr>,
 }
 
+/// # Number, hash and weight
 impl Endpoint {
     /// The backend at `address`; its slots will hold `number`, which must not be 0.
     #[must_use]
@@ -117,6 +118,7 @@ pub struct Ring {
     slots: Vec<u16>,
 }
 
+/// # Building and reading
 impl Ring {
     /// Builds the ring of these endpoints, in any order.
     ///

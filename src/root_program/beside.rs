@@ -47,8 +47,8 @@ pub(super) fn files_when_made(path: &Path, program: &OwnedFd) -> Result<Vec<(Pat
     }
 }
 
-/// Ends an attachment whose process was killed while pinning it, before any caller heard of it. A
-/// live one has pinned it earlier, or finds that it cannot.
+/// Ends an attachment whose process was killed while pinning it, before any call returned it. A
+/// live process has pinned it earlier, or fails to.
 pub(super) fn end_unfinished(pin: &Path, program: &OwnedFd) -> io::Result<()> {
     if attachment_of(pin, program)?.is_none() {
         return Ok(());

@@ -47,6 +47,14 @@ use beside::unpin;
 use beside::unpinned;
 
 /// Settings of a root program.
+///
+/// ```no_run
+/// use katran::RootProgram;
+///
+/// let root = RootProgram::builder().entries(8).frags(true).load()?;
+/// assert_eq!(root.entries().count(), 8);
+/// # Ok::<(), katran::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RootProgramBuilder {
     entries: u32,
@@ -62,6 +70,7 @@ impl Default for RootProgramBuilder {
     }
 }
 
+/// # Settings and loading
 impl RootProgramBuilder {
     /// The number of programs that can share the interface. Default: 3. Range: 1 to 16.
     pub fn entries(mut self, entries: u32) -> Self {
@@ -154,6 +163,7 @@ pub struct RootProgram {
     pinned: Option<PathBuf>,
 }
 
+/// # Attaching, entries and pinning
 impl RootProgram {
     /// Settings to load a root program with.
     pub fn builder() -> RootProgramBuilder {
@@ -263,12 +273,12 @@ impl RootProgram {
     /// Continues with the root program that is pinned at a path: to see where it is attached and
     /// what it has [passed](Self::passed), and to attach it elsewhere or [again](Self::reattach).
     ///
-    /// Several processes may do so at once, because the library keeps no state of its own: the
-    /// kernel lets one of them attach to an interface. If another process is about to pin an
-    /// attachment, the call waits for it, at most half a second; it ends an attachment whose
-    /// process died before pinning it. The program stays the one that was pinned, by whatever
-    /// version of the crate: it is a loop over the entries. To change the number of entries or
-    /// `frags`, [`remove`](Self::remove) it and load a new one.
+    /// Several processes may do so at once, because only the kernel keeps the state: the kernel
+    /// lets one of them attach to an interface. If another process is about to pin an attachment,
+    /// the call waits for it, at most half a second; it ends an attachment whose process died
+    /// before pinning it. The program stays the one that was pinned, by whatever version of the
+    /// crate: it is a loop over the entries. To change the number of entries or `frags`,
+    /// [`remove`](Self::remove) it and load a new one.
     ///
     /// # Errors
     /// [`Error::NotFound`] if nothing is pinned there, or only a part, because a process was killed

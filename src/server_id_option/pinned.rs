@@ -116,12 +116,12 @@ impl ServerIdOption {
             true => home.set().map(name).map(Some),
             false => Ok(None),
         })?;
-        // That of an adoption that was cut off may exist as well.
+        // The program of an adoption that was cut off may exist as well.
         let programs = home.programs(MAIN)?;
         let programs: Vec<_> = programs.iter().map(AsFd::as_fd).collect();
         for path in home.attachments()? {
             if made_for(&path).is_some() {
-                // No caller ever heard of it.
+                // No call ever returned it.
                 home.end_leftover(&path)?;
             } else if let Some(link) = CgroupLink::kept_at(&path, &programs)? {
                 option.attachments.resume_kept(link);
@@ -147,7 +147,7 @@ impl ServerIdOption {
         let switched = (self.attachments).switch_then(self.program.as_fd(), || {
             home.commit_next().map_err(|error| (error, false))
         });
-        // What sockets may still meet stays pinned, so that the next owner knows it.
+        // Programs that sockets may still meet stay pinned, so that the next owner knows them.
         if !matches!(&switched, Err((_, true))) {
             home.unstage_next();
         }

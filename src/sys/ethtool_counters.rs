@@ -93,7 +93,7 @@ struct Room {
 
 impl Room {
     fn new(bytes: usize) -> io::Result<Self> {
-        // SAFETY: takes and returns numbers.
+        // SAFETY: the call passes and returns numbers, and accesses no memory of ours.
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         let page = usize::try_from(page).map_err(io::Error::other)?;
         let usable = bytes.next_multiple_of(page).max(page);

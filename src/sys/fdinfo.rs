@@ -1,5 +1,5 @@
-//! What `/proc/thread-self/fdinfo` (proc(5)) says about a BPF object. Only this says what type an
-//! object is, because maps, programs and links all answer `BPF_OBJ_GET_INFO_BY_FD`.
+//! What `/proc/thread-self/fdinfo` (proc(5)) says about a BPF object. Only this file shows an
+//! object's type, because maps, programs and links all answer `BPF_OBJ_GET_INFO_BY_FD`.
 //!
 //! The file is the thread's and not the process's, because a thread may have its own descriptors
 //! (`CLONE_FILES`, unshare(2)).

@@ -32,7 +32,8 @@ impl Link {
     /// Detaches at once. Closing the descriptor would not, while a child that was just forked holds
     /// a copy.
     pub(crate) fn detach(&self) -> io::Result<()> {
-        // SAFETY: takes a descriptor, which is a link's.
+        // SAFETY: `self` owns the link's descriptor, which stays open during the call; the kernel
+        // accesses no memory of ours.
         check(unsafe { libbpf_sys::bpf_link_detach(self.0.as_raw_fd()) }).map(drop)
     }
 }
@@ -51,7 +52,8 @@ impl Link {
             old_prog_fd: before.map_or(0, |before| before.as_raw_fd() as _),
             ..Default::default()
         };
-        // SAFETY: takes descriptors of a link and of programs; the options outlive the call.
+        // SAFETY: `self` and the borrows keep all descriptors open; the options are a local with all
+        // fields and its size, so they outlive the call.
         check(unsafe {
             libbpf_sys::bpf_link_update(self.0.as_raw_fd(), program.as_raw_fd(), &options)
         })

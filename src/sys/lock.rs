@@ -140,7 +140,8 @@ impl Lock {
         loop {
             // The last try must come after all this time, even if this thread waits for a CPU.
             let waited = begun.elapsed();
-            // SAFETY: takes a descriptor and numbers.
+            // SAFETY: the call passes numbers by value, and the kernel accesses no memory of ours;
+            // `lock` keeps the descriptor open.
             match unsafe { libc::flock(lock.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
                 0 => return Ok(Locked::Ours(lock)),
                 _ => match io::Error::last_os_error() {
@@ -163,14 +164,16 @@ impl Lock {
     /// Releases it before it is dropped, for a process that waits for it.
     pub(crate) fn give_up(&self) {
         if self.owner.is_here() {
-            // SAFETY: takes a descriptor and a number.
+            // SAFETY: the call passes numbers by value, and the kernel accesses no memory of ours;
+            // `self` keeps the descriptor open.
             unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_UN) };
         }
     }
 
     /// Locks it again after that; false: another process has it.
     pub(crate) fn take_back(&self) -> bool {
-        // SAFETY: takes a descriptor and numbers.
+        // SAFETY: the call passes numbers by value, and the kernel accesses no memory of ours;
+        // `self` keeps the descriptor open.
         self.owner.is_here()
             && unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0
     }
@@ -181,7 +184,8 @@ impl Drop for Lock {
         if !self.owner.is_here() {
             return;
         }
-        // SAFETY: takes a descriptor and a number.
+        // SAFETY: the call passes numbers by value, and the kernel accesses no memory of ours;
+        // `self` keeps the descriptor open.
         unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_UN) };
         let _no_fork = NoFork::new();
         self.place.store(FREE, Ordering::Release);
@@ -195,11 +199,13 @@ pub(crate) fn is_locked(directory: &File) -> io::Result<bool> {
     // A separate opening, as in `Lock::take`.
     let file = directory::again(directory)?;
     let fd = file.as_raw_fd();
-    // SAFETY: takes a descriptor and numbers.
+    // SAFETY: the call passes numbers by value, and the kernel accesses no memory of ours;
+    // `file` keeps the descriptor open.
     match unsafe { libc::flock(fd, libc::LOCK_SH | libc::LOCK_NB) } {
         0 => {
             // Release it and do not only close it, because a child made meanwhile may have a copy.
-            // SAFETY: takes a descriptor and a number.
+            // SAFETY: the call passes numbers by value, and the kernel accesses no memory of ours;
+            // `file` keeps the descriptor open.
             unsafe { libc::flock(fd, libc::LOCK_UN) };
             Ok(false)
         }
@@ -258,7 +264,7 @@ mod tests {
             ForkResult::Child => {
                 drop(lock);
                 thread::sleep(Duration::from_secs(1));
-                // SAFETY: takes a number.
+                // SAFETY: the call passes a number, and nothing of this process runs after it.
                 unsafe { libc::_exit(0) }
             }
         };
@@ -292,7 +298,7 @@ mod tests {
                         has_forked.store(true, Ordering::Release);
                         waitpid(child, None).unwrap();
                     }
-                    // SAFETY: takes a number.
+                    // SAFETY: the call passes a number, and nothing of this process runs after it.
                     ForkResult::Child => unsafe { libc::_exit(0) },
                 }
             });
@@ -311,7 +317,8 @@ mod tests {
         let directory = File::open(temporary.path()).unwrap();
         let looking = File::open(temporary.path()).unwrap();
         let flock = |operation| {
-            // SAFETY: takes a descriptor and a number.
+            // SAFETY: the call passes numbers by value, and the kernel accesses no memory of ours;
+            // `looking` keeps the descriptor open.
             assert_eq!(unsafe { libc::flock(looking.as_raw_fd(), operation) }, 0);
         };
         // A busy machine may look for too long: then it tries again.

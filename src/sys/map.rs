@@ -113,7 +113,7 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<Info> {
 
 /// Opens a map by its id, which takes `CAP_SYS_ADMIN`.
 pub(super) fn by_id(id: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes a number.
+    // SAFETY: the call passes a number by value, and the kernel accesses no memory of ours.
     let fd = check(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) })?;
     // SAFETY: a descriptor that the call has just made and nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -214,7 +214,8 @@ impl ProgramArray {
 
     pub(crate) fn set(&self, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
         let value = program.as_raw_fd() as u32;
-        // SAFETY: as above.
+        // SAFETY: keys and values of such an array are 32-bit numbers, as are these locals; the borrow
+        // keeps the program's descriptor open.
         check(unsafe {
             libbpf_sys::bpf_map_update_elem(self.fd.as_raw_fd(), as_ptr(&index), as_ptr(&value), 0)
         })
@@ -223,7 +224,7 @@ impl ProgramArray {
 
     /// Empties an entry, even if it is empty.
     pub(crate) fn clear(&self, index: u32) -> io::Result<()> {
-        // SAFETY: as above.
+        // SAFETY: keys of such an array are 32-bit numbers, as is `index`.
         unsafe { delete(self.fd.as_fd(), &index) }.map(drop)
     }
 }
@@ -561,6 +562,6 @@ impl<V: Pod> PerCpuArray<V> {
 
 /// The number of possible CPUs: how many values a per-CPU element has.
 pub(crate) fn possible_cpus() -> io::Result<usize> {
-    // SAFETY: takes nothing, returns a number or a negated errno.
+    // SAFETY: the call takes no argument, so it accesses no memory of ours.
     check(unsafe { libbpf_sys::libbpf_num_possible_cpus() }).map(|cpus| cpus as usize)
 }

@@ -37,9 +37,9 @@ pub(crate) struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: plain memory of the kernel's map, which is only reached through atomics.
+// SAFETY: the mapping belongs to the process, not to a thread, so any thread may use and unmap it.
 unsafe impl Send for Mapping {}
-// SAFETY: as above.
+// SAFETY: `words` alone gives access to the memory, and only as atomics.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 /// Reports when a child has ended. Nothing else may wait for the child meanwhile, so its id is not
 /// reused. Needs Linux 5.3, and a runtime.
 pub(crate) fn open(child: Pid) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the call takes two numbers, and no memory.
+    // SAFETY: the call passes two numbers by value, and the kernel accesses no memory of ours.
     let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0) };
     let descriptor = match libc::c_int::try_from(descriptor) {
         // SAFETY: a descriptor that the call has just made and nothing else owns.

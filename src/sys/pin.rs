@@ -29,14 +29,16 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// Pins an object at a path that does not exist yet.
 pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    // SAFETY: takes a descriptor and a C string that outlives the call.
+    // SAFETY: the borrow keeps the object's descriptor open; the kernel reads the path, which
+    // `c_path` ends with a zero, and which outlives the call.
     check(unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) }).map(drop)
 }
 
 /// Opens a pinned object.
 pub(crate) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    // SAFETY: takes a C string that outlives the call.
+    // SAFETY: the kernel reads the path, which `c_path` ends with a zero, and which outlives the
+    // call.
     let fd = check(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })?;
     // SAFETY: a descriptor that the call has just made and nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -97,7 +99,8 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 /// Exchanges the names of two directories, atomically.
 pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     let (one, other) = (c_path(one)?, c_path(other)?);
-    // SAFETY: takes numbers and C strings that outlive the call.
+    // SAFETY: the kernel reads both paths, which `c_path` ends with a zero, and which outlive the
+    // call; the other arguments are numbers.
     let result = unsafe {
         libc::syscall(
             libc::SYS_renameat2,

@@ -75,7 +75,7 @@ const MOST_MAPS: usize = 64;
 
 /// Opens a program by its id.
 pub(crate) fn by_id(id: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes a number.
+    // SAFETY: the call passes a number by value, and the kernel accesses no memory of ours.
     let fd = check(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })?;
     // SAFETY: a descriptor that the call has just made and nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -124,7 +124,7 @@ pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<Ran> {
 /// Whether this process can call bpf(2) at all, whatever the answer.
 pub(crate) fn has_bpf() -> bool {
     let mut next = 0;
-    // SAFETY: the kernel writes a number to `next`.
+    // SAFETY: the kernel writes one number to `next`, a local that outlives the call.
     let asked = check(unsafe { libbpf_sys::bpf_prog_get_next_id(0, &mut next) });
     !asked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS))
 }

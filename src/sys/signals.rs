@@ -11,8 +11,8 @@ use nix::sys::signal::pthread_sigmask;
 /// The thread's previous signal mask, restored on drop.
 struct Before(SigSet);
 
-/// Runs `f` while this thread takes no signals except those of its own faults. Others wait, or go
-/// to other threads.
+/// Runs `f` while this thread takes no signals except for its own faults. Others wait, or go to
+/// other threads.
 pub(crate) fn without_signals<T>(f: impl FnOnce() -> T) -> T {
     let mut blocked = SigSet::all();
     for fault in [

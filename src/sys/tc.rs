@@ -89,7 +89,8 @@ impl FilterPlace {
     /// Makes the clsact discipline; false if there is one.
     pub(crate) fn make_clsact(self) -> io::Result<bool> {
         let mut hook = self.hook();
-        // SAFETY: the hook is initialised and outlives the call.
+        // SAFETY: `hook` makes a hook with all fields and its size; it is a local, so it outlives
+        // the call.
         match check(unsafe { libbpf_sys::bpf_tc_hook_create(&mut hook) }) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -101,7 +102,8 @@ impl FilterPlace {
     pub(crate) fn remove_clsact(self) -> io::Result<()> {
         let mut hook = self.hook();
         hook.attach_point = libbpf_sys::BPF_TC_INGRESS | libbpf_sys::BPF_TC_EGRESS;
-        // SAFETY: as above.
+        // SAFETY: `hook` makes a hook with all fields and its size; it is a local, so it outlives
+        // the call.
         check(unsafe { libbpf_sys::bpf_tc_hook_destroy(&mut hook) }).map(drop)
     }
 
@@ -119,14 +121,16 @@ impl FilterPlace {
         let (hook, mut options) = (self.hook(), self.options());
         options.prog_fd = program.as_raw_fd();
         options.flags = flags;
-        // SAFETY: as above.
+        // SAFETY: `hook` and `options` make structs with all fields and their sizes; they are locals,
+        // so they outlive the call. The borrow keeps the program's descriptor open.
         check(unsafe { libbpf_sys::bpf_tc_attach(&hook, &mut options) }).map(drop)
     }
 
     /// Removes the filter that is there.
     pub(crate) fn detach(self) -> io::Result<()> {
         let (hook, options) = (self.hook(), self.options());
-        // SAFETY: as above.
+        // SAFETY: `hook` and `options` make structs with all fields and their sizes; they are locals,
+        // so they outlive the call.
         check(unsafe { libbpf_sys::bpf_tc_detach(&hook, &options) }).map(drop)
     }
 }

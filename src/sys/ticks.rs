@@ -7,8 +7,8 @@ use nix::unistd::SysconfVar;
 use nix::unistd::sysconf;
 
 /// The kernel's count of ticks (`jiffies_64`), accurate to a hundredth of a second, and never
-/// ahead. `tick` is the length of one, the resolution of the coarse clocks. The count stands still
-/// while the machine is suspended.
+/// ahead. `tick` is the length of one, the resolution of the coarse clocks. The count stops while
+/// the machine is suspended.
 ///
 /// It comes from times(2), in other units, which takes neither privileges nor a program. Other
 /// clocks will not do, because time servers adjust their rate.

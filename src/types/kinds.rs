@@ -140,8 +140,8 @@ pub enum FlowTracking {
     /// In an unsettled slot, a flow without an entry goes to the base, the real that the slot had
     /// before the change, while that real exists. Connections therefore survive a table that is too
     /// small for all flows. The balancer remembers all flows of VIPs that may place them other than
-    /// by the ring: `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU`, `UDP_FLOW_MIGRATION`,
-    /// and TCP while [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on.
+    /// by the ring: `QUIC`, `UDP_STABLE_ROUTING`, `SRC_ROUTING`, `GLOBAL_LRU`,
+    /// `UDP_FLOW_MIGRATION`, and TCP while [`TCP_SERVER_ID`](crate::Features::TCP_SERVER_ID) is on.
     #[default]
     Changed,
 }
@@ -223,6 +223,15 @@ impl FromStr for FlowTableKind {
 }
 
 /// The router that encapsulated frames go to.
+///
+/// ```
+/// use katran::Gateway;
+/// use katran::Katran;
+///
+/// let found = Katran::builder().gateway(Gateway::Auto);
+/// let fixed = Katran::builder().gateway(Gateway::Mac("0a:00:00:00:00:fe".parse()?));
+/// # Ok::<(), katran::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gateway {
     /// The station with this MAC address.
@@ -291,8 +300,8 @@ pub enum NextHops {
     /// others through their routers. For networks without a router between balancer and reals.
     PerReal,
     /// As `PerReal`, but by the interface that leads to the real. An interface that packets leave
-    /// by needs native XDP, and some drivers send only with an XDP program of their own (veth: on
-    /// its peer).
+    /// by needs native XDP, and some drivers send only if it has an XDP program (veth: if its peer
+    /// has one).
     Redirect,
 }
 

@@ -6,9 +6,19 @@ use std::str::FromStr;
 use crate::error::Error;
 
 /// An Ethernet (EUI-48) address.
+///
+/// ```
+/// use katran::MacAddr;
+///
+/// let mac: MacAddr = "0a:00:00:00:00:fe".parse()?;
+/// assert_eq!(mac, MacAddr::new([0x0a, 0, 0, 0, 0, 0xfe]));
+/// assert!(mac.is_unicast());
+/// # Ok::<(), katran::Error>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MacAddr([u8; 6]);
 
+/// # Octets
 impl MacAddr {
     /// An address from its six bytes, in transmission order.
     pub const fn new(bytes: [u8; 6]) -> Self {

@@ -20,6 +20,7 @@ pub struct Prefix {
     length: u8,
 }
 
+/// # Address and length
 impl Prefix {
     /// The addresses whose first `length` bits are those of `address`: 0 to 32 for IPv4, 0 to 128
     /// for IPv6. A prefix of IPv4-mapped IPv6 addresses is the IPv4 prefix.

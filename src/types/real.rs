@@ -56,6 +56,7 @@ pub struct Real {
     flags: Option<RealFlags>,
 }
 
+/// # Address, weight and flags
 impl Real {
     /// A real at `address`, of weight 1.
     ///

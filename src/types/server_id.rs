@@ -10,6 +10,16 @@ use crate::error::Error;
 ///
 /// QUIC connection ids of version 1 hold 16 bits of it, those of version 2 and stable UDP routing
 /// 24, those of version 3 and the TCP option all 32.
+///
+/// ```no_run
+/// use katran::ServerId;
+///
+/// # fn example(katran: &mut katran::Katran) -> katran::Result<()> {
+/// let real = "198.51.100.1".parse().unwrap();
+/// katran.server_ids_mut().add(&[ServerId::new(1000, real)])?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[doc(alias = "QuicReal")]
 pub struct ServerId {
@@ -17,6 +27,7 @@ pub struct ServerId {
     real: IpAddr,
 }
 
+/// # Id and real
 impl ServerId {
     /// Names the real at `real` by `id`: 1 to 4,294,967,295. Several ids may name one real.
     pub fn new(id: u32, real: IpAddr) -> Self {

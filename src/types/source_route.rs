@@ -13,6 +13,7 @@ pub struct SourceRoute {
     real: IpAddr,
 }
 
+/// # Prefix and real
 impl SourceRoute {
     /// Sends clients in `prefix` to the real at `real`, of either family.
     pub fn new(prefix: Prefix, real: IpAddr) -> Self {

@@ -35,6 +35,7 @@ pub struct Vip {
     protocol: Protocol,
 }
 
+/// # Address, port and protocol
 impl Vip {
     /// A TCP service at `address`; port 0 means every port without its own VIP.
     pub fn tcp(address: SocketAddr) -> Self {
@@ -156,6 +157,17 @@ impl FromStr for Vip {
 bitflags! {
     /// How a VIP's packets are routed. A flag that belongs to a feature does nothing while the
     /// feature is off.
+    ///
+    /// As text, flags are these names in lower case with hyphens, separated by commas:
+    ///
+    /// ```
+    /// use katran::VipFlags;
+    ///
+    /// let flags = VipFlags::NO_SRC_PORT | VipFlags::LRU_BYPASS;
+    /// assert_eq!(flags.to_string(), "no-src-port,lru-bypass");
+    /// assert_eq!("no-src-port,lru-bypass".parse::<VipFlags>()?, flags);
+    /// # Ok::<(), katran::Error>(())
+    /// ```
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct VipFlags: u32 {
         /// Ignore the client's port: each client goes to one real.

@@ -370,7 +370,7 @@ fn a_recreated_interface_is_attached_again() {
         drop(decap);
         assert_eq!(place.seen().is_empty(), by == By::Tc(TcHook::Tcx));
         if let Some((name, link)) = &former {
-            // As if its process ended after reattaching, before it unpinned the former attachment.
+            // As if its process ended after reattaching, before it unpinned the old attachment.
             pins::pin(link.as_fd(), &place.attached().join(name));
         }
         let mut decap = Decap::builder().pin(&directory).adopt().unwrap();

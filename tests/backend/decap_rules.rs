@@ -97,7 +97,7 @@ fn inner_packets_of_the_wrong_version_are_dropped() {
                 let mut inner = Packet::new(flow).ip();
                 inner[0] ^= 0x20;
                 let mut tunnel = in_tunnel(&inner, 3, ip(end), None);
-                // The outer header claims the former version.
+                // The outer header still names the original version.
                 let protocol = if end == REALS[0] { 9 } else { 6 };
                 tunnel[protocol] = if flow.source.is_ipv4() { 4 } else { 41 };
                 let (verdict, moved) = difference(&decap, &ethernet(&tunnel));

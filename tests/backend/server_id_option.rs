@@ -158,7 +158,7 @@ fn an_id_changes_while_servers_run_and_clients_report_what_they_heard() {
     assert!(matches!(zero, Error::InvalidConfig { .. }), "{zero}");
     assert_eq!(server.id(), Some(0x8000_0008), "the id is unchanged");
 
-    // A socket that has heard no id, and a descriptor that is no socket.
+    // A socket that has received no id, and a descriptor that is no socket.
     let plain = host.run(|| TcpListener::bind(any).unwrap());
     let (plain_out, _plain_back) = connect(&host, &plain, &clients);
     assert_eq!(client.learned_id(&plain_out).unwrap(), None);

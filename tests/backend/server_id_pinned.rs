@@ -49,7 +49,7 @@ fn states(option: &ServerIdOption) -> Vec<AttachmentState> {
     option.cgroups().into_iter().map(|of| of.state).collect()
 }
 
-/// As another version leaves it. This version keeps the ids that connections have heard.
+/// As another version leaves it. This version keeps the ids that connections have received.
 #[test]
 fn one_of_another_layout_keeps_its_ids_or_stays() {
     let files = files();

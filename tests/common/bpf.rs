@@ -319,7 +319,8 @@ pub(crate) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) {
     .unwrap();
 }
 
-/// Sets all counters of an element of a per-CPU array to `count`, on each possible CPU; returns how many these are.
+/// Sets all counters of an element of a per-CPU array to `count`, on each possible CPU; returns how
+/// many these are.
 pub(crate) fn count_on_all_cpus(map: BorrowedFd<'_>, index: u32, count: u64) -> u64 {
     // SAFETY: takes nothing.
     let cpus = check(unsafe { libbpf_sys::libbpf_num_possible_cpus() }).unwrap() as usize;
@@ -344,7 +345,8 @@ pub(crate) fn clear(map: BorrowedFd<'_>) {
         let mut count = info.max_entries;
         let keys: Vec<u32> = (0..count).collect();
         let values = vec![0u8; info.value_size as usize * count as usize];
-        // SAFETY: there are `count` keys and values, each as long as the map's, which is not per CPU.
+        // SAFETY: there are `count` keys and values, each as long as the map's, which is not per
+        // CPU.
         check(unsafe {
             libbpf_sys::bpf_map_update_batch(
                 map.as_raw_fd(),

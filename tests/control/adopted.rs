@@ -1,4 +1,4 @@
-//! Adopting a pinned balancer: the next handle knows all that the former one knew, counters and
+//! Adopting a pinned balancer: the next handle knows all that the previous one knew, counters and
 //! flows continue, and every kind of change works.
 
 use std::fs;
@@ -314,8 +314,8 @@ fn counters_of_another_form_are_not_kept() {
     katran.remove().unwrap();
 }
 
-/// The former owner has not removed the VIP's entries yet: they must not count for the VIP that is
-/// added again.
+/// The previous owner has not removed the VIP's entries yet: they must not count for the VIP that
+/// is added again.
 #[test]
 fn entries_of_a_vip_that_was_removed_do_not_come_back() {
     let directory = directory();

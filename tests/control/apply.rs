@@ -237,7 +237,7 @@ fn features_are_enabled_first_and_disabled_last() {
     );
     assert_eq!(katran.source_routes().count(), 2);
     assert!(katran.apply(&whole).unwrap().is_empty());
-    // And back to the former state.
+    // And back to the earlier state.
     katran.apply(&bare).unwrap();
     assert_eq!(katran.features(), katran::Features::GLOBAL_FLOW_TABLE);
     assert!(katran.apply(&bare).unwrap().is_empty());

@@ -123,7 +123,7 @@ fn counters_and_flows_of_a_cut_off_replacement_return() {
         let mut katran = place.adopt().unwrap();
         let counted = katran.counters().unwrap().totals.total.packets;
         match parts {
-            // The former counts are unreadable to this version.
+            // This version cannot read the earlier counts.
             [COUNTERS] => assert_eq!(counted, 0),
             _ => assert_eq!(counted, u64::from(FLOWS), "{parts:?}"),
         }

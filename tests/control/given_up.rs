@@ -289,8 +289,8 @@ fn former_numbers_take_one_walk_for_all() {
     }
 }
 
-/// When an exchange is refused, everything that had the new program gets the former one back:
-/// links, an entry, the probes' path.
+/// When an exchange is refused, everything that had the new program gets the old one back: links,
+/// an entry, the probes' path.
 #[test]
 fn everything_that_was_switched_gets_the_former_program_back() {
     require_root();

@@ -1,6 +1,6 @@
-//! Another handle takes over a pinned balancer while the former one lives: from then on the old one
-//! refuses calls and changes nothing, whatever it was doing; the new one knows all that it had
-//! done.
+//! Another handle takes over a pinned balancer while the old one lives: from then on the old one
+//! refuses calls and changes nothing, whatever it was doing; the new one knows all that the old one
+//! had done.
 
 use std::fs;
 use std::path::Path;

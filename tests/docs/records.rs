@@ -1,5 +1,6 @@
-//! Checks `docs/decisions.md`: records are short and numbered in order, the list by subject links each of them once, and
-//! references to records, on any page or in any source, name one that is still current.
+//! Checks `docs/decisions.md`: records are short and numbered in order, the list by subject links
+//! each of them once, and references to records, on any page or in any source, name one that is
+//! still current.
 
 use crate::files;
 use crate::files::read;
@@ -140,7 +141,8 @@ struct Reference {
     anchor: Option<String>,
 }
 
-/// References such as `design record 7`, `[Design records](decisions.md) 7 and 8`, `decisions.md#7-title`.
+/// References such as `design record 7`, `[Design records](decisions.md) 7 and 8`,
+/// `decisions.md#7-title`.
 fn references(text: &str) -> Vec<Reference> {
     let anchors = text.split("decisions.md#").skip(1).map(|rest| {
         let end = rest.find(|c: char| !c.is_alphanumeric() && !"-_".contains(c));

@@ -67,6 +67,7 @@ fn no_message_has_rust_words() {
     for name in files::below(&["src", "examples/katran", "examples/common"], &[".rs"]) {
         if OTHERS.contains(&name.as_str())
             || name.contains("test")
+            || name.ends_with("_troubles.rs")
             || name.ends_with("reference.rs")
         {
             continue;
@@ -95,6 +96,7 @@ fn words_of_rust_are_known() {
         "start a RootProgram",
         "an Option of u16",
         "expected struct keys",
+        "{place} is {state:?}",
     ] {
         assert!(wrong(text).is_some(), "{text}");
     }
@@ -148,9 +150,15 @@ fn collect(tokens: TokenStream, texts: &mut Vec<String>) {
     }
 }
 
-/// The first Rust word in a text.
+/// The first Rust word in a text, or placeholder of a value that is printed in Rust's form.
 fn wrong(text: &str) -> Option<String> {
-    // Skip placeholders.
+    // Values in the form for debugging.
+    let placeholders = text.split('{').filter_map(|rest| rest.split_once('}'));
+    let mut placeholders = placeholders.map(|(inside, _)| inside);
+    if let Some(inside) = placeholders.find(|inside| inside.ends_with('?')) {
+        return Some(format!("{{{inside}}}"));
+    }
+    // Skip other placeholders.
     let mut plain = String::new();
     let mut depth = 0;
     for c in text.chars() {

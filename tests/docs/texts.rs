@@ -69,7 +69,8 @@ fn collect() -> Vec<Text> {
     texts
 }
 
-/// The last line of a source before its tests, whose literals nobody sees; 0 for a source of tests.
+/// The last line of a source before its tests, whose literals no user sees; 0 for a source of
+/// tests.
 fn last_of_messages(source: &str) -> usize {
     let before = match source.split_once("\n#[cfg(test)]\nmod tests {") {
         Some((before, _)) => before,

@@ -125,7 +125,7 @@ fn an_embedder_can_start_and_stop_following() {
     assert_eq!(katran.gateways().mac(Family::V4), here.router_mac);
     there.host.run(|| katran.gateways_mut().follow()).unwrap();
     assert_eq!(katran.gateways().mac(Family::V4), there.router_mac);
-    // A failing call keeps the former namespace.
+    // A failing call keeps the old namespace.
     let error = nowhere
         .host
         .run(|| katran.gateways_mut().follow())

@@ -213,7 +213,7 @@ fn probes_use_a_given_gateway_address_too() {
         .map_mark(1, v4(11).into())
         .unwrap();
     network.katran.probes_mut().map_mark(2, behind).unwrap();
-    // No host has the former address; a service on the segment does not need it.
+    // No host has the gateway address set so far; a service on the segment does not need it.
     assert_eq!(probe(host, service, 1, None).unwrap(), "backend0");
     probe_in_vain(host, service, 2, None);
     network.katran.gateways_mut().set_mac(mac).unwrap();

@@ -38,7 +38,8 @@ pub(crate) enum Arrival {
     OwnLink,
 }
 
-/// The network, with servers and decapsulators on the backends, and a balancer that is not attached.
+/// The network, with servers and decapsulators on the backends, and a balancer that is not
+/// attached.
 pub(crate) struct Segment {
     pub(crate) katran: Katran,
     decaps: Vec<Decap>,

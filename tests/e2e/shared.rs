@@ -462,7 +462,7 @@ fn invalid_requests_are_refused() {
     let mut other = RootProgram::builder().load().unwrap();
     other.pin(pins.0.join("root_too")).unwrap();
     host.run(|| other.attach("lo", XdpMode::Generic).unwrap());
-    // A recreated interface replaces the former one of its name.
+    // A recreated interface replaces the old one of its name.
     for _ in 0..2 {
         host.ip("link add anew0 type veth peer name anew1").unwrap();
         host.run(|| other.attach("anew0", XdpMode::Generic).unwrap());

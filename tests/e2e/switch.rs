@@ -145,7 +145,7 @@ fn switching_between_disjoint_sets_of_reals_loses_no_packet() {
     assert_eq!((packets.packets, packets.misses), (0, 0));
 }
 
-/// Asks until told to stop, and returns how many answers came from each set.
+/// Asks until it is stopped, and returns how many answers came from each set.
 fn talk(clients: &[Client], stop: &AtomicBool, answers: &AtomicU64) -> [u64; 2] {
     let mut from = [0; 2];
     for (socket, names) in clients.iter().cycle() {

@@ -50,7 +50,7 @@ enum What {
     Function,
     /// Switches source routing on or off, and so between remembering all flows and changed ones.
     Routing,
-    /// On and off: all slots become unsettled, for so long that timeouts are over.
+    /// On and off: all slots become unsettled, for longer than all timeouts.
     RoutingTwice,
     Purge,
     PurgeReal(u16),
@@ -166,7 +166,7 @@ pub(crate) fn wait_for_sweeps(katran: &Katran) {
     });
 }
 
-/// Gives this thread a name of its own, for [`sweeps`].
+/// Gives this thread a unique name, for [`sweeps`].
 pub(crate) fn name_thread() {
     let name = CString::new(format!("fuzz-{}", gettid())).unwrap();
     prctl::set_name(&name).unwrap();

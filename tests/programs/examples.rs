@@ -121,7 +121,7 @@ fn balancer_and_decap_carry_connections_and_follow_the_file() {
         assert_eq!(both(&lab), ["backend1", "backend1"]);
     }
 
-    // Valid again, with another size, and then the former one.
+    // Valid again, with another size, and then with the old one.
     let larger = configuration(&lab, 1).replace("10_000", "20_000");
     file.write(&larger);
     balancer.process.signal(SIGHUP).unwrap();
@@ -398,8 +398,8 @@ fn server_id_writes_for_a_cgroup_and_decap_counts() {
     for _ in 0..5 {
         assert_eq!(client.ask("who?").unwrap(), "backend0");
     }
-    // The server has accepted connections, the client has heard the id, and decap has counted
-    // packets with another id, as its own is another one here.
+    // The server has accepted connections, the client has received the id, and decap has counted
+    // packets with another id than its own.
     ends[0].counts(0);
     ends[1].counts(1);
     decap.counts(6);

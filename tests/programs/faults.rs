@@ -159,7 +159,8 @@ impl Site {
         );
     }
 
-    /// Waits until what only counters show is a note, a minute after the repair, and the metric is 0.
+    /// Waits until what only counters show is a note, a minute after the repair, and the metric is
+    /// 0.
     fn becomes_a_note(&self, fault: &str, said: &Said<'_>, words: &str) {
         let began = Instant::now();
         let is_noted = || {

@@ -103,7 +103,7 @@ impl Terminal {
     }
 
     fn has_no_pins(&mut self) {
-        // The file system has entries of its own, with dots.
+        // The file system itself has entries, with dots.
         let pins = self.run("ls /sys/fs/bpf | grep -v \\. || true");
         assert_eq!(pins.trim(), "");
     }

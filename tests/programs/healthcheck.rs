@@ -756,7 +756,7 @@ fn a_real_can_be_drained_even_without_certificate_files() {
     running.balancer.end(SIGTERM);
 }
 
-/// Nothing else tells that a real that was up is no longer probed.
+/// Nothing else shows that a real that was up is no longer probed.
 #[test]
 fn checks_that_cannot_be_made_are_found() {
     require_root();

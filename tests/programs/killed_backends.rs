@@ -136,7 +136,7 @@ impl Place<'_> {
         let attached = self.directory.join("attached");
         let before = links(&attached);
         assert_eq!(before.len(), 1);
-        // An adoption ends by unpinning the former program.
+        // An adoption ends by unpinning the old program.
         let mut is_switched = false;
         let (all, killed) = self.run(self.start(), |calls, _| {
             is_switched |= calls.ends_with(&[Call::Switch]);

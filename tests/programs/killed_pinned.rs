@@ -59,7 +59,7 @@ fn connections_survive_a_killed_process() {
     next.process.kill().unwrap();
     place.remove();
 
-    // A process told to end leaves it, too.
+    // A process that is asked to end leaves it, too.
     let mut stopped = place.start(&[]);
     stopped.end(SIGTERM);
     stopped.says("balancing continues without this program");

@@ -42,7 +42,7 @@ const LAST_FRAMES: Duration = Duration::from_secs(20);
 /// How the balancer gets to the next process.
 #[derive(Clone, Copy, Debug)]
 enum How {
-    /// The old process is told to end.
+    /// The old process gets the signal to end.
     Stopped,
     Killed,
     /// The old process hands over when the next one asks.

@@ -1,6 +1,6 @@
 //! One scrape: a snapshot of everything that the balancer counts, and its text for Prometheus. The
-//! library says what its counters are called and mean (`Counters::metrics`); here is what they do not
-//! tell: weights and health of reals, attachments, memory, the version.
+//! library says what its counters are called and mean (`Counters::metrics`); here is what they do
+//! not tell: weights and health of reals, attachments, memory, the version.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,13 +25,13 @@ use crate::run::Snapshot;
 /// The crate's version goes out with the metrics.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// All that one request is told.
+/// What one request gets.
 #[derive(Debug)]
 pub(super) struct Scrape(pub(super) Arc<Snapshot>);
 
 impl Scrape {
     pub(super) fn text(self, format: Format) -> Result<String> {
-        // One for each scrape: a snapshot that fails is then an answer of its own, not half a page.
+        // One for each scrape: a snapshot that fails is then a separate answer, not half a page.
         let mut registry = Registry::with_prefix("katran");
         registry.register_collector(Box::new(self));
         let mut page = String::new();

@@ -1,5 +1,5 @@
-//! Connections to the page and to the metrics. They are limited in number and in time, so that a client
-//! which only connects cannot take the descriptors that probes and commands need.
+//! Connections to the page and to the metrics. They are limited in number and in time, so that a
+//! client which only connects cannot take the descriptors that probes and commands need.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -24,8 +24,8 @@ const CONNECTIONS: usize = 64;
 /// How long a client may take to send a request, and how long its connection may be idle.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// How long a connection is kept for further requests, and how long the last answer may take then. A client
-/// that does not read its answer loses its place after both.
+/// How long a connection is kept for further requests, and how long the last answer may take then.
+/// A client that does not read its answer loses its place after both.
 const LIFE: Duration = Duration::from_secs(300);
 const LAST_ANSWER: Duration = Duration::from_secs(60);
 

@@ -24,7 +24,7 @@ pub(super) async fn ask(question: &Udp, place: Place) -> std::result::Result<(),
                 bytes.is_empty() || answer.windows(bytes.len()).any(|window| window == bytes)
             }
         };
-        // Anything else is a late answer to another probe, or somebody else's.
+        // Anything else is a late answer to another probe, or comes from another sender.
         if fits {
             return Ok(());
         }

@@ -34,7 +34,7 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Starts it, for all that packets may read at present.
+    /// Starts it, for everything that packets may read now.
     pub(super) fn start(home: &Home, config: &Config) -> Result<Self> {
         let mut pulse = Self {
             lives: Arc::default(),

@@ -274,7 +274,8 @@ fn shared_maps(
     names.map(|name| Ok((name, set.map(name)?))).collect()
 }
 
-/// The longest frame for packets, if that is kept: a new balancer begins with that of no interface.
+/// The longest frame that packets may have, if the maps keep it: a new balancer begins with the
+/// value for no interface.
 fn longest_frame(maps: &[(&'static str, OwnedFd)]) -> std::io::Result<Option<u32>> {
     let Some((_, live)) = maps.iter().find(|(name, _)| *name == ".data.live") else {
         return Ok(None);
@@ -330,7 +331,7 @@ impl Katran {
             false => self.write_state(shared)?,
         }
         self.resume_voids()?;
-        // Nobody reads them yet.
+        // No monitor reads events yet.
         self.maps.live.set_events(0, 0);
         if let Some(vip) = small.watched {
             self.stats_mut().watch_misses(vip)?;

@@ -42,7 +42,7 @@ impl Katran {
         if let Some(kept) = &kept {
             self.burn_numbers_of(&kept.table);
         }
-        // Whatever becomes of the counters.
+        // Whether or not the counters can be carried over.
         self.take_flows_of(&other, kept);
         let carriers = carriers_from(&other, self.counting_maps());
         match carriers {

@@ -74,9 +74,9 @@ impl Katran {
             .live
             .set_watched_vip(watched.map(|entry| entry.number.0));
         self.enter_global_flows(before)?;
-        // What packets keep changing comes last. Where packets are handed back, flows come after
-        // the switch: a connection that replaces one with the same ports on its base removes an
-        // entry there, and a copy of that would catch it here.
+        // Data that packets keep changing comes last. Where packets are handed back, flows come
+        // after the switch: a connection that replaces one with the same ports on its base removes
+        // an entry there, and a copy of that would catch it here.
         if !self.maps.vip_cells.hands_back() {
             self.enter_flows(&before.maps.flows, Reader::Nobody)?;
         }
@@ -92,7 +92,7 @@ impl Katran {
         self.void_again(&found)
     }
 
-    /// Makes packets find the present VIPs, which have no rings yet.
+    /// Makes packets find the current VIPs, which have no rings yet.
     pub(in crate::katran) fn enter_vips(&mut self) -> Result<Vec<(Vip, VipEntry)>> {
         let vips = self.table.vips();
         let vips: Vec<(Vip, VipEntry)> = vips.map(|(vip, entry)| (*vip, entry.clone())).collect();

@@ -48,7 +48,7 @@ impl Katran {
             }
             self.void_entries_of(&table);
         }
-        // Until here the next owner finds it.
+        // Until here the next owner would find it.
         if !strays && (self.carriers.is_empty() || self.replaced.is_some()) {
             self.unstage_set();
         }

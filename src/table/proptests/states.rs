@@ -55,8 +55,8 @@ proptest! {
         }
     }
 
-    /// The same for everything that a state can contain; and no real is released on the way that a
-    /// VIP, an id or a route names before and after.
+    /// The same for everything that a state can contain; and a real that a VIP, an id or a route
+    /// names before and after is never released in between.
     #[test]
     fn whole_states_are_reached(states in prop::collection::vec(whole_state(), 1..5)) {
         let mut world = World::new(AMPLE);

@@ -242,8 +242,8 @@ impl Host {
     pub fn sysfs(&self, path: &str, value: impl fmt::Display) -> io::Result<()> {
         let value = value.to_string();
         self.run(|| {
-            // `/sys` shows the interfaces of the namespace that mounted it, so this thread mounts its own, in
-            // a mount namespace that ends with it.
+            // `/sys` shows the interfaces of the namespace that mounted it, so this thread mounts
+            // its own, in a mount namespace that ends with it.
             let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
             nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
             nix::mount::mount(NOTHING, "/", NOTHING, private, NOTHING)?;

@@ -82,7 +82,7 @@ struct LinkCreate {
 
 /// Makes the kernel kill the child with SIGKILL when the thread that starts it ends.
 ///
-/// A child whose parent died before the kernel was told fails to start.
+/// A child whose parent died before that fails to start.
 pub(crate) fn die_with_parent(command: &mut Command) {
     let parent = getpid();
     let hook = move || -> io::Result<()> {

@@ -60,7 +60,7 @@ pub fn threads_named(name: &str) -> usize {
     tasks.filter(is_named).count()
 }
 
-/// Tells a scope's threads to end, even if the test fails: the scope waits for them.
+/// Makes a scope's threads end, even if the test fails: the scope waits for them.
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {

@@ -112,7 +112,7 @@ impl Katran {
         let Err((error, strays)) = self.switch_and_commit(home, seat) else {
             return Ok(());
         };
-        // What packets may still meet stays pinned, so that the next owner knows it.
+        // Programs that packets may still meet stay pinned, so that the next owner knows them.
         if !strays {
             self.outlast(Vec::new());
             match self.give_back(home, former) {
