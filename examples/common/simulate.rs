@@ -132,7 +132,7 @@ fn open(path: &Path) -> Result<(PcapReader<File>, PcapHeader)> {
     if header.datalink != DataLink::ETHERNET {
         let kind = u32::from(header.datalink);
         bail!(
-            "{}: the link type is {kind}, not 1 (Ethernet)",
+            "{}: frames of link type {kind}, not Ethernet",
             path.display()
         );
     }

@@ -332,7 +332,7 @@ impl Serialize for Seconds {
         match Duration::try_from_secs_f64(seconds) == Ok(self.0) {
             true => serializer.serialize_f64(seconds),
             false => Err(S::Error::custom(format_args!(
-                "{} seconds and {} nanoseconds cannot be written as a number of seconds",
+                "{}.{:09} s cannot be written as a number of seconds",
                 self.0.as_secs(),
                 self.0.subsec_nanos()
             ))),

@@ -145,7 +145,7 @@ fn placement(
         }
         Some(nodes) => {
             if let Some(node) = nodes.iter().find(|node| !machine.nodes.contains(node)) {
-                let online: Vec<_> = machine.nodes.iter().map(u32::to_string).collect();
+                let online: Vec<_> = machine.nodes.iter().map(ToString::to_string).collect();
                 return refuse_nodes(
                     &nodes,
                     format!("node {node} is not online (online: {})", online.join(", ")),

@@ -682,7 +682,7 @@ fn it_is_said_that_probes_are_not_sent() {
         assert!(scene.is(1, outcome).is_empty());
     }
     scene.now += Duration::from_secs(60);
-    assert!(scene.is(1, not_sent()).is_empty(), "it goes on");
+    assert!(scene.is(1, not_sent()).is_empty(), "it continues");
     scene.is(1, Outcome::Passed);
     assert_eq!(lines(scene.is(1, not_sent())), [said]);
     // The VIP has reported those that miss the tunnel.

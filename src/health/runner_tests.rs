@@ -190,7 +190,7 @@ async fn a_probe_that_panics_says_nothing() {
     drop(sender);
     running.await.unwrap();
     let finished = finished.lock().unwrap();
-    assert!(finished.len() > 8, "it goes on: {}", finished.len());
+    assert!(finished.len() > 8, "it continues: {}", finished.len());
     for Finished { outcome, .. } in finished.iter() {
         assert!(
             matches!(outcome, Outcome::NotSent(why) if why.contains("panic")),

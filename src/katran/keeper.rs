@@ -113,7 +113,7 @@ impl Shared {
                 }
                 Err(_) => {}
             }
-            // Rounded up, so as not to be early.
+            // Rounded up: it must not be early.
             let left = next.saturating_duration_since(now) + Duration::from_millis(1);
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             let mut events = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];

@@ -145,8 +145,8 @@ impl Live {
     }
 
     /// Sets which kinds of events the program emits, a bit each, and how many of each kind per
-    /// second and CPU. Turning all kinds off leaves the limit: a packet may have read the old kinds
-    /// but not the limit yet.
+    /// second on each CPU. Turning all kinds off leaves the limit: a packet may have read the old
+    /// kinds but not the limit yet.
     pub(crate) fn set_events(&self, kinds: u32, limit: u32) {
         let words = self.memory.u32s();
         if kinds != 0 {

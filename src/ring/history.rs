@@ -106,7 +106,7 @@ impl At {
     }
 }
 
-/// The most moments back that can be told from a moment ahead.
+/// The most moments back that can be distinguished from a moment ahead.
 const FURTHEST: u16 = (1 << 13) - 1;
 
 /// Places of rings that hold the pasts of a ring's slots.

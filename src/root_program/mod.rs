@@ -273,12 +273,12 @@ impl RootProgram {
     /// Continues with the root program that is pinned at a path: to see where it is attached and
     /// what it has [passed](Self::passed), and to attach it elsewhere or [again](Self::reattach).
     ///
-    /// Several processes may do so at once, because the library keeps no state of its own: the
-    /// kernel lets one of them attach to an interface. If another process is about to pin an
-    /// attachment, the call waits for it, at most half a second; it ends an attachment whose
-    /// process died before pinning it. The program stays the one that was pinned, by whatever
-    /// version of the crate: it is a loop over the entries. To change the number of entries or
-    /// `frags`, [`remove`](Self::remove) it and load a new one.
+    /// Several processes may do so at once, because only the kernel keeps the state: the kernel
+    /// lets one of them attach to an interface. If another process is about to pin an attachment,
+    /// the call waits for it, at most half a second; it ends an attachment whose process died
+    /// before pinning it. The program stays the one that was pinned, by whatever version of the
+    /// crate: it is a loop over the entries. To change the number of entries or `frags`,
+    /// [`remove`](Self::remove) it and load a new one.
     ///
     /// # Errors
     /// [`Error::NotFound`] if nothing is pinned there, or only a part, because a process was killed

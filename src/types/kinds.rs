@@ -297,11 +297,11 @@ pub enum NextHops {
     Gateway,
     /// To each real's own next hop in the kernel's routing and neighbour tables, through the
     /// interface that the packet arrived on: reals on the same segment get frames at their own MAC
-    /// address, others through their routers. For networks without a router between balancer and reals.
+    /// address, others through their routers. For networks without a router between balancer and
+    /// reals.
     PerReal,
     /// As `PerReal`, but through the interface that leads to the real. That interface needs native
-    /// XDP, and some drivers send only with an XDP program of their own (veth: on
-    /// its peer).
+    /// XDP, and some drivers send only if it has an XDP program (veth: if its peer has one).
     Redirect,
 }
 

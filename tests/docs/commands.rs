@@ -1,4 +1,5 @@
-//! Commands that pages and comments quote exist: make targets, Cargo's, and those of the examples.
+//! Commands that pages, comments, messages and alerts quote exist: make targets, Cargo's, and those
+//! of the examples.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -158,7 +159,8 @@ impl Known {
         }
         let known = help::options(help);
         for option in arguments.filter(|word| word.starts_with("--") && word.len() > 2) {
-            let option = option.split('=').next().unwrap_or_default();
+            // A message may continue with an inserted value.
+            let option = option.split(['=', '{']).next().unwrap_or_default();
             if !known.contains(option) && option != "--help" {
                 found.push(format!("{call} has no option {option}"));
             }
@@ -231,10 +233,14 @@ fn commands_that_are_quoted_exist() {
     }
     for path in files::below(&["src", "examples", "tests", "benches"], &[".rs"]) {
         for (line, piece) in lexer::pieces(&files::read(&path)) {
-            if let Piece::Comment(text) = piece {
-                look(&path, line - 1, &Page::of(&text));
+            match piece {
+                Piece::Comment(text) => look(&path, line - 1, &Page::of(&text)),
+                Piece::Literal(text) => look(&path, line - 1, &quoted(&text)),
             }
         }
+    }
+    for path in files::below(&["examples"], &[".yml"]) {
+        look(&path, 0, &quoted(&files::read(&path)));
     }
     assert!(seen > 2000, "{seen}");
     let called = known.called.borrow();
@@ -254,6 +260,28 @@ fn commands_that_are_quoted_exist() {
         );
     }
     none_of(&found, "commands that do not exist");
+}
+
+/// What is between backticks in a text that is not Markdown.
+fn quoted(text: &str) -> Page {
+    let mut page = Page::default();
+    let mut line = 1;
+    for (number, part) in text.split('`').enumerate() {
+        if number % 2 == 1 && !part.contains('\n') {
+            page.spans.push((line, part.to_owned()));
+        }
+        line += part.matches('\n').count();
+    }
+    page
+}
+
+#[test]
+fn commands_in_messages_are_quoted() {
+    let page = quoted("run `katran check`\nand `ip link`, or not");
+    assert_eq!(
+        page.spans,
+        [(1, "katran check".to_owned()), (2, "ip link".to_owned())]
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@
 mod code;
 mod commands;
 mod files;
+mod headers;
 mod help;
 mod lexer;
 mod lines;

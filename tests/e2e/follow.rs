@@ -181,7 +181,7 @@ fn a_renamed_interface_is_reported_by_its_new_name() {
         hops.iter()
             .all(|hop| hop.interface.as_deref() == Some(name) && hop.attached)
     };
-    site::eventually("the first name is told", || all_by("eth1"));
+    site::eventually("the first name is reported", || all_by("eth1"));
     // Where renaming needs the link down, its routes are lost and must be restored.
     let renamed = host.ip("link set eth1 name uplink9");
     if renamed.is_err() {
@@ -189,7 +189,7 @@ fn a_renamed_interface_is_reported_by_its_new_name() {
         host.ip("link set eth1 name uplink9").unwrap();
         host.ip("link set uplink9 up").unwrap();
     }
-    site::eventually("the second name is told", || all_by("uplink9"));
+    site::eventually("the second name is reported", || all_by("uplink9"));
 }
 
 #[test]

@@ -196,7 +196,7 @@ fn a_childs_drop_leaves_the_parents_handles_alone() {
         socket.send_to(&TOO_BIG, (site.lab.vip4(), PORT)).unwrap();
         !monitor.take().is_empty()
     };
-    site::eventually("the monitor hears of frames that are too big", told);
+    site::eventually("the monitor gets frames that are too big", told);
     shared.ip("link set eth1 mtu 1200").unwrap();
     site::eventually("the longest frame follows the MTU", || {
         measuring.gateways().max_frame() == 1194

@@ -214,7 +214,7 @@ fn membership_of_a_group_survives_the_querier_s_questions() {
         let members = router.tool("bridge", "mdb show").unwrap();
         members.contains("grp 239.1.1.1")
     };
-    eventually("the switch hears of the member", is_member);
+    eventually("the switch learns of the member", is_member);
     // Long enough to be forgotten twice; the first reports come unsolicited.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {

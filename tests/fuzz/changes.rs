@@ -166,7 +166,7 @@ pub(crate) fn wait_for_sweeps(katran: &Katran) {
     });
 }
 
-/// Gives this thread a name of its own, for [`sweeps`].
+/// Gives this thread a unique name, for [`sweeps`].
 pub(crate) fn name_thread() {
     let name = CString::new(format!("fuzz-{}", gettid())).unwrap();
     prctl::set_name(&name).unwrap();

@@ -188,8 +188,8 @@ impl Pair {
         self.model.sent = self.before["totals.tx.packets"];
     }
 
-    /// Compares both over successive steps, starting with empty tables. `Ok(false)`: they took so
-    /// long that a timeout may have passed, so the results cannot be compared.
+    /// Compares both over successive steps, starting with empty tables. `Ok(false)`: a timeout may
+    /// have passed during the steps, so their results cannot be compared.
     pub(crate) fn play(&mut self, steps: &[Step]) -> Result<bool, Difference> {
         // Within this, no timeout and no window ends, and no slot settles.
         let longest = match self.kind.flood {

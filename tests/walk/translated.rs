@@ -42,7 +42,7 @@ fn kernel_functions() -> BTreeMap<i64, String> {
     let (base, _) = symbols
         .iter()
         .find(|(address, name)| *address != 0 && *name == "__bpf_call_base")
-        .unwrap_or_else(|| panic!("no symbols: kernel.kptr_restrict is to be below 2"));
+        .unwrap_or_else(|| panic!("no symbols: kernel.kptr_restrict must be below 2"));
     let calls = symbols
         .iter()
         .filter(|(_, name)| name.ends_with("lookup_elem") || name.ends_with("update_elem"));
