@@ -325,9 +325,9 @@ impl ProbesMut<'_> {
     /// Probes leave through the first interface there that the balancer is attached to and that
     /// exists, or else through their own.
     ///
-    /// [`Katran::attach`] does this for you. Call it if the host balances with another program, such
-    /// as a shared one, or not at all. If the path is attached already, the call only chooses the
-    /// first interface again.
+    /// [`Katran::attach`] does this for you. Call it if the host balances with another program,
+    /// such as a shared one, or not at all. If the path is attached already, the call only chooses
+    /// the first interface again.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if no interface is set for it, or the interface's packets have no
