@@ -207,7 +207,7 @@ impl Katran {
         }
     }
 
-    /// What packets should see of a VIP in its present state.
+    /// What packets should see of a VIP in its current state.
     pub(super) fn cell_of(&self, entry: &VipEntry) -> VipCell {
         VipCell {
             flags: entry.flags,

@@ -179,7 +179,7 @@ impl Watcher {
         Some(sockets)
     }
 
-    /// Its thread has ended without being stopped: it panicked, or was wanted nowhere.
+    /// Its thread has ended without being stopped: it panicked, or nothing needed it.
     pub(crate) fn has_ended(&self) -> bool {
         self.owner.is_here() && self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -201,7 +201,7 @@ impl Watcher {
             // Nobody receives it.
             return None;
         }
-        // If the thread has ended, nobody receives it and nobody waits.
+        // If the thread has ended, nothing receives the command and no call waits.
         let asked = self
             .board
             .ask(|asked| drop(self.commands.send((asked, command))));
@@ -298,7 +298,7 @@ impl Drop for Watcher {
     }
 }
 
-/// Tells the board when the thread ends, however it ends.
+/// Records on the board that the thread has ended, whatever ended it.
 struct Ending(Arc<Board>);
 
 impl Drop for Ending {

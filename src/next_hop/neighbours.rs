@@ -31,7 +31,7 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Puts a user behind a neighbour or none. True if nobody was behind it before.
+    /// Puts a user behind a neighbour or none. True if no user was behind it before.
     pub(super) fn assign(&mut self, user: User, neighbour: Option<Neighbour>) -> bool {
         let before = self.of_users.get(&user).copied();
         if before == neighbour {
