@@ -66,7 +66,7 @@ impl Neighbours {
         Some(found.mac)
     }
 
-    /// Whether somebody needs it to be resolved or confirmed.
+    /// Whether any user needs it to be resolved or confirmed.
     pub(super) fn is_asked(&self, neighbour: &Neighbour) -> bool {
         let known = self.known.get(neighbour);
         known.is_some_and(|known| !known.found.is_some_and(|found| found.is_fixed))
