@@ -20,14 +20,14 @@
 //! new owner ([`Watcher::add`]), or another wanted gateway. Each of these draws a ticket. The
 //! thread reports findings with the tickets they were made for, and the board drops findings with
 //! other tickets: a late finding for a removed real never reaches the next owner of its number.
-//! Only the owner clears hops that nobody follows, when no packet reads them any more.
+//! Only the owner clears hops that are no longer followed, when no packet reads them any more.
 //!
 //! # Moving
 //! When links change, and from time to time, the thread asks its [`Guide`] whether it is still
-//! wanted where it is. If it is wanted in another network namespace, it goes there with new sockets
-//! and an empty resolver; board and commands stay. If it is wanted nowhere, it ends and tells the
-//! board. A guide has its own lock and asks the kernel under it (`katran/ground.rs`): calls that
-//! change attachments or gateways wait for that, getters do not.
+//! needed where it is. If it is needed in another network namespace, it goes there with new sockets
+//! and an empty resolver; board and commands stay. If nothing needs it, it ends and records that on
+//! the board. A guide has its own lock and asks the kernel under it (`katran/ground.rs`): calls
+//! that change attachments or gateways wait for that, getters do not.
 //!
 //! # Stop, panics, fork
 //! Stopping sets a flag, wakes the thread and joins it, which takes at most some tens of the
