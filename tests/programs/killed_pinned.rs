@@ -254,7 +254,7 @@ fn cut_off_reloads(place: &Place, (more, directories): Change, own_calls: &[Call
         // An echo request needs a program besides the attached one.
         let ping = lab
             .client
-            .tool("ping", &format!("-c 1 -W 5 {}", lab.vip4()));
+            .tool("ping", &format!("-c 1 -W 30 {}", lab.vip4()));
         assert!(ping.is_ok(), "{ping:?}");
     };
     works();

@@ -111,7 +111,7 @@ fn options_select_limit_and_cut_and_the_file_still_applies() {
     running.balancer.says(&added);
     send(&lab, 2);
     // One client's frames arrive in order, so the earlier ones have arrived.
-    let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
+    let ping = lab.client.tool("ping", "-c 1 -W 30 10.0.0.2");
     assert!(ping.is_ok(), "{ping:?}");
     monitor.end(SIGINT);
     monitor.says(
@@ -178,7 +178,7 @@ fn it_may_share_the_interface_and_limits_the_rate() {
     let line = monitor.says("packet_too_big");
     assert!(line.contains("> 203.0.113.1 port 80"), "{line}");
     assert!(line.ends_with(&format!(", {FRAME} bytes")), "{line}");
-    let ping = lab.client.tool("ping", "-c 1 -W 5 10.0.0.2");
+    let ping = lab.client.tool("ping", "-c 1 -W 30 10.0.0.2");
     assert!(ping.is_ok(), "{ping:?}");
     monitor.end(SIGINT);
     let line = monitor.says("events: ");

@@ -366,7 +366,12 @@ fn no_flow_moves_while_server_ids_are_toggled() {
     let mut judge = Judge::new(LONG_IDLE, seed());
     let ids = Features::TCP_SERVER_ID;
     let mut by_base = 0;
-    for round in 0..10 {
+    for round in 0..100 {
+        // How many depends on the seed, and on how fast the machine is; without the rule there
+        // would be none.
+        if round >= 10 && by_base > 0 {
+            break;
+        }
         let mut changes = 0;
         judge.play(|_| {
             changes += 1;
@@ -392,7 +397,6 @@ fn no_flow_moves_while_server_ids_are_toggled() {
         assert!(round == 0 || judge.judged > 1000);
     }
     println!("{} judged, {by_base} by base", judge.judged);
-    // How many depends on the seed; without the rule there would be none.
     assert!(by_base > 0);
 }
 
