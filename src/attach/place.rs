@@ -108,7 +108,7 @@ impl Target {
         Ok(Self::new(Place { namespace, index }, name))
     }
 
-    /// The name that the interface had when it was last seen: its present name, or the last one.
+    /// The name that the interface had when it was last seen: its current name, or the last one.
     pub(crate) fn last_name(&self) -> String {
         self.last().clone()
     }

@@ -257,8 +257,8 @@ impl Katran {
     }
 
     /// Attaches something, after starting to follow next hops for it, so that the gateway is known
-    /// when the first packet comes. Afterwards the reasons to follow are those that hold, whether
-    /// it succeeded or not.
+    /// when the first packet comes. Afterwards, even after a failure, exactly the reasons to follow
+    /// that hold remain.
     fn all_or_nothing<T>(
         &mut self,
         reason: Reason,

@@ -1,5 +1,5 @@
-//! Events: packets worth a look. The program sends them with their first bytes through a ring
-//! buffer (Linux, Documentation/bpf/ringbuf.rst), for a callback, pcap files or a list.
+//! Events: noteworthy packets. The program sends them with their first bytes through a ring buffer
+//! (Linux, Documentation/bpf/ringbuf.rst), for a callback, pcap files or a list.
 
 mod delivery;
 mod pcap;

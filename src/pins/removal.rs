@@ -62,7 +62,7 @@ pub(crate) fn remove_if_there(directory: &Path) -> Result<()> {
 }
 
 impl Home {
-    /// Marks it as being removed: from here it has no owner, however far the removal gets.
+    /// Marks it as being removed: from now on it has no owner, however far the removal gets.
     pub(crate) fn begin_removal(&self) -> Result<()> {
         self.check_owner()?;
         if let Some(identity) = &self.identity {

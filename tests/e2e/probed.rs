@@ -218,7 +218,7 @@ fn reals_come_and_go_and_the_last_ones_stay() {
     drop(first);
     probed.says("198.51.100.1 gets no flows");
     probed.until(&["backend1"]);
-    // No real answers: the last set stays in use, and the report says so.
+    // No real answers: the last set stays in use, and the report shows that.
     drop(second);
     probed.says("too few reals answer");
     assert_eq!(probed.down(), [probed.real(0)]);
