@@ -303,7 +303,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
     interrupts::judge(&facts.interface.interrupts, &facts.forwarding_cpus, found);
     let (packets, without) = (&facts.packets, &facts.without_table);
     let ever = format!(
-        "{} of {} packets since the balancer was loaded came on CPUs without a flow table",
+        "{} of {} packets since the balancer was loaded arrived on CPUs without a flow table",
         without.total, packets.total
     );
     let about = Subject::FallbackTable;
@@ -314,7 +314,7 @@ fn queues(facts: &Balancer, found: &mut Diagnosis) {
         (_, 0) => found.note(about, format!("{ever}, {}", without.silence()), advice),
         (_, recent) => {
             let message = format!(
-                "{recent} of {} packets {} came on CPUs without a flow table",
+                "{recent} of {} packets {} arrived on CPUs without a flow table",
                 packets.recent,
                 without.lately()
             );
@@ -438,7 +438,7 @@ fn next_hop(facts: &Balancer, hop: &NextHop, whom: &str, found: &mut Diagnosis) 
     }
     if let (Some(address), Some(interface), false) = (hop.address, &hop.interface, hop.attached) {
         let message = format!(
-            "{whom}: {address} is behind {interface}, but packets leave where they came in"
+            "{whom}: {address} is behind {interface}, but packets leave through the interface they arrived on"
         );
         let advice = "attach there, change the route, or set next_hops = \"redirect\"";
         found.warn(about, message, advice);

@@ -315,14 +315,14 @@ fn troubles_of_the_interface() {
             |f| f.without_table = Growth::now(50),
             Warning,
             Subject::FallbackTable,
-            "50 of 100 packets in the last 60 s came on CPUs without a flow table",
+            "50 of 100 packets in the last 60 s arrived on CPUs without a flow table",
             "forwarding_cpus",
         ),
         (
             |f| f.without_table = Growth::earlier(50),
             Note,
             Subject::FallbackTable,
-            "50 of 100 packets since the balancer was loaded came on CPUs without a flow table, none in the last 75 s",
+            "50 of 100 packets since the balancer was loaded arrived on CPUs without a flow table, none in the last 75 s",
             "forwarding_cpus",
         ),
         (

@@ -84,7 +84,7 @@ impl Katran {
     /// Looks for what commonly keeps a balancer from forwarding on an interface of the calling
     /// thread's network namespace, before or after attaching. It changes nothing.
     ///
-    /// The kernel is asked whether the program runs, so the diagnosis notices an interface that was
+    /// The library asks the kernel whether the program runs, so it notices an interface that was
     /// removed and created again, or a program that something else detached. Naming other programs
     /// takes `CAP_SYS_ADMIN`. It blocks for 1 ms with one VIP and 3 ms with 512, to ask the kernel
     /// about the interface, routes and neighbours.

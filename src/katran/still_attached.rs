@@ -184,14 +184,14 @@ impl LostEntry {
         let (place, position) = (self.path.display(), self.position);
         match error {
             None => {
-                log::warn!("{place} is another array by now: set its entry {position}");
+                log::warn!("{place} is another array now: the balancer took its entry {position}");
             }
             Some(Error::NotFound { .. }) => log::error!(
                 "{place}, whose entry {position} the balancer had, is no longer pinned: reattach \
                  when it is"
             ),
             Some(Error::ForeignEntry { program_id, .. }) => log::error!(
-                "{place} is another array by now, and its entry {position} holds program \
+                "{place} is another array now, and its entry {position} holds program \
                 {program_id}: attach to it again to replace a balancer, or choose another position"
             ),
             Some(error) => log::error!("cannot set entry {position} of {place} again: {error}"),

@@ -29,7 +29,7 @@ use crate::types::HashFunction;
 
 /// One backend of a ring: the number its slots get, its hash, and its weight.
 ///
-/// The order of endpoints is part of the ring's function, so all hosts must have the same: by hash.
+/// A ring depends on the order of its endpoints, so all hosts must use the same one: by hash.
 /// With equal hashes the smaller address comes first (IPv4 before IPv6, then as numbers); without
 /// addresses ([`Endpoint::with_hash`]) the smaller weight. The number decides last, because each
 /// host has its own.

@@ -90,8 +90,8 @@ impl Refused {
         let is_cut = error.raw_os_error() == Some(libc::ENOSPC) && rejected.is_some();
         let error = match is_cut {
             true => io::Error::other(format!(
-                "its log is longer than {} MiB, and the reason lost; here is its end, before Linux 6.4 \
-                 what came first",
+                "its log is longer than {} MiB, so the reason is lost; here is its end (before Linux \
+                 6.4: its beginning)",
                 LOG_BYTES >> 20
             )),
             false => error,

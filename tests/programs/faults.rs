@@ -363,7 +363,7 @@ fn faults_that_were_repaired_become_notes() {
     site.becomes_a_note(
         "CPU with table",
         &cpu,
-        "packets since the balancer was loaded came on CPUs without",
+        "packets since the balancer was loaded arrived on CPUs without",
     );
     site.becomes_a_note("reals again", &drops, "ring_empty: 3 frames since");
     site.becomes_a_note("right VLAN", &vlan, "tags of VLAN 7");
@@ -483,7 +483,10 @@ fn faults_of_the_document_are_reported() {
     site.send(20, 1, 10);
     let cpu = warning(
         "fallback table",
-        &["came on CPUs without a flow table", "set forwarding_cpus"],
+        &[
+            "arrived on CPUs without a flow table",
+            "set forwarding_cpus",
+        ],
     );
     site.tells("CPU without table", &cpu);
 
