@@ -235,7 +235,7 @@ impl<'a> Named<'a> {
                 setting: "interface",
                 value: self.name.to_owned(),
                 reason: "several attached interfaces have had this name: call from the network \
-                     namespace of the one you mean, with its present name"
+                     namespace of the one you mean, with its current name"
                     .to_owned(),
             }),
         }

@@ -233,10 +233,10 @@ fn reals_come_and_go_and_the_last_ones_stay() {
     assert_eq!(weights[0].get_weight(), 0);
     // A drained real serves if no other does.
     drop(_second);
-    probed.says("drained ones serve");
+    probed.says("packets go to drained ones");
     probed.until(&["backend0"]);
     let _second = probed.serve(1);
-    probed.says("drained reals no longer serve");
+    probed.says("packets no longer go to drained reals");
     probed.until(&["backend1"]);
 }
 
