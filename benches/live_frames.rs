@@ -1,9 +1,9 @@
-//! Packets a second and core on a real path: frames that a driver passes to the program, and that
-//! leave through the driver. One CPU does it all: the kernel makes frames and lets an interface
-//! receive them (`BPF_F_TEST_XDP_LIVE_FRAMES`, since Linux 5.18), the balancer's program handles
-//! them, the driver of the virtual Ethernet pair takes them to the other end, and a program there
-//! counts and drops them. With `--peer` Katran's own program and this crate's take turns. The first
-//! row is the path alone: its program sends frames back unchanged. Each run is checked: the
+//! Packets per second on one core, on a real path: frames that a driver passes to the program, and
+//! that leave through the driver. One CPU does it all: the kernel makes frames and lets an
+//! interface receive them (`BPF_F_TEST_XDP_LIVE_FRAMES`, since Linux 5.18), the balancer's program
+//! handles them, the driver of the virtual Ethernet pair takes them to the other end, and a program
+//! there counts and drops them. With `--peer` Katran's own program and this crate's take turns. The
+//! first row is the path alone: its program sends frames back unchanged. Each run is checked: the
 //! balancer must have counted all frames, and all must arrive at the other end with a packet
 //! inside.
 //!
@@ -289,8 +289,8 @@ impl Wire {
     }
 }
 
-/// The kernel thread that handles a CPU's soft interrupts when there are many; otherwise those that
-/// this process causes run in its own time.
+/// The kernel thread that handles a CPU's soft interrupts when there are many; otherwise the
+/// interrupts that this process causes run in its own time.
 struct SoftInterrupts {
     /// The file with its times, if this process sees kernel threads.
     times: Option<PathBuf>,

@@ -62,7 +62,7 @@ fn lock(path: &Path) -> io::Result<Flock<File>> {
 fn remove_abandoned(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
-        // The directory itself, not a link that somebody put there.
+        // The directory itself, not a link that another user put there.
         let ours = entry.file_name().to_string_lossy().starts_with(NAME);
         if ours && entry.file_type()?.is_dir() && lock(&entry.path()).is_ok() {
             remove(&entry.path());

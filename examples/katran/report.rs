@@ -83,7 +83,7 @@ pub(crate) struct Vip {
     /// Too few of them work, so no more are taken out.
     #[serde(default)]
     pub(crate) panics: bool,
-    /// All others are down, so drained ones serve.
+    /// All others are down, so packets go to drained ones.
     #[serde(default)]
     pub(crate) falls_back: bool,
     /// Computed by the client.

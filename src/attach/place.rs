@@ -108,7 +108,7 @@ impl Target {
         Ok(Self::new(Place { namespace, index }, name))
     }
 
-    /// The name that the interface had when it was last seen: its present name, or the last one.
+    /// The name that the interface had when it was last seen: its current name, or the last one.
     pub(crate) fn last_name(&self) -> String {
         self.last().clone()
     }
@@ -235,7 +235,7 @@ impl<'a> Named<'a> {
                 setting: "interface",
                 value: self.name.to_owned(),
                 reason: "several attached interfaces have had this name: call from the network \
-                     namespace of the one you mean, with its present name"
+                     namespace of the one you mean, with its current name"
                     .to_owned(),
             }),
         }

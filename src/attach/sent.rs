@@ -91,7 +91,7 @@ impl Before {
 }
 
 /// The frames of XDP programs that a driver could not send; `None` if it does not count them. Most
-/// drivers count by queue, and some have a sum beside.
+/// drivers count by queue, and some also have a sum.
 fn failed_in(counters: &[(String, u64)]) -> Option<u64> {
     let failures = counters.iter().filter(|(name, _)| is_failure(name));
     let failures: Vec<_> = failures.collect();

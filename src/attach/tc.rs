@@ -135,9 +135,9 @@ impl TcLink {
         })
     }
 
-    /// A pinned one, from its pin; `None` if the pin is not ours. It has one of these programs; a
-    /// filter has that, or the one pinned for it. If a filter's network namespace cannot be found,
-    /// the error's kind is `NotFound`.
+    /// A pinned one, from its pin; `None` if the pin is not ours. Its program is one of these; a
+    /// filter's may also be the one that is pinned for it. If a filter's network namespace cannot
+    /// be found, the error's kind is `NotFound`.
     pub(crate) fn kept_at(path: &Path, programs: &[BorrowedFd<'_>]) -> io::Result<Option<Self>> {
         if let Some(name) = PinName::of(KEPT_LINK, path)
             && let Some(asked) = name.word(0)

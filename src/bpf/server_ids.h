@@ -23,7 +23,7 @@ struct named {
 	__u32 number;
 	__u32 id; /* of the real: number and generation */
 	bool known; /* the table has the id, though its real may be gone */
-	const struct real *at; /* where it is, if the finder says so */
+	const struct real *at; /* where it is, if the finder sets this */
 };
 
 /* The real's id in these entries; 0: they do not have the server id. There is no branch, because

@@ -662,7 +662,7 @@ settings! {
         constants: (server_id_chunks = |ids, _| max_server_id_chunks(*ids)),
     }
 
-    /// The interface that probes leave by; a tc program there encapsulates them.
+    /// The interface that probes leave through; a tc program there encapsulates them.
     ///
     /// The program is attached with the balancer, in the network namespace of the thread that does
     /// so. Only packets that the host sends through this interface can be probes, so the routes to

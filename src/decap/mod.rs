@@ -273,7 +273,7 @@ impl Decap {
     ///
     /// `interface` is the current name, if the interface is in the calling thread's network
     /// namespace. Otherwise it is the name that the library last saw, or that you attached by. If
-    /// several interfaces had the name, the one that is gone is meant.
+    /// several interfaces had the name, this detaches the one that is gone.
     ///
     /// # Errors
     /// [`Error::NotFound`] if it is not attached there; [`Error::InvalidConfig`] if several

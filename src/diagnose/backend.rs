@@ -35,7 +35,7 @@ pub(crate) struct Backend {
     pub(crate) kernel: KernelTunnels,
     /// The index of the interface of that name when the program was attached at tc.
     pub(crate) tc_index: Option<u32>,
-    /// The stricter of the interface's setting and that for all.
+    /// The stricter of the interface's and the global setting.
     pub(crate) rp_filter: Option<i64>,
     /// Clients of the VIPs' families, or of both families without VIPs.
     pub(crate) clients: Vec<Clients>,

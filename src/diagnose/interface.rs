@@ -238,7 +238,7 @@ pub(super) fn offload(facts: &InterfaceFacts, found: &mut Diagnosis) {
 }
 
 /// The sender of a virtual link can leave checksums unfinished, for the receiver to finish. Native
-/// XDP loses the note of that when it sends a packet on, so nothing finishes them.
+/// XDP loses that information when it sends a packet on, so nothing finishes them.
 pub(super) fn checksums(facts: &InterfaceFacts, found: &mut Diagnosis) {
     let is_generic = match &facts.program {
         Some(program) => program.mode == XdpMode::Generic,

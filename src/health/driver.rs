@@ -51,7 +51,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// A message to the thread.
 pub(super) enum Message {
     Finished(Finished),
-    /// Look at the balancer: the end, or changes by others.
+    /// Look at the balancer, which may have ended or been changed by another caller.
     Look,
 }
 
@@ -334,7 +334,7 @@ impl Driver {
         })?;
         self.shared.changed.notify_all();
         for target in hurried {
-            // If the runner has ended, there is nothing to hurry.
+            // If the runner has ended, nothing can be probed sooner.
             let _ = self.orders.send(Order::Hurry(target));
         }
         for event in events {

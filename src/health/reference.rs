@@ -1,4 +1,4 @@
-//! `docs/health.md` is what the tables of keys and metrics say.
+//! Writes the tables of `docs/health.md` from those of keys and metrics.
 
 use super::keys::SECTIONS;
 use super::report::Report;

@@ -20,7 +20,7 @@ pub struct Report {
     pub passed: u64,
     /// Probes that failed.
     pub failed: u64,
-    /// Probes that say nothing about a real: not sent, or not through the tunnel.
+    /// Probes whose results are ignored: not sent, or not through the tunnel.
     pub not_sent: u64,
     /// Results lost because the balancer was locked for too long.
     pub lost: u64,
@@ -124,15 +124,15 @@ pub enum Event {
         /// Whether that is so.
         panics: bool,
     },
-    /// All reals of a VIP are down, so drained ones serve (`true`), or that is over.
+    /// All other reals of a VIP are down, so packets go to drained ones (`true`), or that is over.
     FallsBack {
         /// The VIP.
         vip: Vip,
         /// Whether that is so.
         falls_back: bool,
     },
-    /// Probes of a VIP do not go through the tunnel and say nothing (`Some`: why), or they do
-    /// again.
+    /// Probes of a VIP miss the tunnel, so their results are ignored (`Some`: why), or they go
+    /// through it again.
     Missed {
         /// The VIP.
         vip: Vip,
@@ -192,9 +192,14 @@ impl fmt::Display for Event {
                 vip,
                 falls_back: true,
             } => {
-                write!(f, "{vip}: all reals are down: drained ones serve")
+                write!(
+                    f,
+                    "{vip}: all other reals are down: packets go to drained ones"
+                )
             }
-            Self::FallsBack { vip, .. } => write!(f, "{vip}: drained reals no longer serve"),
+            Self::FallsBack { vip, .. } => {
+                write!(f, "{vip}: packets no longer go to drained reals")
+            }
             Self::Missed {
                 vip,
                 why: Some(why),

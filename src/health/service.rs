@@ -106,7 +106,7 @@ pub(super) struct Service {
     pub(super) members: BTreeMap<IpAddr, Member>,
     /// Too few reals work: no further one goes out.
     pub(super) panics: bool,
-    /// Drained reals serve.
+    /// Packets go to drained reals.
     pub(super) falls_back: bool,
     /// The counts of its probes.
     pub(super) tally: Tally,

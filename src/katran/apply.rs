@@ -114,7 +114,7 @@ impl Katran {
         self.note(self.rehearse_names(wanted, &planned.steps))?;
         self.rehearse_probes(wanted, &planned.steps)?;
         self.reserve_rings(wanted)?;
-        // So that flows of reals that come back, if all is undone, are where they were.
+        // If all is undone, reals return, and their flows must be where they were.
         let held = self.maps.voids.hold();
         let many = match planned.steps.len() > 1 {
             true => self.begin_many(),
@@ -204,7 +204,8 @@ impl Katran {
                 _ => {}
             }
         }
-        // Up to twice as many exist on the way: replacements come before what they replace goes.
+        // Up to twice as many exist for a moment, because replacements are made before the old ones
+        // are removed.
         self.server_ids.fits(ids)?;
         self.source_routes.fits(routes)
     }
@@ -367,7 +368,7 @@ impl Katran {
         self.tell(news.net());
     }
 
-    /// Steps count as undoing until the returned value is dropped, be it by a panic.
+    /// Steps count as undoing until the returned value is dropped, even by a panic.
     fn begin_undoing(&mut self) -> Arc<()> {
         let undoing = Arc::new(());
         self.undoing = Arc::downgrade(&undoing);

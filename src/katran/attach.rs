@@ -55,8 +55,8 @@ impl Katran {
     /// Attaches the program to an interface of the calling thread's network namespace.
     ///
     /// A balancer may be attached to several interfaces; they share VIPs, flow tables and counters.
-    /// A frame leaves by the interface it came in on or, with
-    /// [`NextHops::Redirect`](crate::NextHops::Redirect), by the one that leads to its real. The
+    /// A frame leaves through the interface it arrived on or, with
+    /// [`NextHops::Redirect`](crate::NextHops::Redirect), the one that leads to its real. The
     /// interfaces may be in several network namespaces. The library discovers next hops in the
     /// first one only, until nothing is attached there any more. Then it moves to the next
     /// namespace: at once if the last interface was removed, within a second if its program was
@@ -257,8 +257,8 @@ impl Katran {
     }
 
     /// Attaches something, after starting to follow next hops for it, so that the gateway is known
-    /// when the first packet comes. Afterwards the reasons to follow are those that hold, whether
-    /// it succeeded or not.
+    /// when the first packet comes. Afterwards, even after a failure, exactly the reasons to follow
+    /// that hold remain.
     fn all_or_nothing<T>(
         &mut self,
         reason: Reason,
@@ -322,12 +322,12 @@ impl Probes<'_> {
 /// # Attaching
 impl ProbesMut<'_> {
     /// Attaches the health-check path to its interface, in the calling thread's network namespace.
-    /// Probes leave by the first interface there that the balancer is attached to and that exists,
-    /// or else by their own.
+    /// Probes leave through the first interface there that the balancer is attached to and that
+    /// exists, or else through their own.
     ///
-    /// [`Katran::attach`] does this for you. Call it if the host balances by another program, such
-    /// as a shared one, or not at all. If the path is attached already, the call only chooses the
-    /// first interface again.
+    /// [`Katran::attach`] does this for you. Call it if the host balances with another program,
+    /// such as a shared one, or not at all. If the path is attached already, the call only chooses
+    /// the first interface again.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if no interface is set for it, or the interface's packets have no

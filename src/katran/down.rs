@@ -42,8 +42,8 @@ impl Katran {
     ///
     /// If all reals of a VIP are down, its packets are dropped and counted as with an empty ring. A
     /// real stays down through changes of weight and flags, [`reload`](Self::reload) and an
-    /// [`apply`](Self::apply) whose state says so, until the VIP loses it. Marking a down real down
-    /// again does nothing.
+    /// [`apply`](Self::apply) whose state marks it down, until the VIP loses it. Marking a down
+    /// real down again does nothing.
     ///
     /// One store voids the flow entries together with the switch to the new ring; the library then
     /// removes the entries in the background. Entries of a VIP with
@@ -207,7 +207,7 @@ impl Katran {
         }
     }
 
-    /// What packets should see of a VIP in its present state.
+    /// What packets should see of a VIP in its current state.
     pub(super) fn cell_of(&self, entry: &VipEntry) -> VipCell {
         VipCell {
             flags: entry.flags,

@@ -12,7 +12,7 @@ use crate::types::Vip;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "UPPERCASE"))]
 pub enum Verdict {
-    /// Sent by the interface it came in on, or the one that leads to its real.
+    /// Sent through the interface it arrived on, or the one that leads to its real.
     Tx,
     /// Passed to the host's network stack.
     Pass,

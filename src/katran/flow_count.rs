@@ -1,5 +1,5 @@
-//! Counts each VIP's flow entries, in one walk through all tables, at once or in small steps beside
-//! other work.
+//! Counts each VIP's flow entries, in one walk through all tables, at once or in small steps
+//! between other work.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

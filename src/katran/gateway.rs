@@ -79,7 +79,7 @@ impl Gateways<'_> {
     }
 
     /// The longest frame that is forwarded, in bytes: the setting
-    /// [`max_frame`](crate::Builder::max_frame), or its present value if that is
+    /// [`max_frame`](crate::Builder::max_frame), or its current value if that is
     /// [`Auto`](crate::state::MaxFrame::Auto).
     pub fn max_frame(&self) -> u32 {
         self.katran.links.longest()

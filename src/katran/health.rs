@@ -106,8 +106,8 @@ impl<'a> Probes<'a> {
     /// [`Builder::healthcheck_interface`](crate::Builder::healthcheck_interface) before the first
     /// mark, match or probe.
     ///
-    /// Until this library attaches it somewhere, probes leave by the interface they were sent on,
-    /// with the Ethernet source they have. The interface must have Ethernet headers. Call
+    /// Until this library attaches it somewhere, probes leave through the interface they were sent
+    /// on, with the Ethernet source they have. The interface must have Ethernet headers. Call
     /// [`GatewaysMut::follow`](crate::attachments::GatewaysMut::follow) if the library is to
     /// discover the gateway.
     #[doc(alias = "getHealthcheckerProgFd")]

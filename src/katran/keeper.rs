@@ -120,7 +120,7 @@ impl Shared {
             if let Ok(listener) = &listener {
                 events.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
             }
-            // Interrupted or not: the loop finds out what there is to do.
+            // Interrupted or not: the loop looks for work.
             let _ = poll(&mut events, timeout);
             if let Ok(listener) = &listener {
                 listener.clear();

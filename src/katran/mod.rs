@@ -320,7 +320,7 @@ impl Katran {
     /// After each reload attach the new descriptor instead.
     ///
     /// Do so as well after an [`apply`](Self::apply) that replaces programs and maps. Until then
-    /// the old program forwards with the VIPs, weights and down marks of that moment, and the
+    /// the old program forwards with the VIPs, weights and down marks as they were then, and the
     /// numbers of reals removed since then may belong to other reals.
     #[doc(alias = "getKatranProgFd")]
     pub fn program_fd(&self) -> BorrowedFd<'_> {

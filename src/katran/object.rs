@@ -53,7 +53,7 @@ use crate::types::OuterDontFragment;
 /// soon, and a forged SYN moves nothing.
 const SYN_FOLLOWS: Duration = Duration::from_secs(5);
 
-/// What is drawn at random or read from the machine at load, and survives reloads.
+/// Values drawn at random or read from the machine at load, which survive reloads.
 pub(super) struct Fixed {
     pub(super) hasher: FlowHasher,
     pub(super) flow_keys: FlowHashKeys,
@@ -65,7 +65,7 @@ pub(super) struct Fixed {
 }
 
 impl Fixed {
-    /// The same for other settings: keeps what flows are recognised by, where possible.
+    /// The same for other settings: keeps the keys by which flows are recognised, where possible.
     pub(super) fn for_settings(&self, before: &Config, config: &Config) -> Result<Self> {
         let ring_size = RingSize::try_from(config.ring_size)?;
         let mut hasher = hasher(config, ring_size);

@@ -42,17 +42,17 @@ impl Katran {
     ///
     /// VIPs, reals, rings, flow tables and counters stay, and no packet is lost: each interface
     /// changes from the old program to the new one between two packets. It blocks for one to three
-    /// seconds, mostly in the verifier, while the old program works on. The library makes the maps
-    /// of features that are switched on, and frees those of features that are switched off.
+    /// seconds, mostly in the verifier, while the old program runs. The library makes the maps of
+    /// features that are switched on, and frees those of features that are switched off.
     ///
-    /// Flows stay, unless the feature itself decides where they go. With TCP server ids, stable UDP
-    /// routing or global flows switched on, flows go where those say, and a TCP connection that no
+    /// Flows stay, unless the feature itself decides where they go. Once TCP server ids, stable UDP
+    /// routing or global flows are on, flows go where those lead, and a TCP connection that no
     /// table knows stays on the base of its slot ([`FlowTracking`](crate::FlowTracking)). With TCP
     /// server ids switched off, a flow stays while the flow table knows it. Without local delivery
     /// it goes to its real like any other.
     ///
     /// If you attached [`program_fd`](Self::program_fd) yourself, attach the new one after each
-    /// reload; until then the old one works there. Once you have asked for the descriptor, the
+    /// reload; until then the old one runs there. Once you have asked for the descriptor, the
     /// library keeps the old program until the next reload,
     /// [`release_replaced_program`](Self::release_replaced_program) or the end of the balancer.
     ///
@@ -63,9 +63,9 @@ impl Katran {
     /// down than [`mark_down`](Self::mark_down) allows with these features;
     /// [`Error::ForeignProgram`] if another program has replaced the balancer's; [`Error::Kernel`]
     /// if an interface refuses the new one; otherwise as [`Builder::load`](crate::Builder::load).
-    /// The old program works on everywhere then, and nothing has changed. (If the kernel refuses to
-    /// put the old program back on an interface that has the new one already, the log reports it,
-    /// and the new one works there until the next reload.)
+    /// The old program then keeps running everywhere, and nothing has changed. (If the kernel
+    /// refuses to put the old program back on an interface that has the new one already, the log
+    /// reports it, and the new one works there until the next reload.)
     ///
     /// ```no_run
     /// use katran::Features;

@@ -1,5 +1,5 @@
-//! What a pinned balancer records of its changes, in a ledger. Others have none, and record
-//! nothing.
+//! What a pinned balancer records of its changes, in a ledger. Other balancers have none, and
+//! record nothing.
 //!
 //! The phases of a change (`change.rs`) call this: the intended change is recorded before packets
 //! may see any of it, and that it is made, or undone, afterwards. `docs/architecture.md` lists
@@ -146,7 +146,7 @@ impl Katran {
         }
     }
 
-    /// Nothing is left of the change; `met`: packets may have met its new reals.
+    /// The change is undone; `met`: packets may have met its new reals.
     pub(super) fn note_undone(&mut self, met: bool) {
         if let Some(ledger) = &mut self.ledger {
             ledger.undone(met);
@@ -164,8 +164,8 @@ impl Katran {
         begun.map(Some).map_err(not_written)
     }
 
-    /// One of them was refused: the following ones undo the others, and the ledger cannot refuse
-    /// them.
+    /// One of the changes was refused: the following ones undo the others, and the ledger cannot
+    /// refuse them.
     pub(super) fn note_way_back(&mut self) {
         if let Some(ledger) = &mut self.ledger {
             ledger.go_back();

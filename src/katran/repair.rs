@@ -15,8 +15,7 @@ use crate::table::VipEntry;
 use crate::types::Prefix;
 use crate::types::Vip;
 
-/// What the change would have made of everything; compared with the state before, it shows what
-/// packets may see.
+/// The state after the change; compared with the state before, it shows what packets may see.
 pub(super) struct CutOff(Kept);
 
 impl CutOff {

@@ -248,7 +248,7 @@ impl Katran {
         })
     }
 
-    /// Packets are on the other balancer: moves what belongs to the handle there, too.
+    /// Packets are on the other balancer: moves what belongs to the handle to it, too.
     fn become_next(&mut self, next: Self) -> Self {
         let mut old = mem::replace(self, next);
         self.attachments = mem::take(&mut old.attachments);
@@ -303,8 +303,8 @@ impl Katran {
             |error| log::warn!("some flows are lost, and their connections may break: {error}");
         let hands_back = self.maps.vip_cells.hands_back();
         if hands_back {
-            // Attached programs no longer lead packets to the old one, and its entries come from
-            // what is handed back.
+            // Attached programs no longer lead packets to the old one; new entries there come only
+            // from packets that are handed back.
             self.outlast(Vec::new());
             self.catch_up(Some(&old.maps.flows)).unwrap_or_else(lost);
         }

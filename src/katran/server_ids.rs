@@ -68,7 +68,7 @@ pub struct ServerIdsMut<'a> {
 /// # Changing ids
 impl ServerIdsMut<'_> {
     /// Names reals by numbers that servers put into packets: QUIC connection ids, the TCP option,
-    /// stable UDP routing. A packet with such a number goes to its real, whatever ring and flow
+    /// stable UDP routing. A packet with such a number goes to that real, whatever ring and flow
     /// table say.
     ///
     /// A real exists while an id names it, in a VIP or not. The library adds all ids or none. An id

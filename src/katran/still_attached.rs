@@ -1,5 +1,5 @@
-//! What pins kept attached while the balancer was an orphan, for the next owner; and what was lost
-//! meanwhile.
+//! For the next owner: the attachments that pins kept while the balancer was an orphan, and those
+//! lost meanwhile.
 
 use std::io;
 use std::mem;
@@ -82,7 +82,8 @@ impl Katran {
         for mut link in paths {
             match &mut self.healthchecks {
                 Some(checks) if checks.is_asked(&link) => checks.resume_link(link, &mains),
-                // Of a replacement that was cut off, perhaps one that was to add health checks.
+                // From a replacement that was cut off, perhaps one that would have added health
+                // checks.
                 _ => link.detach()?,
             }
         }

@@ -156,7 +156,7 @@ impl Katran {
     ///
     /// It runs on the calling thread, at the end of the call that adds the real, after the change.
     /// With [`apply`](Self::apply) it runs after all changes, and not at all if they were undone.
-    /// If the callback panics, the call succeeds all the same, and the library logs the panic,
+    /// If the callback panics, the call still succeeds, and the library logs the panic,
     /// counts it in
     /// [`LibraryCounters::panicked_callbacks`](crate::stats::LibraryCounters::panicked_callbacks)
     /// and removes the callback.

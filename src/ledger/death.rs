@@ -21,8 +21,8 @@ pub(super) fn at_done() {
     DONE_LEFT.set(left.map(|left| left - 1));
 }
 
-/// Runs `work`, and panics when `changes` changes are done and another one is about to be; `None`:
-/// it panicked.
+/// Runs `work`, and panics after `changes` changes, before the next one is done; `None`: it
+/// panicked.
 pub(crate) fn before_done<T>(changes: u64, work: impl FnOnce() -> T) -> Option<T> {
     DONE_LEFT.set(Some(changes));
     let done = panic::catch_unwind(AssertUnwindSafe(work));

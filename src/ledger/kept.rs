@@ -1,4 +1,4 @@
-//! What a balancer is beyond the kernel's maps: conversion from and to records.
+//! The state of a balancer that the kernel's maps do not hold: conversion from and to records.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

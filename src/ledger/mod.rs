@@ -262,7 +262,7 @@ impl Ledger {
         }
     }
 
-    /// The change of several steps is made, or undone, as a whole. `view`: the current state, for a
+    /// The whole change of several steps is made, or undone. `view`: the current state, for a
     /// snapshot, if some steps back are not recorded. If there is no room for a snapshot, the next
     /// owner goes back from the last recorded step.
     pub(crate) fn end<'a>(&mut self, view: impl FnOnce() -> io::Result<View<'a>>) {
@@ -289,7 +289,8 @@ impl Ledger {
         let bytes = encode(record)?;
         if self.group.is_some() {
             if self.is_behind {
-                // A step back is missing before it, so what is read must end there.
+                // A step that undoes something is missing before it, so the next owner must read no
+                // further.
                 return Err(io::Error::other("a previous step is not recorded"));
             }
             if !self.log.fits(bytes.len()) {

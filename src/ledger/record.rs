@@ -48,7 +48,7 @@ pub(crate) struct Intent {
     pub(crate) changes: Vec<Change>,
 }
 
-/// What is drawn or discovered at load, and stays.
+/// Values drawn or discovered at load, which stay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Drawn {
     /// The hash keys of the flow table, of the VIP table, and of server ids.

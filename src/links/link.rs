@@ -75,7 +75,7 @@ fn found_by(
     }))
 }
 
-/// The MAC address of frames for a link. A VRF's belongs to nobody, and loopback has none.
+/// The MAC address of frames for a link. No host uses a VRF's, and loopback has none.
 fn address(link: &Interface) -> Option<MacAddr> {
     let mac = link.mac?;
     (link.ethernet && link.vrf_table.is_none() && mac.octets() != [0; 6]).then_some(mac)

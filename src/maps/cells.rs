@@ -70,7 +70,7 @@ impl RealCells {
         self.words(number)[REAL_FLAGS].store(word, Ordering::Release);
     }
 
-    /// Takes a number back: from here no flow's entry matches it.
+    /// Takes a number back: from now on no flow's entry matches it.
     pub(crate) fn withdraw(&self, number: u16) {
         self.words(number)[REAL_ID].store(0, Ordering::Release);
     }

@@ -1,5 +1,5 @@
-//! The kernel's side of rings: inner maps ("chunks") of a few rings each, in an array of maps, and
-//! the grace periods after which a place in them can be written again.
+//! Rings in the kernel: inner maps ("chunks") of a few rings each, in an array of maps, and the
+//! grace periods after which a place in them can be written again.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -116,7 +116,7 @@ pub(crate) struct KernelChunks {
     ring_size: u32,
     grace_periods: GracePeriods,
     tenure: Arc<Tenure>,
-    /// A thread that waits for the kernel instead of the caller. It is joined only after it has
+    /// A thread that waits for the kernel in place of the caller. It is joined only after it has
     /// ended, because in a child made by fork(2) it may not exist.
     started: Option<JoinHandle<io::Result<Vec<MappedChunk>>>>,
 }

@@ -26,8 +26,8 @@ const USED_BITS: u32 = types::flow_table_constant::USED_BITS.0;
 pub(crate) enum Reader {
     /// They do not.
     Nobody,
-    /// They do: entries that they have made stay. `since`: an entry last used before this tick was
-    /// copied before they came, and is missing only because its flow ended or was forgotten.
+    /// They use it: entries that they have made stay. `since`: an entry last used before this tick
+    /// was copied before they came, and is missing only because its flow ended or was forgotten.
     Packets { since: Option<u32> },
 }
 

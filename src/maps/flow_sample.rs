@@ -48,8 +48,8 @@ impl FlowTable {
     }
 }
 
-/// How long the flow has been silent that makes room next; `None`: there is room, or a
-/// single-packet flow makes it.
+/// How long the flow that is replaced next has been silent; `None`: there is room, or a
+/// single-packet flow is replaced.
 fn makes_room(set: &[AtomicU64], now: u32) -> Option<u32> {
     let (mut once, mut longest) = (0, 0);
     for entry in set.chunks_exact(ENTRY_WORDS) {

@@ -383,8 +383,8 @@ impl Walk<'_> {
                     let ours =
                         |value: &types::flow_value| matches(key.vip.saturating_sub(1), value.id);
                     // A packet may have moved the flow to another real since the part was read.
-                    // Between these two calls it still may; then an entry goes that the ring makes
-                    // again.
+                    // Between these two calls it still may; then this removes an entry that the
+                    // ring makes again.
                     if ours(value) && map.lookup(key)?.is_some_and(|now| ours(&now)) {
                         map.delete(key)?;
                     }

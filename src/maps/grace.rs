@@ -109,7 +109,7 @@ impl GracePeriods {
     }
 }
 
-/// Waits for grace periods until the last moment has passed, or nothing can ask any more.
+/// Waits for grace periods until the last moment has passed, or no caller is left to ask.
 fn follow(shared: &Arc<Shared>) {
     loop {
         let begun = shared.lock().begun;

@@ -420,7 +420,7 @@ mod tests {
         });
         let running = state.lock().unwrap_or_else(PoisonError::into_inner).running;
         assert_eq!((panicked, running), (true, false));
-        // A thread that ends says so itself, once nothing is left to do.
+        // A thread clears this itself before it ends, once nothing is left to do.
         drop(Running(&Mutex::new(State::default())));
     }
 }

@@ -41,8 +41,8 @@ const _: () = {
     assert!(std::mem::offset_of!(types::vip_info, vip) == 8 * INFO_VIP);
 };
 
-/// Flows of VIPs with these flags may be elsewhere than the ring ever sent them, so all of them ask
-/// the tables; or they go by a port alone and are in no table.
+/// Flows of VIPs with these flags may be on reals that no ring ever named, so all of them ask the
+/// tables; or they go by a port alone and are in no table.
 pub(crate) const TABLES_DECIDE: VipFlags = VipFlags::QUIC
     .union(VipFlags::UDP_STABLE_ROUTING)
     .union(VipFlags::SRC_ROUTING)

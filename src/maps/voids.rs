@@ -158,7 +158,7 @@ impl VoidFlows {
         Ok(found)
     }
 
-    /// Removes a pair that another process left and that is not true.
+    /// Removes a pair that another process left and that is no longer valid.
     pub(crate) fn lift_found(&self, vip: u16, real: u32) -> io::Result<()> {
         self.shared.write(vip, real, None)
     }

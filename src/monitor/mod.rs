@@ -1,5 +1,5 @@
-//! Events: packets worth a look. The program sends them with their first bytes through a ring
-//! buffer (Linux, Documentation/bpf/ringbuf.rst), for a callback, pcap files or a list.
+//! Events: noteworthy packets. The program sends them with their first bytes through a ring buffer
+//! (Linux, Documentation/bpf/ringbuf.rst), for a callback, pcap files or a list.
 
 mod delivery;
 mod pcap;
@@ -106,7 +106,7 @@ pub struct Event {
     /// The time, to the precision of the kernel's monotonic clock, converted to wall-clock time by
     /// an offset that is refreshed every second.
     pub time: SystemTime,
-    /// The index of the interface that the frame came in on.
+    /// The index of the interface that the frame arrived on.
     pub interface: u32,
     /// Bytes of the whole frame, without VLAN tags. For a frame in a tunnel that ended here: of the
     /// inner packet with an Ethernet header.

@@ -20,14 +20,14 @@
 //! new owner ([`Watcher::add`]), or another wanted gateway. Each of these draws a ticket. The
 //! thread reports findings with the tickets they were made for, and the board drops findings with
 //! other tickets: a late finding for a removed real never reaches the next owner of its number.
-//! Only the owner clears hops that nobody follows, when no packet reads them any more.
+//! Only the owner clears hops that are no longer followed, when no packet reads them any more.
 //!
 //! # Moving
 //! When links change, and from time to time, the thread asks its [`Guide`] whether it is still
-//! wanted where it is. If it is wanted in another network namespace, it goes there with new sockets
-//! and an empty resolver; board and commands stay. If it is wanted nowhere, it ends and tells the
-//! board. A guide has its own lock and asks the kernel under it (`katran/ground.rs`): calls that
-//! change attachments or gateways wait for that, getters do not.
+//! needed where it is. If it is needed in another network namespace, it goes there with new sockets
+//! and an empty resolver; board and commands stay. If nothing needs it, it ends and records that on
+//! the board. A guide has its own lock and asks the kernel under it (`katran/ground.rs`): calls
+//! that change attachments or gateways wait for that, getters do not.
 //!
 //! # Stop, panics, fork
 //! Stopping sets a flag, wakes the thread and joins it, which takes at most some tens of the
@@ -179,7 +179,7 @@ impl Watcher {
         Some(sockets)
     }
 
-    /// Its thread has ended without being stopped: it panicked, or was wanted nowhere.
+    /// Its thread has ended without being stopped: it panicked, or nothing needed it.
     pub(crate) fn has_ended(&self) -> bool {
         self.owner.is_here() && self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
@@ -201,7 +201,7 @@ impl Watcher {
             // Nobody receives it.
             return None;
         }
-        // If the thread has ended, nobody receives it and nobody waits.
+        // If the thread has ended, nothing receives the command and no call waits.
         let asked = self
             .board
             .ask(|asked| drop(self.commands.send((asked, command))));
@@ -298,7 +298,7 @@ impl Drop for Watcher {
     }
 }
 
-/// Tells the board when the thread ends, however it ends.
+/// Records on the board that the thread has ended, whatever ended it.
 struct Ending(Arc<Board>);
 
 impl Drop for Ending {

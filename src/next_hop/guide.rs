@@ -26,7 +26,7 @@ pub(crate) enum Look {
 
 /// Called by the thread, when links change and from time to time.
 pub(crate) trait Guide: Send {
-    /// Tells whether the thread is still wanted where it is; `is_there` tells whether an interface
-    /// with an index exists. May move the thread into another network namespace.
+    /// Returns whether the thread is still needed where it is; `is_there` returns whether an
+    /// interface with an index exists. May move the thread into another network namespace.
     fn look(&mut self, is_there: &dyn Fn(u32) -> bool) -> Look;
 }

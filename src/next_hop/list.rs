@@ -59,8 +59,8 @@ impl NextHop {
 ///
 /// An immutable slice of [`NextHop`]s, in the order of the reals' numbers. Getting or cloning a
 /// list takes less than a microsecond for any number of reals. The first access assembles it, once
-/// for all clones: for 65,535 reals that takes some milliseconds of the accessing thread, and
-/// delays nobody else.
+/// for all clones: for 65,535 reals that takes the accessing thread some milliseconds, and
+/// delays no other thread.
 ///
 /// ```no_run
 /// # fn example(katran: &katran::Katran) {

@@ -31,7 +31,7 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// Puts a user behind a neighbour or none. True if nobody was behind it before.
+    /// Puts a user behind a neighbour or none. True if no user was behind it before.
     pub(super) fn assign(&mut self, user: User, neighbour: Option<Neighbour>) -> bool {
         let before = self.of_users.get(&user).copied();
         if before == neighbour {
@@ -66,7 +66,7 @@ impl Neighbours {
         Some(found.mac)
     }
 
-    /// Whether somebody needs it to be resolved or confirmed.
+    /// Whether any user needs it to be resolved or confirmed.
     pub(super) fn is_asked(&self, neighbour: &Neighbour) -> bool {
         let known = self.known.get(neighbour);
         known.is_some_and(|known| !known.found.is_some_and(|found| found.is_fixed))

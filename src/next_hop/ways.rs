@@ -389,7 +389,8 @@ mod tests {
             let ways = ways(&[attached], rules, mode);
             assert_eq!(way(&ways, routes), expected, "{attached} {routes:?}");
         }
-        // An address of this host is local everywhere; and nobody knows where an embedder attaches.
+        // An address of this host is local everywhere; and the library does not know where an
+        // embedder attaches.
         let local = Route {
             local: true,
             gateway: None,

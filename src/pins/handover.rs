@@ -102,7 +102,7 @@ pub(super) fn asked(directory: &File) -> io::Result<Option<Asked>> {
     }
 }
 
-/// Removes what a process left that asked and died. A live request is locked, so it stays.
+/// Removes the request of a process that has died. A live request is locked, so it stays.
 pub(super) fn remove_left(directory: &File) -> io::Result<()> {
     let Some(file) = directory::open(directory, REQUEST)? else {
         return Ok(());
@@ -119,8 +119,7 @@ fn is_present(directory: &File, file: &File) -> io::Result<bool> {
     directory::is_present(directory, REQUEST, file)
 }
 
-/// Removes the directory of requests, even while a process asks: there is nothing to ask for any
-/// more.
+/// Removes the directory of requests, even while a process asks: the balancer is gone.
 pub(super) fn remove(directory: &File) -> io::Result<()> {
     directory::remove(directory, REQUEST)
 }
@@ -172,7 +171,8 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        // While it is locked, so that no other request goes. With the balancer it has gone already.
+        // While it is locked, so that no other request is removed. If the balancer is gone, so is
+        // the request.
         let removed = match is_present(&self.directory, &self.locked) {
             Ok(true) => remove(&self.directory),
             present => present.map(drop),

@@ -1,13 +1,13 @@
 //! Layout numbers of sets: what programs and maps mean. Parts with the same number in two layouts
 //! move to the new set together.
 
-/// What programs and maps of a balancer's set mean. Increase it whenever programs of another
+/// The meaning of programs and maps in a balancer's set. Increase it whenever programs of another
 /// version of the crate could not use what this one has pinned, and with it each of the
 /// [parts](BALANCER) that changed. Unchanged parts move to the new set.
 pub(super) const LAYOUT: u64 = 4;
 
-/// What the maps of each part mean; 0: there is none. Increase one whenever its maps change, or
-/// their sizes.
+/// The meaning of the maps of each part; 0: there is none. Increase one whenever its maps change,
+/// or their sizes.
 pub(super) const BALANCER: [u64; PARTS] = [2, 1, 1, 1, 0, 0];
 
 /// The same for a decapsulator and a server id option, which have no flows and no probes.

@@ -127,8 +127,8 @@ impl Home {
         let _ = self.tenure.set(Arc::clone(tenure));
     }
 
-    /// Waits for threads that calls have started, and lets nothing begin any more, so that the next
-    /// owner may come.
+    /// Waits for threads that calls have started, and prevents new ones, so that the next owner may
+    /// take over.
     pub(crate) fn end_tenure(&self) {
         if let Some(tenure) = self.tenure.get()
             && self.owner.is_here()

@@ -62,7 +62,7 @@ pub(crate) fn remove_if_there(directory: &Path) -> Result<()> {
 }
 
 impl Home {
-    /// Marks it as being removed: from here it has no owner, however far the removal gets.
+    /// Marks it as being removed: from now on it has no owner, however far the removal gets.
     pub(crate) fn begin_removal(&self) -> Result<()> {
         self.check_owner()?;
         if let Some(identity) = &self.identity {
@@ -86,7 +86,7 @@ impl Home {
             self.end_attachments()?;
             self.next_set().remove()?;
             self.set().remove()?;
-            // What remains of attachments is not the tenant's.
+            // Files that remain among the attachments are not the tenant's.
             remove_directory(&self.attached)?;
             self.remove_requests()?;
             let path = self.path.join(IDENTITY);

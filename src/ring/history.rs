@@ -232,8 +232,8 @@ pub(crate) fn mark(
 }
 
 /// Marks all slots: their flows may be anywhere, and a flow without an entry is on the slot's base,
-/// or on the ring's real if the slot is settled. This is for a VIP that remembered all its flows
-/// until now.
+/// or on the ring's real if the slot is settled. For a VIP whose flows were all remembered until
+/// now.
 pub(crate) fn mark_all(ring: &[AtomicU16], planes: Planes<'_>, standings: &Standings, now: At) {
     // All entries are younger.
     let since = now.minus(FURTHEST).0 | OTHERS;

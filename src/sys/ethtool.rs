@@ -131,8 +131,8 @@ impl Ethtool {
         // Command, set, number of names.
         let mut answer = vec![0_u32; 3 + number * NAME_BYTES / 4];
         (answer[0], answer[1], answer[2]) = (GSTRINGS, FEATURES, number as u32);
-        // SAFETY: the kernel writes a struct ethtool_gstrings with all names of the set. `number` is
-        // the kernel's count. For features it is a constant that was compiled into the kernel
+        // SAFETY: the kernel writes a struct ethtool_gstrings with all names of the set. `number`
+        // is the kernel's count. For features it is a constant that was compiled into the kernel
         // (NETDEV_FEATURE_COUNT), so there is room.
         unsafe { self.ask(interface, &mut answer[..]) }?;
         let words = answer.into_iter().skip(3);

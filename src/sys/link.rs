@@ -52,8 +52,8 @@ impl Link {
             old_prog_fd: before.map_or(0, |before| before.as_raw_fd() as _),
             ..Default::default()
         };
-        // SAFETY: `self` and the borrows keep all descriptors open; the options are a local with all
-        // fields and its size, so they outlive the call.
+        // SAFETY: `self` and the borrows keep all descriptors open; the options are a local with
+        // all fields and its size, so they outlive the call.
         check(unsafe {
             libbpf_sys::bpf_link_update(self.0.as_raw_fd(), program.as_raw_fd(), &options)
         })

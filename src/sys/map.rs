@@ -214,8 +214,8 @@ impl ProgramArray {
 
     pub(crate) fn set(&self, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
         let value = program.as_raw_fd() as u32;
-        // SAFETY: keys and values of such an array are 32-bit numbers, as are these locals; the borrow
-        // keeps the program's descriptor open.
+        // SAFETY: keys and values of such an array are 32-bit numbers, as are these locals; the
+        // borrow keeps the program's descriptor open.
         check(unsafe {
             libbpf_sys::bpf_map_update_elem(self.fd.as_raw_fd(), as_ptr(&index), as_ptr(&value), 0)
         })

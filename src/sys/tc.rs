@@ -121,16 +121,16 @@ impl FilterPlace {
         let (hook, mut options) = (self.hook(), self.options());
         options.prog_fd = program.as_raw_fd();
         options.flags = flags;
-        // SAFETY: `hook` and `options` make structs with all fields and their sizes; they are locals,
-        // so they outlive the call. The borrow keeps the program's descriptor open.
+        // SAFETY: `hook` and `options` make structs with all fields and their sizes; they are
+        // locals, so they outlive the call. The borrow keeps the program's descriptor open.
         check(unsafe { libbpf_sys::bpf_tc_attach(&hook, &mut options) }).map(drop)
     }
 
     /// Removes the filter that is there.
     pub(crate) fn detach(self) -> io::Result<()> {
         let (hook, options) = (self.hook(), self.options());
-        // SAFETY: `hook` and `options` make structs with all fields and their sizes; they are locals,
-        // so they outlive the call.
+        // SAFETY: `hook` and `options` make structs with all fields and their sizes; they are
+        // locals, so they outlive the call.
         check(unsafe { libbpf_sys::bpf_tc_detach(&hook, &options) }).map(drop)
     }
 }

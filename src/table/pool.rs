@@ -1,7 +1,7 @@
 //! Numbers for VIPs and reals.
 //!
 //! A returned number is given out again as late as possible, and only after the program can have no
-//! packet left that still uses its former meaning: until `settle` says so, such a number is marked
+//! packet left that still uses its former meaning: until `settle` frees it, such a number is marked
 //! unsettled.
 
 use std::collections::BTreeSet;

@@ -11,7 +11,7 @@ use crate::error::Error;
 pub enum DecapMode {
     /// It is balanced like any other packet: another site's balancer has forwarded it.
     Inline,
-    /// It goes back out by the interface it came in on: a backend's answer to a client.
+    /// It goes back out through the interface it arrived on: a backend's answer to a client.
     Egress,
 }
 

@@ -291,17 +291,17 @@ impl Health {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NextHops {
-    /// To one router for all reals of a family, by the interface that the packet came in on. The
-    /// default.
+    /// To one router for all reals of a family, through the interface that the packet arrived on.
+    /// The default.
     #[default]
     Gateway,
-    /// To each real's own next hop in the kernel's routing and neighbour tables, by the interface
-    /// that the packet came in on: reals on the same segment get frames at their own MAC address,
-    /// others through their routers. For networks without a router between balancer and reals.
+    /// To each real's own next hop in the kernel's routing and neighbour tables, through the
+    /// interface that the packet arrived on: reals on the same segment get frames at their own MAC
+    /// address, others through their routers. For networks without a router between balancer and
+    /// reals.
     PerReal,
-    /// As `PerReal`, but by the interface that leads to the real. An interface that packets leave
-    /// by needs native XDP, and some drivers send only if it has an XDP program (veth: if its peer
-    /// has one).
+    /// As `PerReal`, but through the interface that leads to the real. That interface needs native
+    /// XDP, and some drivers send only if it has an XDP program (veth: if its peer has one).
     Redirect,
 }
 

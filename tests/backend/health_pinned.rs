@@ -1,6 +1,5 @@
-//! The path of health checks of a pinned balancer: wrapping probes, and what is known of it,
-//! continue without a handle and with the next one, whether it was loaded with the balancer or when
-//! first needed.
+//! The path of health checks of a pinned balancer: it wraps probes and keeps its state without a
+//! handle and with the next one, whether it was loaded with the balancer or when first needed.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;

@@ -139,8 +139,8 @@ fn counters_and_flows_of_a_cut_off_replacement_return() {
     }
 }
 
-/// A later version has begun a replacement: this one cannot read which numbers it used, and says
-/// so.
+/// A later version has begun a replacement: this one cannot read which numbers it used, and reports
+/// that.
 #[test]
 fn an_unreadable_record_is_reported() {
     let place = Place::new();

@@ -1,5 +1,5 @@
-//! Single system calls that fail in the middle of a change: the change fails whole, says so and
-//! counts it; library and kernel agree, and the next call works.
+//! Single system calls that fail in the middle of a change: the change fails whole, and is reported
+//! and counted; library and kernel agree, and the next call works.
 
 use std::fs;
 use std::thread;

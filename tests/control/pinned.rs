@@ -337,7 +337,7 @@ fn a_load_that_fails_leaves_nothing() {
     assert_eq!(tree(&files), pinned);
     let kept = without_call(libc::SYS_rmdir, Errno::EIO, || katran::remove(&directory));
     assert!(matches!(kept.unwrap_err(), Error::File { .. }));
-    // A half-removed balancer is none, and the error says so.
+    // A half-removed balancer is none, and the error reports that.
     let refused = load().unwrap_err().to_string();
     assert!(refused.contains("not fully removed"), "{refused}");
     katran::remove(&directory).unwrap();

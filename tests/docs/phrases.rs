@@ -5,7 +5,7 @@ use crate::texts;
 use crate::texts::Kind;
 
 /// Phrases to avoid anywhere, and what to write instead. A point is the end of a sentence.
-const PHRASES: [(&str, &str); 46] = [
+const PHRASES: [(&str, &str); 48] = [
     ("a matter of", "name the matter"),
     ("affair", "name it"),
     ("affairs", "name them"),
@@ -37,6 +37,7 @@ const PHRASES: [(&str, &str); 46] = [
     ("of one's own", "your own"),
     ("of their own .", "their own, separate"),
     ("on one's own", "alone"),
+    ("says so", "reports it, shows it"),
     ("second and cpu", "per second on each CPU"),
     ("so long that", "longer than"),
     ("somebody else", "another process, another user"),
@@ -47,6 +48,7 @@ const PHRASES: [(&str, &str); 46] = [
     ("to be had", "available"),
     ("told of", "learns of, reported"),
     ("told to", "asked to, made to"),
+    ("wanted nowhere", "nothing needs it"),
     ("was told", "received, what was set"),
     ("were told", "received, what was set"),
     ("what goes for", "as for"),

@@ -1,5 +1,5 @@
-//! What follows an attach or a detach, even one that fails half way: whose next hops are followed,
-//! and which interface probes leave by.
+//! The consequences of an attach or a detach, even one that fails half way: whose next hops are
+//! followed, and which interface probes leave by.
 
 use std::fs;
 

@@ -218,7 +218,7 @@ fn reals_come_and_go_and_the_last_ones_stay() {
     drop(first);
     probed.says("198.51.100.1 gets no flows");
     probed.until(&["backend1"]);
-    // No real answers: the last set stays in use, and the report says so.
+    // No real answers: the last set stays in use, and the report shows that.
     drop(second);
     probed.says("too few reals answer");
     assert_eq!(probed.down(), [probed.real(0)]);
@@ -233,10 +233,10 @@ fn reals_come_and_go_and_the_last_ones_stay() {
     assert_eq!(weights[0].get_weight(), 0);
     // A drained real serves if no other does.
     drop(_second);
-    probed.says("drained ones serve");
+    probed.says("packets go to drained ones");
     probed.until(&["backend0"]);
     let _second = probed.serve(1);
-    probed.says("drained reals no longer serve");
+    probed.says("packets no longer go to drained reals");
     probed.until(&["backend1"]);
 }
 

@@ -41,9 +41,9 @@ const STEADY: u64 = 8;
 /// With changing VIPs, this many frames follow a last pause.
 const LAST_FRAMES: usize = 100;
 const WAITS: [u64; 4] = [3_000, 8_000, 25_000, 40_000];
-/// With this many frames everything possible happens, except these drop reasons: they need a kernel
+/// With this many frames everything happens that can, except these drop reasons: they need a kernel
 /// that cannot move a frame's head or tail, a program or real removed during a packet, or maps that
-/// someone else has written.
+/// another process has written.
 const ENOUGH: u64 = 150_000;
 const NEVER: [DropReason; 9] = [
     DropReason::RingUnknownReal,

@@ -171,7 +171,7 @@ fn carriers_from<'a>(
         };
         match carrier {
             Ok(carrier) => carriers.extend(carrier),
-            // No owner could ever carry it over, and a whole balancer's memory would wait for one.
+            // No owner could ever carry it over, so a whole balancer's memory would never be freed.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => log::warn!(
                 "counts in {name} since the replacement are lost: katran {} has another layout of \
                  counters",

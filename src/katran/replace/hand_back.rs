@@ -67,7 +67,7 @@ impl Katran {
     }
 
     /// Copies the entries of another balancer's tables, to which packets were handed back, and
-    /// stops handing back. Packets have no other way to it.
+    /// stops handing back. Packets cannot reach that balancer otherwise.
     ///
     /// # Errors
     /// What refuses entries; handing back stops all the same.
@@ -95,8 +95,8 @@ impl Katran {
         self.outlast(Vec::new());
         self.forget_replaced();
         self.outlast(Vec::new());
-        // What datagrams have begun there since the last copy began. A connection that has begun
-        // here on its base meanwhile has no entry, and must get no old one.
+        // Flows that datagrams have begun there since the last copy began. A connection that has
+        // begun here on its base meanwhile has no entry, and must get no old one.
         entered.and(enter(self, since))
     }
 

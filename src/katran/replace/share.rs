@@ -53,8 +53,8 @@ impl Common<'_> {
                 self.same(|of| (of.flow_table, of.flows_per_cpu, of.placement.clone()))
             }
             "fallback_flows" => self.same(|of| of.flow_table),
-            // Otherwise each program uses sets that the other's tables lack, for good or for the
-            // moment.
+            // Otherwise each program uses sets that the other's tables lack, for good or for a
+            // time.
             "cpus" => {
                 self.sets_fit()
                     && (!self.same(|of| of.flow_table) || self.same(|of| of.flows_per_cpu))

@@ -10,7 +10,7 @@ fn count(all: u32) -> u32 {
     }
 }
 
-/// As large as it may come: read back, and one real changed.
+/// As large as possible: read back, and one real changed.
 #[test]
 fn a_large_balancer_is_read_in_a_moment() {
     let mut kept = loaded(builder().max_vips(512).max_reals(4096));

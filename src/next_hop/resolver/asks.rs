@@ -128,7 +128,7 @@ impl Resolver {
         if wanted.mode == NextHops::Redirect && hop.found().is_some() && self.board.is_some() {
             match self.port(hop.mac_interface) {
                 Some(port) => hop.port = port,
-                // Nobody on the segment of the incoming interface has this address.
+                // No host on the segment of the incoming interface has this address.
                 None => hop.mac = None,
             }
         }

@@ -17,7 +17,7 @@ cp -p /usr/local/sbin/katran /root/new/katran
 # Packages count as installed.
 printf '#!/bin/sh\nexit 0\n' >/run/tools/apt
 
-# Units are read from /etc/systemd/system; a service is ready when it says so.
+# Units are read from /etc/systemd/system; a service is ready when it reports that.
 cat >/run/tools/systemctl <<'END'
 #!/bin/sh
 unit=/etc/systemd/system

@@ -39,7 +39,7 @@ impl Former {
             return Ok(());
         }
         if self.is_open && !self.has_state {
-            // That owner must undo what packets see of it, for which it must stay as it is.
+            // That owner must undo what packets see of this set, so the set must stay as it is.
             log::warn!(
                 "if this adoption fails, later reals may get numbers that packets still use"
             );

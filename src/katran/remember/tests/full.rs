@@ -106,7 +106,7 @@ fn an_apply_that_cannot_be_written_down_leaves_the_state_before() {
     assert!(refused > 2 && undone > 20 && grown > 10, "{counts}");
 }
 
-/// Killed on the way there or back, which cannot be recorded whole: the next owner goes back.
+/// Killed while making or undoing a change that cannot be recorded whole: the next owner undoes it.
 #[test]
 fn a_way_back_that_is_cut_off_leads_to_the_state_before() {
     let (mut katran, wanted) = (filled(), another());
