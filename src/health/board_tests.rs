@@ -438,7 +438,7 @@ fn what_others_change_is_kept() {
     let marks: BTreeSet<_> = scene.told.marks.iter().map(|state| state.mark).collect();
     assert_eq!(marks, BTreeSet::from([7, 100, 101, 102, 103]));
     assert_eq!(scene.told.probes.len(), 2);
-    // What is gone is forgotten, with its mark and counter.
+    // A removed VIP is forgotten, with the marks and counters of its reals.
     scene.round(|state| state.vips.retain(|state| state.vip != WEB.parse().unwrap()));
     assert!(scene.board.targets().is_empty());
     let marks: Vec<_> = scene.told.marks.iter().map(|state| state.mark).collect();

@@ -255,7 +255,7 @@ impl ServerIdStore {
         };
         self.ids = table.entries().count() as u32;
         self.part = part as usize;
-        // What other tables left goes with the next change.
+        // Memory that other tables left is freed with the next change.
         self.left = [self.max_chunks as usize; PARTS];
         self.table = Some(table);
         Ok(())

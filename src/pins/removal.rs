@@ -86,7 +86,7 @@ impl Home {
             self.end_attachments()?;
             self.next_set().remove()?;
             self.set().remove()?;
-            // What remains of attachments is not the tenant's.
+            // Files that remain among the attachments are not the tenant's.
             remove_directory(&self.attached)?;
             self.remove_requests()?;
             let path = self.path.join(IDENTITY);

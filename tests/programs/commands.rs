@@ -215,9 +215,11 @@ fn other_clients_are_answered_while_a_document_is_applied() {
     for says in ["real 198.51.100.1 has another weight", "flow_table_size"] {
         assert!(text.contains(says), "{text}");
     }
-    let stream = UnixStream::connect(running.socket()).unwrap();
+    let socket = running.socket().to_owned();
+    // A client that is silent for ten seconds, as between these, is let go.
+    let connect = || UnixStream::connect(&socket).unwrap();
     let weight = || {
-        let report = ask(&stream, "{\"command\": \"status\"}")["ok"].take();
+        let report = ask(&connect(), "{\"command\": \"status\"}")["ok"].take();
         report["vips"][0]["reals"][0]["weight"].as_u64().unwrap()
     };
     assert_eq!(weight(), 3);
@@ -226,6 +228,7 @@ fn other_clients_are_answered_while_a_document_is_applied() {
     apply.arg(&path);
     let mut apply = Running::start(&host, apply);
     let (mut oldest, mut slowest) = (0.0_f64, 0.0_f64);
+    let stream = connect();
     let end = Instant::now() + Duration::from_secs(60);
     loop {
         let began = Instant::now();

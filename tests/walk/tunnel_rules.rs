@@ -437,7 +437,7 @@ fn only_answers_of_vips_leave_by_an_egress_address() {
             let ran = run(katran, &frame);
             assert_eq!((ran.verdict, ran.reason), dropped(DropReason::EgressSource));
             assert_eq!(ran.frame, frame);
-            // What is balanced again, or goes to the host, may come from anywhere.
+            // Packets that are balanced again, or go to the host, may come from anywhere.
             let ran = run(
                 katran,
                 &tunnelled(kind, &Packet::new(flow).ip(), INLINE[outer]),
