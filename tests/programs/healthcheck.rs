@@ -702,7 +702,7 @@ fn commands_come_in_by_the_socket_and_not_by_http() {
             service(80, "tcp")
         );
         let refused = post(&document);
-        let why = format!("new files of authorities ({path})");
+        let why = format!("new `authorities` files ({path})");
         assert!(
             refused.contains(" 422 ") && refused.contains(&why),
             "{refused}"
