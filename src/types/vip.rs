@@ -202,8 +202,9 @@ bitflags! {
         /// [`Features::UDP_STABLE_ROUTING`](crate::Features::UDP_STABLE_ROUTING).
         #[doc(alias = "F_UDP_STABLE_ROUTING_VIP")]
         const UDP_STABLE_ROUTING = vip_flag::VIP_UDP_STABLE_ROUTING.0;
-        /// Count datagrams that leave [down](crate::Katran::mark_down) reals, and keep their flows
-        /// there under flood, as Katran does. Flows leave down reals without this flag too.
+        /// Count datagrams that leave [down](crate::Katran::mark_down) reals; during a flood, leave
+        /// their flows on the down real, as Katran does. Flows leave down reals without this flag,
+        /// too.
         #[doc(alias = "F_UDP_FLOW_MIGRATION")]
         const UDP_FLOW_MIGRATION = vip_flag::VIP_UDP_FLOW_MIGRATION.0;
     }
