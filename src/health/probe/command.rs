@@ -10,7 +10,6 @@ use std::process::ExitStatus;
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::signal::killpg;
 use nix::unistd::Pid;
@@ -74,8 +73,9 @@ pub(super) async fn run(
     // A probe that is dropped cannot wait for its program, so another task does.
     let (_probe, dropped) = oneshot::channel();
     let kept = tokio::spawn(keep(child, dropped, living)).await;
-    let kept = kept.map_err(Failure::not_sent)?;
-    let (status, words) = kept.map_err(Failure::not_sent)?;
+    let (status, words) = kept
+        .map_err(Failure::not_sent)?
+        .map_err(Failure::not_sent)?;
     if status.success() {
         return Ok(());
     }
@@ -93,8 +93,8 @@ async fn keep(
     dropped: oneshot::Receiver<Infallible>,
     _living: Living,
 ) -> io::Result<(ExitStatus, Vec<u8>)> {
-    let leader = i32::try_from(child.id()).ok().map(Pid::from_raw);
-    let mut group = Group(leader);
+    let leader = Pid::from_raw(child.id().cast_signed());
+    let mut group = Group(Some(leader));
     let words = tokio::select! {
         words = watch(leader, child.stderr.take()) => words,
         _ = dropped => Ok(Vec::new()),
@@ -112,8 +112,8 @@ async fn keep(
 }
 
 /// Waits until a program has exited; returns the start of its standard error.
-async fn watch(leader: Option<Pid>, stderr: Option<ChildStderr>) -> io::Result<Vec<u8>> {
-    let ended = leader.map_or(Err(Errno::ESRCH.into()), pidfd::open)?;
+async fn watch(leader: Pid, stderr: Option<ChildStderr>) -> io::Result<Vec<u8>> {
+    let ended = pidfd::open(leader)?;
     let mut stderr = stderr
         .map(|open| pipe::Receiver::from_owned_fd(open.into()))
         .transpose()?;
