@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fs;
+use std::mem;
 use std::path::Path;
 
 /// Modules by name, with their row in the list: those of one row do not know each other.
@@ -106,7 +107,7 @@ fn the_handle_begins_with_what_everybody_needs() {
     let files = root.lines().filter_map(|line| {
         let name = line.strip_prefix("mod ")?.strip_suffix(';')?;
         let path = format!("src/katran/{name}.rs");
-        let blocks = blocks(&read(&path)).into_iter();
+        let blocks = blocks(&path, &read(&path)).into_iter();
         let mut on_the_handle = blocks.filter(|block| block.of == "Katran");
         on_the_handle.find_map(|block| block.public.into_iter().next())
     });
@@ -119,7 +120,7 @@ fn the_handle_begins_with_what_everybody_needs() {
 fn blocks_of_public_methods_have_headings() {
     let mut of_types: BTreeMap<String, Vec<(String, Block)>> = BTreeMap::new();
     for (path, text) in sources() {
-        for block in blocks(&text) {
+        for block in blocks(&path, &text) {
             if !block.public.is_empty() {
                 let of_type = of_types.entry(block.of.clone()).or_default();
                 of_type.push((path.clone(), block));
@@ -148,7 +149,7 @@ fn blocks_are_found() {
     let text = "/// # Loading\n#[cfg(test)]\nimpl<'a, T> Own<'a, T> {\n    pub fn a() {\n    }\n    \
                 fn b() {}\n    pub const fn c() {}\n    pub(crate) fn d() {}\n}\n\
                 impl From<Own> for Other {\n    pub fn e() {}\n}\n/// Text.\nimpl Other {\n}\n";
-    let found: Vec<_> = blocks(text)
+    let found: Vec<_> = blocks("", text)
         .into_iter()
         .map(|block| (block.of, block.has_heading, block.public.join(" ")))
         .collect();
@@ -589,8 +590,9 @@ fn methods(path: &str, text: &str) -> Vec<Method> {
     while let Some(line) = lines.next() {
         let bare = line.trim_start_matches("    ");
         let bare = bare.strip_prefix("pub(super) ").unwrap_or(bare);
-        let is_public = line.starts_with("    pub fn ");
+        let is_public = bare.starts_with("pub ");
         let bare = bare.strip_prefix("pub ").unwrap_or(bare);
+        let bare = bare.strip_prefix("const ").unwrap_or(bare);
         if !line.starts_with("    ") || line.starts_with("     ") || !bare.starts_with("fn ") {
             continue;
         }
@@ -620,44 +622,36 @@ struct Block {
 }
 
 /// The blocks of a file in rustfmt's layout.
-fn blocks(text: &str) -> Vec<Block> {
-    let is_part = |c: char| c.is_alphanumeric() || c == '_';
-    let name = |text: &str| text.split(|c| !is_part(c)).next().map(str::to_owned);
-    let mut blocks: Vec<Block> = Vec::new();
-    let (mut has_heading, mut is_inside) = (false, false);
-    for line in text.lines() {
-        if line.starts_with("/// # ") {
-            has_heading = true;
-        } else if let Some(rest) = line.strip_prefix("impl") {
-            // Its parameters may have parameters, too, but then no space follows inside.
-            let of = match rest.starts_with('<') {
-                true => rest.split_once("> ").map(|(_, of)| of),
-                false => Some(rest.trim_start()),
-            };
-            is_inside = !line.contains(" for ") && line.ends_with('{');
-            if is_inside && let Some(of) = of.and_then(name) {
-                blocks.push(Block {
-                    of,
-                    has_heading,
-                    public: Vec::new(),
-                });
-            }
-            has_heading = false;
-        } else if line == "}" {
-            is_inside = false;
-        } else if !line.starts_with("///") && !line.starts_with("#[") {
-            has_heading = false;
+fn blocks(path: &str, text: &str) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut has_heading = false;
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(rest) = line.strip_prefix("impl") else {
+            has_heading |= line.starts_with("/// # ");
+            has_heading &= line.starts_with("///") || line.starts_with("#[");
+            continue;
+        };
+        let has_heading = mem::take(&mut has_heading);
+        if line.contains(" for ") || !line.ends_with('{') {
+            continue;
         }
-        let method = line.strip_prefix("    pub ").map(|rest| {
-            let rest = rest.strip_prefix("const ").unwrap_or(rest);
-            rest.strip_prefix("fn ").and_then(name)
+        // Its parameters may have parameters, too, but then no space follows inside.
+        let of = match rest.starts_with('<') {
+            true => rest.split_once("> ").map_or("", |(_, of)| of),
+            false => rest.trim_start(),
+        };
+        let of = of.split(|c: char| !c.is_alphanumeric() && c != '_').next();
+        let body: Vec<&str> = lines.by_ref().take_while(|line| *line != "}").collect();
+        let methods = methods(path, &body.join("\n")).into_iter();
+        blocks.push(Block {
+            of: of.unwrap_or_default().to_owned(),
+            has_heading,
+            public: methods
+                .filter(|of| of.is_public)
+                .map(|of| of.name)
+                .collect(),
         });
-        if is_inside
-            && let Some(Some(method)) = method
-            && let Some(block) = blocks.last_mut()
-        {
-            block.public.push(method);
-        }
     }
     blocks
 }
