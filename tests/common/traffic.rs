@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use katran_lab::Host;
 use katran_lab::Lab;
+use katran_lab::TCP_LISTEN;
+use katran_lab::TCP_TIME_WAIT;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;
+use katran_lab::tcp_states;
 
 pub(crate) const PORT: u16 = 80;
 /// Lasting connections of each service.
@@ -45,20 +48,12 @@ pub(crate) fn sent(host: &Host) -> u64 {
 
 /// Whether no connection of the client or of a backend has anything left to send.
 pub(crate) fn are_closed(lab: &Lab) -> bool {
-    const TIME_WAIT: &str = "06";
-    const LISTEN: &str = "0A";
     let backends = lab.backends.iter().map(|backend| &backend.host);
     let mut hosts = [&lab.client].into_iter().chain(backends);
     hosts.all(|host| {
-        ["tcp", "tcp6"].iter().all(|name| {
-            let path = format!("/proc/thread-self/net/{name}");
-            let text = host.run(|| fs::read_to_string(path)).unwrap();
-            let mut states = text
-                .lines()
-                .skip(1)
-                .map(|line| line.split_whitespace().nth(3));
-            states.all(|state| [Some(TIME_WAIT), Some(LISTEN)].contains(&state))
-        })
+        let states = tcp_states(host).unwrap();
+        let mut states = states.iter();
+        states.all(|state| [TCP_LISTEN, TCP_TIME_WAIT].contains(state))
     })
 }
 

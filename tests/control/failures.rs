@@ -1,7 +1,6 @@
 //! Single system calls that fail in the middle of a change: the change fails whole, and is reported
 //! and counted; library and kernel agree, and the next call works.
 
-use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use katran::flows::Simulation;
 use katran::state::BalancerState;
 use katran::state::VipState;
 use katran_lab::eventually;
-use katran_lab::threads_named;
+use katran_lab::is_thread_there;
 use nix::errno::Errno;
 use nix::libc;
 
@@ -289,10 +288,8 @@ fn numbers_are_not_reused_before_a_grace_period() {
 /// Waits until no thread waits for grace periods: one that began earlier could still make the call
 /// that others are refused.
 fn no_grace_thread() {
-    // Until it has run, a thread has its starter's name.
-    let own = fs::read_to_string("/proc/thread-self/comm").unwrap();
     eventually("no thread waits for packets", || {
-        threads_named("katran-grace") == 0 && threads_named(own.trim_end()) == 1
+        !is_thread_there("katran-grace")
     });
 }
 

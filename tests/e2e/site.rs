@@ -27,12 +27,14 @@ use katran_lab::Host;
 use katran_lab::Lab;
 use katran_lab::LabConfig;
 use katran_lab::Newer;
+use katran_lab::TCP_TIME_WAIT;
 use katran_lab::TcpClient;
 use katran_lab::UdpClient;
 use katran_lab::allowed_cpus;
 pub(crate) use katran_lab::eventually;
 use katran_lab::require_root;
 use katran_lab::stay_on;
+use katran_lab::tcp_states;
 
 /// The port of the services, unless a test needs several.
 pub(crate) const PORT: u16 = 80;
@@ -300,18 +302,9 @@ fn assert_silent(answer: io::Result<String>) {
 /// Waits until all the host's closed connections have sent their last acknowledgement (RFC 9293,
 /// TIME-WAIT).
 pub(crate) fn connections_end(host: &Host) {
-    const TIME_WAIT: &str = "06";
     eventually("all connections end", || {
-        ["tcp", "tcp6"].into_iter().all(|table| {
-            let path = format!("/proc/thread-self/net/{table}");
-            let text = host.run(|| std::fs::read_to_string(&path)).unwrap();
-            // sl, local_address, rem_address, st, ... (proc(5))
-            let mut states = text
-                .lines()
-                .skip(1)
-                .map(|line| line.split_whitespace().nth(3));
-            states.all(|state| state == Some(TIME_WAIT))
-        })
+        let states = tcp_states(host).unwrap();
+        states.iter().all(|state| *state == TCP_TIME_WAIT)
     });
 }
 

@@ -2,7 +2,6 @@
 //! unsettled and settle again. An impossible change does nothing, so any step can be left out.
 
 use std::ffi::CString;
-use std::fs;
 
 use fastrand::Rng;
 use katran::HashFunction;
@@ -13,6 +12,7 @@ use katran::State;
 use katran::Vip;
 use katran::VipFlags;
 use katran_lab::eventually;
+use katran_lab::is_thread_there;
 use katran_model::Balancer;
 use nix::sys::prctl;
 use nix::unistd::gettid;
@@ -162,31 +162,14 @@ pub(crate) fn wait_for_sweeps(katran: &Katran) {
     eventually("the sweep is over", || {
         let pairs = bpf::dump(katran.map_fd("down_reals").unwrap());
         let is_removed = |reason: &Vec<u8>| *reason == VOID_REMOVED.to_ne_bytes();
-        !sweeps() && !pairs.values().any(is_removed)
+        !is_thread_there("katran-sweep") && !pairs.values().any(is_removed)
     });
 }
 
-/// Gives this thread a unique name, for [`sweeps`].
+/// Gives this thread a unique name, for [`is_thread_there`].
 pub(crate) fn name_thread() {
     let name = CString::new(format!("fuzz-{}", gettid())).unwrap();
     prctl::set_name(&name).unwrap();
-}
-
-/// Whether the library removes void entries: on a thread that has its starter's name until it runs.
-fn sweeps() -> bool {
-    let own = fs::read_to_string("/proc/thread-self/comm").unwrap();
-    let threads = fs::read_dir("/proc/self/task").unwrap();
-    let names = threads.map(|thread| {
-        let name = fs::read_to_string(thread.unwrap().path().join("comm"));
-        // A thread that has ended has no name.
-        name.unwrap_or_default()
-    });
-    let (mut sweeps, mut starters) = (0, 0);
-    for name in names {
-        sweeps += u32::from(name == "katran-sweep\n");
-        starters += u32::from(name == own);
-    }
-    sweeps > 0 || starters > 1
 }
 
 /// Restores the document's VIPs, with all slots settled.

@@ -174,19 +174,17 @@ fn all_vips_with_rings_under_a_soft_limit_of_1024_descriptors() {
 }
 
 #[test]
-fn too_few_descriptors_are_an_error_that_names_the_limit() {
-    alone(
-        "too_few_descriptors_are_an_error_that_names_the_limit",
-        || {
-            let mut katran = large();
-            katran.add_vip(vip(0), VipFlags::empty()).unwrap();
-            let before = katran.state();
-            // Whatever needs a descriptor, also in libbpf.
-            let features = Features::SOURCE_ROUTING | Features::INLINE_DECAP;
-            let settings = builder().features(Features::default() | features);
-            let settings = settings.healthcheck_interface("lo");
-            let files = open_files();
-            let needed = (1..200).find(|more| {
+fn too_few_descriptors_are_an_error_with_the_limit() {
+    alone("too_few_descriptors_are_an_error_with_the_limit", || {
+        let mut katran = large();
+        katran.add_vip(vip(0), VipFlags::empty()).unwrap();
+        let before = katran.state();
+        // Whatever needs a descriptor, also in libbpf.
+        let features = Features::SOURCE_ROUTING | Features::INLINE_DECAP;
+        let settings = builder().features(Features::default() | features);
+        let settings = settings.healthcheck_interface("lo");
+        let files = open_files();
+        let needed = (1..200).find(|more| {
             limit_open_files(files + more);
             let Err(refused) = settings.clone().load() else {
                 return true;
@@ -197,33 +195,31 @@ fn too_few_descriptors_are_an_error_that_names_the_limit() {
             assert!(of && text.contains("LimitNOFILE"), "{more} more: {text}");
             false
         });
-            println!("a balancer needs {needed:?}");
-            assert!(needed > Some(40), "{needed:?}");
-            let limit = 256;
-            limit_open_files(limit);
-            let mut files: Vec<_> =
-                std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
-            let refused = [
-                builder().load().map(drop).unwrap_err(),
-                katran.apply(&all_vips()).map(drop).unwrap_err(),
-                katran
-                    .server_ids_mut()
-                    .add(&[ServerId::new(1, ip("10.0.0.1"))])
-                    .unwrap_err(),
-                katran.stats().memory_in_use().map(drop).unwrap_err(),
-            ];
-            // A hundred are enough for all rings.
-            files.truncate(files.len() - 100);
-            for error in refused {
-                let named = matches!(&error, Error::Exhausted { what, limit: of }
+        println!("a balancer needs {needed:?}");
+        assert!(needed > Some(40), "{needed:?}");
+        let limit = 256;
+        limit_open_files(limit);
+        let mut files: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+        let refused = [
+            builder().load().map(drop).unwrap_err(),
+            katran.apply(&all_vips()).map(drop).unwrap_err(),
+            katran
+                .server_ids_mut()
+                .add(&[ServerId::new(1, ip("10.0.0.1"))])
+                .unwrap_err(),
+            katran.stats().memory_in_use().map(drop).unwrap_err(),
+        ];
+        // A hundred are enough for all rings.
+        files.truncate(files.len() - 100);
+        for error in refused {
+            let named = matches!(&error, Error::Exhausted { what, limit: of }
                 if what.contains("RLIMIT_NOFILE") && *of == limit);
-                assert!(named, "{error}");
-            }
-            assert_eq!(katran.state(), before);
-            let _ = katran.apply(&all_vips()).unwrap();
-            assert_eq!(katran.vips().len(), 65_535);
-        },
-    );
+            assert!(named, "{error}");
+        }
+        assert_eq!(katran.state(), before);
+        let _ = katran.apply(&all_vips()).unwrap();
+        assert_eq!(katran.vips().len(), 65_535);
+    });
 }
 
 #[test]

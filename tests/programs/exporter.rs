@@ -48,24 +48,27 @@ pub(super) fn exporter(host: &Host, file: &Scratch, more: &[&str]) -> Running {
 }
 
 pub(super) fn scrape(host: &Host) -> Page {
-    let asked = Instant::now();
-    loop {
+    with_new_figures(|| {
         let response = http_get(host, METRICS, "/metrics", PATIENCE).unwrap();
         assert_eq!(response.status, 200, "{}", response.text());
         let kind = response.header("content-type").unwrap();
         assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
-        let page = Page::parse(std::str::from_utf8(&response.body).unwrap(), Dialect::Plain);
+        Page::parse(std::str::from_utf8(&response.body).unwrap(), Dialect::Plain)
+    })
+}
+
+/// Gets pages until the figures were taken after the first request: a busy balancer serves those
+/// from before.
+pub(super) fn with_new_figures(get: impl Fn() -> Page) -> Page {
+    let asked = Instant::now();
+    loop {
+        let page = get();
         let waited = asked.elapsed();
-        if is_newer(&page, waited) {
+        if page.get("katran_figures_age_seconds", &[]) <= waited.as_secs_f64() {
             return page;
         }
         assert!(waited < PATIENCE, "only old figures: {page:#?}");
     }
-}
-
-/// Whether the figures were taken since then: a busy balancer serves those from before.
-pub(super) fn is_newer(page: &Page, since: Duration) -> bool {
-    page.get("katran_figures_age_seconds", &[]) <= since.as_secs_f64()
 }
 
 /// A scrape that asks for OpenMetrics, as Prometheus does.

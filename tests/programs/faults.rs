@@ -22,7 +22,7 @@ use katran_lab::private_bpf_fs;
 use katran_lab::require_root;
 use serde_json::Value;
 
-use crate::exporter::is_newer;
+use crate::exporter::with_new_figures;
 use crate::exposition::Dialect;
 use crate::exposition::Page;
 use crate::program::Commanded;
@@ -99,15 +99,7 @@ impl Site {
     }
 
     fn metrics(&self) -> Page {
-        let asked = Instant::now();
-        loop {
-            let page = Page::parse(&self.get("/metrics"), Dialect::Plain);
-            let waited = asked.elapsed();
-            if is_newer(&page, waited) {
-                return page;
-            }
-            assert!(waited < PATIENCE, "only old figures: {page:#?}");
-        }
+        with_new_figures(|| Page::parse(&self.get("/metrics"), Dialect::Plain))
     }
 
     /// The page's lines that report a fault.

@@ -5,6 +5,7 @@
 //! dots: a long answer, in full-size segments.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -264,4 +265,27 @@ impl TcpClient {
         }
         Ok(answer)
     }
+}
+
+/// In [`tcp_states`], a socket that listens (LISTEN in RFC 9293).
+pub const TCP_LISTEN: u8 = 10;
+/// In [`tcp_states`], a connection that has sent its last acknowledgement (TIME-WAIT in RFC 9293).
+pub const TCP_TIME_WAIT: u8 = 6;
+
+/// The states of a host's TCP sockets of both families, as in proc(5).
+///
+/// # Errors
+///
+/// If the kernel does not list them.
+pub fn tcp_states(host: &Host) -> io::Result<Vec<u8>> {
+    let mut states = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let path = format!("/proc/thread-self/net/{table}");
+        for socket in host.run(|| fs::read_to_string(path))?.lines().skip(1) {
+            // sl, local_address, rem_address, st, ...
+            let state = socket.split_whitespace().nth(3).unwrap_or_default();
+            states.push(u8::from_str_radix(state, 16).map_err(io::Error::other)?);
+        }
+    }
+    Ok(states)
 }

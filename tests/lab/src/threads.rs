@@ -35,21 +35,21 @@ pub fn stay_on(cpu: usize) {
     assert_eq!(stays, Ok(()), "staying on CPU {cpu}");
 }
 
-/// Whether a thread of this process has this name.
+/// Whether this process has a thread of this name, or this thread has started one that may get it:
+/// until a thread runs, it has its starter's name, which no other thread must have.
 ///
 /// # Panics
 /// If the process's threads cannot be listed.
 #[must_use]
 pub fn is_thread_there(name: &str) -> bool {
-    threads_named(name) > 0
+    let own = fs::read_to_string("/proc/thread-self/comm");
+    let own = own.unwrap_or_else(|error| panic!("/proc/thread-self/comm: {error}"));
+    // In this order, or a thread that gets its name in between is in neither count.
+    threads_named(own.trim_end()) > 1 || threads_named(name) > 0
 }
 
 /// How many threads of this process have this name.
-///
-/// # Panics
-/// If the process's threads cannot be listed.
-#[must_use]
-pub fn threads_named(name: &str) -> usize {
+fn threads_named(name: &str) -> usize {
     let tasks = fs::read_dir("/proc/self/task");
     let tasks = tasks.unwrap_or_else(|error| panic!("/proc/self/task: {error}"));
     let is_named = |task: &io::Result<fs::DirEntry>| {
